@@ -1,0 +1,1 @@
+//! A real cluster with real KVM hosts, and the tests that run in it.

@@ -1,0 +1,1 @@
+//! What host and guest agent say to one another.

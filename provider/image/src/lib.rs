@@ -1,0 +1,1 @@
+//! OCI images pulled into EROFS layers that machines read.

@@ -1,0 +1,1 @@
+//! The kubelet port: logs, exec, health.

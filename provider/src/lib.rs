@@ -1,0 +1,1 @@
+//! What a kubelet does: pods of the API server become machines.

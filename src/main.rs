@@ -1,0 +1,2 @@
+//! The kvmlet binary.
+fn main() {}

@@ -1,0 +1,1 @@
+//! A machine on KVM: small, typed, without Kubernetes.
