@@ -1,1 +1,40 @@
-//! What host and guest agent say to one another.
+//! What the host and the guest's agent say to one another: one room, plain data, no I/O.
+//!
+//! Every stream is a vsock connection of its own (vsock's credit is the flow control), opened by the host. Each connection starts
+//! with [`Hello`] from the host and [`Welcome`] from the agent; then, on [`CONTROL_PORT`], strictly one [`Request`] and one
+//! [`Response`] at a time, until [`Request::Exec`] turns the connection into a session of [`ExecInput`] and [`ExecOutput`];
+//! on [`LOG_PORT`], [`LogRecord`]s one way and [`LogAck`]s the other.
+//!
+//! Refuses: frames above their limit (the reader errs before it allocates), unknown versions, trailing bytes.
+#![forbid(unsafe_code)]
+
+pub mod container;
+pub mod control;
+pub mod exec;
+pub mod frame;
+pub mod log;
+pub mod sandbox;
+
+pub use container::{ContainerSpec, ContainerState, ContainerStatus, ExitStatus, Mount, Process, Resources, Rlimit, RootFs, User};
+pub use control::{ErrorKind, Failure, GuestStats, Hello, Request, Response, Welcome};
+pub use exec::{ExecInput, ExecOutput, ExecSpec};
+pub use frame::{FrameError, decode, encode, read_frame, write_frame};
+pub use log::{LogAck, LogRecord, LogStream};
+pub use sandbox::{File, Interface, Neighbour, Route, SandboxSpec, VolumeContent, VolumeKind, VolumeSpec};
+
+/// vsock port on which the agent takes [`Request`]s.
+pub const CONTROL_PORT: u32 = 1024;
+/// vsock port on which the agent hands out the containers' output.
+pub const LOG_PORT: u32 = 1025;
+/// The newest version of this protocol; the agent and the host speak the smaller of their two newest.
+pub const VERSION: u16 = 1;
+/// The oldest version still spoken.
+pub const OLDEST_VERSION: u16 = 1;
+/// Largest frame, in bytes, that a host may send (a volume's content travels in one).
+pub const MAX_HOST_FRAME: usize = 16 << 20;
+/// Largest frame, in bytes, that a host accepts from a guest.
+pub const MAX_GUEST_FRAME: usize = 1 << 20;
+/// Largest piece of output or input, in bytes, in one frame of a stream.
+pub const MAX_CHUNK: usize = 64 << 10;
+/// Bytes of a container's output that the agent keeps unacknowledged before it stops reading its pipe.
+pub const LOG_WINDOW: usize = 256 << 10;

@@ -1,0 +1,132 @@
+//! Requests of the daemon and the agent's answers.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{ContainerSpec, ContainerStatus, ExecSpec, SandboxSpec, VolumeContent};
+
+/// First frame of each connection, from the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Oldest version the host speaks.
+    pub oldest: u16,
+    /// Newest version the host speaks.
+    pub newest: u16,
+}
+
+/// The agent's answer to [`Hello`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// Version both will speak; 0 when there is none in common, and the agent closes.
+    pub version: u16,
+    /// The agent's own version, for people.
+    pub agent: String,
+    /// The guest kernel's release, as `uname -r`.
+    pub kernel: String,
+}
+
+/// What the daemon asks for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// Prepares the pod: network, volumes, files shared by all containers. Once a machine; asked again with the same content it is
+    /// answered [`Response::Done`], with another content it fails.
+    Setup(SandboxSpec),
+    /// Puts a new content into a volume of kind [`crate::VolumeKind::Files`], with an atomic `..data` swap.
+    PutVolume {
+        /// The volume's name.
+        volume: String,
+        /// All files it shall hold.
+        content: VolumeContent,
+    },
+    /// Creates and starts a container; answered by [`Response::Started`]. The identifier must be new, or its container removed.
+    Start(Box<ContainerSpec>),
+    /// Sends a signal to a container's first process, or with `all` to every process in it.
+    Signal {
+        /// Container identifier.
+        container: String,
+        /// Signal number.
+        signal: i32,
+        /// Every process of the container (SIGKILL through its cgroup).
+        all: bool,
+    },
+    /// Every container, with its state; answered by [`Response::Containers`].
+    List,
+    /// Like [`Request::List`], answered when the generation differs from `seen` (or after 30 s with the same one).
+    Watch {
+        /// Generation of the last answer; 0 at first.
+        seen: u64,
+    },
+    /// Forgets an exited container: its cgroup, mounts and writable layer.
+    Remove {
+        /// Container identifier.
+        container: String,
+    },
+    /// Runs a command in a container; after [`Response::Started`] the connection is a session of `ExecInput` and `ExecOutput`.
+    Exec(ExecSpec),
+    /// Memory and CPU figures of the guest.
+    Stats,
+    /// Kills what runs, syncs, powers the machine off. Answered [`Response::Done`] first.
+    PowerOff,
+}
+
+/// What the agent answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Response {
+    /// It is done.
+    Done,
+    /// The process runs.
+    Started {
+        /// Its process id in the guest.
+        pid: u32,
+    },
+    /// All containers.
+    Containers {
+        /// Changes whenever a state changes.
+        generation: u64,
+        /// In order of their start.
+        containers: Vec<ContainerStatus>,
+    },
+    /// The guest's figures.
+    Stats(GuestStats),
+    /// It could not be done.
+    Failed(Failure),
+}
+
+/// Why a request failed: a kind for the program, a sentence for people.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// The kind.
+    pub kind: ErrorKind,
+    /// What went wrong, in a sentence that a pod's owner understands.
+    pub message: String,
+}
+
+/// Kinds of failure that the daemon treats apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ErrorKind {
+    /// The container's specification cannot be met (unknown user, missing mount, bad working directory).
+    BadContainer,
+    /// The command does not exist in the image (the kubelet says StartError, exit code 127 or 128).
+    CommandNotFound,
+    /// The command exists but cannot be executed (exit code 126).
+    CommandNotExecutable,
+    /// No container of that identifier, or it has ended.
+    NoSuchContainer,
+    /// The request contradicts an earlier one.
+    Conflict,
+    /// A disk or memory is full.
+    NoSpace,
+    /// Anything else.
+    Internal,
+}
+
+/// Figures of a guest.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestStats {
+    /// MemTotal, bytes.
+    pub memory_total: u64,
+    /// MemAvailable, bytes.
+    pub memory_available: u64,
+    /// Per container: identifier, memory in use in bytes, working set in bytes, CPU time in nanoseconds.
+    pub containers: Vec<(String, u64, u64, u64)>,
+}

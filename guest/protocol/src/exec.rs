@@ -1,0 +1,59 @@
+//! A command run in a container that runs already.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ErrorKind;
+
+/// The command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecSpec {
+    /// Container identifier.
+    pub container: String,
+    /// Command and arguments; environment, user and directory are the container's.
+    pub args: Vec<String>,
+    /// Whether standard input comes from the session; else /dev/null.
+    pub stdin: bool,
+    /// Whether standard output is sent.
+    pub stdout: bool,
+    /// Whether standard error is sent.
+    pub stderr: bool,
+    /// On a terminal (standard error then goes to standard output).
+    pub terminal: bool,
+}
+
+/// From the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExecInput {
+    /// Bytes for standard input, at most [`crate::MAX_CHUNK`].
+    Stdin(Vec<u8>),
+    /// Standard input has ended.
+    StdinClosed,
+    /// The terminal's size.
+    Resize {
+        /// Columns.
+        width: u16,
+        /// Rows.
+        height: u16,
+    },
+}
+
+/// From the agent. A connection that ends without [`ExecOutput::Exited`] was cut; one that the host closes kills the command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExecOutput {
+    /// Bytes of standard output, at most [`crate::MAX_CHUNK`].
+    Stdout(Vec<u8>),
+    /// Bytes of standard error.
+    Stderr(Vec<u8>),
+    /// The last frame.
+    Exited {
+        /// Exit code; 128 + signal when a signal ended it.
+        code: i32,
+    },
+    /// The last frame: it could not go on.
+    Failed {
+        /// The kind.
+        kind: ErrorKind,
+        /// A sentence.
+        message: String,
+    },
+}
