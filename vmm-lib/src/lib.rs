@@ -1,1 +1,4 @@
 //! A machine on KVM: small, typed, without Kubernetes.
+
+pub mod spec;
+pub mod virtio;

@@ -1,0 +1,105 @@
+//! The seam between the PCI transport and the devices: what a device tells the transport, and what it gets once its driver is ready.
+
+use std::sync::Arc;
+
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
+
+/// Guest memory as all devices see it.
+pub type Memory = Arc<GuestMemoryMmap>;
+
+/// A virtio device, behind any transport (virtio 1.2, section 2). Called by vCPU threads only for configuration and life cycle;
+/// a device does its work on threads of its own, named after it, started by [`VirtioDevice::activate`].
+pub trait VirtioDevice: Send {
+    /// Device identifier (virtio 1.2, section 5): 1 net, 2 block, 4 entropy, 19 socket.
+    fn device_type(&self) -> u16;
+
+    /// Name for threads, messages and counters: `block img0`.
+    fn name(&self) -> &str;
+
+    /// The largest size of each queue, powers of two. Their number is the number of queues.
+    fn queue_sizes(&self) -> &[u16];
+
+    /// Feature bits offered besides those of the transport (VERSION_1, RING_EVENT_IDX are the device's to offer too).
+    fn features(&self) -> u64;
+
+    /// Reads device configuration; bytes past its end read as zero. `data` is 1, 2, 4 or 8 bytes.
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+
+    /// Writes device configuration; what is not writable is ignored.
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+
+    /// The driver has set DRIVER_OK: the queues are validated and frozen. Starts the device's threads. After an error the transport sets
+    /// DEVICE_NEEDS_RESET and the machine goes on.
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
+
+    /// The driver resets the device: stops and joins its threads, closes what belongs to the session; the device can be activated again.
+    fn reset(&mut self);
+}
+
+/// What a device gets when its driver is ready.
+pub struct Activation {
+    /// Guest memory.
+    pub memory: Memory,
+    /// Features that both sides have agreed on.
+    pub features: u64,
+    /// One for each queue of the device, in order; `None` for one that the driver left disabled.
+    pub queues: Vec<Option<ActiveQueue>>,
+    /// Tells the driver of changed configuration.
+    pub config_changed: Interrupt,
+    /// Where a device reports that its guest broke the protocol: it sets DEVICE_NEEDS_RESET and logs once.
+    pub failed: Arc<dyn Fn(DeviceFault) + Send + Sync>,
+}
+
+/// A queue, ready: its rings lie in guest memory as a whole and do not overlap one another, its registers are frozen.
+pub struct ActiveQueue {
+    /// virtio-queue's state: size, addresses, indices.
+    pub queue: virtio_queue::Queue,
+    /// Written by the guest's notification (ioeventfd).
+    pub kick: EventFd,
+    /// Tells the driver of used buffers.
+    pub interrupt: Interrupt,
+}
+
+/// An MSI-X vector as an irqfd: signalling it is one write, without an exit. Masked vectors are pending in the transport.
+#[derive(Clone)]
+pub struct Interrupt(Arc<EventFd>);
+
+impl Interrupt {
+    /// An interrupt behind this eventfd; a vector of NO_VECTOR gets one that nobody listens to.
+    pub fn new(eventfd: Arc<EventFd>) -> Self {
+        Self(eventfd)
+    }
+
+    /// Raises it. An eventfd's counter cannot overflow before the kernel has read it, so an error means a closed machine and is ignored.
+    pub fn signal(&self) {
+        let _ = self.0.write(1);
+    }
+}
+
+/// Why a device could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ActivateError {
+    /// A queue that the device needs was left disabled.
+    #[error("queue {0} is not enabled")]
+    QueueDisabled(usize),
+    /// The host could not give a thread, an eventfd or an epoll.
+    #[error("{what}")]
+    Host {
+        /// What was attempted.
+        what: &'static str,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// What a guest did wrong to a device, so that it stopped.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{device}: {what}")]
+pub struct DeviceFault {
+    /// The device's name.
+    pub device: String,
+    /// What was wrong with what the guest gave.
+    pub what: String,
+}
