@@ -1,0 +1,142 @@
+//! A disk's bytes: pieces of files, one behind the other. Reads and writes go between the files and guest memory without a copy in
+//! between, never past an extent's end, and a file shorter than promised is an error of that request.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd, AsRawFd},
+};
+
+use rustix::fs::FallocateFlags;
+
+use crate::virtio::chain::Segments;
+
+/// Most pieces of memory in one system call (UIO_MAXIOV).
+const MAX_IOVECS: usize = 1024;
+
+#[derive(Debug)]
+struct Extent {
+    /// Where it begins on the disk.
+    start: u64,
+    file: File,
+    offset: u64,
+    length: u64,
+}
+
+/// Which way the bytes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Direction {
+    FromDisk,
+    ToDisk,
+}
+
+/// The extents of a disk, in order.
+#[derive(Debug)]
+pub(super) struct Extents {
+    pieces: Vec<Extent>,
+    size: u64,
+}
+
+impl Extents {
+    /// `None` when the disk would be larger than 2^63 bytes, or a piece of a file ends there.
+    pub(super) fn new(pieces: Vec<(File, u64, u64)>) -> Option<Self> {
+        let mut size = 0u64;
+        let mut list = Vec::with_capacity(pieces.len());
+        for (file, offset, length) in pieces {
+            offset.checked_add(length).filter(|end| *end <= i64::MAX as u64)?;
+            list.push(Extent {
+                start: size,
+                file,
+                offset,
+                length,
+            });
+            size = size.checked_add(length).filter(|size| *size <= i64::MAX as u64)?;
+        }
+        Some(Self { pieces: list, size })
+    }
+
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+
+    pub(super) fn single(&self) -> bool {
+        self.pieces.len() == 1
+    }
+
+    /// The extent at `position`, and how far into it that is.
+    fn at(&self, position: u64) -> Option<(&Extent, u64)> {
+        let index = self.pieces.partition_point(|extent| extent.start <= position).checked_sub(1)?;
+        let extent = &self.pieces[index];
+        let inside = position - extent.start;
+        (inside < extent.length).then_some((extent, inside))
+    }
+
+    /// Moves `range` of `memory` to or from the disk at `position`.
+    pub(super) fn transfer(
+        &self,
+        direction: Direction,
+        memory: &Segments<'_>,
+        range: std::ops::Range<usize>,
+        mut position: u64,
+    ) -> io::Result<()> {
+        let mut done = range.start;
+        let mut iovecs = Vec::with_capacity(memory.pieces().min(MAX_IOVECS));
+        while done < range.end {
+            let (extent, inside) = self.at(position).ok_or(io::ErrorKind::UnexpectedEof)?;
+            let here = usize::try_from(extent.length - inside).unwrap_or(usize::MAX).min(range.end - done);
+            iovecs.clear();
+            memory.iovecs(done..done + here, &mut iovecs);
+            let moved = vectored(direction, &extent.file, &iovecs, extent.offset + inside)?;
+            if moved == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            done += moved;
+            position += moved as u64;
+        }
+        Ok(())
+    }
+
+    /// Makes all that was written last.
+    pub(super) fn flush(&self) -> io::Result<()> {
+        self.pieces
+            .iter()
+            .try_for_each(|extent| rustix::fs::fdatasync(&extent.file).map_err(io::Error::from))
+    }
+
+    /// Makes `length` bytes of the only extent read as zeros, without storage when `deallocate`.
+    pub(super) fn zero(&self, position: u64, length: u64, deallocate: bool) -> io::Result<()> {
+        let [extent] = self.pieces.as_slice() else {
+            return Err(io::ErrorKind::Unsupported.into());
+        };
+        let flags = if deallocate {
+            FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE
+        } else {
+            FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE
+        };
+        Ok(rustix::fs::fallocate(extent.file.as_fd(), flags, extent.offset + position, length)?)
+    }
+}
+
+/// One preadv2 or pwritev2, again when a signal comes between.
+fn vectored(direction: Direction, file: &File, iovecs: &[libc::iovec], offset: u64) -> io::Result<usize> {
+    let count = libc::c_int::try_from(iovecs.len().min(MAX_IOVECS)).expect("MAX_IOVECS is small");
+    let offset = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
+    loop {
+        let moved = match direction {
+            // SAFETY: each iovec is a piece of guest memory that its VolatileSlice keeps mapped during the call; the kernel writes only there, and
+            // guest memory is never seen as a Rust reference.
+            Direction::FromDisk => unsafe { libc::preadv2(file.as_raw_fd(), iovecs.as_ptr(), count, offset, 0) },
+            // SAFETY: as above, and the kernel only reads.
+            Direction::ToDisk => unsafe { libc::pwritev2(file.as_raw_fd(), iovecs.as_ptr(), count, offset, 0) },
+        };
+        match usize::try_from(moved) {
+            Ok(moved) => return Ok(moved),
+            Err(_) => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+        }
+    }
+}

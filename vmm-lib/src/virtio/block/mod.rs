@@ -1,0 +1,172 @@
+//! virtio-blk (virtio 1.2, 5.2) over extents of raw files: one queue, one thread, system calls straight into guest memory. Refuses
+//! writes to read-only disks, and every sector outside the disk.
+
+mod extents;
+mod request;
+#[cfg(test)]
+mod tests;
+
+use std::{fs::File, sync::Arc};
+
+use rustix::event::epoll::EventFlags;
+
+use self::{
+    extents::Extents,
+    request::{Disk, Refusal, serve},
+};
+use super::{
+    device::{ActivateError, Activation, VirtioDevice},
+    ring::{RING_FEATURES, Ring},
+    worker::{Poller, STOP, WorkError, Worker, broke, eventfd, required},
+};
+use crate::spec::MAX_SERIAL;
+
+const SECTOR: u64 = 512;
+const QUEUE_SIZE: u16 = 256;
+const QUEUE: u64 = 0;
+const SEG_MAX: u64 = 1 << 2;
+const RO: u64 = 1 << 5;
+const FLUSH: u64 = 1 << 9;
+const DISCARD: u64 = 1 << 13;
+const WRITE_ZEROES: u64 = 1 << 14;
+/// Most sectors of one discard or write-zeroes: 1 GiB, so that a reset does not wait for long.
+const MAX_ZERO_SECTORS: u32 = 1 << 21;
+
+/// Why a disk cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum BlockError {
+    /// Empty, or longer than virtio allows.
+    #[error("a serial of {0} bytes is not between 1 and {MAX_SERIAL}")]
+    Serial(usize),
+    /// A disk of no sectors or half ones, or too large to be addressed.
+    #[error("the extents of disk {0} are empty, no whole sectors, or too large")]
+    Extents(String),
+}
+
+/// The device.
+#[derive(Debug)]
+pub struct Block {
+    name: String,
+    disk: Arc<Disk>,
+    worker: Option<Worker>,
+}
+
+impl Block {
+    /// A disk of `extents` (file, offset, length in bytes), one behind the other. DISCARD and WRITE_ZEROES are offered for a writable
+    /// disk of one extent.
+    pub fn new(serial: &str, extents: Vec<(File, u64, u64)>, read_only: bool) -> Result<Self, BlockError> {
+        if serial.is_empty() || serial.len() > MAX_SERIAL {
+            return Err(BlockError::Serial(serial.len()));
+        }
+        let whole = !extents.is_empty() && extents.iter().all(|(_, _, length)| *length != 0 && length % SECTOR == 0);
+        let extents = Extents::new(extents).filter(|_| whole);
+        let extents = extents.ok_or_else(|| BlockError::Extents(serial.to_owned()))?;
+        let mut padded = [0u8; MAX_SERIAL];
+        padded[..serial.len()].copy_from_slice(serial.as_bytes());
+        Ok(Self {
+            name: format!("block {serial}"),
+            disk: Arc::new(Disk {
+                zeroes: !read_only && extents.single(),
+                extents,
+                serial: padded,
+                read_only,
+            }),
+            worker: None,
+        })
+    }
+
+    fn config(&self) -> [u8; 60] {
+        let mut config = [0u8; 60];
+        config[..8].copy_from_slice(&(self.disk.extents.size() / SECTOR).to_le_bytes());
+        // Header and status take a descriptor each.
+        config[12..16].copy_from_slice(&u32::from(QUEUE_SIZE - 2).to_le_bytes());
+        if self.disk.zeroes {
+            for (sectors, segments) in [(36, 40), (48, 52)] {
+                config[sectors..sectors + 4].copy_from_slice(&MAX_ZERO_SECTORS.to_le_bytes());
+                config[segments..segments + 4].copy_from_slice(&1u32.to_le_bytes());
+            }
+            // discard_sector_alignment, in sectors: a page of the host's file.
+            config[44..48].copy_from_slice(&8u32.to_le_bytes());
+            // write_zeroes_may_unmap
+            config[56] = 1;
+        }
+        config
+    }
+}
+
+impl VirtioDevice for Block {
+    fn device_type(&self) -> u16 {
+        2
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[QUEUE_SIZE]
+    }
+
+    fn features(&self) -> u64 {
+        let access = if self.disk.read_only { RO } else { FLUSH };
+        let zeroes = if self.disk.zeroes { DISCARD | WRITE_ZEROES } else { 0 };
+        RING_FEATURES | SEG_MAX | access | zeroes
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        super::worker::read_config(&self.config(), offset, data);
+    }
+
+    fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
+        self.reset();
+        let queue = required(&mut activation, 0)?;
+        let Activation {
+            memory, features, failed, ..
+        } = activation;
+        let (disk, name) = (Arc::clone(&self.disk), self.name.clone());
+        let work = move |poller: Poller| work(&poller, Ring::new(&memory, queue, features), &disk, &name);
+        self.worker = Some(Worker::spawn(&self.name, failed, work)?);
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.worker = None;
+    }
+}
+
+fn work(poller: &Poller, mut ring: Ring<'_>, disk: &Disk, name: &str) -> Result<(), WorkError> {
+    poller
+        .add(eventfd(ring.kick()), QUEUE, EventFlags::IN)
+        .map_err(broke("watch the queue"))?;
+    let mut reported = false;
+    loop {
+        let (mut stop, mut kicked) = (false, false);
+        poller
+            .wait(None, |token, _| if token == STOP { stop = true } else { kicked = true })
+            .map_err(broke("wait for events"))?;
+        if stop {
+            return Ok(());
+        }
+        if kicked {
+            ring.clear_kick();
+        }
+        ring.disarm()?;
+        // A few at a time, so that early ones are heard of while late ones wait for the disk, and a reset does not wait for all.
+        let mut left = 16;
+        while left > 0 {
+            left -= 1;
+            let Some(chain) = ring.pop()? else { break };
+            let (used, refusal) = serve(disk, &chain)?;
+            ring.give_back(chain.head, used)?;
+            // Once a device: a guest chooses how often it is refused.
+            if let (Some(Refusal::Io(error)), false) = (refusal, reported) {
+                tracing::warn!(device = name, %error, "a request failed on the host's file; later failures are not logged");
+                reported = true;
+            }
+        }
+        ring.notify()?;
+        if ring.arm()? {
+            ring.rekick();
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! One request of a virtio-blk driver (virtio 1.2, 5.2.6): header, data, status. Refuses by status what the device cannot do, and by
+//! an error what is no request at all.
+
+use std::io;
+
+use super::{
+    SECTOR,
+    extents::{Direction, Extents},
+};
+use crate::virtio::chain::{Chain, ChainError};
+
+const HEADER: usize = 16;
+const SEGMENT: usize = 16;
+const IN: u32 = 0;
+const OUT: u32 = 1;
+const FLUSH: u32 = 4;
+const GET_ID: u32 = 8;
+const DISCARD: u32 = 11;
+const WRITE_ZEROES: u32 = 13;
+/// The `unmap` flag of a write-zeroes segment.
+const UNMAP: u32 = 1;
+
+/// The last byte of each request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Status {
+    Ok = 0,
+    IoError = 1,
+    Unsupported = 2,
+}
+
+/// Why a request did not succeed, although it is one.
+#[derive(Debug)]
+pub(super) enum Refusal {
+    /// The device does not do that.
+    Unsupported,
+    /// Outside the disk, not in sectors, or written to a read-only disk.
+    Bounds,
+    /// The host's file failed.
+    Io(io::Error),
+}
+
+impl From<io::Error> for Refusal {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+/// What requests are carried out on.
+#[derive(Debug)]
+pub(super) struct Disk {
+    pub(super) extents: Extents,
+    pub(super) serial: [u8; 20],
+    pub(super) read_only: bool,
+    /// DISCARD and WRITE_ZEROES are offered.
+    pub(super) zeroes: bool,
+}
+
+/// Carries out one request and writes its status. The bytes that the used ring shall name, and why it was refused.
+pub(super) fn serve(disk: &Disk, chain: &Chain<'_>) -> Result<(u32, Option<Refusal>), ChainError> {
+    let mut header = [0u8; HEADER];
+    chain.readable.read(0, &mut header)?;
+    let input = chain.writable.len().checked_sub(1).ok_or(ChainError::TooShort)?;
+    let (kind, _, sector) = words(&header);
+    let outcome = match kind {
+        IN => input_data(disk, chain, sector, input),
+        OUT => output_data(disk, chain, sector).map(|()| 0),
+        FLUSH if disk.read_only => Ok(0),
+        FLUSH => disk.extents.flush().map(|()| 0).map_err(Refusal::Io),
+        GET_ID => {
+            let length = input.min(disk.serial.len());
+            chain.writable.write(0, &disk.serial[..length])?;
+            Ok(length)
+        }
+        DISCARD | WRITE_ZEROES if disk.zeroes => zero(disk, chain, kind)?.map(|()| 0),
+        _ => Err(Refusal::Unsupported),
+    };
+    let (status, written, refusal) = match outcome {
+        Ok(written) => (Status::Ok, written, None),
+        Err(Refusal::Unsupported) => (Status::Unsupported, 0, Some(Refusal::Unsupported)),
+        Err(other) => (Status::IoError, 0, Some(other)),
+    };
+    chain.writable.write(input, &[status as u8])?;
+    // The length counts bytes from the start of the writable part: with the status at its end, all of it, if the data was written.
+    let used = if written == input { input + 1 } else { written };
+    Ok((u32::try_from(used).unwrap_or(u32::MAX), refusal))
+}
+
+fn input_data(disk: &Disk, chain: &Chain<'_>, sector: u64, length: usize) -> Result<usize, Refusal> {
+    let position = place(disk, sector, length as u64)?;
+    disk.extents.transfer(Direction::FromDisk, &chain.writable, 0..length, position)?;
+    Ok(length)
+}
+
+fn output_data(disk: &Disk, chain: &Chain<'_>, sector: u64) -> Result<(), Refusal> {
+    if disk.read_only {
+        return Err(Refusal::Bounds);
+    }
+    let position = place(disk, sector, (chain.readable.len() - HEADER) as u64)?;
+    Ok(disk
+        .extents
+        .transfer(Direction::ToDisk, &chain.readable, HEADER..chain.readable.len(), position)?)
+}
+
+/// Where `length` bytes from `sector` on lie, if the disk has them.
+fn place(disk: &Disk, sector: u64, length: u64) -> Result<u64, Refusal> {
+    let position = sector.checked_mul(SECTOR).ok_or(Refusal::Bounds)?;
+    let end = position.checked_add(length).ok_or(Refusal::Bounds)?;
+    if length % SECTOR == 0 && end <= disk.extents.size() {
+        Ok(position)
+    } else {
+        Err(Refusal::Bounds)
+    }
+}
+
+fn zero(disk: &Disk, chain: &Chain<'_>, kind: u32) -> Result<Result<(), Refusal>, ChainError> {
+    // max_discard_seg and max_write_zeroes_seg are 1.
+    if chain.readable.len() != HEADER + SEGMENT {
+        return Ok(Err(Refusal::Unsupported));
+    }
+    let mut segment = [0u8; SEGMENT];
+    chain.readable.read(HEADER, &mut segment)?;
+    let sector = u64::from_le_bytes(segment[..8].try_into().expect("eight of sixteen"));
+    let sectors = u32::from_le_bytes(segment[8..12].try_into().expect("four of sixteen"));
+    let flags = u32::from_le_bytes(segment[12..].try_into().expect("four of sixteen"));
+    Ok((|| {
+        if flags & !UNMAP != 0 || (kind == DISCARD && flags != 0) {
+            return Err(Refusal::Unsupported);
+        }
+        let length = u64::from(sectors) * SECTOR;
+        let position = place(disk, sector, length)?;
+        if disk.read_only {
+            return Err(Refusal::Bounds);
+        }
+        if length == 0 {
+            return Ok(());
+        }
+        Ok(disk.extents.zero(position, length, kind == DISCARD || flags & UNMAP != 0)?)
+    })())
+}
+
+/// The header's type, reserved word and sector.
+fn words(header: &[u8; HEADER]) -> (u32, u32, u64) {
+    let [a, b, c, d, e, f, g, h, sector @ ..] = *header;
+    (
+        u32::from_le_bytes([a, b, c, d]),
+        u32::from_le_bytes([e, f, g, h]),
+        u64::from_le_bytes(sector),
+    )
+}

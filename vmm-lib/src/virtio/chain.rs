@@ -1,0 +1,212 @@
+//! A descriptor chain, walked and checked as a whole before anything in it is touched. Refuses what virtio-queue's iterator would cut off
+//! silently: loops, indices and tables out of range, nested or chained indirect tables, empty buffers, buffers outside guest memory,
+//! readable buffers behind writable ones, more descriptors than the queue has, 4 GiB and more in all.
+
+use std::ops::Range;
+
+use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions, VolatileSlice};
+
+const DESCRIPTOR_SIZE: u64 = 16;
+
+/// What is wrong with what a guest put into a ring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ChainError {
+    /// The available index is further ahead than the queue is long.
+    #[error("the available index runs ahead of the queue")]
+    AvailableIndex,
+    /// A ring is outside guest memory.
+    #[error("a ring is not in guest memory")]
+    Ring,
+    /// A descriptor's index is past the table's end.
+    #[error("a descriptor index is out of range")]
+    Index,
+    /// The descriptors form a loop, or are more than the queue has.
+    #[error("a chain is longer than its queue")]
+    TooLong,
+    /// An indirect table is empty, of a broken length, nested, chained, or outside guest memory.
+    #[error("an indirect table is malformed")]
+    Indirect,
+    /// A buffer has no bytes.
+    #[error("a buffer is empty")]
+    Empty,
+    /// A buffer is not in guest memory.
+    #[error("a buffer is not in guest memory")]
+    Buffer,
+    /// A readable buffer follows a writable one.
+    #[error("a readable buffer follows a writable one")]
+    Order,
+    /// The device needs more readable or writable bytes than the chain has.
+    #[error("a chain is too short for its device")]
+    TooShort,
+}
+
+/// Pieces of guest memory, in order, as one run of bytes.
+#[derive(Debug, Default)]
+pub struct Segments<'m> {
+    slices: Vec<VolatileSlice<'m>>,
+    len: usize,
+}
+
+impl<'m> Segments<'m> {
+    /// Bytes in all.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// How many pieces they lie in.
+    pub fn pieces(&self) -> usize {
+        self.slices.len()
+    }
+
+    fn push(&mut self, memory: &'m GuestMemoryMmap, address: GuestAddress, length: u32, access: Permissions) -> Result<(), ChainError> {
+        let slices = memory
+            .get_slices(address, length as usize, access)
+            .map_err(|_| ChainError::Buffer)?;
+        for slice in slices {
+            let slice = slice.map_err(|_| ChainError::Buffer)?;
+            self.len += slice.len();
+            self.slices.push(slice);
+        }
+        Ok(())
+    }
+
+    /// The pieces of `range`, which must lie within.
+    fn each(&self, range: Range<usize>, mut visit: impl FnMut(VolatileSlice<'m>)) {
+        let mut start = 0;
+        for slice in &self.slices {
+            let end = start + slice.len();
+            let (from, to) = (range.start.max(start), range.end.min(end));
+            if from < to {
+                visit(slice.subslice(from - start, to - from).expect("clipped to the slice"));
+            }
+            start = end;
+            if start >= range.end {
+                break;
+            }
+        }
+    }
+
+    /// Copies from `offset` on into all of `to`.
+    pub fn read(&self, offset: usize, to: &mut [u8]) -> Result<(), ChainError> {
+        let end = offset
+            .checked_add(to.len())
+            .filter(|end| *end <= self.len)
+            .ok_or(ChainError::TooShort)?;
+        let mut done = 0;
+        self.each(offset..end, |slice| done += slice.copy_to(&mut to[done..]));
+        Ok(())
+    }
+
+    /// Copies all of `from` to `offset`.
+    pub fn write(&self, offset: usize, from: &[u8]) -> Result<(), ChainError> {
+        let end = offset
+            .checked_add(from.len())
+            .filter(|end| *end <= self.len)
+            .ok_or(ChainError::TooShort)?;
+        let mut done = 0;
+        self.each(offset..end, |slice| {
+            slice.copy_from(&from[done..done + slice.len()]);
+            done += slice.len();
+        });
+        Ok(())
+    }
+
+    /// Appends the addresses of `range`, clipped to what is there, for a system call made while the guest memory is borrowed.
+    pub fn iovecs(&self, range: Range<usize>, into: &mut Vec<libc::iovec>) {
+        self.each(range, |slice| {
+            into.push(libc::iovec {
+                iov_base: slice.ptr_guard_mut().as_ptr().cast(),
+                iov_len: slice.len(),
+            });
+        });
+    }
+}
+
+/// A chain that keeps the rules of virtio 1.2, 2.7.
+#[derive(Debug)]
+pub struct Chain<'m> {
+    /// Index of its first descriptor: its name in the used ring.
+    pub head: u16,
+    /// What the device may read.
+    pub readable: Segments<'m>,
+    /// What the device may write, behind it.
+    pub writable: Segments<'m>,
+}
+
+impl<'m> Chain<'m> {
+    /// Walks the chain that starts at descriptor `head` of a table of `size` descriptors.
+    pub fn walk(memory: &'m GuestMemoryMmap, table: GuestAddress, size: u16, head: u16) -> Result<Self, ChainError> {
+        let mut chain = Self {
+            head,
+            readable: Segments::default(),
+            writable: Segments::default(),
+        };
+        let (mut table, mut entries, mut index, mut indirect) = (table, size, head, false);
+        let mut total = 0u32;
+        let mut left = size;
+        loop {
+            if index >= entries {
+                return Err(ChainError::Index);
+            }
+            left = left.checked_sub(1).ok_or(ChainError::TooLong)?;
+            let descriptor = Descriptor::read(memory, table, index)?;
+            if descriptor.has(VRING_DESC_F_INDIRECT) {
+                let count = descriptor.length / DESCRIPTOR_SIZE as u32;
+                let whole = u64::from(descriptor.length) % DESCRIPTOR_SIZE == 0;
+                if indirect || descriptor.has(VRING_DESC_F_NEXT) || !whole || count == 0 || count > u32::from(size) {
+                    return Err(ChainError::Indirect);
+                }
+                if !memory.check_range(GuestAddress(descriptor.address), descriptor.length as usize, Permissions::Read) {
+                    return Err(ChainError::Indirect);
+                }
+                (table, index, indirect, left) = (GuestAddress(descriptor.address), 0, true, size);
+                entries = u16::try_from(count).expect("not above the queue's size");
+                continue;
+            }
+            if descriptor.length == 0 {
+                return Err(ChainError::Empty);
+            }
+            total = total.checked_add(descriptor.length).ok_or(ChainError::TooLong)?;
+            let address = GuestAddress(descriptor.address);
+            if descriptor.has(VRING_DESC_F_WRITE) {
+                chain.writable.push(memory, address, descriptor.length, Permissions::Write)?;
+            } else if chain.writable.len > 0 {
+                return Err(ChainError::Order);
+            } else {
+                chain.readable.push(memory, address, descriptor.length, Permissions::Read)?;
+            }
+            if !descriptor.has(VRING_DESC_F_NEXT) {
+                return Ok(chain);
+            }
+            index = descriptor.next;
+        }
+    }
+}
+
+struct Descriptor {
+    address: u64,
+    length: u32,
+    flags: u16,
+    next: u16,
+}
+
+impl Descriptor {
+    /// Reads one once: a guest that changes it meanwhile changes nothing that was checked.
+    fn read(memory: &GuestMemoryMmap, table: GuestAddress, index: u16) -> Result<Self, ChainError> {
+        let address = table.0.checked_add(u64::from(index) * DESCRIPTOR_SIZE).ok_or(ChainError::Ring)?;
+        let mut raw = [0u8; DESCRIPTOR_SIZE as usize];
+        memory.read_slice(&mut raw, GuestAddress(address)).map_err(|_| ChainError::Ring)?;
+        let [a0, a1, a2, a3, a4, a5, a6, a7, l0, l1, l2, l3, f0, f1, n0, n1] = raw;
+        Ok(Self {
+            address: u64::from_le_bytes([a0, a1, a2, a3, a4, a5, a6, a7]),
+            length: u32::from_le_bytes([l0, l1, l2, l3]),
+            flags: u16::from_le_bytes([f0, f1]),
+            next: u16::from_le_bytes([n0, n1]),
+        })
+    }
+
+    fn has(&self, flag: u32) -> bool {
+        u32::from(self.flags) & flag != 0
+    }
+}

@@ -1,0 +1,37 @@
+//! Frames from the guest to the tap. A frame that the tap refuses (malformed header, interface down, its queue full) is dropped, as a
+//! wire would; a chain shorter than a header is a fault.
+
+use std::fs::File;
+
+use super::{HEADER, QUEUE_SIZE, vectored};
+use crate::virtio::{chain::ChainError, ring::Ring};
+
+/// Largest frame with its header: 64 KiB of segmentation, Ethernet and VLAN in front.
+const MAX_FRAME: usize = 65_535 + 18 + HEADER;
+
+/// Sends what the guest has made available, one queue's length at most.
+pub(super) fn transmit(ring: &mut Ring<'_>, tap: &File) -> Result<(), ChainError> {
+    let mut iovecs = Vec::new();
+    ring.disarm()?;
+    let mut left = QUEUE_SIZE;
+    while left > 0 {
+        left -= 1;
+        let Some(chain) = ring.pop()? else { break };
+        let length = chain.readable.len();
+        if length < HEADER {
+            return Err(ChainError::TooShort);
+        }
+        if length <= MAX_FRAME {
+            iovecs.clear();
+            chain.readable.iovecs(0..length, &mut iovecs);
+            // Whatever the tap says, the frame is gone.
+            let _ = vectored(tap, &iovecs, false);
+        }
+        ring.give_back(chain.head, 0)?;
+    }
+    ring.notify()?;
+    if ring.arm()? {
+        ring.rekick();
+    }
+    Ok(())
+}

@@ -1,0 +1,147 @@
+//! A split ring at work: chains out of the available ring, used elements in, notifications both ways suppressed where the rules let it.
+//! Used elements of one batch appear to the driver at once, so that a packet in several buffers is never seen by half.
+
+use std::sync::atomic::{Ordering, fence};
+
+use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{
+    chain::{Chain, ChainError},
+    device::{ActiveQueue, Interrupt},
+};
+
+/// VIRTIO_F_INDIRECT_DESC, VIRTIO_F_EVENT_IDX and VIRTIO_F_VERSION_1: what every device here offers.
+pub const RING_FEATURES: u64 = 1 << 28 | EVENT_IDX | 1 << 32;
+const EVENT_IDX: u64 = 1 << 29;
+
+/// A ring and its driver's ear.
+pub struct Ring<'m> {
+    memory: &'m GuestMemoryMmap,
+    queue: Queue,
+    interrupt: Interrupt,
+    kick: EventFd,
+    next_used: u16,
+    published: u16,
+    signalled: u16,
+}
+
+impl<'m> Ring<'m> {
+    /// A ring whose addresses the transport has checked.
+    pub fn new(memory: &'m GuestMemoryMmap, active: ActiveQueue, features: u64) -> Self {
+        let ActiveQueue {
+            mut queue,
+            kick,
+            interrupt,
+        } = active;
+        queue.set_event_idx(features & EVENT_IDX != 0);
+        let used = queue.next_used();
+        Self {
+            memory,
+            queue,
+            interrupt,
+            kick,
+            next_used: used,
+            published: used,
+            signalled: used,
+        }
+    }
+
+    /// What the guest notifies.
+    pub fn kick(&self) -> &EventFd {
+        &self.kick
+    }
+
+    /// Takes the notification back; there may be none.
+    pub fn clear_kick(&self) {
+        // The eventfd may be blocking: this is only called when epoll has just said that it is readable and nobody else reads it.
+        let _ = self.kick.read();
+    }
+
+    /// Kicks itself: there is more to do than one turn of the device's loop takes.
+    pub fn rekick(&self) {
+        let _ = self.kick.write(1);
+    }
+
+    /// The next chain the driver has made available.
+    pub fn pop(&mut self) -> Result<Option<Chain<'m>>, ChainError> {
+        let head = match self.queue.iter(self.memory) {
+            Ok(mut available) => available.next().map(|chain| chain.head_index()),
+            Err(virtio_queue::Error::InvalidAvailRingIndex) => return Err(ChainError::AvailableIndex),
+            Err(_) => return Err(ChainError::Ring),
+        };
+        head.map(|head| Chain::walk(self.memory, GuestAddress(self.queue.desc_table()), self.queue.size(), head))
+            .transpose()
+    }
+
+    /// Asks to be kicked at the next chain. `true`: there is one already, and the kick may not come.
+    pub fn arm(&mut self) -> Result<bool, ChainError> {
+        self.queue.enable_notification(self.memory).map_err(|_| ChainError::Ring)
+    }
+
+    /// Asks not to be kicked.
+    pub fn disarm(&mut self) -> Result<(), ChainError> {
+        self.queue.disable_notification(self.memory).map_err(|_| ChainError::Ring)
+    }
+
+    /// Gives a chain back with `written` bytes in its writable part; seen by the driver after [`Ring::publish`].
+    pub fn give_back(&mut self, head: u16, written: u32) -> Result<(), ChainError> {
+        let slot = u64::from(self.next_used % self.queue.size());
+        let mut element = [0u8; 8];
+        element[..4].copy_from_slice(&u32::from(head).to_le_bytes());
+        element[4..].copy_from_slice(&written.to_le_bytes());
+        let address = self.queue.used_ring().checked_add(4 + 8 * slot).ok_or(ChainError::Ring)?;
+        self.memory
+            .write_slice(&element, GuestAddress(address))
+            .map_err(|_| ChainError::Ring)?;
+        self.next_used = self.next_used.wrapping_add(1);
+        Ok(())
+    }
+
+    /// Shows the driver what was given back.
+    pub fn publish(&mut self) -> Result<(), ChainError> {
+        if self.published != self.next_used {
+            let index = self.queue.used_ring().checked_add(2).ok_or(ChainError::Ring)?;
+            self.memory
+                .store(self.next_used.to_le(), GuestAddress(index), Ordering::Release)
+                .map_err(|_| ChainError::Ring)?;
+            self.published = self.next_used;
+            self.queue.set_next_used(self.next_used);
+        }
+        Ok(())
+    }
+
+    /// Publishes, then interrupts the driver if something is new and it wants to hear of it.
+    pub fn notify(&mut self) -> Result<(), ChainError> {
+        self.publish()?;
+        let (old, new) = (self.signalled, self.published);
+        if old == new {
+            return Ok(());
+        }
+        // The driver writes its wish, then looks at the used index; here it is the other way round.
+        fence(Ordering::SeqCst);
+        let available = self.queue.avail_ring();
+        let wanted = if self.queue.event_idx_enabled() {
+            let event = self.load(available, 4 + 2 * u64::from(self.queue.size()))?;
+            new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+        } else {
+            u32::from(self.load(available, 0)?) & VRING_AVAIL_F_NO_INTERRUPT == 0
+        };
+        self.signalled = new;
+        if wanted {
+            self.interrupt.signal();
+        }
+        Ok(())
+    }
+
+    fn load(&self, base: u64, offset: u64) -> Result<u16, ChainError> {
+        let address = base.checked_add(offset).ok_or(ChainError::Ring)?;
+        let value: u16 = self
+            .memory
+            .load(GuestAddress(address), Ordering::Acquire)
+            .map_err(|_| ChainError::Ring)?;
+        Ok(u16::from_le(value))
+    }
+}

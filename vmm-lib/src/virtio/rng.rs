@@ -1,0 +1,106 @@
+//! virtio-rng (virtio 1.2, 5.4): random bytes of the host's getrandom(2). Refuses requests without a writable buffer; a request gets at
+//! most [`MAX_REQUEST`] bytes, whatever it asks for.
+
+use rustix::{event::epoll::EventFlags, rand::GetRandomFlags};
+
+use super::{
+    chain::ChainError,
+    device::{ActivateError, Activation, VirtioDevice},
+    ring::{RING_FEATURES, Ring},
+    worker::{Poller, STOP, WorkError, Worker, broke, eventfd, required},
+};
+
+/// Most bytes one request gets.
+pub const MAX_REQUEST: usize = 64 << 10;
+const QUEUE: u64 = 0;
+
+/// The device.
+#[derive(Debug, Default)]
+pub struct Rng {
+    worker: Option<Worker>,
+}
+
+impl Rng {
+    /// A device, not yet active.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl VirtioDevice for Rng {
+    fn device_type(&self) -> u16 {
+        4
+    }
+
+    fn name(&self) -> &str {
+        "rng"
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[64]
+    }
+
+    fn features(&self) -> u64 {
+        RING_FEATURES
+    }
+
+    fn read_config(&self, _offset: u64, data: &mut [u8]) {
+        data.fill(0);
+    }
+
+    fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
+        self.reset();
+        let queue = required(&mut activation, 0)?;
+        let Activation {
+            memory, features, failed, ..
+        } = activation;
+        let work = move |poller: Poller| serve(poller, Ring::new(&memory, queue, features));
+        self.worker = Some(Worker::spawn(self.name(), failed, work)?);
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.worker = None;
+    }
+}
+
+fn serve(poller: Poller, mut ring: Ring<'_>) -> Result<(), WorkError> {
+    poller
+        .add(eventfd(ring.kick()), QUEUE, EventFlags::IN)
+        .map_err(broke("watch the queue"))?;
+    let mut block = [0u8; 4096];
+    loop {
+        let (mut stop, mut kicked) = (false, false);
+        poller
+            .wait(None, |token, _| if token == STOP { stop = true } else { kicked = true })
+            .map_err(broke("wait for events"))?;
+        if stop {
+            return Ok(());
+        }
+        if kicked {
+            ring.clear_kick();
+        }
+        // One queue's length at most before the stop event is looked at again: a guest cannot hold the thread.
+        let mut left = 64;
+        while left > 0 {
+            left -= 1;
+            let Some(chain) = ring.pop()? else { break };
+            let wanted = chain.writable.len().min(MAX_REQUEST);
+            if wanted == 0 {
+                return Err(ChainError::TooShort.into());
+            }
+            let mut done = 0;
+            while done < wanted {
+                let part = block.len().min(wanted - done);
+                let got = rustix::rand::getrandom(&mut block[..part], GetRandomFlags::empty()).map_err(broke("read random bytes"))?;
+                chain.writable.write(done, &block[..got])?;
+                done += got;
+            }
+            ring.give_back(chain.head, u32::try_from(done).expect("MAX_REQUEST is small"))?;
+        }
+        ring.notify()?;
+        if ring.arm()? {
+            ring.rekick();
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! What all devices share around their one thread: start, stop, epoll, and the report of a guest that broke the rules.
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    sync::Arc,
+    thread::{Builder, JoinHandle},
+    time::Duration,
+};
+
+use rustix::event::{Timespec, epoll};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::{
+    chain::ChainError,
+    device::{ActivateError, Activation, ActiveQueue, DeviceFault},
+};
+
+/// Token of the stop event; devices number theirs below.
+pub const STOP: u64 = u64::MAX;
+
+/// A device's thread; dropping it stops and joins it.
+#[derive(Debug)]
+pub struct Worker {
+    stop: EventFd,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    /// Starts a thread. `work` gets a [`Poller`] that wakes with [`STOP`] when it shall end; its error becomes the device's fault.
+    pub fn spawn(
+        name: &str,
+        failed: Arc<dyn Fn(DeviceFault) + Send + Sync>,
+        work: impl FnOnce(Poller) -> Result<(), WorkError> + Send + 'static,
+    ) -> Result<Self, ActivateError> {
+        let stop = EventFd::new(EFD_NONBLOCK).map_err(host("make an eventfd"))?;
+        let poller = Poller::new().map_err(host("make an epoll"))?;
+        poller
+            .add(eventfd(&stop), STOP, epoll::EventFlags::IN)
+            .map_err(host("watch the stop event"))?;
+        let device = name.to_owned();
+        let thread = Builder::new()
+            // The kernel keeps 15 bytes of a thread's name.
+            .name(name.chars().filter(|c| !c.is_whitespace()).take(15).collect())
+            .stack_size(256 << 10)
+            .spawn(move || {
+                if let Err(error) = work(poller) {
+                    let what = error.to_string();
+                    failed(DeviceFault { device, what });
+                }
+            })
+            .map_err(host("start a thread"))?;
+        Ok(Self {
+            stop,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let _ = self.stop.write(1);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Why a device's thread gave up.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkError {
+    /// The guest broke the rules.
+    #[error(transparent)]
+    Guest(#[from] ChainError),
+    /// The host could not.
+    #[error("{what}: {source}")]
+    Host {
+        /// What was attempted.
+        what: &'static str,
+        /// Why it failed. Part of the text: a fault carries no source.
+        source: io::Error,
+    },
+}
+
+/// Wraps an I/O error of `what` for [`VirtioDevice::activate`](super::device::VirtioDevice::activate).
+pub fn host<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> ActivateError {
+    move |source| ActivateError::Host {
+        what,
+        source: source.into(),
+    }
+}
+
+/// The same for a thread at work.
+pub fn broke<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> WorkError {
+    move |source| WorkError::Host {
+        what,
+        source: source.into(),
+    }
+}
+
+/// The queue `index` of an activation, which the device cannot do without.
+pub fn required(activation: &mut Activation, index: usize) -> Result<ActiveQueue, ActivateError> {
+    activation
+        .queues
+        .get_mut(index)
+        .and_then(Option::take)
+        .ok_or(ActivateError::QueueDisabled(index))
+}
+
+/// vmm-sys-util's eventfd as the standard library's borrowed descriptor.
+pub fn eventfd(event: &EventFd) -> BorrowedFd<'_> {
+    // SAFETY: the eventfd is open, and stays so at least as long as it is borrowed.
+    unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
+}
+
+/// An epoll instance.
+#[derive(Debug)]
+pub struct Poller(OwnedFd);
+
+impl Poller {
+    fn new() -> io::Result<Self> {
+        Ok(Self(epoll::create(epoll::CreateFlags::CLOEXEC)?))
+    }
+
+    /// Watches a descriptor; its events carry `token`.
+    pub fn add(&self, fd: impl AsFd, token: u64, flags: epoll::EventFlags) -> io::Result<()> {
+        Ok(epoll::add(&self.0, fd, epoll::EventData::new_u64(token), flags)?)
+    }
+
+    /// Changes what is watched for.
+    pub fn modify(&self, fd: impl AsFd, token: u64, flags: epoll::EventFlags) -> io::Result<()> {
+        Ok(epoll::modify(&self.0, fd, epoll::EventData::new_u64(token), flags)?)
+    }
+
+    /// Watches no more.
+    pub fn remove(&self, fd: impl AsFd) -> io::Result<()> {
+        Ok(epoll::delete(&self.0, fd)?)
+    }
+
+    /// Waits for events, for ever without `timeout`, and calls `visit` with the token and flags of each.
+    pub fn wait(&self, timeout: Option<Duration>, mut visit: impl FnMut(u64, epoll::EventFlags)) -> io::Result<()> {
+        let empty = epoll::Event {
+            flags: epoll::EventFlags::empty(),
+            data: epoll::EventData::new_u64(0),
+        };
+        let mut events = [empty; 32];
+        let timeout = timeout.map(|t| Timespec::try_from(t).expect("a device's deadline is near"));
+        let count = match epoll::wait(&self.0, &mut events[..], timeout.as_ref()) {
+            Ok(count) => count,
+            Err(rustix::io::Errno::INTR) => 0,
+            Err(e) => return Err(e.into()),
+        };
+        for event in &events[..count] {
+            visit(event.data.u64(), event.flags);
+        }
+        Ok(())
+    }
+}
+
+/// Reads device configuration; past its end it is zero.
+pub fn read_config(config: &[u8], offset: u64, data: &mut [u8]) {
+    let there = usize::try_from(offset).ok().and_then(|from| config.get(from..)).unwrap_or_default();
+    let length = there.len().min(data.len());
+    data[..length].copy_from_slice(&there[..length]);
+    data[length..].fill(0);
+}
