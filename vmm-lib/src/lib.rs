@@ -1,4 +1,5 @@
 //! A machine on KVM: small, typed, without Kubernetes.
 
 pub mod spec;
+pub mod tap;
 pub mod virtio;
