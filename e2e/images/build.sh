@@ -1,0 +1,39 @@
+#!/bin/sh
+# Makes the test images and the registry's storage into the cache, by hash of
+# the files of this folder. Progress goes to stderr; the last line of stdout is
+# the folder of the result:
+#   layout/<repository>/   an OCI image layout each, for skopeo, umoci, benches
+#   public/ private/       storage folders, served by registry.sh
+#   docker-registry        the registry program of Debian's package
+set -eu
+
+here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
+cache=${KVMLET_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/kvmlet}
+
+say() { printf 'images: %s\n' "$*" >&2; }
+
+cd "$here"
+inputs=$({ dpkg --print-architecture; cat ./*.py build.sh; } | sha256sum | cut -c1-16)
+out=$cache/images-$inputs
+if [ -e "$out/.complete" ]; then
+    say "cached"
+    echo "$out"
+    exit 0
+fi
+for tool in python3 zstd dpkg-deb apt-get; do
+    command -v "$tool" >/dev/null || { say "no '$tool' found: install the packages named in $here/packages"; exit 1; }
+done
+
+mkdir -p "$cache"
+exec 9>"$out.lock"
+flock 9 # a second caller waits for the first one's result
+if [ ! -e "$out/.complete" ]; then
+    started=$(date +%s)
+    rm -rf "$out.partial" "$out"
+    mkdir "$out.partial"
+    PYTHONDONTWRITEBYTECODE=1 python3 make.py "$out.partial" >&2
+    touch "$out.partial/.complete"
+    mv "$out.partial" "$out"
+    say "made in $(($(date +%s) - started)) s, $(du -sh "$out" | cut -f1)"
+fi
+echo "$out"
