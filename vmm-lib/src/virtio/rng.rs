@@ -104,3 +104,29 @@ fn serve(poller: Poller, mut ring: Ring<'_>) -> Result<(), WorkError> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{MAX_REQUEST, Rng};
+    use crate::virtio::testing::{BUFFERS, Driver, activate, memory};
+
+    #[test]
+    fn a_request_is_filled_but_never_beyond_the_bound() {
+        let (mut device, mut driver) = (Rng::new(), Driver::new(&memory(), 0, 64));
+        let faults = activate(&mut device, &[&driver], 1 << 29);
+        for (length, expected) in [(64, 64), (10_000, 10_000), (1 << 20, MAX_REQUEST as u32)] {
+            driver.chain(0, &[(BUFFERS, length, true)]);
+            driver.offer(0);
+            driver.kick();
+            assert_eq!(driver.wait_used(), (0, expected));
+        }
+        let bytes = driver.read(BUFFERS, MAX_REQUEST + 4096);
+        assert!(bytes[..64].iter().any(|byte| *byte != 0));
+        assert!(bytes[MAX_REQUEST..].iter().all(|byte| *byte == 0));
+        assert!(faults.none());
+        driver.chain(0, &[(BUFFERS, 64, false)]);
+        driver.offer(0);
+        driver.kick();
+        assert!(faults.wait().what.contains("too short"));
+    }
+}

@@ -105,7 +105,7 @@ fn output_data(disk: &Disk, chain: &Chain<'_>, sector: u64) -> Result<(), Refusa
 fn place(disk: &Disk, sector: u64, length: u64) -> Result<u64, Refusal> {
     let position = sector.checked_mul(SECTOR).ok_or(Refusal::Bounds)?;
     let end = position.checked_add(length).ok_or(Refusal::Bounds)?;
-    if length % SECTOR == 0 && end <= disk.extents.size() {
+    if length.is_multiple_of(SECTOR) && end <= disk.extents.size() {
         Ok(position)
     } else {
         Err(Refusal::Bounds)

@@ -1,0 +1,350 @@
+//! The multiplexer: who belongs to whom, whose turn it is, and what the guest's packets mean. Bounded in everything a guest or a client can
+//! make grow: connections, resets that wait, time to say `CONNECT`, time to answer, packets in one turn.
+
+use std::{
+    collections::{BTreeSet, HashMap, VecDeque},
+    os::unix::net::{UnixListener, UnixStream},
+    time::{Duration, Instant},
+};
+
+use rustix::event::epoll::EventFlags;
+
+use super::connection::{Connection, Over, State, Step};
+use super::packet::{self, HEADER, HOST_CID, Header, STREAM};
+use crate::virtio::{
+    chain::{Chain, ChainError},
+    ring::Ring,
+    worker::{Poller, STOP, WorkError, broke, eventfd},
+};
+
+/// Most connections at a time; further ones are closed at once.
+const MAX_CONNECTIONS: usize = 1024;
+/// Most resets that wait for a guest's buffer; further ones are not sent.
+const MAX_RESETS: usize = 256;
+/// Packets in one direction in one turn.
+const TURN: usize = 256;
+/// Time for a client to say where it wants to go.
+const LINE_DEADLINE: Duration = Duration::from_secs(5);
+/// Time for the guest to answer a request, and to confirm a close.
+const GUEST_DEADLINE: Duration = Duration::from_secs(10);
+/// Time until clients are accepted again after descriptors ran out.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+/// First host port; below are those that a person might take for something.
+const FIRST_PORT: u32 = 1 << 30;
+
+const RECEIVE: u64 = 1 << 32;
+const TRANSMIT: u64 = RECEIVE + 1;
+const LISTENER: u64 = RECEIVE + 2;
+
+pub(super) struct Mux<'m> {
+    guest: u64,
+    poller: Poller,
+    listener: UnixListener,
+    /// To the guest.
+    receive: Ring<'m>,
+    /// From the guest.
+    transmit: Ring<'m>,
+    /// A buffer taken from `receive` that nothing was put into yet.
+    spare: Option<Chain<'m>>,
+    connections: HashMap<u32, Connection>,
+    deadlines: BTreeSet<(Instant, u32)>,
+    ready: VecDeque<u32>,
+    resets: VecDeque<Header>,
+    next_port: u32,
+    accept_again: Option<Instant>,
+}
+
+impl<'m> Mux<'m> {
+    pub(super) fn new(guest: u64, poller: Poller, listener: UnixListener, receive: Ring<'m>, transmit: Ring<'m>) -> Self {
+        Self {
+            guest,
+            poller,
+            listener,
+            receive,
+            transmit,
+            spare: None,
+            connections: HashMap::new(),
+            deadlines: BTreeSet::new(),
+            ready: VecDeque::new(),
+            resets: VecDeque::new(),
+            next_port: FIRST_PORT,
+            accept_again: None,
+        }
+    }
+
+    pub(super) fn run(mut self) -> Result<(), WorkError> {
+        let watch = "watch queues and clients";
+        self.poller
+            .add(eventfd(self.receive.kick()), RECEIVE, EventFlags::IN)
+            .map_err(broke(watch))?;
+        self.poller
+            .add(eventfd(self.transmit.kick()), TRANSMIT, EventFlags::IN)
+            .map_err(broke(watch))?;
+        self.poller.add(&self.listener, LISTENER, EventFlags::IN).map_err(broke(watch))?;
+        let mut events = Vec::new();
+        loop {
+            events.clear();
+            let timeout = self.next_deadline().map(|at| at.saturating_duration_since(Instant::now()));
+            self.poller
+                .wait(timeout, |token, flags| events.push((token, flags)))
+                .map_err(broke("wait for events"))?;
+            for &(token, flags) in &events {
+                match token {
+                    STOP => return Ok(()),
+                    RECEIVE => self.receive.clear_kick(),
+                    TRANSMIT => self.transmit.clear_kick(),
+                    LISTENER => self.accept()?,
+                    port => self.client_event(port as u32, flags),
+                }
+            }
+            self.take_from_guest()?;
+            self.give_to_guest()?;
+            self.expire()?;
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let first = self.deadlines.first().map(|(at, _)| *at);
+        [first, self.accept_again].into_iter().flatten().min()
+    }
+
+    fn accept(&mut self) -> Result<(), WorkError> {
+        for _ in 0..16 {
+            let stream = match self.listener.accept() {
+                Ok((stream, _)) => stream,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::ECONNABORTED)) => continue,
+                Err(error) => {
+                    tracing::warn!(%error, "a vsock client could not be accepted; the next attempt is in a second");
+                    self.poller.remove(&self.listener).map_err(broke("pause accepting"))?;
+                    self.accept_again = Some(Instant::now() + ACCEPT_PAUSE);
+                    return Ok(());
+                }
+            };
+            if self.connections.len() < MAX_CONNECTIONS {
+                self.admit(stream);
+            }
+        }
+        Ok(())
+    }
+
+    fn admit(&mut self, stream: UnixStream) {
+        let port = self.free_port();
+        // Edges only: a client with bytes waiting must not wake a thread that has no buffer or credit for them.
+        let flags = EventFlags::IN | EventFlags::RDHUP | EventFlags::ET;
+        // Without both there is no way to serve it: it is closed.
+        if stream.set_nonblocking(true).is_err() || self.poller.add(&stream, u64::from(port), flags).is_err() {
+            return;
+        }
+        let deadline = Instant::now() + LINE_DEADLINE;
+        self.deadlines.insert((deadline, port));
+        self.connections.insert(port, Connection::new(stream, port, deadline));
+    }
+
+    fn free_port(&mut self) -> u32 {
+        loop {
+            let port = self.next_port;
+            self.next_port = port.checked_add(1).filter(|next| *next != u32::MAX).unwrap_or(FIRST_PORT);
+            if !self.connections.contains_key(&port) {
+                return port;
+            }
+        }
+    }
+
+    fn client_event(&mut self, port: u32, flags: EventFlags) {
+        self.with(port, |connection| {
+            if flags.intersects(EventFlags::IN | EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR) {
+                connection.readable = true;
+            }
+            if flags.intersects(EventFlags::HUP | EventFlags::ERR) {
+                connection.hang_up()?;
+            }
+            if flags.contains(EventFlags::OUT) {
+                connection.flush()?;
+            }
+            if connection.state == State::Line && connection.read_line()? {
+                connection.deadline = Some(Instant::now() + GUEST_DEADLINE);
+            }
+            Ok(())
+        });
+    }
+
+    /// Does something to a connection, then what follows from it: removal, a deadline, a place among those that want to send.
+    fn with(&mut self, port: u32, act: impl FnOnce(&mut Connection) -> Result<(), Over>) {
+        let Some(connection) = self.connections.get_mut(&port) else {
+            return;
+        };
+        let (deadline, writing) = (connection.deadline, connection.wants_to_write());
+        let outcome = act(connection);
+        if deadline != connection.deadline {
+            deadline.map(|at| self.deadlines.remove(&(at, port)));
+            connection.deadline.map(|at| self.deadlines.insert((at, port)));
+        }
+        if let Err(over) = outcome {
+            self.forget(port, over);
+            return;
+        }
+        if writing != connection.wants_to_write() {
+            let out = if writing { EventFlags::empty() } else { EventFlags::OUT };
+            let flags = EventFlags::IN | EventFlags::RDHUP | EventFlags::ET | out;
+            if self.poller.modify(&connection.stream, u64::from(port), flags).is_err() {
+                self.forget(port, Over::Reset);
+                return;
+            }
+        }
+        if !connection.queued && connection.has_work() {
+            connection.queued = true;
+            self.ready.push_back(port);
+        }
+    }
+
+    /// Closes a connection's socket (which takes it out of epoll) and tells the guest.
+    fn forget(&mut self, port: u32, over: Over) {
+        let Some(mut connection) = self.connections.remove(&port) else {
+            return;
+        };
+        connection.deadline.map(|at| self.deadlines.remove(&(at, port)));
+        if over == Over::Reset {
+            let reset = connection.reset(self.guest);
+            self.reset(reset);
+        }
+    }
+
+    fn reset(&mut self, reset: Header) {
+        if self.resets.len() < MAX_RESETS {
+            self.resets.push_back(reset);
+        }
+    }
+
+    /// Takes the guest's packets.
+    fn take_from_guest(&mut self) -> Result<(), ChainError> {
+        self.transmit.disarm()?;
+        for _ in 0..TURN {
+            let Some(chain) = self.transmit.pop()? else { break };
+            let mut raw = [0u8; HEADER];
+            chain.readable.read(0, &mut raw)?;
+            self.packet(Header::parse(&raw), &chain);
+            self.transmit.give_back(chain.head, 0)?;
+        }
+        self.transmit.notify()?;
+        if self.transmit.arm()? {
+            self.transmit.rekick();
+        }
+        Ok(())
+    }
+
+    fn packet(&mut self, header: Header, chain: &Chain<'_>) {
+        if header.src_cid != self.guest {
+            return;
+        }
+        let known = header.dst_cid == HOST_CID
+            && header.kind == STREAM
+            && self.connections.get(&header.dst_port).is_some_and(|connection| {
+                connection.guest_port == header.src_port && matches!(connection.state, State::Requested | State::Established)
+            });
+        if !known {
+            if header.op != packet::RST {
+                self.reset(header.reset());
+            }
+            return;
+        }
+        let length = header.len as usize;
+        self.with(header.dst_port, |connection| {
+            connection.credit(&header);
+            match (header.op, connection.state) {
+                (packet::RST, State::Requested) => Err(Over::Quiet),
+                (packet::RST, _) => connection.guest_resets(),
+                (packet::RESPONSE, State::Requested) => {
+                    connection.deadline = None;
+                    connection.accepted()
+                }
+                (packet::RW, State::Established) if length <= chain.readable.len() - HEADER => {
+                    connection.receive(&chain.readable, HEADER, length)
+                }
+                (packet::SHUTDOWN, State::Established) => connection.guest_shuts_down(header.flags),
+                (packet::CREDIT_UPDATE, State::Established) => Ok(()),
+                (packet::CREDIT_REQUEST, State::Established) => {
+                    connection.owe_credit();
+                    Ok(())
+                }
+                _ => Err(Over::Reset),
+            }
+        });
+    }
+
+    /// Gives the guest what waits for it, each connection in turn, as long as there are buffers.
+    fn give_to_guest(&mut self) -> Result<(), ChainError> {
+        let mut left = TURN;
+        while !self.resets.is_empty() || !self.ready.is_empty() {
+            if left == 0 {
+                self.receive.rekick();
+                break;
+            }
+            left -= 1;
+            let Some(buffer) = self.buffer()? else { break };
+            if let Some(reset) = self.resets.pop_front() {
+                self.send(buffer, reset)?;
+                continue;
+            }
+            let Some(port) = self.ready.pop_front() else { break };
+            let guest = self.guest;
+            let mut step = Step::Idle;
+            self.with(port, |connection| {
+                connection.queued = false;
+                step = connection.step(guest, &buffer.writable, HEADER);
+                if connection.closing() && connection.deadline.is_none() {
+                    connection.deadline = Some(Instant::now() + GUEST_DEADLINE);
+                }
+                Ok(())
+            });
+            match step {
+                Step::Send(header) => self.send(buffer, header)?,
+                Step::Idle => self.spare = Some(buffer),
+            }
+        }
+        self.receive.notify()
+    }
+
+    /// A buffer of the guest with room for a header. Without one, the guest will kick.
+    fn buffer(&mut self) -> Result<Option<Chain<'m>>, ChainError> {
+        if let Some(spare) = self.spare.take() {
+            return Ok(Some(spare));
+        }
+        loop {
+            if let Some(chain) = self.receive.pop()? {
+                return if chain.writable.len() > HEADER {
+                    Ok(Some(chain))
+                } else {
+                    Err(ChainError::TooShort)
+                };
+            }
+            self.receive.notify()?;
+            if !self.receive.arm()? {
+                return Ok(None);
+            }
+        }
+    }
+
+    fn send(&mut self, buffer: Chain<'m>, header: Header) -> Result<(), ChainError> {
+        buffer.writable.write(0, &header.bytes())?;
+        self.receive.give_back(buffer.head, HEADER as u32 + header.len)
+    }
+
+    fn expire(&mut self) -> Result<(), WorkError> {
+        let now = Instant::now();
+        while let Some((_, port)) = self.deadlines.first().copied().filter(|(at, _)| *at <= now) {
+            let said_nothing = self
+                .connections
+                .get(&port)
+                .is_some_and(|connection| connection.state == State::Line);
+            self.forget(port, if said_nothing { Over::Quiet } else { Over::Reset });
+        }
+        if self.accept_again.is_some_and(|at| at <= now) {
+            self.accept_again = None;
+            self.poller
+                .add(&self.listener, LISTENER, EventFlags::IN)
+                .map_err(broke("accept again"))?;
+        }
+        Ok(())
+    }
+}
