@@ -1,5 +1,60 @@
-//! A machine on KVM: small, typed, without Kubernetes.
+//! A machine on KVM: small, typed, without Kubernetes and without an async runtime.
+//!
+//! A [`spec::MachineSpec`] says what the machine shall be; [`Builder`] checks it and makes a [`Machine`] whose guest has not run yet;
+//! [`Machine::run`] blocks until the machine's end and returns an [`exit::MachineReport`]. A [`Handle`] stops it from elsewhere.
+//!
+//! ```no_run
+//! use vmm_lib::spec::{Boot, FileSource, MachineSpec, SPEC_VERSION};
+//!
+//! let spec = MachineSpec {
+//!     version: SPEC_VERSION,
+//!     name: "example".into(),
+//!     cpus: 1,
+//!     memory: 128 << 20,
+//!     boot: Boot {
+//!         kernel: FileSource::Path("vmlinux".into()),
+//!         initramfs: Some(FileSource::Path("initramfs.cpio".into())),
+//!         command_line: vmm_lib::boot::FAST_COMMAND_LINE.into(),
+//!     },
+//!     disks: vec![],
+//!     nets: vec![],
+//!     vsock: None,
+//!     rng: true,
+//!     serial: None,
+//!     count_exits: false,
+//! };
+//! let machine = vmm_lib::Builder::new(spec, vec![]).build()?;
+//! println!("{:?}", machine.run().exit);
+//! # Ok::<(), vmm_lib::BuildError>(())
+//! ```
+//!
+//! # The machine
+//! x86-64; ELF kernels by their PVH entry or bzImages by their 64-bit one; hardware-reduced ACPI (power off and reset by register, nothing
+//! legacy); KVM's interrupt controllers, no PIT; PCI bus 0 through an ECAM page that the guest reads without an exit; modern virtio with
+//! MSI-X only. What a guest does wrong ends its device or its machine with a typed reason, never the process.
+//!
+//! # Threads
+//! `vcpuN` run the guest; each device has its own, named after it. SIGRTMIN is taken to get processors out of the guest. There are no others
+//! and nothing runs before [`Machine::run`].
 
+pub mod boot;
+pub mod builder;
+mod bus;
+mod cpuid;
+mod devices;
+pub mod exit;
+mod files;
+mod irq;
+pub mod kvm;
+mod memory;
+mod pci;
+mod power;
+mod registers;
+mod serial;
 pub mod spec;
 pub mod tap;
+pub mod validate;
+mod vcpu;
 pub mod virtio;
+
+pub use builder::{BuildError, Builder, Handle, Machine};

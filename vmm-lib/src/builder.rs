@@ -1,0 +1,175 @@
+//! From a specification to a machine that is ready to run, in KVM's order: VM, memory, interrupt controller, processors, devices, kernel.
+//! Everything that can fail because of the host or the specification fails here, before a guest exists.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::thread;
+
+use kvm_ioctls::VcpuFd;
+
+use crate::boot::{self, BootError, Plan};
+use crate::bus::Bus;
+use crate::cpuid::{CpuidError, Template};
+use crate::devices::{self, DeviceError};
+use crate::exit::{ExitCounts, MachineExit, MachineReport};
+use crate::files::{FileError, Files};
+use crate::irq::Interrupts;
+use crate::kvm::{self, KvmError};
+use crate::memory::{self, KVM_TSS, Layout, MemoryError};
+use crate::pci::PciBus;
+use crate::registers::{self, RegistersError};
+use crate::serial::{SerialError, SerialPort};
+use crate::spec::MachineSpec;
+use crate::validate::SpecErrors;
+use crate::vcpu::{self, Control, Vcpu};
+use crate::virtio::device::Memory;
+
+/// Why there is no machine.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The specification is not valid.
+    #[error("the specification is not valid")]
+    Spec(#[source] SpecErrors),
+    /// A file could not be had.
+    #[error("open the machine's files")]
+    File(#[from] FileError),
+    /// The host's KVM cannot be used.
+    #[error("use KVM")]
+    Kvm(#[from] KvmError),
+    /// KVM refused a step.
+    #[error("{0}")]
+    Step(&'static str, #[source] kvm_ioctls::Error),
+    /// Memory.
+    #[error("make guest memory")]
+    Memory(#[from] MemoryError),
+    /// CPUID.
+    #[error("set up CPUID")]
+    Cpuid(#[from] CpuidError),
+    /// Registers.
+    #[error("set up registers")]
+    Registers(#[from] RegistersError),
+    /// A device.
+    #[error("make devices")]
+    Device(#[from] DeviceError),
+    /// The serial port.
+    #[error("make the serial port")]
+    Serial(#[from] SerialError),
+    /// Kernel, initramfs, tables.
+    #[error("load the kernel")]
+    Boot(#[from] BootError),
+    /// The signal that gets processors out of the guest.
+    #[error("install the signal handler")]
+    Signal(#[source] std::io::Error),
+}
+
+/// Makes a machine.
+pub struct Builder {
+    spec: MachineSpec,
+    passed: Vec<OwnedFd>,
+}
+
+impl Builder {
+    /// Of this specification, with the open files that it names by number.
+    pub fn new(spec: MachineSpec, passed: Vec<OwnedFd>) -> Self {
+        Self { spec, passed }
+    }
+
+    /// Checks the specification and makes the machine. No guest code has run when this returns.
+    pub fn build(self) -> Result<Machine, BuildError> {
+        let Self { spec, passed } = self;
+        spec.validate(passed.len()).map_err(BuildError::Spec)?;
+        let files = Files::new(passed);
+        let kvm = kvm::open()?;
+        let cpuid = Template::new(&kvm)?;
+        let layout = Layout::new(spec.memory, cpuid.address_bits())?;
+        let step = |what: &'static str| move |source| BuildError::Step(what, source);
+
+        let vm = Arc::new(kvm.create_vm().map_err(step("create the virtual machine"))?);
+        vm.set_tss_address(KVM_TSS).map_err(step("place KVM's task state"))?;
+        let memory = memory::create(&vm, &layout)?;
+        let ecam = memory::create_ecam(&vm)?;
+        vm.create_irq_chip().map_err(step("create the interrupt controller"))?;
+        let mut vcpus = Vec::new();
+        for index in 0..spec.cpus {
+            let vcpu = vm.create_vcpu(u64::from(index)).map_err(step("create a processor"))?;
+            vcpu.set_cpuid2(&cpuid.processor(index, spec.cpus)?).map_err(step("set a processor's CPUID"))?;
+            registers::set_msrs(&vcpu)?;
+            vcpus.push(vcpu);
+        }
+
+        let serial = spec.serial.as_ref().map(|serial| -> Result<_, BuildError> {
+            Ok(SerialPort::new(&vm, files.open_log("serial.output", &serial.output)?)?)
+        });
+        let serial = serial.transpose()?;
+        let functions = devices::create(&spec, &files, &vm, &Arc::new(Interrupts::new(vm.clone())), &memory, &layout)?;
+        let bus = Bus { pci: PciBus::new(ecam, layout.clone(), functions), serial };
+
+        let kernel = files.open_existing("boot.kernel", &spec.boot.kernel, false)?;
+        let initramfs = spec.boot.initramfs.as_ref().map(|source| files.open_existing("boot.initramfs", source, false)).transpose()?;
+        let entry = boot::load(&Plan {
+            memory: &memory,
+            layout: &layout,
+            kernel: &kernel,
+            initramfs: initramfs.as_ref(),
+            command_line: &spec.boot.command_line,
+            cpus: spec.cpus,
+            serial: spec.serial.is_some(),
+        })?;
+        registers::set_entry(&vcpus[0], &memory, entry)?;
+        vcpu::install_kick_handler().map_err(|error| BuildError::Signal(error.into()))?;
+        let control = Arc::new(Control::new(spec.cpus, spec.count_exits));
+        Ok(Machine { vcpus, control, bus: Arc::new(bus), memory })
+    }
+}
+
+/// A machine that has not run yet.
+pub struct Machine {
+    vcpus: Vec<VcpuFd>,
+    control: Arc<Control>,
+    bus: Arc<Bus>,
+    memory: Memory,
+}
+
+/// Reaches a machine from other threads, before, while and after it runs.
+#[derive(Clone)]
+pub struct Handle(Arc<Control>);
+
+impl Handle {
+    /// Ends the machine at once, as if by pulling its plug; a machine that has not run yet will not.
+    pub fn stop(&self) {
+        self.0.finish(MachineExit::Stopped);
+    }
+
+    /// The exits to user space up to now, if they are counted.
+    pub fn exit_counts(&self) -> Option<ExitCounts> {
+        self.0.counts()
+    }
+}
+
+impl Machine {
+    /// A handle on this machine.
+    pub fn handle(&self) -> Handle {
+        Handle(self.control.clone())
+    }
+
+    /// Runs the machine to its end. Returns when all its threads are gone.
+    pub fn run(self) -> MachineReport {
+        let Self { vcpus, control, bus, memory } = self;
+        let mut threads = Vec::new();
+        for (index, fd) in vcpus.into_iter().enumerate() {
+            let vcpu = Vcpu { index: index as u8, fd, control: control.clone(), bus: bus.clone(), _memory: memory.clone() };
+            match thread::Builder::new().name(format!("vcpu{index}")).spawn(move || vcpu.run()) {
+                Ok(thread) => threads.push(thread),
+                Err(error) => control.finish(MachineExit::Error { what: format!("start processor {index}: {error}") }),
+            }
+        }
+        let mut vcpu_cpu_micros = Vec::new();
+        for thread in threads {
+            // A thread that panicked has ended the machine and said so.
+            vcpu_cpu_micros.push(thread.join().unwrap_or(0));
+        }
+        bus.pci.stop();
+        let exit = control.exit().unwrap_or_else(|| MachineExit::Error { what: "no processor ran".to_owned() });
+        MachineReport { exit, exits: control.counts(), vcpu_cpu_micros }
+    }
+}

@@ -1,0 +1,112 @@
+//! The machine's devices on its bus, in PCI order: host bridge, disks, networks, vsock, entropy. Knows what each needs; does none of its work.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::Arc;
+
+use kvm_ioctls::VmFd;
+
+use crate::files::{FileError, Files};
+use crate::irq::Interrupts;
+use crate::memory::Layout;
+use crate::pci::{DEVICES, HostBridge, PciFunction};
+use crate::spec::{Disk, FileSource, MAX_DISKS, MAX_NETS, MachineSpec};
+use crate::virtio::block::{Block, BlockError};
+use crate::virtio::device::{Memory, VirtioDevice};
+use crate::virtio::net::Net;
+use crate::virtio::pci::{BAR_SIZE, Transport};
+use crate::virtio::rng::Rng;
+use crate::virtio::vsock::Vsock;
+
+/// Why a device could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// One of its files.
+    #[error("open a device's file")]
+    File(#[from] FileError),
+    /// A disk.
+    #[error("disk {serial}")]
+    Disk {
+        /// Which.
+        serial: String,
+        /// Why.
+        #[source]
+        source: BlockError,
+    },
+    /// The host gave no eventfd.
+    #[error("put {device} on the bus")]
+    Transport {
+        /// Which.
+        device: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Makes all functions of the bus.
+pub(crate) fn create(
+    spec: &MachineSpec,
+    files: &Files,
+    vm: &Arc<VmFd>,
+    interrupts: &Arc<Interrupts>,
+    memory: &Memory,
+    layout: &Layout,
+) -> Result<Vec<Box<dyn PciFunction>>, DeviceError> {
+    let mut functions: Vec<Box<dyn PciFunction>> = vec![Box::new(HostBridge::new())];
+    for (index, device) in virtio(spec, files)?.into_iter().enumerate() {
+        let name = device.name().to_owned();
+        let bar = layout.mmio64.start + BAR_SIZE * index as u64;
+        let transport = Transport::new(device, vm.clone(), interrupts.clone(), memory.clone(), bar);
+        functions.push(Box::new(transport.map_err(|source| DeviceError::Transport { device: name, source })?));
+    }
+    Ok(functions)
+}
+
+fn virtio(spec: &MachineSpec, files: &Files) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {
+    let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+    for (index, disk) in spec.disks.iter().enumerate() {
+        devices.push(Box::new(block(index, disk, files)?));
+    }
+    for (index, net) in spec.nets.iter().enumerate() {
+        let tap = files.open_existing(&format!("nets[{index}].tap"), &net.tap, true)?;
+        devices.push(Box::new(Net::new(tap, net.mac, net.mtu)));
+    }
+    if let Some(vsock) = &spec.vsock {
+        devices.push(Box::new(Vsock::new(vsock.cid, listener(&vsock.socket, files)?)));
+    }
+    if spec.rng {
+        devices.push(Box::new(Rng::new()));
+    }
+    Ok(devices)
+}
+
+fn block(index: usize, disk: &Disk, files: &Files) -> Result<Block, DeviceError> {
+    let mut extents = Vec::new();
+    for (number, extent) in disk.extents.iter().enumerate() {
+        let field = format!("disks[{index}].extents[{number}].file");
+        extents.push((files.open_existing(&field, &extent.file, !disk.read_only)?, extent.offset, extent.length));
+    }
+    Block::new(&disk.serial, extents, disk.read_only).map_err(|source| DeviceError::Disk { serial: disk.serial.clone(), source })
+}
+
+fn listener(source: &FileSource, files: &Files) -> Result<UnixListener, DeviceError> {
+    const FIELD: &str = "vsock.socket";
+    match source {
+        FileSource::Path(path) => bind(path).map_err(|source| DeviceError::File(FileError { field: FIELD.to_owned(), source })),
+        FileSource::Passed(_) => Ok(UnixListener::from(OwnedFd::from(files.open_existing(FIELD, source, true)?))),
+    }
+}
+
+/// Binds a new socket; one that a dead machine has left behind makes room.
+fn bind(path: &Path) -> std::io::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    UnixListener::bind(path)
+}
+
+// Bridge, disks, networks, vsock and entropy have a device number each.
+const _: () = assert!(1 + MAX_DISKS + MAX_NETS + 2 <= DEVICES);

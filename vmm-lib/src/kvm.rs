@@ -1,0 +1,50 @@
+//! The host's KVM: opened, and asked for all that a machine needs before one is made. Knows no machine.
+
+use kvm_bindings::KVM_API_VERSION;
+use kvm_ioctls::{Cap, Kvm};
+
+/// Capabilities without which no machine is made, with their names in KVM's documentation.
+const REQUIRED: &[(Cap, &str)] = &[
+    (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
+    (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
+    (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
+    (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
+    (Cap::IrqRouting, "KVM_CAP_IRQ_ROUTING"),
+    (Cap::Irqfd, "KVM_CAP_IRQFD"),
+    (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
+    (Cap::IoeventfdNoLength, "KVM_CAP_IOEVENTFD_NO_LENGTH"),
+    (Cap::ReadonlyMem, "KVM_CAP_READONLY_MEM"),
+    (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
+];
+
+/// Why the host's KVM cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum KvmError {
+    /// `/dev/kvm` could not be opened.
+    #[error("open /dev/kvm")]
+    Open(#[source] kvm_ioctls::Error),
+    /// It speaks another protocol than the one of the last twenty years.
+    #[error("/dev/kvm speaks version {0}, not {KVM_API_VERSION}")]
+    Version(i32),
+    /// It lacks what a machine needs.
+    #[error("/dev/kvm lacks {0}")]
+    Missing(&'static str),
+}
+
+/// Opens `/dev/kvm` and checks it.
+pub(crate) fn open() -> Result<Kvm, KvmError> {
+    let kvm = Kvm::new().map_err(KvmError::Open)?;
+    let version = kvm.get_api_version();
+    if version != KVM_API_VERSION as i32 {
+        return Err(KvmError::Version(version));
+    }
+    match REQUIRED.iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
+        Some((_, name)) => Err(KvmError::Missing(name)),
+        None => Ok(kvm),
+    }
+}
+
+/// Checks that this host's KVM has what a machine needs. A KVM that passes may still be unable to boot a kernel: a preflight has to boot one.
+pub fn check() -> Result<(), KvmError> {
+    open().map(drop)
+}

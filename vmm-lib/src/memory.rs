@@ -1,0 +1,174 @@
+//! Where everything lies in guest-physical memory, and the mappings behind it. Knows no device.
+//!
+//! ```text
+//! 0            RAM, with boot structures below 640 KiB and ACPI tables at 896 KiB
+//! 3 GiB        hole: 32-bit window (512 MiB), ECAM (1 MiB), IOAPIC, LAPIC, KVM's own pages
+//! 4 GiB        RAM above the hole
+//! end of RAM   64-bit window, on 1 GiB, as far as the processor's addresses go
+//! ```
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
+use kvm_ioctls::VmFd;
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MmapRegion};
+
+use crate::virtio::device::Memory;
+
+/// First address that low RAM may not use.
+pub(crate) const HOLE: u64 = 0xc000_0000;
+/// Where RAM goes on above the hole.
+pub(crate) const ABOVE_HOLE: u64 = 1 << 32;
+/// Window for 32-bit BARs.
+pub(crate) const MMIO32: Range<u64> = HOLE..0xe000_0000;
+/// Configuration space of bus 0.
+pub(crate) const ECAM: u64 = 0xe000_0000;
+/// One bus: 32 devices of 8 functions of 4 KiB.
+pub(crate) const ECAM_SIZE: u64 = 1 << 20;
+/// The in-kernel IOAPIC.
+pub(crate) const IOAPIC: u32 = 0xfec0_0000;
+/// The in-kernel local APICs.
+pub(crate) const LAPIC: u32 = 0xfee0_0000;
+/// Three pages that KVM on Intel wants.
+pub(crate) const KVM_TSS: usize = 0xfffb_d000;
+/// Largest 64-bit window; more helps nobody and costs the guest page tables.
+const MAX_WINDOW: u64 = 64 << 30;
+/// Alignment and least size of the 64-bit window.
+const WINDOW_STEP: u64 = 1 << 30;
+/// KVM's slot of the ECAM page; RAM has 0 and 1.
+const ECAM_SLOT: u32 = 2;
+
+/// Why a machine's memory could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// The processor's physical addresses are too short.
+    #[error("{memory} bytes of memory and a device window do not fit into {bits} address bits")]
+    AddressBits {
+        /// Wanted.
+        memory: u64,
+        /// Had.
+        bits: u8,
+    },
+    /// The host refused the mapping.
+    #[error("map {0} bytes of guest memory")]
+    Map(u64, #[source] vm_memory::mmap::FromRangesError),
+    /// The host refused the mapping of the configuration space.
+    #[error("map PCI configuration space")]
+    MapEcam(#[source] vm_memory::mmap::MmapRegionError),
+    /// KVM refused the slot.
+    #[error("give KVM memory slot {0}")]
+    Slot(u32, #[source] kvm_ioctls::Error),
+}
+
+/// The map of one machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Layout {
+    /// RAM below the hole, from 0.
+    pub(crate) low: u64,
+    /// RAM above the hole.
+    pub(crate) high: u64,
+    /// Window for 64-bit BARs.
+    pub(crate) mmio64: Range<u64>,
+}
+
+impl Layout {
+    /// Lays out `memory` bytes for a processor with `bits` physical address bits.
+    pub(crate) fn new(memory: u64, bits: u8) -> Result<Self, MemoryError> {
+        let low = memory.min(HOLE);
+        let high = memory - low;
+        let limit = 1u64 << bits.clamp(32, 52);
+        let start = (ABOVE_HOLE + high).next_multiple_of(WINDOW_STEP);
+        let end = limit.min(start.saturating_add(MAX_WINDOW));
+        if end < start + WINDOW_STEP {
+            return Err(MemoryError::AddressBits { memory, bits });
+        }
+        Ok(Self { low, high, mmio64: start..end })
+    }
+
+    /// RAM, as base and size.
+    pub(crate) fn ram(&self) -> Vec<(u64, u64)> {
+        let mut ram = vec![(0, self.low)];
+        if self.high > 0 {
+            ram.push((ABOVE_HOLE, self.high));
+        }
+        ram
+    }
+
+    /// Whether `range` lies within a device window as a whole.
+    pub(crate) fn is_device_window(&self, range: &Range<u64>) -> bool {
+        [&MMIO32, &self.mmio64].iter().any(|window| window.start <= range.start && range.end <= window.end)
+    }
+}
+
+/// Maps RAM and gives it to KVM.
+pub(crate) fn create(vm: &VmFd, layout: &Layout) -> Result<Memory, MemoryError> {
+    let ram = layout.ram();
+    let ranges: Vec<_> = ram.iter().map(|(base, size)| (GuestAddress(*base), *size as usize)).collect();
+    let memory = GuestMemoryMmap::from_ranges(&ranges).map_err(|source| MemoryError::Map(layout.low + layout.high, source))?;
+    for (slot, region) in memory.iter().enumerate() {
+        let slot = slot as u32;
+        let address = memory.get_host_address(region.start_addr()).expect("a region's start lies in memory");
+        let entry = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: region.start_addr().0,
+            memory_size: region.len(),
+            userspace_addr: address as u64,
+        };
+        // SAFETY: the region is mapped, disjoint from the others, and outlives the VM: every holder of the VM holds the memory's Arc too.
+        unsafe { vm.set_user_memory_region(entry) }.map_err(|source| MemoryError::Slot(slot, source))?;
+    }
+    Ok(Arc::new(memory))
+}
+
+/// Maps the configuration space and gives it to KVM such that the guest reads it without an exit and a write exits.
+pub(crate) fn create_ecam(vm: &VmFd) -> Result<MmapRegion, MemoryError> {
+    let region = MmapRegion::new(ECAM_SIZE as usize).map_err(MemoryError::MapEcam)?;
+    let entry = kvm_userspace_memory_region {
+        slot: ECAM_SLOT,
+        flags: KVM_MEM_READONLY,
+        guest_phys_addr: ECAM,
+        memory_size: ECAM_SIZE,
+        userspace_addr: region.as_ptr() as u64,
+    };
+    // SAFETY: the region is mapped, in the hole where no RAM is, and held by the PCI bus, which every processor thread holds.
+    unsafe { vm.set_user_memory_region(entry) }.map_err(|source| MemoryError::Slot(ECAM_SLOT, source))?;
+    Ok(region)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_up_to_the_hole_is_one_piece() {
+        let layout = Layout::new(HOLE, 40).expect("fits");
+        assert_eq!(layout.ram(), [(0, HOLE)]);
+        assert_eq!(layout.mmio64.start, ABOVE_HOLE);
+    }
+
+    #[test]
+    fn memory_beyond_the_hole_goes_on_at_4_gib_and_the_window_follows_it() {
+        let layout = Layout::new(HOLE + (2 << 20), 40).expect("fits");
+        assert_eq!(layout.ram(), [(0, HOLE), (ABOVE_HOLE, 2 << 20)]);
+        assert_eq!(layout.mmio64, ABOVE_HOLE + (1 << 30)..ABOVE_HOLE + (65 << 30));
+    }
+
+    #[test]
+    fn the_window_ends_where_addresses_end_and_memory_that_leaves_none_is_refused() {
+        assert_eq!(Layout::new(1 << 30, 36).expect("fits").mmio64.end, 1 << 36);
+        assert!(matches!(Layout::new(64 << 30, 36), Err(MemoryError::AddressBits { bits: 36, .. })));
+        assert!(matches!(Layout::new(1 << 30, 32), Err(MemoryError::AddressBits { .. })));
+    }
+
+    #[test]
+    fn only_ranges_within_one_window_are_device_windows() {
+        let layout = Layout::new(1 << 30, 40).expect("fits");
+        assert!(layout.is_device_window(&(HOLE..HOLE + 0x4000)));
+        assert!(layout.is_device_window(&(layout.mmio64.end - 0x4000..layout.mmio64.end)));
+        assert!(!layout.is_device_window(&(layout.mmio64.end - 0x2000..layout.mmio64.end + 0x2000)));
+        assert!(!layout.is_device_window(&(0..0x4000)));
+        assert!(!layout.is_device_window(&(ECAM - 0x2000..ECAM + 0x2000)));
+    }
+}

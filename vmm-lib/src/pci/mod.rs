@@ -1,0 +1,180 @@
+//! PCI bus 0: an ECAM page that the guest reads without an exit, and the functions behind it. No CF8, no interrupt pins, no other bus.
+//!
+//! Lock order: a function, then the windows. The windows are never held while a function is locked.
+
+pub(crate) mod config;
+pub(crate) mod msix;
+
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+
+use vm_memory::{Bytes, MmapRegion};
+
+use crate::memory::{ECAM, ECAM_SIZE, Layout};
+use config::{ConfigSpace, Identity};
+
+/// Devices of a bus.
+pub(crate) const DEVICES: usize = 32;
+/// Bytes of one function in the ECAM, and of one device.
+const FUNCTION: u64 = 4096;
+const DEVICE: u64 = 8 * FUNCTION;
+
+/// A function on the bus.
+pub(crate) trait PciFunction: Send {
+    /// Its registers.
+    fn config(&self) -> &ConfigSpace;
+    /// Its registers, to be written; [`PciFunction::config_written`] follows.
+    fn config_mut(&mut self) -> &mut ConfigSpace;
+    /// A guest wrote registers.
+    fn config_written(&mut self) {}
+    /// BAR 0 is decoded here from now on, or nowhere.
+    fn place(&mut self, _base: Option<u64>) {}
+    /// A guest reads BAR 0.
+    fn read(&mut self, _offset: u64, data: &mut [u8]) {
+        data.fill(0);
+    }
+    /// A guest writes BAR 0.
+    fn write(&mut self, _offset: u64, _data: &[u8]) {}
+    /// The machine is over.
+    fn stop(&mut self) {}
+}
+
+/// The host bridge: there, and nothing else.
+pub(crate) struct HostBridge(ConfigSpace);
+
+impl HostBridge {
+    /// The generic PCI Express host bridge, as known from QEMU.
+    pub(crate) fn new() -> Self {
+        Self(ConfigSpace::new(Identity { vendor: 0x1b36, device: 0x0008, revision: 0, class: [6, 0, 0], subsystem: 0x1100 }))
+    }
+}
+
+impl PciFunction for HostBridge {
+    fn config(&self) -> &ConfigSpace {
+        &self.0
+    }
+
+    fn config_mut(&mut self) -> &mut ConfigSpace {
+        &mut self.0
+    }
+}
+
+/// The bus.
+pub(crate) struct PciBus {
+    ecam: MmapRegion,
+    layout: Layout,
+    functions: Vec<Mutex<Box<dyn PciFunction>>>,
+    windows: RwLock<Vec<Window>>,
+}
+
+struct Window {
+    range: Range<u64>,
+    device: usize,
+}
+
+impl PciBus {
+    /// A bus with these functions, one a device from 0 on; at most [`DEVICES`].
+    pub(crate) fn new(ecam: MmapRegion, layout: Layout, functions: Vec<Box<dyn PciFunction>>) -> Self {
+        let functions = functions.into_iter().take(DEVICES).map(Mutex::new).collect();
+        let bus = Self { ecam, layout, functions, windows: RwLock::new(Vec::new()) };
+        for device in 0..DEVICES {
+            match bus.lock(device) {
+                Some(function) => bus.publish(device, 0..config::SIZE, &function),
+                // Linux asks each device's first function only; untouched pages read as zero, which names no device either.
+                None => bus.store(device as u64 * DEVICE, u32::MAX),
+            }
+        }
+        bus
+    }
+
+    /// Device and function that an address in the ECAM names.
+    pub(crate) fn locate(address: u64) -> Option<(u8, u8)> {
+        let offset = address.checked_sub(ECAM).filter(|offset| *offset < ECAM_SIZE)?;
+        Some(((offset / DEVICE) as u8, (offset % DEVICE / FUNCTION) as u8))
+    }
+
+    /// A read that exited: from a BAR, or from the ECAM where the page is not readable in place.
+    pub(crate) fn read(&self, address: u64, data: &mut [u8]) {
+        data.fill(0xff);
+        if let Some((device, function)) = Self::locate(address) {
+            if let Some(config) = self.lock(usize::from(device)).filter(|_| function == 0) {
+                config.config().read((address % FUNCTION) as usize, data);
+            }
+        } else if let Some((device, offset)) = self.window(address, data.len())
+            && let Some(mut function) = self.lock(device)
+        {
+            function.read(offset, data);
+        }
+    }
+
+    /// A write that exited.
+    pub(crate) fn write(&self, address: u64, data: &[u8]) {
+        if let Some((device, function)) = Self::locate(address) {
+            if function == 0 {
+                self.write_config(usize::from(device), (address % FUNCTION) as usize, data);
+            }
+        } else if let Some((device, offset)) = self.window(address, data.len())
+            && let Some(mut function) = self.lock(device)
+        {
+            function.write(offset, data);
+        }
+    }
+
+    /// Ends all functions.
+    pub(crate) fn stop(&self) {
+        for device in 0..self.functions.len() {
+            if let Some(mut function) = self.lock(device) {
+                function.stop();
+            }
+        }
+    }
+
+    fn write_config(&self, device: usize, offset: usize, data: &[u8]) {
+        let Some(mut function) = self.lock(device) else { return };
+        let before = function.config().decoded();
+        function.config_mut().write(offset, data);
+        function.config_written();
+        let start = (offset & !3).min(config::SIZE);
+        let end = (offset + data.len()).next_multiple_of(4).min(config::SIZE);
+        self.publish(device, start..end, &function);
+        let after = function.config().decoded();
+        if before != after {
+            self.place(device, &mut function, after);
+        }
+    }
+
+    /// A BAR has moved: where it lies in a device window it is decoded, anywhere else it is not.
+    fn place(&self, device: usize, function: &mut MutexGuard<'_, Box<dyn PciFunction>>, range: Option<Range<u64>>) {
+        let range = range.filter(|range| self.layout.is_device_window(range));
+        function.place(range.as_ref().map(|range| range.start));
+        let mut windows = self.windows.write().unwrap_or_else(PoisonError::into_inner);
+        windows.retain(|window| window.device != device);
+        windows.extend(range.map(|range| Window { range, device }));
+    }
+
+    fn window(&self, address: u64, length: usize) -> Option<(usize, u64)> {
+        let end = address.checked_add(length as u64)?;
+        let windows = self.windows.read().unwrap_or_else(PoisonError::into_inner);
+        let window = windows.iter().find(|window| window.range.start <= address && end <= window.range.end)?;
+        Some((window.device, address - window.range.start))
+    }
+
+    fn lock(&self, device: usize) -> Option<MutexGuard<'_, Box<dyn PciFunction>>> {
+        self.functions.get(device).map(|function| function.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Copies registers to where the guest reads them.
+    fn publish(&self, device: usize, range: Range<usize>, function: &MutexGuard<'_, Box<dyn PciFunction>>) {
+        let bytes = &function.config().bytes()[range.clone()];
+        for (index, chunk) in bytes.chunks_exact(4).enumerate() {
+            let value = u32::from_le_bytes([chunk[0], chunk[1], chunk[2], chunk[3]]);
+            self.store(device as u64 * DEVICE + (range.start + 4 * index) as u64, value);
+        }
+    }
+
+    fn store(&self, offset: u64, value: u32) {
+        let page = vm_memory::VolatileMemory::as_volatile_slice(&self.ecam);
+        page.store(value, offset as usize, Ordering::Release).expect("every register lies in the page, on its boundary");
+    }
+}

@@ -1,0 +1,216 @@
+//! Checks a [`MachineSpec`] as a whole: every field out of range is named with its path, all at once. Opens nothing.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use crate::spec::{
+    FileSource, MAX_COMMAND_LINE, MAX_CPUS, MAX_DISKS, MAX_MEMORY, MAX_NETS, MAX_SERIAL, MIN_MEMORY, MachineSpec, SPEC_VERSION,
+};
+
+/// Granularity of guest memory.
+const MEMORY_STEP: u64 = 2 << 20;
+/// virtio-blk's unit.
+const SECTOR: u64 = 512;
+
+/// A field that cannot be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{path}: {problem}")]
+pub struct SpecError {
+    /// Path of the field, as in the JSON: `disks[2].extents[0].length`.
+    pub path: String,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
+/// All that is wrong with a specification; never empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpecErrors(pub Vec<SpecError>);
+
+impl fmt::Display for SpecErrors {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, error) in self.0.iter().enumerate() {
+            write!(out, "{}{error}", if index == 0 { "" } else { "; " })?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for SpecErrors {}
+
+/// Collects problems.
+struct Checker {
+    passed: usize,
+    errors: Vec<SpecError>,
+}
+
+impl Checker {
+    fn require(&mut self, holds: bool, path: &str, problem: impl FnOnce() -> String) {
+        if !holds {
+            self.errors.push(SpecError { path: path.to_owned(), problem: problem() });
+        }
+    }
+
+    fn file(&mut self, source: &FileSource, path: &str) {
+        match source {
+            FileSource::Path(file) => {
+                self.require(!file.as_os_str().is_empty(), path, || "is an empty path".to_owned());
+            }
+            FileSource::Passed(index) => {
+                let passed = self.passed;
+                self.require((*index as usize) < passed, path, || format!("names descriptor {index}, but {passed} were passed"));
+            }
+        }
+    }
+}
+
+impl MachineSpec {
+    /// Checks every field; `passed` is the number of descriptors that come with the specification.
+    pub fn validate(&self, passed: usize) -> Result<(), SpecErrors> {
+        let mut check = Checker { passed, errors: Vec::new() };
+        self.shape(&mut check);
+        self.boot(&mut check);
+        self.disks(&mut check);
+        self.nets(&mut check);
+        if let Some(vsock) = &self.vsock {
+            check.require((3..u32::MAX).contains(&vsock.cid), "vsock.cid", || format!("{} is not 3 to {}", vsock.cid, u32::MAX - 1));
+            check.file(&vsock.socket, "vsock.socket");
+        }
+        if let Some(serial) = &self.serial {
+            check.file(&serial.output, "serial.output");
+        }
+        if check.errors.is_empty() { Ok(()) } else { Err(SpecErrors(check.errors)) }
+    }
+
+    fn shape(&self, check: &mut Checker) {
+        check.require(self.version == SPEC_VERSION, "version", || format!("{} is not {SPEC_VERSION}", self.version));
+        check.require(!self.name.is_empty(), "name", || "is empty".to_owned());
+        check.require((1..=MAX_CPUS).contains(&self.cpus), "cpus", || format!("{} is not 1 to {MAX_CPUS}", self.cpus));
+        let range = MIN_MEMORY..=MAX_MEMORY;
+        check.require(range.contains(&self.memory), "memory", || format!("{} is not {MIN_MEMORY} to {MAX_MEMORY}", self.memory));
+        check.require(self.memory.is_multiple_of(MEMORY_STEP), "memory", || format!("{} is not a multiple of {MEMORY_STEP}", self.memory));
+    }
+
+    fn boot(&self, check: &mut Checker) {
+        check.file(&self.boot.kernel, "boot.kernel");
+        if let Some(initramfs) = &self.boot.initramfs {
+            check.file(initramfs, "boot.initramfs");
+        }
+        let line = &self.boot.command_line;
+        let path = "boot.commandLine";
+        check.require(line.len() <= MAX_COMMAND_LINE, path, || format!("has {} bytes, more than {MAX_COMMAND_LINE}", line.len()));
+        check.require(!line.contains('\0'), path, || "contains a NUL byte".to_owned());
+    }
+
+    fn disks(&self, check: &mut Checker) {
+        check.require(self.disks.len() <= MAX_DISKS, "disks", || format!("{} are more than {MAX_DISKS}", self.disks.len()));
+        let mut serials = BTreeSet::new();
+        for (index, disk) in self.disks.iter().enumerate() {
+            let path = format!("disks[{index}].serial");
+            let length = disk.serial.len();
+            check.require((1..=MAX_SERIAL).contains(&length), &path, || format!("has {length} bytes, not 1 to {MAX_SERIAL}"));
+            let printable = disk.serial.bytes().all(|byte| byte.is_ascii_graphic());
+            check.require(printable, &path, || "is not printable ASCII without spaces".to_owned());
+            check.require(serials.insert(&disk.serial), &path, || format!("{:?} is not unique", disk.serial));
+            let path = format!("disks[{index}].extents");
+            check.require(!disk.extents.is_empty(), &path, || "is empty".to_owned());
+            let mut size = Some(0u64);
+            for (number, extent) in disk.extents.iter().enumerate() {
+                let path = format!("disks[{index}].extents[{number}]");
+                check.file(&extent.file, &format!("{path}.file"));
+                let whole = extent.length > 0 && extent.length.is_multiple_of(SECTOR);
+                check.require(whole, &format!("{path}.length"), || format!("{} is not a multiple of {SECTOR} above 0", extent.length));
+                let end = extent.offset.checked_add(extent.length).filter(|end| *end <= i64::MAX as u64);
+                check.require(end.is_some(), &format!("{path}.offset"), || format!("{} plus the length is no file offset", extent.offset));
+                size = size.and_then(|sum| sum.checked_add(extent.length));
+            }
+            check.require(size.is_some(), &path, || "are together larger than 64 bits can say".to_owned());
+        }
+    }
+
+    fn nets(&self, check: &mut Checker) {
+        check.require(self.nets.len() <= MAX_NETS, "nets", || format!("{} are more than {MAX_NETS}", self.nets.len()));
+        let mut taps = BTreeSet::new();
+        for (index, net) in self.nets.iter().enumerate() {
+            let path = format!("nets[{index}].tap");
+            check.file(&net.tap, &path);
+            check.require(!matches!(net.tap, FileSource::Path(_)), &path, || "is a path: a tap must be passed open".to_owned());
+            if let FileSource::Passed(number) = net.tap {
+                check.require(taps.insert(number), &path, || format!("descriptor {number} serves another interface already"));
+            }
+            let unicast = net.mac[0] & 1 == 0 && net.mac != [0; 6];
+            check.require(unicast, &format!("nets[{index}].mac"), || "is not a unicast address".to_owned());
+            check.require(net.mtu >= 68, &format!("nets[{index}].mtu"), || format!("{} is below 68", net.mtu));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::{Boot, Disk, Extent, Net, Vsock};
+
+    fn spec() -> MachineSpec {
+        MachineSpec {
+            version: SPEC_VERSION,
+            name: "m".into(),
+            cpus: 1,
+            memory: 64 << 20,
+            boot: Boot { kernel: FileSource::Passed(0), initramfs: None, command_line: "quiet".into() },
+            disks: Vec::new(),
+            nets: Vec::new(),
+            vsock: None,
+            rng: false,
+            serial: None,
+            count_exits: false,
+        }
+    }
+
+    #[test]
+    fn a_plain_machine_is_valid() {
+        assert_eq!(spec().validate(1), Ok(()));
+    }
+
+    #[test]
+    fn every_field_out_of_range_is_named_at_once() {
+        let mut spec = spec();
+        spec.version = 9;
+        spec.name.clear();
+        spec.cpus = 0;
+        spec.memory = (16 << 20) + 1;
+        spec.boot.kernel = FileSource::Passed(7);
+        spec.boot.command_line = format!("{}\0", "x".repeat(MAX_COMMAND_LINE));
+        let extent = Extent { file: FileSource::Path("".into()), offset: u64::MAX, length: 513 };
+        spec.disks = vec![
+            Disk { serial: "same".into(), extents: vec![extent], read_only: true },
+            Disk { serial: "same".into(), extents: Vec::new(), read_only: true },
+            Disk { serial: "far too long for virtio-blk".into(), extents: Vec::new(), read_only: true },
+        ];
+        spec.nets = vec![Net { tap: FileSource::Path("/dev/x".into()), mac: [1, 0, 0, 0, 0, 0], mtu: 67 }];
+        spec.vsock = Some(Vsock { cid: 2, socket: FileSource::Passed(1) });
+        let paths: Vec<_> = spec.validate(1).expect_err("all of it is wrong").0.into_iter().map(|error| error.path).collect();
+        let expected = [
+            "version",
+            "name",
+            "cpus",
+            "memory",
+            "memory",
+            "boot.kernel",
+            "boot.commandLine",
+            "boot.commandLine",
+            "disks[0].extents[0].file",
+            "disks[0].extents[0].length",
+            "disks[0].extents[0].offset",
+            "disks[1].serial",
+            "disks[1].extents",
+            "disks[2].serial",
+            "disks[2].serial",
+            "disks[2].extents",
+            "nets[0].tap",
+            "nets[0].mac",
+            "nets[0].mtu",
+            "vsock.cid",
+            "vsock.socket",
+        ];
+        assert_eq!(paths, expected);
+    }
+}
