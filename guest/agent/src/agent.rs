@@ -1,0 +1,231 @@
+//! The agent's state: the pod and its containers. Owns their table, the generation, and the dispatch of requests.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use kvmlet_protocol::{ContainerSpec, ContainerState, ContainerStatus, ErrorKind, ExitStatus, Failure, Request, Response, SandboxSpec};
+
+use crate::container::{self, Container};
+use crate::device::Images;
+use crate::failure::fail;
+use crate::setup::Sandbox;
+use crate::stats;
+
+/// How long a watch waits for a change.
+const WATCH: Duration = Duration::from_secs(30);
+
+/// All the agent knows.
+#[derive(Default)]
+pub(crate) struct Agent {
+    /// Prepared once.
+    sandbox: Mutex<Option<Arc<Sandbox>>>,
+    /// Mounted when asked for.
+    images: Mutex<Images>,
+    table: Mutex<Table>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Table {
+    changes: u64,
+    /// Identifiers of containers that are being started or removed.
+    busy: BTreeSet<String>,
+    /// In order of their start.
+    containers: Vec<Entry>,
+}
+
+struct Entry {
+    container: Arc<Container>,
+    state: ContainerState,
+}
+
+impl Table {
+    fn find(&self, id: &str) -> Option<&Entry> {
+        self.containers.iter().find(|e| e.container.spec.id == id)
+    }
+
+    fn list(&self) -> Response {
+        let status = |e: &Entry| ContainerStatus {
+            id: e.container.spec.id.clone(),
+            state: e.state.clone(),
+        };
+        Response::Containers {
+            generation: self.changes + 1,
+            containers: self.containers.iter().map(status).collect(),
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Agent {
+    /// Answers every request but those that change the connection or end the machine.
+    pub(crate) fn answer(self: &Arc<Self>, request: Request) -> Response {
+        let result = match request {
+            Request::Setup(spec) => self.setup(spec).map(|()| Response::Done),
+            Request::PutVolume { volume, content } => self
+                .sandbox()
+                .and_then(|s| s.volumes.put(&volume, &content))
+                .map(|()| Response::Done),
+            Request::Start(spec) => self.start(*spec).map(|pid| Response::Started { pid }),
+            Request::Signal { container, signal, all } => self
+                .running(&container)
+                .and_then(|c| c.signal(signal, all))
+                .map(|()| Response::Done),
+            Request::List => Ok(lock(&self.table).list()),
+            Request::Watch { seen } => Ok(self.watch(seen)),
+            Request::Remove { container } => self.remove(&container).map(|()| Response::Done),
+            Request::Stats => Ok(Response::Stats(stats::read(&self.containers()))),
+            Request::Exec(_) | Request::PowerOff => Err(fail(ErrorKind::Internal, "this request needs its connection")),
+        };
+        result.unwrap_or_else(Response::Failed)
+    }
+
+    fn setup(&self, spec: SandboxSpec) -> Result<(), Failure> {
+        let mut sandbox = lock(&self.sandbox);
+        match sandbox.as_ref() {
+            // The time goes on between two askings.
+            Some(present)
+                if present.spec
+                    == (SandboxSpec {
+                        time: present.spec.time,
+                        ..spec.clone()
+                    }) =>
+            {
+                Ok(())
+            }
+            Some(_) => Err(fail(ErrorKind::Conflict, "the pod was set up differently before")),
+            None => {
+                *sandbox = Some(Arc::new(Sandbox::prepare(spec)?));
+                Ok(())
+            }
+        }
+    }
+
+    fn sandbox(&self) -> Result<Arc<Sandbox>, Failure> {
+        lock(&self.sandbox)
+            .clone()
+            .ok_or_else(|| fail(ErrorKind::Conflict, "the pod is not set up yet"))
+    }
+
+    fn containers(&self) -> Vec<Arc<Container>> {
+        lock(&self.table).containers.iter().map(|e| Arc::clone(&e.container)).collect()
+    }
+
+    /// The container, when it has not ended.
+    pub(crate) fn running(&self, id: &str) -> Result<Arc<Container>, Failure> {
+        let table = lock(&self.table);
+        match table.find(id) {
+            Some(Entry {
+                container,
+                state: ContainerState::Running { .. },
+            }) => Ok(Arc::clone(container)),
+            Some(_) => Err(fail(ErrorKind::NoSuchContainer, "the container has ended")),
+            None => Err(fail(ErrorKind::NoSuchContainer, format!("there is no container {id}"))),
+        }
+    }
+
+    fn start(self: &Arc<Self>, spec: ContainerSpec) -> Result<u32, Failure> {
+        let sandbox = self.sandbox()?;
+        let id = spec.id.clone();
+        self.occupy(&id, |table| match table.find(&id) {
+            Some(_) => Err(fail(ErrorKind::Conflict, "a container of this identifier exists already")),
+            None => Ok(()),
+        })?;
+        let result = self.start_occupied(&sandbox, spec);
+        lock(&self.table).busy.remove(&id);
+        result
+    }
+
+    fn start_occupied(self: &Arc<Self>, sandbox: &Sandbox, spec: ContainerSpec) -> Result<u32, Failure> {
+        let image = lock(&self.images).mount(&spec.root.device)?;
+        let (container, ended) = container::start(sandbox, image, spec)?;
+        let (pid, container) = (container.pid, Arc::new(container));
+        {
+            let mut table = lock(&self.table);
+            let state = ContainerState::Running {
+                pid,
+                started: container.started,
+            };
+            table.containers.push(Entry {
+                container: Arc::clone(&container),
+                state,
+            });
+            table.changes += 1;
+        }
+        self.changed.notify_all();
+        let agent = Arc::clone(self);
+        let watched = Arc::clone(&container);
+        let wait = move || agent.exited(&watched, watched.wait(&ended));
+        if let Err(e) = std::thread::Builder::new().name("waiter".into()).stack_size(64 << 10).spawn(wait) {
+            // Nobody would ever learn its end.
+            drop(container.signal(libc::SIGKILL, true));
+            lock(&self.table).containers.retain(|e| e.container.spec.id != container.spec.id);
+            container.remove()?;
+            return Err(fail(ErrorKind::NoSpace, format!("watch the container: {e}")));
+        }
+        Ok(pid)
+    }
+
+    fn exited(&self, container: &Container, status: ExitStatus) {
+        let mut table = lock(&self.table);
+        if let Some(entry) = table.containers.iter_mut().find(|e| e.container.spec.id == container.spec.id) {
+            entry.state = ContainerState::Exited(status);
+        }
+        table.changes += 1;
+        drop(table);
+        self.changed.notify_all();
+    }
+
+    fn watch(&self, seen: u64) -> Response {
+        let deadline = Instant::now() + WATCH;
+        let mut table = lock(&self.table);
+        while table.changes + 1 == seen {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            table = self.changed.wait_timeout(table, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        table.list()
+    }
+
+    fn remove(&self, id: &str) -> Result<(), Failure> {
+        let mut found = None;
+        self.occupy(id, |table| match table.find(id) {
+            Some(Entry {
+                container,
+                state: ContainerState::Exited(_),
+            }) => {
+                found = Some(Arc::clone(container));
+                Ok(())
+            }
+            Some(_) => Err(fail(ErrorKind::Conflict, "the container has not ended")),
+            None => Err(fail(ErrorKind::NoSuchContainer, format!("there is no container {id}"))),
+        })?;
+        let result = found.map_or(Ok(()), |container| container.remove());
+        let mut table = lock(&self.table);
+        table.busy.remove(id);
+        if result.is_ok() {
+            table.containers.retain(|e| e.container.spec.id != id);
+            table.changes += 1;
+            drop(table);
+            self.changed.notify_all();
+        }
+        result
+    }
+
+    /// Marks an identifier as being worked on, when `check` agrees and nobody else works on it.
+    fn occupy(&self, id: &str, check: impl FnOnce(&Table) -> Result<(), Failure>) -> Result<(), Failure> {
+        let mut table = lock(&self.table);
+        check(&table)?;
+        if table.busy.insert(id.to_owned()) {
+            Ok(())
+        } else {
+            Err(fail(ErrorKind::Conflict, "the container is being started or removed"))
+        }
+    }
+}

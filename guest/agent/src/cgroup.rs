@@ -1,0 +1,149 @@
+//! Control groups (version 2): `pod` for all containers, `pod/<id>` for each. Owns the files below /sys/fs/cgroup.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use kvmlet_protocol::{Failure, Resources};
+
+use crate::failure::Attempt;
+
+/// Where the hierarchy is mounted.
+pub(crate) const MOUNT: &str = "/sys/fs/cgroup";
+const POD: &str = "/sys/fs/cgroup/pod";
+const CONTROLLERS: &str = "+memory +cpu +pids +cpuset";
+/// How long killed processes may take to be gone.
+const EMPTY: Duration = Duration::from_secs(10);
+
+/// Makes the pod's group and hands the controllers down. Once, at boot.
+pub(crate) fn prepare() -> io::Result<()> {
+    fs::write(Path::new(MOUNT).join("cgroup.subtree_control"), CONTROLLERS)?;
+    fs::create_dir(POD)?;
+    fs::write(Path::new(POD).join("cgroup.subtree_control"), CONTROLLERS)
+}
+
+/// Limits all containers together; 0 lifts the limit.
+pub(crate) fn limit_pod(memory_max: u64) -> Result<(), Failure> {
+    fs::write(Path::new(POD).join("memory.max"), or_max(memory_max)).attempt("limit the pod's memory")
+}
+
+/// Kills every process of every container, and waits until they are gone.
+pub(crate) fn kill_pod() -> io::Result<()> {
+    kill_and_wait(Path::new(POD))
+}
+
+/// A container's group.
+#[derive(Debug)]
+pub(crate) struct Cgroup {
+    path: PathBuf,
+}
+
+impl Cgroup {
+    /// Makes the group and sets its limits.
+    pub(crate) fn create(id: &str, limits: &Resources) -> Result<Self, Failure> {
+        let group = Self {
+            path: Path::new(POD).join(id),
+        };
+        fs::create_dir(&group.path).attempt("create the container's cgroup")?;
+        group.limit(limits).inspect_err(|_| drop(fs::remove_dir(&group.path)))?;
+        Ok(group)
+    }
+
+    fn limit(&self, limits: &Resources) -> Result<(), Failure> {
+        let write = |file: &str, value: String| {
+            fs::write(self.path.join(file), &value).wanted(format_args!("set {file} of the container to {value}"))
+        };
+        if limits.memory_max > 0 {
+            write("memory.max", limits.memory_max.to_string())?;
+        }
+        // As the kubelet does on cgroup v2: a container lives or dies as a whole.
+        write("memory.oom.group", "1".into())?;
+        if limits.cpu_quota > 0 {
+            write("cpu.max", format!("{} 100000", limits.cpu_quota))?;
+        }
+        if limits.cpu_weight > 0 {
+            write("cpu.weight", limits.cpu_weight.to_string())?;
+        }
+        if limits.pids_max > 0 {
+            write("pids.max", limits.pids_max.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// Its directory.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// SIGKILL to all in it.
+    pub(crate) fn kill(&self) -> io::Result<()> {
+        fs::write(self.path.join("cgroup.kill"), "1")
+    }
+
+    /// The processes in it.
+    pub(crate) fn processes(&self) -> io::Result<Vec<i32>> {
+        Ok(fs::read_to_string(self.path.join("cgroup.procs"))?
+            .lines()
+            .filter_map(|l| l.parse().ok())
+            .collect())
+    }
+
+    /// Whether the kernel killed something in it for lack of memory.
+    pub(crate) fn out_of_memory(&self) -> bool {
+        let events = fs::read_to_string(self.path.join("memory.events")).unwrap_or_default();
+        field(&events, "oom_kill").max(field(&events, "oom_group_kill")) > 0
+    }
+
+    /// Memory in use, working set (both in bytes) and CPU time in nanoseconds.
+    pub(crate) fn usage(&self) -> (u64, u64, u64) {
+        let read = |file: &str| fs::read_to_string(self.path.join(file)).unwrap_or_default();
+        let memory = read("memory.current").trim().parse().unwrap_or(0);
+        let inactive = field(&read("memory.stat"), "inactive_file");
+        let cpu = field(&read("cpu.stat"), "usage_usec").saturating_mul(1000);
+        (memory, memory.saturating_sub(inactive), cpu)
+    }
+
+    /// Kills what is left and removes the group.
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        kill_and_wait(&self.path)?;
+        fs::remove_dir(&self.path)
+    }
+}
+
+fn kill_and_wait(path: &Path) -> io::Result<()> {
+    let events = path.join("cgroup.events");
+    let deadline = Instant::now() + EMPTY;
+    fs::write(path.join("cgroup.kill"), "1")?;
+    while field(&fs::read_to_string(&events)?, "populated") != 0 {
+        if Instant::now() > deadline {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+fn or_max(value: u64) -> String {
+    if value == 0 { "max".into() } else { value.to_string() }
+}
+
+/// The number after `name` in a file of lines `name number`.
+fn field(text: &str, name: &str) -> u64 {
+    let value = |line: &str| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok();
+    text.lines().find_map(value).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::field;
+
+    #[test]
+    fn a_field_is_found_by_its_whole_name() {
+        let events = "low 0\noom 3\noom_kill 2\noom_group_kill 1\n";
+        assert_eq!(
+            (field(events, "oom"), field(events, "oom_kill"), field(events, "missing")),
+            (3, 2, 0)
+        );
+    }
+}

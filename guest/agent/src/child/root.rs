@@ -1,0 +1,241 @@
+//! Builds a container's root: the image with a writable layer, the kernel's file systems, devices, volumes; and enters it.
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use kvmlet_protocol::{ErrorKind, Failure};
+use rustix::fs::{CWD, FileType, Mode, OFlags, fstatfs, makedev, mkdirat, mknodat, open, stat, symlinkat};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_string, fsmount, fsopen, mount_change, move_mount, open_tree, unmount,
+};
+
+use super::files::{self, Kind};
+use crate::boot::{ROOT, SHM};
+use crate::failure::{Attempt, fail};
+use crate::spawn::{Bind, Root};
+use crate::sys::{self, MountAttributes};
+
+const PROC_SUPER_MAGIC: i64 = 0x9fa0;
+/// Hidden from containers, as by the other runtimes.
+const MASKED: [&str; 11] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+];
+/// What they may read only.
+const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+const DEVICES: [(&str, u32, u32); 6] = [
+    ("null", 1, 3),
+    ("zero", 1, 5),
+    ("full", 1, 7),
+    ("random", 1, 8),
+    ("urandom", 1, 9),
+    ("tty", 5, 0),
+];
+const DEVICE_LINKS: [(&str, &str); 5] = [
+    ("/proc/self/fd", "fd"),
+    ("/proc/self/fd/0", "stdin"),
+    ("/proc/self/fd/1", "stdout"),
+    ("/proc/self/fd/2", "stderr"),
+    ("pts/ptmx", "ptmx"),
+];
+
+/// Builds it in this process's own mount name space and makes it `/`. The working directory is made too.
+pub(crate) fn enter(root: &Root, cwd: &str) -> Result<(), Failure> {
+    rustix::process::umask(Mode::empty());
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).attempt("make the mounts private")?;
+    let overlay = overlay(root).attempt("mount the container's root")?;
+    move_mount(&overlay, "", CWD, ROOT, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).attempt("mount the container's root")?;
+    let top = open(ROOT, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).attempt("open the container's root")?;
+    system(&top).attempt("mount the kernel's file systems")?;
+    devices(&top).attempt("make the container's devices")?;
+    restrict(&top).attempt("restrict the container's view of the kernel")?;
+    root.binds.iter().try_for_each(|b| bind(&top, b))?;
+    if !cwd.is_empty() {
+        files::ensure(&top, cwd, Kind::Directory, 0o755).wanted(format_args!("create the working directory {cwd}"))?;
+    }
+    if root.read_only {
+        sys::mount_setattr(&overlay, MountAttributes::READ_ONLY, false).attempt("make the container's root read-only")?;
+    }
+    pivot(&top).attempt("enter the container's root")
+}
+
+fn overlay(root: &Root) -> io::Result<OwnedFd> {
+    let (upper, work) = (root.upper.join("upper"), root.upper.join("work"));
+    let options = [("lowerdir", root.lower.as_path()), ("upperdir", &upper), ("workdir", &work)];
+    let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for (name, value) in options {
+        fsconfig_set_string(&fs, name, value)?;
+    }
+    // The layer goes with the machine: nothing is gained by writing it to the disk on every fsync.
+    rustix::mount::fsconfig_set_flag(&fs, "volatile")?;
+    fsconfig_create(&fs)?;
+    Ok(fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_NODEV)?)
+}
+
+fn new_mount(kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags) -> rustix::io::Result<OwnedFd> {
+    let fs = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for (name, value) in options {
+        if value.is_empty() {
+            rustix::mount::fsconfig_set_flag(&fs, *name)?;
+        } else {
+            fsconfig_set_string(&fs, *name, *value)?;
+        }
+    }
+    fsconfig_create(&fs)?;
+    fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+}
+
+fn attach(mount: impl AsFd, at: impl AsFd) -> rustix::io::Result<()> {
+    move_mount(
+        mount,
+        "",
+        at,
+        "",
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH,
+    )
+}
+
+/// The place of one of the system's own mounts, which the image must not redirect with a link.
+fn system_place(top: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
+    match mkdirat(top, name, Mode::from_raw_mode(0o755)) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(e) => return Err(e.into()),
+    }
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(top, name, flags, Mode::empty()).map_err(io::Error::from)
+}
+
+fn system(top: &OwnedFd) -> io::Result<()> {
+    let strict = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let read_only = strict | MountAttrFlags::MOUNT_ATTR_RDONLY;
+    attach(new_mount("proc", &[], strict)?, system_place(top, "proc")?)?;
+    attach(new_mount("sysfs", &[], read_only)?, system_place(top, "sys")?)?;
+    attach(new_mount("cgroup2", &[], read_only)?, files::open(top, "/sys/fs/cgroup")?)?;
+    Ok(())
+}
+
+fn devices(top: &OwnedFd) -> io::Result<()> {
+    let strict = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let dev = new_mount("tmpfs", &[("mode", "755"), ("size", "65536k")], MountAttrFlags::MOUNT_ATTR_NOSUID)?;
+    attach(&dev, system_place(top, "dev")?)?;
+    for (name, major, minor) in DEVICES {
+        mknodat(
+            &dev,
+            name,
+            FileType::CharacterDevice,
+            Mode::from_raw_mode(0o666),
+            makedev(major, minor),
+        )?;
+        // Only these work: each is a mount of its own, and /dev itself then takes no devices, so that a container which may
+        // make some (CAP_MKNOD is usual) cannot reach the guest's disks by them.
+        let device = open_tree(&dev, name, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
+        move_mount(&device, "", &dev, name, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    }
+    for (target, name) in DEVICE_LINKS {
+        symlinkat(target, &dev, name)?;
+    }
+    let place = |name: &str| files::ensure(&dev, name, Kind::Directory, 0o755);
+    let pts = new_mount(
+        "devpts",
+        &[("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")],
+        strict,
+    )?;
+    attach(pts, place("pts")?)?;
+    attach(clone(&open(SHM, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)?, place("shm")?)?;
+    match new_mount("mqueue", &[], strict | MountAttrFlags::MOUNT_ATTR_NODEV) {
+        Ok(queues) => attach(queues, place("mqueue")?)?,
+        // A kernel without message queues: programs get that answer from mq_open as well.
+        Err(Errno::NODEV) => {}
+        Err(e) => return Err(e.into()),
+    }
+    sys::mount_setattr(&dev, MountAttributes::NODEV, false)
+}
+
+fn restrict(top: &OwnedFd) -> io::Result<()> {
+    let empty = MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+    for path in MASKED {
+        let Some(place) = present(top, path)? else { continue };
+        match files::kind_of(&place)? {
+            Kind::Directory => attach(new_mount("tmpfs", &[("size", "0"), ("mode", "755")], empty)?, place)?,
+            Kind::File => attach(clone(&files::open(top, "/dev/null")?)?, place)?,
+        }
+    }
+    for path in READ_ONLY {
+        let Some(place) = present(top, path)? else { continue };
+        let copy = clone(&place)?;
+        sys::mount_setattr(&copy, MountAttributes::READ_ONLY, true)?;
+        attach(copy, place)?;
+    }
+    Ok(())
+}
+
+fn present(top: &OwnedFd, path: &str) -> io::Result<Option<OwnedFd>> {
+    match files::open(top, path) {
+        Ok(fd) => Ok(Some(fd)),
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// A detached copy of what is at `place`, with the mounts below it.
+fn clone(place: &OwnedFd) -> rustix::io::Result<OwnedFd> {
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH | OpenTreeFlags::AT_RECURSIVE;
+    open_tree(place, "", flags)
+}
+
+fn bind(top: &OwnedFd, bind: &Bind) -> Result<(), Failure> {
+    let destination = &bind.destination;
+    let what = format!("mount {destination}");
+    if destination.split('/').all(|part| matches!(part, "" | "." | "..")) {
+        return Err(fail(ErrorKind::BadContainer, format!("{destination:?} cannot be a volume's place")));
+    }
+    let volume = open(&bind.source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).attempt(&what)?;
+    let source = if bind.sub_path.is_empty() {
+        volume
+    } else {
+        let mode = stat(&bind.source).attempt(&what)?.st_mode & 0o7777;
+        let missing = format!("{what}: create {:?} in the volume", bind.sub_path);
+        files::ensure(&volume, &bind.sub_path, Kind::Directory, mode).wanted(missing)?
+    };
+    let kind = files::kind_of(&source).attempt(&what)?;
+    let place = files::ensure(top, destination, kind, 0o755).wanted(&what)?;
+    if fstatfs(&place).attempt(&what)?.f_type == PROC_SUPER_MAGIC {
+        return Err(fail(
+            ErrorKind::BadContainer,
+            format!("{destination:?} cannot be mounted because it is inside /proc"),
+        ));
+    }
+    if files::kind_of(&place).attempt(&what)? != kind {
+        let message = format!("{what}: are you trying to mount a directory onto a file (or vice-versa)?");
+        return Err(fail(ErrorKind::BadContainer, message));
+    }
+    let copy = clone(&source).attempt(&what)?;
+    if bind.read_only {
+        sys::mount_setattr(&copy, MountAttributes::READ_ONLY.and(MountAttributes::NODEV), true).attempt(&what)?;
+    }
+    attach(copy, place).wanted(what)
+}
+
+/// Makes `top` the root, and takes the guest's own root away.
+fn pivot(top: &OwnedFd) -> io::Result<()> {
+    const HERE: &CStr = c".";
+    rustix::process::fchdir(top)?;
+    rustix::process::pivot_root(HERE, HERE)?;
+    // Both lie on the same place now, the old one above.
+    unmount(HERE, UnmountFlags::DETACH)?;
+    rustix::process::chdir(Path::new("/")).map_err(io::Error::from)
+}

@@ -1,0 +1,101 @@
+//! The pod's volumes as directories of the guest. Owns how they are made and renewed, not how containers see them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+
+use kvmlet_protocol::{ErrorKind, Failure, VolumeContent, VolumeKind, VolumeSpec};
+use rustix::mount::{MountFlags, mount};
+
+use crate::atomic;
+use crate::device::SCRATCH;
+use crate::failure::{Attempt, fail};
+
+const MEMORY: &str = "/run/kvmlet/volumes";
+
+/// A volume that is there.
+#[derive(Debug, Clone)]
+pub(crate) struct Volume {
+    /// Where it is in the guest.
+    pub(crate) path: PathBuf,
+    /// Written by the host only: containers see it read-only whatever they ask for, as under the kubelet.
+    pub(crate) host_only: bool,
+    group: Option<u32>,
+}
+
+/// All volumes, by name.
+#[derive(Debug, Default)]
+pub(crate) struct Volumes {
+    by_name: BTreeMap<String, Volume>,
+}
+
+impl Volumes {
+    /// Makes every volume; the directory of each is named by its number, so a name is never a path.
+    pub(crate) fn create(specs: &[VolumeSpec]) -> Result<Self, Failure> {
+        let mut volumes = Self::default();
+        for (number, spec) in specs.iter().enumerate() {
+            let volume = create(number, spec)?;
+            if volumes.by_name.insert(spec.name.clone(), volume).is_some() {
+                return Err(fail(ErrorKind::Conflict, format!("two volumes are called {:?}", spec.name)));
+            }
+        }
+        Ok(volumes)
+    }
+
+    /// The volume of that name.
+    pub(crate) fn get(&self, name: &str) -> Result<&Volume, Failure> {
+        self.by_name
+            .get(name)
+            .ok_or_else(|| fail(ErrorKind::BadContainer, format!("the pod has no volume {name:?}")))
+    }
+
+    /// New content for a volume of files.
+    pub(crate) fn put(&self, name: &str, content: &VolumeContent) -> Result<(), Failure> {
+        let volume = self.get(name)?;
+        if !volume.host_only {
+            return Err(fail(ErrorKind::Conflict, format!("volume {name:?} is not one of files")));
+        }
+        atomic::write(&volume.path, content, volume.group)
+    }
+}
+
+fn create(number: usize, spec: &VolumeSpec) -> Result<Volume, Failure> {
+    let what = format!("create volume {:?}", spec.name);
+    let parent = match spec.kind {
+        VolumeKind::Directory => Path::new(SCRATCH).join("volumes"),
+        VolumeKind::Memory { .. } | VolumeKind::Files(_) => PathBuf::from(MEMORY),
+    };
+    let path = parent.join(number.to_string());
+    fs::create_dir_all(&path).attempt(&what)?;
+    match &spec.kind {
+        VolumeKind::Directory => fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).attempt(&what)?,
+        VolumeKind::Memory { size: 0 } => mount_memory(&path, "mode=1777").attempt(&what)?,
+        VolumeKind::Memory { size } => mount_memory(&path, &format!("mode=1777,size={size}")).attempt(&what)?,
+        VolumeKind::Files(content) => {
+            mount_memory(&path, "mode=1777").attempt(&what)?;
+            atomic::write(&path, content, spec.group)?;
+        }
+    }
+    if let Some(group) = spec.group {
+        hand_to_group(&path, group).attempt(&what)?;
+    }
+    Ok(Volume {
+        path,
+        host_only: matches!(spec.kind, VolumeKind::Files(_)),
+        group: spec.group,
+    })
+}
+
+fn mount_memory(path: &Path, options: &str) -> io::Result<()> {
+    let options = std::ffi::CString::new(options)?;
+    Ok(mount("tmpfs", path, "tmpfs", MountFlags::NODEV, options.as_c_str())?)
+}
+
+/// The root of a volume with an fsGroup: the group's, writable for it, and inherited by what is made in it.
+fn hand_to_group(path: &Path, group: u32) -> io::Result<()> {
+    chown(path, None, Some(group))?;
+    let mode = fs::metadata(path)?.mode() & 0o7777;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode | 0o2770))
+}
