@@ -95,7 +95,10 @@ def dishonest(out, root):
     for name, change in changes.items():
         Repository(out, f"bad/{name}").image([root, small], SHELL, tags=("latest",), change=change)
     Repository(out, "bad/config-garbage").image([root], tags=("latest",), raw_config=b'{"architecture": "amd64", "config": [')
-    Repository(out, "bad/manifest-garbage").manifest(b'{"schemaVersion": 2, "layers": 7', OCI + "manifest.v1+json", ("latest",))
+    empty = b'{"schemaVersion": 2, "mediaType": "%b", "config": {}, "layers": []}' % (OCI + "manifest.v1+json").encode()
+    Repository(out, "bad/empty-manifest").manifest(empty, OCI + "manifest.v1+json", ("latest",))
+    # The registry cannot read this one either: it answers 500 every time.
+    Repository(out, "bad/registry-error").manifest(b'{"schemaVersion": 2, "layers": 7', OCI + "manifest.v1+json", ("latest",))
     other = Repository(out, "bad/other-architecture")
     arm = other.image([small], SHELL, architecture="arm64")
     other.multi([(arm, {"os": "linux", "architecture": "arm64"}, None)], ("latest",))

@@ -24,6 +24,9 @@ for tool in python3 zstd dpkg-deb apt-get; do
     command -v "$tool" >/dev/null || { say "no '$tool' found: install the packages named in $here/packages"; exit 1; }
 done
 
+# A machine fresh from its image may never have fetched the lists of packages.
+apt-cache show docker-registry >/dev/null 2>&1 || apt-get update -qq >&2
+
 mkdir -p "$cache"
 exec 9>"$out.lock"
 flock 9 # a second caller waits for the first one's result

@@ -117,7 +117,7 @@ def nginx(out, debs):
     for entry in debian.entries(debs, seen):
         if not entry.path.startswith(("var/lib/dpkg", "var/cache", "etc/nginx/sites", "etc/nginx/modules-enabled")):
             root.add(entry)
-    site = Layer(compression="zstd").add(
+    site = Layer().add(
         directory("etc/nginx/conf.d"),
         file("etc/nginx/nginx.conf", NGINX_CONF),
         file("etc/nginx/conf.d/default.conf", NGINX_SITE),

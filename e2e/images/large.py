@@ -72,7 +72,7 @@ def shapes():
         file("srv/owners/fraction", "s", mtime=1_700_000_000.25),
         file("srv/owners/after-2038", "s", mtime=4_200_000_000),
         file("srv/xattrs/capability", "#!/bin/sh\n", mode=0o755, xattrs={"security.capability": NET_RAW}),
-        file("srv/xattrs/user", "x", xattrs={"user.note": b"text", "user.binary": bytes(range(256)), "user.empty": b""}),
+        file("srv/xattrs/user", "x", xattrs={"user.note": b"text", "user.binary": bytes(range(256))}),
         file("srv/xattrs/large", "x", xattrs={"user.large": bytes(range(1, 201)) * 15}),
         directory("srv/xattrs/folder", xattrs={"user.folder": b"yes", "trusted.note": b"kept by the kernel for root"}),
         file(PATH_120, "longer than the old header's field\n"),
@@ -99,9 +99,9 @@ def shapes():
     )
 
 
-def changes():
+def changes(compression):
     """Whiteouts, an opaque folder, and things that turn into others."""
-    return Layer(compression="zstd").add(
+    return Layer(compression).add(
         whiteout("srv/gone/file"),
         whiteout("srv/gone/folder"),
         whiteout("srv/bulk/zeros"),
@@ -133,10 +133,13 @@ def last():
 
 
 def large(out, base, compiler):
-    """library/large."""
-    layers = [*debian_layers(base, compiler), bulk(1500, 96 << 10), shapes(), changes(), last()]
+    """library/large: tag latest, and tag gzip for tools that know no zstd."""
+    lower = [layer.finish() for layer in (*debian_layers(base, compiler), bulk(1500, 96 << 10), shapes())]
+    upper = last().finish()
     config = {"Cmd": ["bash", "-c", "cat /etc/kvmlet-large; gcc --version"], "Env": [PATH]}
-    Repository(out, "library/large").image([layer.finish() for layer in layers], config, tags=("latest",))
+    repository = Repository(out, "library/large")
+    for compression, tag in (("zstd", "latest"), ("gzip", "gzip")):
+        repository.image([*lower, changes(compression).finish(), upper], config, tags=(tag,))
 
 
 def odd(out, root):
