@@ -1,0 +1,151 @@
+//! An [`Authorizer`] that asks the API server by SubjectAccessReview and remembers the answers for a while.
+//!
+//! Owns the cache. Errors are never remembered. Knows no API client: the provider gives a [`Reviewer`].
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::auth::{Attributes, AuthorizeError, Authorizer, BoxFuture, Decision, Identity};
+
+/// How long an answer counts.
+const ALLOW_FOR: Duration = Duration::from_secs(5 * 60);
+const DENY_FOR: Duration = Duration::from_secs(30);
+/// Answers remembered at once.
+const CAPACITY: usize = 1024;
+
+/// Asks the API server: creates one SubjectAccessReview for the user and groups with `resourceAttributes` verb,
+/// version `v1`, resource `nodes`, subresource and name.
+pub trait Reviewer: Send + Sync + 'static {
+    /// One review.
+    fn review<'a>(&'a self, identity: &'a Identity, attributes: &'a Attributes) -> BoxFuture<'a, Result<Decision, AuthorizeError>>;
+}
+
+/// Remembers what a [`Reviewer`] said: 5 minutes if it allowed, 30 seconds if not.
+#[derive(Debug)]
+pub struct CachedReviews<R> {
+    reviewer: R,
+    answers: Mutex<HashMap<(Identity, Attributes), (Decision, Instant)>>,
+}
+
+impl<R: Reviewer> CachedReviews<R> {
+    /// Nothing is remembered yet.
+    pub fn new(reviewer: R) -> Self {
+        Self {
+            reviewer,
+            answers: Mutex::default(),
+        }
+    }
+
+    fn answers(&self) -> MutexGuard<'_, HashMap<(Identity, Attributes), (Decision, Instant)>> {
+        // Each statement under the lock leaves the map whole.
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn remember(&self, key: (Identity, Attributes), decision: Decision) {
+        let now = Instant::now();
+        let lifetime = match decision {
+            Decision::Allow => ALLOW_FOR,
+            Decision::Deny => DENY_FOR,
+        };
+        let mut answers = self.answers();
+        if answers.len() >= CAPACITY {
+            answers.retain(|_, (_, until)| *until > now);
+        }
+        if answers.len() >= CAPACITY {
+            answers.clear();
+        }
+        answers.insert(key, (decision, now + lifetime));
+    }
+}
+
+impl<R: Reviewer> Authorizer for CachedReviews<R> {
+    fn authorize<'a>(&'a self, identity: &'a Identity, attributes: &'a Attributes) -> BoxFuture<'a, Result<Decision, AuthorizeError>> {
+        Box::pin(async move {
+            let key = (identity.clone(), attributes.clone());
+            let known = self
+                .answers()
+                .get(&key)
+                .filter(|(_, until)| *until > Instant::now())
+                .map(|known| known.0);
+            if let Some(decision) = known {
+                return Ok(decision);
+            }
+            let decision = self.reviewer.review(identity, attributes).await?;
+            self.remember(key, decision);
+            Ok(decision)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// Allows `admin`, fails for `broken`, denies others; counts.
+    #[derive(Default)]
+    struct Counting(AtomicUsize);
+
+    impl Reviewer for Counting {
+        fn review<'a>(&'a self, identity: &'a Identity, _: &'a Attributes) -> BoxFuture<'a, Result<Decision, AuthorizeError>> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Box::pin(async move {
+                match identity.user.as_str() {
+                    "admin" => Ok(Decision::Allow),
+                    "broken" => Err(AuthorizeError("API server is away".into())),
+                    _ => Ok(Decision::Deny),
+                }
+            })
+        }
+    }
+
+    async fn asked_after(user: &str, pause: Duration) -> usize {
+        let reviews = CachedReviews::new(Counting::default());
+        let identity = Identity {
+            user: user.into(),
+            groups: Vec::new(),
+        };
+        let attributes = Attributes {
+            verb: "get",
+            subresource: "proxy",
+            node: "n".into(),
+        };
+        for _ in 0..2 {
+            // Whether it failed is the other tests' matter.
+            let _ = reviews.authorize(&identity, &attributes).await;
+            tokio::time::advance(pause).await;
+        }
+        reviews.reviewer.0.load(Ordering::Relaxed)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn answers_are_remembered_for_their_time_and_errors_never() {
+        assert_eq!(asked_after("admin", Duration::from_secs(299)).await, 1);
+        assert_eq!(asked_after("admin", Duration::from_secs(301)).await, 2);
+        assert_eq!(asked_after("nobody", Duration::from_secs(29)).await, 1);
+        assert_eq!(asked_after("nobody", Duration::from_secs(31)).await, 2);
+        assert_eq!(asked_after("broken", Duration::ZERO).await, 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_cache_stays_bounded() {
+        let reviews = CachedReviews::new(Counting::default());
+        let attributes = Attributes {
+            verb: "get",
+            subresource: "proxy",
+            node: "n".into(),
+        };
+        for number in 0..3 * CAPACITY {
+            let identity = Identity {
+                user: number.to_string(),
+                groups: Vec::new(),
+            };
+            assert!(reviews.authorize(&identity, &attributes).await.is_ok());
+        }
+        assert!(reviews.answers().len() <= CAPACITY);
+    }
+}

@@ -1,0 +1,145 @@
+//! The paths of the port, and the handlers that need no file of their own.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path, RawQuery, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::from_fn_with_state;
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{any, get};
+use futures_util::stream::unfold;
+use jiff::Timestamp;
+use k8s_openapi::List;
+use k8s_openapi::api::core::v1::Pod;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::backend::{Backend, LogTarget};
+use crate::exec;
+use crate::guard::{Guard, check};
+use crate::logs::{LogOptions, open};
+
+/// What handlers share.
+pub(crate) struct Shared<B> {
+    pub(crate) backend: B,
+    /// Ends upgraded connections when the server stops.
+    pub(crate) shutdown: CancellationToken,
+    /// The upgraded connections.
+    pub(crate) sessions: TaskTracker,
+    pub(crate) idle: Duration,
+}
+
+/// All paths behind the guard.
+pub(crate) fn router<B: Backend>(shared: Arc<Shared<B>>, guard: Guard) -> Router {
+    Router::new()
+        .route("/healthz", get(healthy))
+        .route("/healthz/ping", get(healthy))
+        .route("/pods", get(pods::<B>))
+        .route("/pods/", get(pods::<B>))
+        .route("/runningpods", get(running_pods::<B>))
+        .route("/runningpods/", get(running_pods::<B>))
+        .route("/containerLogs/{namespace}/{pod}/{container}", get(container_logs::<B>))
+        .route("/exec/{namespace}/{pod}/{third}", get(exec::by_name::<B>).post(exec::by_name::<B>))
+        .route(
+            "/exec/{namespace}/{pod}/{third}/{container}",
+            get(exec::by_uid::<B>).post(exec::by_uid::<B>),
+        )
+        .route("/attach/{namespace}/{pod}/{third}", any(no_attach))
+        .route("/attach/{namespace}/{pod}/{third}/{container}", any(no_attach))
+        .route("/portForward/{namespace}/{pod}", any(no_port_forward))
+        .route("/portForward/{namespace}/{pod}/{uid}", any(no_port_forward))
+        .route("/metrics", any(no_metrics))
+        .route("/metrics/{kind}", any(no_metrics))
+        .route("/stats/summary", any(no_stats))
+        .fallback(unknown)
+        .with_state(shared)
+        .layer(from_fn_with_state(guard, check))
+}
+
+async fn healthy() -> &'static str {
+    "ok"
+}
+
+async fn unknown() -> Response {
+    (StatusCode::NOT_FOUND, "404 page not found\n").into_response()
+}
+
+fn not_implemented(what: &str) -> Response {
+    (StatusCode::NOT_IMPLEMENTED, format!("kvmlet does not implement {what} yet\n")).into_response()
+}
+
+async fn no_attach() -> Response {
+    not_implemented("attach; use exec to run a command in the container")
+}
+
+async fn no_port_forward() -> Response {
+    not_implemented("port-forward; the pod's IP is reachable from the cluster")
+}
+
+async fn no_metrics() -> Response {
+    not_implemented("metrics")
+}
+
+async fn no_stats() -> Response {
+    not_implemented("the stats summary")
+}
+
+async fn pods<B: Backend>(State(shared): State<Arc<Shared<B>>>) -> Response {
+    pod_list(shared.backend.pods().await)
+}
+
+async fn running_pods<B: Backend>(State(shared): State<Arc<Shared<B>>>) -> Response {
+    pod_list(shared.backend.running_pods().await)
+}
+
+fn pod_list(items: Vec<Pod>) -> Response {
+    let list = List { items, ..List::default() };
+    match serde_json::to_vec(&list) {
+        Ok(json) => ([(header::CONTENT_TYPE, "application/json")], json).into_response(),
+        Err(error) => {
+            tracing::error!(%error, "encode pod list");
+            (StatusCode::INTERNAL_SERVER_ERROR, "encode pod list\n").into_response()
+        }
+    }
+}
+
+async fn container_logs<B: Backend>(
+    State(shared): State<Arc<Shared<B>>>,
+    Path((namespace, pod, container)): Path<(String, String, String)>,
+    RawQuery(query): RawQuery,
+) -> Response {
+    let options = match LogOptions::from_query(query.as_deref().unwrap_or_default(), Timestamp::now()) {
+        Ok(options) => options,
+        Err(error) => return (error.status(), error.to_string()).into_response(),
+    };
+    let target = LogTarget {
+        namespace,
+        pod,
+        container,
+        previous: options.previous,
+    };
+    let source = match shared.backend.log_source(target).await {
+        Ok(source) => source,
+        Err(error) => return (error.status(), error.to_string()).into_response(),
+    };
+    let body = match open(source, options).await {
+        Ok(body) => body,
+        Err(error) => {
+            tracing::warn!(%error, "open container log");
+            return (StatusCode::BAD_REQUEST, format!("failed to open log file: {error}")).into_response();
+        }
+    };
+    // The end of the server ends a log that is followed.
+    let shutdown = shared.shutdown.clone();
+    let pieces = unfold((body, shutdown), |(mut body, shutdown)| async move {
+        let piece = tokio::select! {
+            piece = body.recv() => piece,
+            () = shutdown.cancelled() => None,
+        };
+        piece.map(|piece| (piece, (body, shutdown)))
+    });
+    ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], Body::from_stream(pieces)).into_response()
+}

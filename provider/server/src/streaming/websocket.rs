@@ -1,0 +1,284 @@
+//! Remote commands over WebSocket: channels in the first byte of each message.
+//!
+//! Owns the channel codec (binary and base64), the half-close of v5, and one task a direction. Bounded like SPDY: a full
+//! queue stops the reading of the socket.
+
+use std::time::Duration;
+
+use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::{BufMut as _, Bytes, BytesMut};
+use futures_util::stream::{SplitSink, SplitStream};
+use futures_util::{SinkExt as _, StreamExt as _};
+use tokio::sync::mpsc;
+use tokio::time::{interval_at, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::negotiate::WebSocketProtocol;
+use super::session::run;
+use super::{ClientStreams, Output, PeerGone};
+use crate::backend::{Backend, ExecRequest};
+
+/// The largest message read; a client that sends more is cut off.
+pub const MAX_MESSAGE: usize = 4 * 1024 * 1024;
+/// Messages are handed on in pieces of this size, [`QUEUE`] of which may wait a channel.
+const PIECE: usize = 64 * 1024;
+const QUEUE: usize = 16;
+/// How long the client has to answer the closing handshake.
+const LINGER: Duration = Duration::from_secs(10);
+/// Sent so that a client which vanished is noticed by the failing write.
+const PING_EVERY: Duration = Duration::from_secs(30);
+
+const STDIN: u8 = 0;
+const STDOUT: u8 = 1;
+const STDERR: u8 = 2;
+const ERROR: u8 = 3;
+const RESIZE: u8 = 4;
+/// Not a channel: the second byte names the one that ends (v5).
+const CLOSE: u8 = 255;
+
+/// One channel towards the client.
+#[derive(Debug)]
+pub struct ChannelOutput {
+    channel: u8,
+    base64: bool,
+    out: mpsc::Sender<Message>,
+}
+
+impl ChannelOutput {
+    /// Sends one message, when there is room.
+    pub async fn send(&self, payload: Bytes) -> Result<(), PeerGone> {
+        let message = encode(self.channel, &payload, self.base64);
+        self.out.send(message).await.map_err(|_| PeerGone)
+    }
+}
+
+fn encode(channel: u8, payload: &[u8], base64: bool) -> Message {
+    if base64 {
+        let mut text = String::from(char::from(b'0' + channel));
+        STANDARD.encode_string(payload, &mut text);
+        return Message::Text(text.into());
+    }
+    let mut message = BytesMut::with_capacity(payload.len() + 1);
+    message.put_u8(channel);
+    message.put_slice(payload);
+    Message::Binary(message.freeze())
+}
+
+/// A message of the client.
+#[derive(Debug, PartialEq, Eq)]
+enum Incoming {
+    Data(u8, Bytes),
+    HalfClose(u8),
+    /// Empty, or not decodable: read and forgotten, as the kubelet does.
+    Nothing,
+}
+
+fn decode(message: Bytes, protocol: &WebSocketProtocol) -> Incoming {
+    let Some(&first) = message.first() else { return Incoming::Nothing };
+    if protocol.half_close && first == CLOSE {
+        return message.get(1).map_or(Incoming::Nothing, |channel| Incoming::HalfClose(*channel));
+    }
+    let payload = message.slice(1..);
+    if !protocol.base64 {
+        return Incoming::Data(first, payload);
+    }
+    match STANDARD.decode(payload) {
+        Ok(payload) => Incoming::Data(first.wrapping_sub(b'0'), payload.into()),
+        Err(_) => Incoming::Nothing,
+    }
+}
+
+/// Serves one command over an upgraded connection to its end.
+pub async fn serve<B: Backend>(
+    socket: WebSocket,
+    protocol: WebSocketProtocol,
+    request: ExecRequest,
+    backend: &B,
+    idle: Duration,
+    shutdown: CancellationToken,
+) {
+    let (sink, stream) = socket.split();
+    let (out, messages) = mpsc::channel(QUEUE);
+    let gone = shutdown.child_token();
+    let (stdin_sender, stdin) = mpsc::channel(QUEUE);
+    let (resize_sender, resize) = mpsc::channel(QUEUE);
+    let reader = Reader {
+        protocol,
+        stdin: request.stdin.then_some(stdin_sender),
+        resize: request.tty.then_some(resize_sender),
+    };
+    let writing = tokio::spawn(write(sink, messages, gone.clone()));
+    let reading = tokio::spawn({
+        let gone = gone.clone();
+        async move {
+            reader.run(stream, idle, &gone).await;
+            gone.cancel();
+        }
+    });
+    let output = |channel| ChannelOutput {
+        channel,
+        base64: protocol.base64,
+        out: out.clone(),
+    };
+    let client = ClientStreams {
+        stdin: request.stdin.then_some(stdin),
+        stdout: request.stdout.then(|| Output::WebSocket(output(STDOUT))),
+        stderr: request.stderr.then(|| Output::WebSocket(output(STDERR))),
+        resize: request.tty.then_some(resize),
+        error: Output::WebSocket(output(ERROR)),
+        status: protocol.status,
+        gone: gone.clone(),
+    };
+    // Clients wait for one message before they believe that the command was accepted.
+    let lowest = output(if request.stdout {
+        STDOUT
+    } else if request.stderr {
+        STDERR
+    } else {
+        ERROR
+    });
+    let served = async {
+        lowest.send(Bytes::new()).await?;
+        let session = tokio::select! {
+            session = backend.exec(request) => session,
+            () = gone.cancelled() => return Err(PeerGone),
+        };
+        run(client, session).await?;
+        let close = CloseFrame {
+            code: close_code::NORMAL,
+            reason: "".into(),
+        };
+        out.send(Message::Close(Some(close))).await.map_err(|_| PeerGone)
+    };
+    if served.await.is_ok() {
+        // The client's own close ends the reader; a client that does not answer is left.
+        let _ = timeout(LINGER, gone.cancelled()).await;
+    }
+    gone.cancel();
+    // Both end on `gone`; a panic in one of them is already reported by the runtime.
+    let _ = tokio::join!(writing, reading);
+}
+
+struct Reader {
+    protocol: WebSocketProtocol,
+    stdin: Option<mpsc::Sender<Bytes>>,
+    resize: Option<mpsc::Sender<Bytes>>,
+}
+
+impl Reader {
+    async fn run(mut self, mut stream: SplitStream<WebSocket>, idle: Duration, gone: &CancellationToken) {
+        loop {
+            let message = tokio::select! {
+                message = timeout(idle, stream.next()) => message,
+                () = gone.cancelled() => return,
+            };
+            let payload = match message {
+                Ok(Some(Ok(Message::Binary(payload)))) => payload,
+                Ok(Some(Ok(Message::Text(text)))) => text.into(),
+                Ok(Some(Ok(Message::Ping(_) | Message::Pong(_)))) => continue,
+                Ok(Some(Ok(Message::Close(_)) | Err(_)) | None) | Err(_) => return,
+            };
+            tokio::select! {
+                () = self.handle(payload) => {}
+                () = gone.cancelled() => return,
+            }
+        }
+    }
+
+    async fn handle(&mut self, payload: Bytes) {
+        match decode(payload, &self.protocol) {
+            Incoming::Data(channel, mut payload) => {
+                while !payload.is_empty() {
+                    let piece = payload.split_to(payload.len().min(PIECE));
+                    if let Some(sender) = self.channel(channel) {
+                        // Failed: the consumer has gone, the rest is read and forgotten.
+                        let _ = sender.send(piece).await;
+                    }
+                }
+            }
+            Incoming::HalfClose(channel) => {
+                if let Some(sender) = match channel {
+                    STDIN => Some(&mut self.stdin),
+                    RESIZE => Some(&mut self.resize),
+                    _ => None,
+                } {
+                    *sender = None;
+                }
+            }
+            Incoming::Nothing => {}
+        }
+    }
+
+    fn channel(&self, channel: u8) -> Option<&mpsc::Sender<Bytes>> {
+        match channel {
+            STDIN => self.stdin.as_ref(),
+            RESIZE => self.resize.as_ref(),
+            _ => None,
+        }
+    }
+}
+
+async fn write(mut sink: SplitSink<WebSocket, Message>, mut messages: mpsc::Receiver<Message>, gone: CancellationToken) {
+    let mut pings = interval_at(tokio::time::Instant::now() + PING_EVERY, PING_EVERY);
+    let writing = async {
+        loop {
+            let mut next = tokio::select! {
+                next = messages.recv() => next,
+                _ = pings.tick() => Some(Message::Ping(Bytes::new())),
+            };
+            if next.is_none() {
+                return Ok::<(), axum::Error>(());
+            }
+            while let Some(message) = next {
+                sink.feed(message).await?;
+                next = messages.try_recv().ok();
+            }
+            sink.flush().await?;
+        }
+    };
+    let ended = tokio::select! {
+        ended = writing => ended,
+        () = gone.cancelled() => Ok(()),
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "WebSocket client has gone");
+    }
+    gone.cancel();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::streaming::negotiate::websocket;
+
+    fn protocol(name: &str) -> WebSocketProtocol {
+        websocket([name].into_iter()).expect("known")
+    }
+
+    #[test]
+    fn messages_name_their_channel_in_the_first_byte() {
+        assert_eq!(encode(STDOUT, b"hi", false), Message::Binary(Bytes::from_static(b"\x01hi")));
+        assert_eq!(encode(STDERR, b"hi", true), Message::Text("2aGk=".into()));
+        assert_eq!(encode(ERROR, b"", true), Message::Text("3".into()));
+    }
+
+    #[test]
+    fn messages_of_clients_are_read_as_their_protocol_says() {
+        let bytes = Bytes::from_static;
+        let table = [
+            ("v4.channel.k8s.io", bytes(b"\x00hi"), Incoming::Data(STDIN, bytes(b"hi"))),
+            ("v4.channel.k8s.io", bytes(b"\xff\x00"), Incoming::Data(CLOSE, bytes(b"\x00"))),
+            ("v5.channel.k8s.io", bytes(b"\xff\x00"), Incoming::HalfClose(STDIN)),
+            ("v5.channel.k8s.io", bytes(b"\xff"), Incoming::Nothing),
+            ("v4.channel.k8s.io", bytes(b""), Incoming::Nothing),
+            ("base64.channel.k8s.io", bytes(b"0aGk="), Incoming::Data(STDIN, bytes(b"hi"))),
+            ("base64.channel.k8s.io", bytes(b"0!!"), Incoming::Nothing),
+            ("base64.channel.k8s.io", bytes(b"\x000aGk="), Incoming::Nothing),
+        ];
+        for (name, message, expected) in table {
+            assert_eq!(decode(message.clone(), &protocol(name)), expected, "{name} {message:?}");
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! TLS of the port: TLS 1.2 at least, a serving certificate that can be replaced while connections last, and client
+//! certificates of one authority.
+//!
+//! A client without a certificate gets through the handshake, so that it reads `401 Unauthorized` instead of an alert
+//! (and so that bearer tokens can come later); one with a certificate of another authority does not.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::{RootCertStore, ServerConfig};
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+use crate::auth::Identity;
+
+/// Why the port's TLS cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// The certificate chain is empty, or the key is not the certificate's or of no known kind.
+    #[error("load serving certificate and key")]
+    ServingCertificate(#[source] rustls::Error),
+    /// A certificate of the client authority is malformed.
+    #[error("load client certificate authority")]
+    ClientAuthority(#[source] rustls::Error),
+    /// There is no certificate of a client authority.
+    #[error("verify client certificates")]
+    ClientVerifier(#[from] rustls::server::VerifierBuilderError),
+    /// The cryptography provider has no TLS 1.2 or 1.3.
+    #[error("choose TLS versions")]
+    Versions(#[source] rustls::Error),
+}
+
+/// The serving certificate, shared with whoever renews it. New connections see a new one at once.
+#[derive(Debug, Clone)]
+pub struct ServingCertificate(Arc<ArcSwap<CertifiedKey>>);
+
+impl ServingCertificate {
+    /// Serves `chain`, the leaf first.
+    pub fn new(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<Self, TlsError> {
+        Ok(Self(Arc::new(ArcSwap::from_pointee(certified(chain, key)?))))
+    }
+
+    /// Serves another certificate from now on. On an error the old one stays.
+    pub fn replace(&self, chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<(), TlsError> {
+        self.0.store(Arc::new(certified(chain, key)?));
+        Ok(())
+    }
+}
+
+fn certified(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<CertifiedKey, TlsError> {
+    if chain.is_empty() {
+        return Err(TlsError::ServingCertificate(rustls::Error::NoCertificatesPresented));
+    }
+    CertifiedKey::from_der(chain, key, &rustls::crypto::ring::default_provider()).map_err(TlsError::ServingCertificate)
+}
+
+impl ResolvesServerCert for ServingCertificate {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.load_full())
+    }
+}
+
+/// The configuration of new connections.
+pub(crate) fn server_config(serving: ServingCertificate, client_authority: Vec<CertificateDer<'static>>) -> Result<ServerConfig, TlsError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut roots = RootCertStore::empty();
+    for certificate in client_authority {
+        roots.add(certificate).map_err(TlsError::ClientAuthority)?;
+    }
+    let verifier: Arc<dyn ClientCertVerifier> = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+        .allow_unauthenticated()
+        .build()?;
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+        .map_err(TlsError::Versions)?
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(Arc::new(serving));
+    // Upgrades exist in HTTP/1.1 only.
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+/// Who a verified client certificate names; nobody if it has no common name.
+pub(crate) fn identity(chain: Option<&[CertificateDer<'_>]>) -> Option<Identity> {
+    let leaf = chain?.first()?;
+    let (_, certificate) = X509Certificate::from_der(leaf).ok()?;
+    let subject = certificate.subject();
+    let user = subject
+        .iter_common_name()
+        .find_map(|name| name.as_str().ok())
+        .filter(|name| !name.is_empty())?;
+    let organisations = subject.iter_organization().filter_map(|name| name.as_str().ok());
+    let groups = organisations.chain(["system:authenticated"]).map(str::to_owned).collect();
+    Some(Identity {
+        user: user.to_owned(),
+        groups,
+    })
+}

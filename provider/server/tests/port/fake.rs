@@ -1,0 +1,144 @@
+//! A backend with one pod `p` in namespace `ns`, whose commands are played by tasks.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use k8s_openapi::api::core::v1::Pod;
+use kvmlet_server::{
+    Backend, ExecExit, ExecRequest, ExecSession, LogError, LogSource, LogTarget, StreamError, TerminalSize,
+};
+use tokio::io::{AsyncWriteExt as _, duplex};
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// What tests look at from outside.
+#[derive(Debug, Clone)]
+pub(crate) struct Fake {
+    pub(crate) logs: PathBuf,
+    pub(crate) log_running: watch::Sender<bool>,
+    /// Sessions that are there now.
+    pub(crate) sessions: watch::Sender<usize>,
+    /// Bytes that the command `flood` has got rid of.
+    pub(crate) flooded: Arc<AtomicU64>,
+}
+
+impl Fake {
+    pub(crate) fn new() -> Self {
+        Self {
+            logs: PathBuf::from("/nonexistent"),
+            log_running: watch::Sender::new(true),
+            sessions: watch::Sender::new(0),
+            flooded: Arc::default(),
+        }
+    }
+}
+
+/// Counts a session for as long as it is held.
+struct Held(watch::Sender<usize>);
+
+impl Held {
+    fn new(sessions: &watch::Sender<usize>) -> Self {
+        sessions.send_modify(|count| *count += 1);
+        Self(sessions.clone())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
+}
+
+impl Backend for Fake {
+    async fn pods(&self) -> Vec<Pod> {
+        let mut pod = Pod::default();
+        pod.metadata.name = Some("p".into());
+        vec![pod.clone(), pod]
+    }
+
+    async fn running_pods(&self) -> Vec<Pod> {
+        Vec::new()
+    }
+
+    async fn log_source(&self, target: LogTarget) -> Result<LogSource, LogError> {
+        let LogTarget { pod, container, previous, .. } = target;
+        match container.as_str() {
+            _ if pod != "p" => Err(LogError::UnknownPod { pod }),
+            "c" if previous => Err(LogError::NoPrevious { container, pod }),
+            "c" => Ok(LogSource {
+                directory: self.logs.clone(),
+                restart_count: 0,
+                running: self.log_running.subscribe(),
+            }),
+            "waiting" => Err(LogError::Waiting { container, pod, reason: "ContainerCreating".into() }),
+            _ => Err(LogError::UnknownContainer { container, pod }),
+        }
+    }
+
+    async fn check_exec(&self, request: &ExecRequest) -> Result<(), StreamError> {
+        if request.pod != "p" || request.uid.as_deref().is_some_and(|uid| uid != "uid-1") {
+            return Err(StreamError::UnknownPod);
+        }
+        match request.container.as_str() {
+            "c" if request.tty => Err(StreamError::NotImplemented("terminals are not implemented yet".into())),
+            "c" | "terminal" => Ok(()),
+            _ => Err(StreamError::UnknownContainer { container: request.container.clone() }),
+        }
+    }
+
+    async fn exec(&self, request: ExecRequest) -> Result<ExecSession, StreamError> {
+        let (stdin, mut input) = duplex(4096);
+        let (mut output, stdout) = duplex(4096);
+        let (mut errors, stderr) = duplex(4096);
+        let (resize, mut sizes) = mpsc::channel::<TerminalSize>(1);
+        let (mut exited, exit) = oneshot::channel();
+        let argument = request.command.get(1).cloned().unwrap_or_default();
+        let flooded = self.flooded.clone();
+        if request.command[0] == "missing" {
+            return Err(StreamError::Failed("no such file or directory".into()));
+        }
+        tokio::spawn(async move {
+            let code = match request.command[0].as_str() {
+                "echo" => output.write_all(argument.as_bytes()).await.map(|()| ExecExit::Code(0)),
+                "complain" => errors.write_all(argument.as_bytes()).await.map(|()| ExecExit::Code(1)),
+                "exit" => Ok(ExecExit::Code(argument.parse().unwrap_or(99))),
+                "signalled" => Ok(ExecExit::Signal(15)),
+                "cat" => tokio::io::copy(&mut input, &mut output).await.map(|_| ExecExit::Code(0)),
+                "size" => {
+                    let size = sizes.recv().await;
+                    output.write_all(format!("{size:?}").as_bytes()).await.map(|()| ExecExit::Code(0))
+                }
+                "flood" => loop {
+                    if output.write_all(&[7; 4096]).await.is_err() {
+                        break Ok(ExecExit::Code(141));
+                    }
+                    flooded.fetch_add(4096, Ordering::Relaxed);
+                },
+                // Ends when it is given up; reads nothing.
+                "hang" => {
+                    exited.closed().await;
+                    Ok(ExecExit::Code(0))
+                }
+                unknown => Err(std::io::Error::other(unknown.to_owned())),
+            };
+            drop((output, errors));
+            let _ = exited.send(code);
+        });
+        let held = Held::new(&self.sessions);
+        Ok(ExecSession {
+            stdin: request.stdin.then_some(Box::new(stdin)),
+            stdout: request.stdout.then_some(Box::new(stdout)),
+            stderr: request.stderr.then_some(Box::new(stderr)),
+            resize: request.tty.then_some(resize),
+            exit: Box::pin(async move {
+                let code = exit.await;
+                drop(held);
+                match code {
+                    Ok(Ok(exit)) => Ok(exit),
+                    Ok(Err(error)) => Err(StreamError::Failed(error.to_string())),
+                    Err(_) => Err(StreamError::Failed("the command was lost".into())),
+                }
+            }),
+        })
+    }
+}

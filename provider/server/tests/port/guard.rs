@@ -1,0 +1,98 @@
+//! Who gets in, and what the paths without a file of their own answer.
+
+use hyper::{Method, StatusCode};
+use kvmlet_server::{BindError, Server};
+use rcgen::ExtendedKeyUsagePurpose;
+
+use crate::fake::Fake;
+use crate::support::{AUTHORITY, Authority, Port, config};
+
+#[tokio::test]
+async fn a_client_without_a_certificate_is_unauthorized_everywhere() {
+    let port = Port::serve(Fake::new()).await;
+    for path in ["/healthz", "/pods", "/exec/ns/p/c?command=a&output=1", "/nowhere"] {
+        let answer = port.ask(None, Method::GET, path).await;
+        assert_eq!(answer, (StatusCode::UNAUTHORIZED, "Unauthorized".into()), "{path}");
+    }
+    port.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_of_another_authority_or_purpose_does_not_get_through_tls() {
+    let port = Port::serve(Fake::new()).await;
+    let strangers = [
+        Authority::new("somebody else").client("admin"),
+        AUTHORITY.issue("admin", "system:masters", ExtendedKeyUsagePurpose::ServerAuth),
+    ];
+    for stranger in strangers {
+        let request = hyper::Request::builder().uri("/healthz").header("host", "node-1");
+        let request = request.body(http_body_util::Empty::new()).expect("valid request");
+        assert!(port.request(Some(stranger), request).await.is_err());
+    }
+    assert_eq!(port.get("/healthz").await, (200, "ok".into()), "others are still served");
+    port.stop().await;
+}
+
+#[tokio::test]
+async fn rights_are_asked_for_each_request_and_exec_needs_create() {
+    let port = Port::serve(Fake::new()).await;
+    let ask = async |user: &str, path: &str| port.ask(Some(AUTHORITY.client(user)), Method::GET, path).await;
+    assert_eq!(ask("reader", "/pods").await.0, StatusCode::OK);
+    let (status, text) = ask("reader", "/exec/ns/p/c?command=a&output=1").await;
+    assert_eq!(status, StatusCode::FORBIDDEN);
+    assert_eq!(text, "Forbidden (user=reader, verb=create, resource=nodes, subresource(s)=[proxy])\n");
+    let (status, text) = ask("nobody", "/runningpods/").await;
+    assert_eq!(status, StatusCode::FORBIDDEN);
+    assert!(text.contains("subresource(s)=[pods proxy]"), "{text}");
+    assert_eq!(ask("broken", "/pods").await.0, StatusCode::INTERNAL_SERVER_ERROR);
+    port.stop().await;
+}
+
+#[tokio::test]
+async fn pods_are_lists_and_what_is_not_built_says_so() {
+    let port = Port::serve(Fake::new()).await;
+    let (status, text) = port.get("/pods").await;
+    let list: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!((status, &list["kind"], &list["apiVersion"]), (200, &"PodList".into(), &"v1".into()));
+    assert_eq!(list["items"].as_array().map(Vec::len), Some(2));
+    assert_eq!(list["items"][0]["metadata"]["name"], "p");
+    assert_eq!(port.get("/healthz/ping").await, (200, "ok".into()));
+    for path in ["/metrics", "/metrics/resource", "/stats/summary", "/attach/ns/p/c", "/portForward/ns/p"] {
+        let (status, text) = port.get(path).await;
+        assert_eq!(status, 501, "{path}");
+        assert!(text.starts_with("kvmlet does not implement "), "{path}: {text}");
+    }
+    assert_eq!(port.get("/nowhere").await.0, 404);
+    let posted = port.ask(Some(AUTHORITY.client("admin")), Method::POST, "/pods").await;
+    assert_eq!(posted.0, StatusCode::METHOD_NOT_ALLOWED);
+    port.stop().await;
+}
+
+#[tokio::test]
+async fn a_port_in_use_is_named() {
+    let port = Port::serve(Fake::new()).await;
+    let error = Server::bind(port.address, config(), Fake::new()).await.expect_err("in use");
+    assert!(matches!(error, BindError::InUse(address) if address == port.address));
+    assert!(error.to_string().contains(&port.address.to_string()), "{error}");
+    assert!(error.to_string().contains("another kubelet"), "{error}");
+    port.stop().await;
+}
+
+#[tokio::test]
+async fn a_new_serving_certificate_is_shown_to_new_connections() {
+    let port = Port::serve(Fake::new()).await;
+    let shown = async || {
+        let stream = port.tls(Some(AUTHORITY.client("admin"))).await.expect("handshake");
+        stream.get_ref().1.peer_certificates().expect("certificates")[0].clone()
+    };
+    let before = shown().await;
+    let (chain, key) = AUTHORITY.server();
+    let leaf = chain[0].clone();
+    port.certificate.replace(chain, key).expect("own certificate");
+    assert_eq!(shown().await, leaf);
+    assert_ne!(before, leaf);
+    let (_, other_key) = AUTHORITY.server();
+    assert!(port.certificate.replace(vec![leaf.clone()], other_key).is_err(), "a key of another certificate");
+    assert_eq!(shown().await, leaf, "the old one stays");
+    port.stop().await;
+}
