@@ -1,0 +1,33 @@
+# kvmlet: what one types. Everything a target needs it installs or builds itself.
+#   HOSTS=n   how many KVM hosts `make cluster` starts (1)
+#   FILTER=s  only end-to-end tests whose name contains s
+
+HOSTS ?= 1
+FILTER ?=
+CARGO ?= cargo
+E2E = $(CARGO) run --quiet --release -p kvmlet-e2e --
+
+.PHONY: help demo test bench lint cluster cluster-down
+.DEFAULT_GOAL := help
+
+help: ## what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+cluster: ## a cluster with HOSTS=n KVM hosts; it stays until cluster-down
+	@$(E2E) up --hosts $(HOSTS)
+
+cluster-down: ## the end of that cluster
+	@$(E2E) down
+
+demo: ## one pod through the whole path, in one screen
+	@$(E2E) demo
+
+test: ## all tests, ending with one line
+	@$(E2E) test "$(FILTER)"
+
+bench: ## speed and memory, beside peers
+	@$(E2E) bench
+
+lint: ## formatting and lints
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings

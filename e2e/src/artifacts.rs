@@ -1,0 +1,120 @@
+//! What has to be built before a cluster starts, each by the script that knows how, each cached outside the tree by the
+//! hash of its inputs. This file only knows where the scripts are and what their result looks like.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{
+    command::{call, last_line},
+    paths::{cache, repository, target},
+    progress::step,
+};
+
+/// The guest of all machines.
+#[derive(Debug, Clone)]
+pub struct Guest {
+    /// ELF with a PVH entry.
+    pub kernel: PathBuf,
+    /// With the agent as /init.
+    pub initramfs: PathBuf,
+}
+
+fn script(name: &str, path: &str) -> Result<PathBuf> {
+    step(name, || {
+        let file = repository().join(path);
+        ensure!(file.exists(), "{} does not exist", file.display());
+        let folder = PathBuf::from(last_line(&mut Command::new(&file))?);
+        ensure!(
+            folder.exists(),
+            "{} printed {}, which does not exist",
+            file.display(),
+            folder.display()
+        );
+        Ok(folder)
+    })
+}
+
+/// The folder with etcd, kube-apiserver, kube-controller-manager, kube-scheduler, kube-proxy and kubectl.
+pub fn control_plane() -> Result<PathBuf> {
+    script("control plane programs", "e2e/controlplane/build.sh")
+}
+
+/// The folder with an emulated host's vmlinuz, initramfs.cpio and root.ext4.
+pub fn host_image() -> Result<PathBuf> {
+    script("emulated host's image", "e2e/host/build.sh")
+}
+
+/// The folder with the registry's storage.
+pub fn images() -> Result<PathBuf> {
+    script("test images", "e2e/images/build.sh")
+}
+
+/// The guest's kernel and initramfs.
+pub fn guest() -> Result<Guest> {
+    let folder = script("guest kernel and initramfs", "guest/build.sh")?;
+    let guest = Guest {
+        kernel: folder.join("vmlinux"),
+        initramfs: folder.join("initramfs.cpio"),
+    };
+    for file in [&guest.kernel, &guest.initramfs] {
+        ensure!(file.exists(), "guest/build.sh made no {}", file.display());
+    }
+    Ok(guest)
+}
+
+/// The kvmlet program: `$KVMLET_BIN`, else built now in release mode.
+pub fn kvmlet() -> Result<PathBuf> {
+    if let Some(program) = env::var_os("KVMLET_BIN") {
+        return Ok(program.into());
+    }
+    step("kvmlet (release)", || {
+        let target = target()?;
+        let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo
+            .current_dir(repository())
+            .args(["build", "--quiet", "--release", "-p", "kvmlet", "--target-dir"])
+            .arg(&target);
+        let status = cargo.status().context("run cargo")?;
+        ensure!(status.success(), "building kvmlet failed: {status}");
+        Ok(target.join("release/kvmlet"))
+    })
+}
+
+/// A read-only disk with the control plane's programs, from which emulated hosts run kube-proxy.
+pub fn control_plane_disk(programs: &Path) -> Result<PathBuf> {
+    let name = programs.file_name().context("find the control plane programs")?.to_string_lossy();
+    let disk = cache().join(format!("{name}-disk.ext4"));
+    if disk.exists() {
+        return Ok(disk);
+    }
+    step("disk with kube-proxy", || {
+        let partial = disk.with_extension(format!("partial-{}", std::process::id()));
+        let bytes: u64 = fs::read_dir(programs)
+            .and_then(|entries| entries.map(|entry| Ok(entry?.metadata()?.len())).sum::<std::io::Result<u64>>())
+            .context("measure the control plane programs")?;
+        let mebibytes = bytes / (1 << 20) * 11 / 10 + 16;
+        let (programs, partial_path) = (programs.to_string_lossy(), partial.to_string_lossy());
+        call(
+            "mkfs.ext4",
+            [
+                "-q",
+                "-F",
+                "-m",
+                "0",
+                "-O",
+                "^has_journal",
+                "-d",
+                &*programs,
+                &*partial_path,
+                &format!("{mebibytes}M"),
+            ],
+        )?;
+        fs::rename(&partial, &disk).context("keep the disk with kube-proxy")
+    })?;
+    Ok(disk)
+}

@@ -1,0 +1,118 @@
+//! An emulated KVM host: QEMU's software emulation with AMD's SVM, Debian's kernel, a root disk opened copy-on-write and an
+//! ext4 disk for state, one tap on the cluster's bridge. Disks survive a power cut, not the cluster.
+
+use std::{
+    env,
+    fs::{self, File},
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result, ensure};
+
+use super::{Host, Size};
+use crate::{
+    command::{self, call},
+    netns::Netns,
+    paths::{GATEWAY, State, write},
+    process::Process,
+};
+
+/// Speed matters more than defence here: nobody hostile is on the emulated host.
+const KERNEL: &str = "console=ttyS0 quiet panic=-1 mitigations=off nokaslr nowatchdog audit=0 rcupdate.rcu_cpu_stall_timeout=300";
+/// The state disk, sparse.
+const STATE_DISK: &str = "24G";
+
+pub(super) fn start(state: &State, host: &Host, image: &Path, control_plane_disk: &Path, size: Size) -> Result<()> {
+    let folder = state.host(&host.name);
+    fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+    let (root, data, initramfs) = (folder.join("root.qcow2"), folder.join("data.ext4"), folder.join("initramfs.cpio"));
+    if !root.exists() {
+        make_disks(image, &root, &data)?;
+    }
+    make_initramfs(host, image, &folder, &initramfs)?;
+
+    let network = Netns::of(state);
+    if !Path::new("/run/netns").join(&state.namespace).exists() || network.ip(&["link", "show", "dev", &host.name]).is_err() {
+        network.add_tap(&host.name)?;
+    }
+    let console = state.logs().join(format!("{}-console.log", host.name));
+    let last = host.address.octets()[3];
+    let mut qemu = network.command("qemu-system-x86_64");
+    qemu.args(["-name", &host.name, "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max"]);
+    qemu.args(["-smp", &size.cpus.to_string(), "-m", &format!("{}M", size.memory)]);
+    qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+    qemu.arg("-kernel")
+        .arg(image.join("vmlinuz"))
+        .arg("-initrd")
+        .arg(&initramfs)
+        .args(["-append", KERNEL]);
+    qemu.args(["-serial", &format!("file:{}", console.display())]);
+    let disks = [
+        (root.as_path(), "qcow2,discard=unmap"),
+        (data.as_path(), "raw,discard=unmap"),
+        (control_plane_disk, "raw,readonly=on"),
+    ];
+    for (index, (file, format)) in disks.into_iter().enumerate() {
+        let file = file.to_str().context("a path that is not text")?;
+        ensure!(!file.contains(','), "QEMU takes no path with a comma: {file}");
+        qemu.args([
+            "-drive",
+            &format!("if=none,id=disk{index},file={file},format={format},cache=unsafe"),
+        ]);
+        qemu.args(["-device", &format!("virtio-blk-pci,drive=disk{index}")]);
+    }
+    qemu.args(["-netdev", &format!("tap,id=net0,ifname={},script=no,downscript=no", host.name)]);
+    qemu.args(["-device", &format!("virtio-net-pci,netdev=net0,mac=52:54:00:89:00:{last:02x}")]);
+    qemu.args(["-device", "virtio-rng-pci"]);
+    Process::spawn(state, &host.name, &mut qemu)?;
+    Ok(())
+}
+
+fn make_disks(image: &Path, root: &Path, data: &Path) -> Result<()> {
+    let mut create = Command::new("qemu-img");
+    create
+        .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
+        .arg(image.join("root.ext4"))
+        .arg(root);
+    command::run(&mut create)?;
+    let data = data.to_string_lossy();
+    call("truncate", ["-s", STATE_DISK, &*data])?;
+    call(
+        "mkfs.ext4",
+        [
+            "-q",
+            "-F",
+            "-m",
+            "0",
+            "-O",
+            "verity",
+            "-E",
+            "lazy_itable_init=1,lazy_journal_init=1",
+            &*data,
+        ],
+    )
+}
+
+/// The image's own archive, and after it one with this host's name and the rig's program.
+fn make_initramfs(host: &Host, image: &Path, folder: &Path, initramfs: &Path) -> Result<()> {
+    let rig = folder.join("rig");
+    let env = format!("RIG_NAME={}\nRIG_ADDRESS={}\nRIG_GATEWAY={GATEWAY}\n", host.name, host.address);
+    write(&rig.join("host.env"), env)?;
+    let program = env::current_exe().context("find this program")?;
+    fs::copy(&program, rig.join("kvmlet-e2e")).with_context(|| format!("copy {}", program.display()))?;
+    fs::copy(image.join("initramfs.cpio"), initramfs).context("copy the initramfs")?;
+    let archive = File::options().append(true).open(initramfs).context("extend the initramfs")?;
+    let list = folder.join("rig.list");
+    write(&list, "rig\nrig/host.env\nrig/kvmlet-e2e\n")?;
+    let mut cpio = Command::new("cpio");
+    cpio.current_dir(folder).args(["--quiet", "-o", "-H", "newc"]);
+    let list = File::open(&list).context("open the list of files")?;
+    let status = cpio
+        .stdin(Stdio::from(list))
+        .stdout(Stdio::from(archive))
+        .status()
+        .context("run cpio")?;
+    ensure!(status.success(), "cpio: {status}");
+    fs::remove_dir_all(&rig).context("remove what is in the initramfs now")
+}

@@ -1,0 +1,59 @@
+//! The configuration files of a host, rendered here and nowhere else: kvmlet's and kube-proxy's.
+
+use crate::{
+    Host,
+    paths::{CLUSTER_DNS, GATEWAY, POD_CIDR, REGISTRY_PORT},
+};
+
+/// `/etc/kvmlet/config.yaml`. The identity of kube-proxy may list Nodes, as routes to their pods need; the node's own may not.
+pub fn kvmlet(host: &Host) -> String {
+    let mirrors: String = ["docker.io", "registry.k8s.io", "quay.io", "ghcr.io"]
+        .map(|registry| format!("  {registry}:\n    mirrors: [\"http://{GATEWAY}:{REGISTRY_PORT}\"]\n"))
+        .concat();
+    let local: String = [REGISTRY_PORT, REGISTRY_PORT + 1]
+        .map(|port| format!("  \"{GATEWAY}:{port}\":\n    insecure: true\n"))
+        .concat();
+    format!(
+        "apiVersion: kvmlet.io/v1alpha1
+kind: KvmletConfiguration
+nodeName: {name}
+nodeIP: {address}
+kubeconfig: /etc/kvmlet/kubeconfig
+port: 10250
+tls:
+  certFile: /etc/kvmlet/server.crt
+  keyFile: /etc/kvmlet/server.key
+  clientCAFile: /etc/kvmlet/ca.crt
+clusterDNS: [\"{CLUSTER_DNS}\"]
+clusterDomain: cluster.local
+guest:
+  kernel: /usr/lib/kvmlet/vmlinux
+  initramfs: /usr/lib/kvmlet/initramfs.cpio
+registries:
+{mirrors}{local}network:
+  clusterCIDR: {POD_CIDR}
+  routesKubeconfig: /etc/kvmlet/routes.kubeconfig
+",
+        name = host.name,
+        address = host.address,
+    )
+}
+
+/// `/etc/kube-proxy/config.yaml`.
+pub fn kube_proxy(host: &Host) -> String {
+    format!(
+        "apiVersion: kubeproxy.config.k8s.io/v1alpha1
+kind: KubeProxyConfiguration
+mode: nftables
+hostnameOverride: {name}
+bindAddress: {address}
+clusterCIDR: {POD_CIDR}
+clientConnection: {{kubeconfig: /etc/kube-proxy/kubeconfig}}
+conntrack: {{maxPerCore: 0}}
+healthzBindAddress: 127.0.0.1:10256
+metricsBindAddress: 127.0.0.1:10249
+",
+        name = host.name,
+        address = host.address,
+    )
+}

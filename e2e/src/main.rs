@@ -1,0 +1,210 @@
+//! `kvmlet-e2e`: brings clusters up and down, runs the tests in them, lets a person in.
+
+use std::{
+    env, fs, io,
+    io::IsTerminal,
+    net::SocketAddr,
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
+    process::{ExitCode, exit},
+};
+
+use anyhow::{Context, Result, ensure};
+use clap::{Args, Parser, Subcommand};
+use kvmlet_e2e::{Cluster, ClusterOptions, agent, artifacts, paths, preflight, progress::say, suite};
+
+/// A real cluster with real KVM hosts.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Bring up control plane, registry and hosts with kvmlet on them; they stay.
+    Up(Up),
+    /// Take down what `up` started.
+    Down,
+    /// Run the end-to-end tests whose name contains FILTER, in the running cluster or one of their own.
+    Test {
+        /// Part of a test's name.
+        #[arg(default_value = "")]
+        filter: String,
+        /// Leave a cluster running that was started for the tests.
+        #[arg(long)]
+        keep: bool,
+        /// Say what would run.
+        #[arg(long)]
+        list: bool,
+    },
+    /// Say which kind of KVM host this machine can be, and why.
+    ProbeHost {
+        /// A kvmlet program to boot a canary machine with.
+        #[arg(long, requires = "kernel", requires = "initramfs")]
+        kvmlet: Option<PathBuf>,
+        /// The canary's kernel.
+        #[arg(long)]
+        kernel: Option<PathBuf>,
+        /// The canary's initramfs.
+        #[arg(long)]
+        initramfs: Option<PathBuf>,
+    },
+    /// Run a command on a host of the running cluster.
+    Exec {
+        /// The host's number (1) or name (kvm-1).
+        host: String,
+        /// The command.
+        #[arg(last = true, required = true)]
+        argv: Vec<String>,
+    },
+    /// kubectl as the running cluster's administrator.
+    Kubectl {
+        /// What kubectl is told.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// The rig's agent; only ever inside a host.
+    #[command(hide = true)]
+    HostAgent {
+        /// The host's own address.
+        #[arg(long)]
+        listen: SocketAddr,
+    },
+}
+
+#[derive(Args)]
+struct Up {
+    /// KVM hosts.
+    #[arg(long, default_value_t = 1)]
+    hosts: usize,
+    /// Processors of each emulated host.
+    #[arg(long, default_value_t = 2)]
+    cpus: usize,
+    /// MiB of memory of each emulated host (default: 6144, with several hosts 4096).
+    #[arg(long)]
+    memory: Option<usize>,
+    /// Bare hosts: no kvmlet is built or started.
+    #[arg(long)]
+    bare: bool,
+    /// Start anew even when a cluster runs that would do.
+    #[arg(long)]
+    fresh: bool,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("kvmlet-e2e: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Up(up) => bring_up(&up).map(|()| ExitCode::SUCCESS),
+        Command::Down => Cluster::down().map(|()| ExitCode::SUCCESS),
+        Command::Test { filter, keep, list } => test(&filter, keep, list),
+        Command::ProbeHost { kvmlet, kernel, initramfs } => {
+            let guest = kernel
+                .zip(initramfs)
+                .map(|(kernel, initramfs)| artifacts::Guest { kernel, initramfs });
+            let verdict = preflight::decide(kvmlet.as_deref().zip(guest.as_ref()))?;
+            println!("{}", verdict.line());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Exec { host, argv } => exec(&host, &argv),
+        Command::Kubectl { arguments } => {
+            let status = Cluster::running()?
+                .kubectl_command()
+                .args(arguments)
+                .status()
+                .context("run kubectl")?;
+            exit(status.code().unwrap_or(1));
+        }
+        Command::HostAgent { listen } => agent::serve(listen).map(|()| ExitCode::SUCCESS),
+    }
+}
+
+fn bring_up(up: &Up) -> Result<()> {
+    let options = ClusterOptions {
+        hosts: up.hosts,
+        cpus: up.cpus,
+        memory: up.memory,
+        kvmlet: !up.bare,
+        reuse: !up.fresh,
+    };
+    let cluster = Cluster::up(&options)?;
+    let wrapper = cluster.state.root.join("kubectl");
+    let (namespace, kubeconfig) = (&cluster.state.namespace, cluster.state.kubeconfig());
+    let kubectl = cluster.programs.join("kubectl");
+    let script = format!(
+        "#!/bin/sh\n# kubectl as the administrator of this cluster, inside its network.\nKUBECONFIG={} exec ip netns exec {namespace} {} \"$@\"\n",
+        kubeconfig.display(),
+        kubectl.display(),
+    );
+    paths::write(&wrapper, script)?;
+    fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755)).context("make the kubectl wrapper executable")?;
+    let program = env::current_exe().context("find this program")?;
+    say("the cluster is up");
+    println!("\nA cluster with {} KVM host(s) runs; {}.", cluster.hosts.len(), cluster.reason);
+    println!("  kubectl:   {} get nodes", wrapper.display());
+    println!(
+        "  by hand:   KUBECONFIG={} ip netns exec {namespace} {} get nodes",
+        kubeconfig.display(),
+        kubectl.display()
+    );
+    println!("  any tool:  ip netns exec {namespace} COMMAND   (API server, registry, hosts and pods are reachable in there)");
+    println!("  on a host: {} exec 1 -- COMMAND", program.display());
+    println!("  logs:      {}", cluster.state.logs().display());
+    println!("  the end:   make cluster-down");
+    Ok(())
+}
+
+fn test(filter: &str, keep: bool, list: bool) -> Result<ExitCode> {
+    let tests = suite::select(filter);
+    ensure!(!tests.is_empty(), "no test's name contains {filter:?}");
+    if list {
+        tests.iter().for_each(|test| println!("{}", test.name));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let was_running = Cluster::running().is_ok();
+    let hosts = tests.iter().map(|test| test.hosts).max().unwrap_or(1);
+    let kvmlet = tests.iter().any(|test| test.kvmlet);
+    let cluster = Cluster::up(&ClusterOptions {
+        hosts,
+        kvmlet,
+        ..ClusterOptions::default()
+    })?;
+    let summary = suite::run(&cluster, &tests);
+    if !keep && !was_running {
+        Cluster::down()?;
+    }
+    println!("{} passed, {} failed", summary.passed, summary.failed);
+    Ok(if summary.failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn exec(host: &str, argv: &[String]) -> Result<ExitCode> {
+    let cluster = Cluster::running()?;
+    let found = cluster
+        .hosts
+        .iter()
+        .enumerate()
+        .find(|(index, known)| known.name == host || (index + 1).to_string() == host);
+    let (_, host) = found.with_context(|| format!("no host {host}; there are {}", cluster.hosts.len()))?;
+    let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
+    // A person's terminal is not the command's input: it would wait for an end that never comes.
+    let code = if io::stdin().is_terminal() {
+        host.attach(&argv, io::empty())
+    } else {
+        host.attach(&argv, io::stdin())
+    }?;
+    exit(code);
+}

@@ -1,0 +1,108 @@
+//! The end-to-end tests and what runs them: one cluster for all, one line a test, a dump for each that fails. A test is a
+//! plain function whose name is a sentence; it leaves nothing behind and does not count on another having run.
+
+mod rig;
+
+use std::{
+    any::Any,
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::Instant,
+};
+
+use anyhow::{Result, anyhow};
+
+use crate::{Cluster, dump, paths::write};
+
+/// A test.
+#[derive(Debug)]
+pub struct Test {
+    /// What is true if it passes.
+    pub name: &'static str,
+    /// How many hosts it needs.
+    pub hosts: usize,
+    /// Whether it needs kvmlet on the hosts.
+    pub kvmlet: bool,
+    /// Shows it.
+    pub run: fn(&Cluster) -> Result<()>,
+}
+
+/// How many did what.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Showed what they say.
+    pub passed: usize,
+    /// Did not.
+    pub failed: usize,
+}
+
+/// All tests whose name contains `filter`, in the order to run them.
+pub fn select(filter: &str) -> Vec<&'static Test> {
+    [rig::TESTS]
+        .into_iter()
+        .flatten()
+        .filter(|test| test.name.contains(filter))
+        .collect()
+}
+
+/// Runs tests one after another: hosts are slow enough without company.
+pub fn run(cluster: &Cluster, tests: &[&Test]) -> Summary {
+    let mut summary = Summary::default();
+    for (index, test) in tests.iter().enumerate() {
+        eprintln!(
+            "[{:6.1} s] {}/{} {} ...",
+            crate::progress::elapsed(),
+            index + 1,
+            tests.len(),
+            test.name
+        );
+        let started = Instant::now();
+        let result = catch_unwind(AssertUnwindSafe(|| (test.run)(cluster))).unwrap_or_else(|panic| Err(anyhow!(said(&*panic))));
+        let seconds = started.elapsed().as_secs_f64();
+        match result {
+            Ok(()) => {
+                summary.passed += 1;
+                println!("ok {} ({seconds:.1} s)", test.name);
+            }
+            Err(error) => {
+                summary.failed += 1;
+                println!("FAILED {} ({seconds:.1} s): {error:#}", test.name);
+                report(cluster, test);
+            }
+        }
+    }
+    summary
+}
+
+fn said(panic: &(dyn Any + Send)) -> String {
+    let text = panic
+        .downcast_ref::<String>()
+        .cloned()
+        .or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
+    text.unwrap_or_else(|| "it panicked".into())
+}
+
+/// The dump goes to a file and, as a log is all that some readers have, to the terminal.
+fn report(cluster: &Cluster, test: &Test) {
+    let text = dump::cluster(cluster);
+    let slug: String = test.name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+    let file = cluster.state.logs().join(format!("failed-{slug}.txt"));
+    match write(&file, &text) {
+        Ok(()) => println!("everything about it is in {}; its end:", file.display()),
+        Err(error) => println!("its dump could not be kept: {error:#}"),
+    }
+    println!("{}", crate::process::last_lines(&text, 150));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn no_two_tests_say_the_same() {
+        let all = select("");
+        let names: HashSet<_> = all.iter().map(|test| test.name).collect();
+        assert_eq!(names.len(), all.len());
+    }
+}
