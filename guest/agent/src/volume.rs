@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use kvmlet_protocol::{ErrorKind, Failure, VolumeContent, VolumeKind, VolumeSpec};
 use rustix::mount::{MountFlags, mount};
@@ -29,6 +30,8 @@ pub(crate) struct Volume {
 #[derive(Debug, Default)]
 pub(crate) struct Volumes {
     by_name: BTreeMap<String, Volume>,
+    /// One writer at a time.
+    writing: Mutex<()>,
 }
 
 impl Volumes {
@@ -57,6 +60,7 @@ impl Volumes {
         if !volume.host_only {
             return Err(fail(ErrorKind::Conflict, format!("volume {name:?} is not one of files")));
         }
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         atomic::write(&volume.path, content, volume.group)
     }
 }

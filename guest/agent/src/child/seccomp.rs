@@ -1,7 +1,5 @@
-//! The default seccomp profile (RuntimeDefault): what the usual runtimes allow. System calls known to this list are allowed unless
-//! named in it; newer ones answer ENOSYS, so that programs fall back to what they know.
-//!
-//! Only x86-64's own system calls: those of 32-bit programs answer ENOSYS.
+//! The default seccomp profile (RuntimeDefault): what the usual runtimes allow, to 64-bit and 32-bit programs. Calls known to this
+//! file are allowed unless a table names them; newer ones answer ENOSYS, so that programs fall back to what they know.
 
 use kvmlet_protocol::Failure;
 use libc::sock_filter;
@@ -12,100 +10,66 @@ use crate::failure::Attempt;
 use crate::sys;
 
 #[cfg(not(target_arch = "x86_64"))]
-compile_error!("the seccomp profile is written for x86-64's system call numbers");
+compile_error!("the seccomp profile is written for x86's system call numbers");
 
 const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
+const AUDIT_ARCH_I386: u32 = 0x4000_0003;
 /// mseal, of Linux 6.10.
 const LAST: u32 = 462;
-/// Numbers between the old table of x86-64 and the one all architectures share.
+/// Numbers of x86-64 between its old table and the one that all architectures share.
 const UNUSED: std::ops::RangeInclusive<u32> = 335..=423;
 /// CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET.
 const NEW_NAME_SPACES: u32 = 0x7e02_0000;
 const PERSONALITIES: [u32; 5] = [0, 8, 0x2_0000, 0x2_0008, 0xffff_ffff];
 const FAMILIES_REFUSED: [libc::c_int; 2] = [libc::AF_ALG, libc::AF_VSOCK];
 
-/// Never allowed.
-const REFUSED: [libc::c_long; 27] = [
-    libc::SYS_add_key,
-    libc::SYS_keyctl,
-    libc::SYS_request_key,
-    libc::SYS_userfaultfd,
-    libc::SYS_pivot_root,
-    libc::SYS_swapon,
-    libc::SYS_swapoff,
-    libc::SYS_kexec_load,
-    libc::SYS_kexec_file_load,
-    libc::SYS_move_pages,
-    libc::SYS_migrate_pages,
-    libc::SYS_io_uring_setup,
-    libc::SYS_io_uring_enter,
-    libc::SYS_io_uring_register,
-    libc::SYS_nfsservctl,
-    libc::SYS_uselib,
-    libc::SYS_ustat,
-    libc::SYS_sysfs,
-    libc::SYS__sysctl,
-    libc::SYS_vserver,
-    libc::SYS_afs_syscall,
-    libc::SYS_tuxcall,
-    libc::SYS_getpmsg,
-    libc::SYS_putpmsg,
-    libc::SYS_security,
-    libc::SYS_epoll_ctl_old,
-    libc::SYS_epoll_wait_old,
+/// A system call's number in 64-bit and in 32-bit programs.
+type Call = (u32, u32);
+/// The architecture has no such call.
+const NONE: u32 = u32::MAX;
+
+const CLONE: Call = (56, 120);
+const CLONE3: Call = (435, 435);
+const PERSONALITY: Call = (135, 136);
+const SOCKET: Call = (41, 359);
+
+/// Never allowed: keys, swap, other kernels, pages of others, io_uring, what no program of this century calls.
+#[rustfmt::skip]
+const REFUSED: [Call; 30] = [
+    /* add_key, request_key, keyctl */ (248, 286), (249, 287), (250, 288),
+    /* userfaultfd, pivot_root */ (323, 374), (155, 217),
+    /* swapon, swapoff */ (167, 87), (168, 115),
+    /* kexec_load, kexec_file_load */ (246, 283), (320, NONE),
+    /* migrate_pages, move_pages */ (256, 294), (279, 317),
+    /* io_uring_setup, io_uring_enter, io_uring_register */ (425, 425), (426, 426), (427, 427),
+    /* uselib, ustat, sysfs, _sysctl */ (134, 86), (136, 62), (139, 135), (156, 149),
+    /* nfsservctl, getpmsg, putpmsg, vserver */ (180, 169), (181, 188), (182, 189), (236, 273),
+    /* afs_syscall, tuxcall, security, epoll_ctl_old, epoll_wait_old */ (183, NONE), (184, NONE), (185, NONE), (214, NONE), (215, NONE),
+    /* vm86old, vm86, bdflush */ (NONE, 113), (NONE, 166), (NONE, 134),
 ];
 
 /// Allowed to those who have one of the capabilities.
-const PRIVILEGED: [(CapabilitySet, &[libc::c_long]); 14] = [
-    (
-        CapabilitySet::SYS_ADMIN,
-        &[
-            libc::SYS_fanotify_init,
-            libc::SYS_fsconfig,
-            libc::SYS_fsmount,
-            libc::SYS_fsopen,
-            libc::SYS_fspick,
-            libc::SYS_lookup_dcookie,
-            libc::SYS_mount,
-            libc::SYS_mount_setattr,
-            libc::SYS_move_mount,
-            libc::SYS_open_tree,
-            libc::SYS_quotactl,
-            libc::SYS_quotactl_fd,
-            libc::SYS_setdomainname,
-            libc::SYS_sethostname,
-            libc::SYS_setns,
-            libc::SYS_umount2,
-            libc::SYS_unshare,
-        ],
-    ),
-    (CapabilitySet::SYS_ADMIN.union(CapabilitySet::BPF), &[libc::SYS_bpf]),
-    (CapabilitySet::SYS_ADMIN.union(CapabilitySet::PERFMON), &[libc::SYS_perf_event_open]),
-    (CapabilitySet::SYS_ADMIN.union(CapabilitySet::SYSLOG), &[libc::SYS_syslog]),
-    (CapabilitySet::SYS_BOOT, &[libc::SYS_reboot]),
-    (CapabilitySet::SYS_CHROOT, &[libc::SYS_chroot]),
-    (
-        CapabilitySet::SYS_MODULE,
-        &[libc::SYS_delete_module, libc::SYS_init_module, libc::SYS_finit_module],
-    ),
-    (CapabilitySet::SYS_PACCT, &[libc::SYS_acct]),
-    (
-        CapabilitySet::SYS_PTRACE,
-        &[libc::SYS_kcmp, libc::SYS_pidfd_getfd, libc::SYS_process_madvise],
-    ),
-    (CapabilitySet::SYS_RAWIO, &[libc::SYS_iopl, libc::SYS_ioperm]),
-    (CapabilitySet::SYS_TIME, &[libc::SYS_settimeofday, libc::SYS_clock_settime]),
-    (CapabilitySet::SYS_TTY_CONFIG, &[libc::SYS_vhangup]),
-    (CapabilitySet::DAC_READ_SEARCH, &[libc::SYS_open_by_handle_at]),
-    (
-        CapabilitySet::SYS_NICE,
-        &[
-            libc::SYS_get_mempolicy,
-            libc::SYS_mbind,
-            libc::SYS_set_mempolicy,
-            libc::SYS_set_mempolicy_home_node,
-        ],
-    ),
+#[rustfmt::skip]
+const PRIVILEGED: [(CapabilitySet, &[Call]); 14] = [
+    (CapabilitySet::SYS_ADMIN, &[
+        /* mount, umount, umount2, setns, unshare */ (165, 21), (NONE, 22), (166, 52), (308, 346), (272, 310),
+        /* open_tree, move_mount, fsopen, fsconfig, fsmount, fspick */ (428, 428), (429, 429), (430, 430), (431, 431), (432, 432), (433, 433),
+        /* mount_setattr, quotactl, quotactl_fd */ (442, 442), (179, 131), (443, 443),
+        /* sethostname, setdomainname, lookup_dcookie, fanotify_init */ (170, 74), (171, 121), (212, 253), (300, 338),
+    ]),
+    (CapabilitySet::SYS_ADMIN.union(CapabilitySet::BPF), &[/* bpf */ (321, 357)]),
+    (CapabilitySet::SYS_ADMIN.union(CapabilitySet::PERFMON), &[/* perf_event_open */ (298, 336)]),
+    (CapabilitySet::SYS_ADMIN.union(CapabilitySet::SYSLOG), &[/* syslog */ (103, 103)]),
+    (CapabilitySet::SYS_BOOT, &[/* reboot */ (169, 88)]),
+    (CapabilitySet::SYS_CHROOT, &[/* chroot */ (161, 61)]),
+    (CapabilitySet::SYS_MODULE, &[/* init_module, delete_module, finit_module */ (175, 128), (176, 129), (313, 350)]),
+    (CapabilitySet::SYS_PACCT, &[/* acct */ (163, 51)]),
+    (CapabilitySet::SYS_PTRACE, &[/* kcmp, pidfd_getfd, process_madvise */ (312, 349), (438, 438), (440, 440)]),
+    (CapabilitySet::SYS_RAWIO, &[/* iopl, ioperm */ (172, 110), (173, 101)]),
+    (CapabilitySet::SYS_TIME, &[/* stime, settimeofday, clock_settime, clock_settime64 */ (NONE, 25), (164, 79), (227, 264), (NONE, 404)]),
+    (CapabilitySet::SYS_TTY_CONFIG, &[/* vhangup */ (153, 111)]),
+    (CapabilitySet::DAC_READ_SEARCH, &[/* open_by_handle_at */ (304, 342)]),
+    (CapabilitySet::SYS_NICE, &[/* mbind, set_mempolicy, get_mempolicy, set_mempolicy_home_node */ (237, 274), (238, 276), (239, 275), (450, 450)]),
 ];
 
 /// Installs the profile for a process that will have these capabilities.
@@ -155,64 +119,72 @@ impl Program {
     }
 
     /// `tests`, which must end with an answer, for one system call only.
-    fn only_for(&mut self, number: libc::c_long, tests: impl FnOnce(&mut Self)) {
+    fn only_for(&mut self, number: u32, tests: impl FnOnce(&mut Self)) {
         let mut inner = Self::default();
         tests(&mut inner);
         let length = u8::try_from(inner.0.len()).expect("a handful of tests for one call");
-        self.add(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, length, call(number));
+        self.add(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, length, number);
         self.0.append(&mut inner.0);
     }
 }
 
-fn call(number: libc::c_long) -> u32 {
-    u32::try_from(number).expect("system call numbers are small")
-}
-
 fn program(held: CapabilitySet) -> Vec<sock_filter> {
     let mut program = Program::default();
+    let mut wide = calls(held, |call| call.0, UNUSED);
+    // 32-bit programs have no gap: an empty range.
+    let mut narrow = calls(held, |call| call.1, LAST + 1..=LAST);
     program.load(ARCHITECTURE);
-    program.add(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, 0, AUDIT_ARCH_X86_64);
+    program.add(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 3, 0, AUDIT_ARCH_X86_64);
+    program.add(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, 0, AUDIT_ARCH_I386);
     program.answer(UNKNOWN);
+    let over = u32::try_from(wide.0.len()).expect("a program is a few hundred instructions");
+    program.add(libc::BPF_JMP | libc::BPF_JA, 0, 0, over);
+    program.0.append(&mut wide.0);
+    program.0.append(&mut narrow.0);
+    program.0
+}
+
+/// The tests for one architecture, whose numbers `of` picks.
+fn calls(held: CapabilitySet, of: impl Fn(Call) -> u32, unused: std::ops::RangeInclusive<u32>) -> Program {
+    let mut program = Program::default();
     program.load(NUMBER);
     program.answer_if_above(LAST, UNKNOWN);
-    // Below the gap most calls live; the gap itself is unknown.
-    program.add(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, 0, 2, *UNUSED.start());
-    program.add(libc::BPF_JMP | libc::BPF_JGT | libc::BPF_K, 1, 0, *UNUSED.end());
-    program.answer(UNKNOWN);
-    for number in REFUSED {
-        program.answer_if_equal(call(number), NOT_PERMITTED);
+    if !unused.is_empty() {
+        program.add(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, 0, 2, *unused.start());
+        program.add(libc::BPF_JMP | libc::BPF_JGT | libc::BPF_K, 1, 0, *unused.end());
+        program.answer(UNKNOWN);
     }
-    for (capabilities, numbers) in PRIVILEGED {
-        if !held.intersects(capabilities) {
-            numbers
-                .iter()
-                .for_each(|number| program.answer_if_equal(call(*number), NOT_PERMITTED));
-        }
+    let without = PRIVILEGED
+        .iter()
+        .filter(|(capabilities, _)| !held.intersects(*capabilities))
+        .flat_map(|(_, calls)| calls.iter());
+    for number in REFUSED.iter().chain(without).map(|call| of(*call)).filter(|number| *number != NONE) {
+        program.answer_if_equal(number, NOT_PERMITTED);
     }
-    program.only_for(libc::SYS_personality, |program| {
+    program.only_for(of(PERSONALITY), |program| {
         program.load(FIRST_ARGUMENT);
         PERSONALITIES.iter().for_each(|value| program.answer_if_equal(*value, ALLOW));
         program.answer(NOT_PERMITTED);
     });
-    program.only_for(libc::SYS_socket, |program| {
+    program.only_for(of(SOCKET), |program| {
         program.load(FIRST_ARGUMENT);
         for family in FAMILIES_REFUSED {
-            program.answer_if_equal(call(family.into()), NOT_PERMITTED);
+            program.answer_if_equal(u32::try_from(family).expect("address families are small numbers"), NOT_PERMITTED);
         }
         program.answer(ALLOW);
     });
     if !held.contains(CapabilitySet::SYS_ADMIN) {
-        program.only_for(libc::SYS_clone, |program| {
+        program.only_for(of(CLONE), |program| {
             program.load(FIRST_ARGUMENT);
             program.add(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, 0, 0, NEW_NAME_SPACES);
             program.answer_if_equal(0, ALLOW);
             program.answer(NOT_PERMITTED);
         });
         // Its flags are in memory, where a filter cannot look: programs then use clone.
-        program.answer_if_equal(call(libc::SYS_clone3), UNKNOWN);
+        program.answer_if_equal(of(CLONE3), UNKNOWN);
     }
     program.answer(ALLOW);
-    program.0
+    program
 }
 
 #[cfg(test)]
@@ -273,6 +245,26 @@ mod tests {
         // Past the filter: the kernel itself refuses (ENODEV to root, EPERM to others).
         if rustix::process::geteuid().is_root() {
             assert_eq!(held(&["CAP_SYS_ADMIN"]), Errno::NODEV);
+        }
+    }
+
+    #[test]
+    fn the_tables_hold_the_numbers_they_mean() {
+        let numbers = [
+            (CLONE.0, libc::SYS_clone),
+            (CLONE3.0, libc::SYS_clone3),
+            (PERSONALITY.0, libc::SYS_personality),
+            (SOCKET.0, libc::SYS_socket),
+            (REFUSED[2].0, libc::SYS_keyctl),
+            (REFUSED[8].0, libc::SYS_kexec_file_load),
+            (REFUSED[21].0, libc::SYS_vserver),
+            (PRIVILEGED[0].1[0].0, libc::SYS_mount),
+            (PRIVILEGED[0].1[4].0, libc::SYS_unshare),
+            (PRIVILEGED[0].1[17].0, libc::SYS_fanotify_init),
+            (PRIVILEGED[13].1[3].0, libc::SYS_set_mempolicy_home_node),
+        ];
+        for (number, meant) in numbers {
+            assert_eq!(i64::from(number), meant);
         }
     }
 
