@@ -5,9 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use k8s_openapi::api::core::v1::Pod;
-use kvmlet_server::{
-    Backend, ExecExit, ExecRequest, ExecSession, LogError, LogSource, LogTarget, StreamError, TerminalSize,
-};
+use kvmlet_server::{Backend, ExecExit, ExecRequest, ExecSession, LogError, LogSource, LogTarget, StreamError, TerminalSize};
 use tokio::io::{AsyncWriteExt as _, duplex};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -61,7 +59,9 @@ impl Backend for Fake {
     }
 
     async fn log_source(&self, target: LogTarget) -> Result<LogSource, LogError> {
-        let LogTarget { pod, container, previous, .. } = target;
+        let LogTarget {
+            pod, container, previous, ..
+        } = target;
         match container.as_str() {
             _ if pod != "p" => Err(LogError::UnknownPod { pod }),
             "c" if previous => Err(LogError::NoPrevious { container, pod }),
@@ -70,7 +70,11 @@ impl Backend for Fake {
                 restart_count: 0,
                 running: self.log_running.subscribe(),
             }),
-            "waiting" => Err(LogError::Waiting { container, pod, reason: "ContainerCreating".into() }),
+            "waiting" => Err(LogError::Waiting {
+                container,
+                pod,
+                reason: "ContainerCreating".into(),
+            }),
             _ => Err(LogError::UnknownContainer { container, pod }),
         }
     }
@@ -82,7 +86,9 @@ impl Backend for Fake {
         match request.container.as_str() {
             "c" if request.tty => Err(StreamError::NotImplemented("terminals are not implemented yet".into())),
             "c" | "terminal" => Ok(()),
-            _ => Err(StreamError::UnknownContainer { container: request.container.clone() }),
+            _ => Err(StreamError::UnknownContainer {
+                container: request.container.clone(),
+            }),
         }
     }
 

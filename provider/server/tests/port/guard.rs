@@ -40,7 +40,10 @@ async fn rights_are_asked_for_each_request_and_exec_needs_create() {
     assert_eq!(ask("reader", "/pods").await.0, StatusCode::OK);
     let (status, text) = ask("reader", "/exec/ns/p/c?command=a&output=1").await;
     assert_eq!(status, StatusCode::FORBIDDEN);
-    assert_eq!(text, "Forbidden (user=reader, verb=create, resource=nodes, subresource(s)=[proxy])\n");
+    assert_eq!(
+        text,
+        "Forbidden (user=reader, verb=create, resource=nodes, subresource(s)=[proxy])\n"
+    );
     let (status, text) = ask("nobody", "/runningpods/").await;
     assert_eq!(status, StatusCode::FORBIDDEN);
     assert!(text.contains("subresource(s)=[pods proxy]"), "{text}");
@@ -57,7 +60,13 @@ async fn pods_are_lists_and_what_is_not_built_says_so() {
     assert_eq!(list["items"].as_array().map(Vec::len), Some(2));
     assert_eq!(list["items"][0]["metadata"]["name"], "p");
     assert_eq!(port.get("/healthz/ping").await, (200, "ok".into()));
-    for path in ["/metrics", "/metrics/resource", "/stats/summary", "/attach/ns/p/c", "/portForward/ns/p"] {
+    for path in [
+        "/metrics",
+        "/metrics/resource",
+        "/stats/summary",
+        "/attach/ns/p/c",
+        "/portForward/ns/p",
+    ] {
         let (status, text) = port.get(path).await;
         assert_eq!(status, 501, "{path}");
         assert!(text.starts_with("kvmlet does not implement "), "{path}: {text}");
@@ -92,7 +101,10 @@ async fn a_new_serving_certificate_is_shown_to_new_connections() {
     assert_eq!(shown().await, leaf);
     assert_ne!(before, leaf);
     let (_, other_key) = AUTHORITY.server();
-    assert!(port.certificate.replace(vec![leaf.clone()], other_key).is_err(), "a key of another certificate");
+    assert!(
+        port.certificate.replace(vec![leaf.clone()], other_key).is_err(),
+        "a key of another certificate"
+    );
     assert_eq!(shown().await, leaf, "the old one stays");
     port.stop().await;
 }

@@ -9,9 +9,7 @@ use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use kvmlet_server::{
-    Attributes, Authorizer, AuthorizeError, BoxFuture, Decision, Identity, Server, ServerConfig, ServingCertificate,
-};
+use kvmlet_server::{Attributes, AuthorizeError, Authorizer, BoxFuture, Decision, Identity, Server, ServerConfig, ServingCertificate};
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::net::TcpStream;
@@ -27,7 +25,9 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
 /// Waits for `future`, and fails with `what` when it does not come.
 pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(DEADLINE, future).await.unwrap_or_else(|_| panic!("{what} did not happen"))
+    tokio::time::timeout(DEADLINE, future)
+        .await
+        .unwrap_or_else(|_| panic!("{what} did not happen"))
 }
 
 /// A certificate authority.
@@ -45,7 +45,10 @@ impl Authority {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name.push(DnType::CommonName, name);
         let certificate = params.self_signed(&key).expect("signs itself").der().clone();
-        Self { certificate, issuer: Issuer::new(params, key) }
+        Self {
+            certificate,
+            issuer: Issuer::new(params, key),
+        }
     }
 
     pub(crate) fn issue(&self, user: &str, group: &str, usage: ExtendedKeyUsagePurpose) -> Keyed {
@@ -74,11 +77,7 @@ pub(crate) static AUTHORITY: LazyLock<Authority> = LazyLock::new(|| Authority::n
 struct ByName;
 
 impl Authorizer for ByName {
-    fn authorize<'a>(
-        &'a self,
-        identity: &'a Identity,
-        attributes: &'a Attributes,
-    ) -> BoxFuture<'a, Result<Decision, AuthorizeError>> {
+    fn authorize<'a>(&'a self, identity: &'a Identity, attributes: &'a Attributes) -> BoxFuture<'a, Result<Decision, AuthorizeError>> {
         assert_eq!(attributes.node, "node-1");
         assert!(identity.groups.contains(&"system:authenticated".to_owned()));
         Box::pin(async move {
@@ -114,14 +113,21 @@ impl Port {
     pub(crate) async fn serve(fake: Fake) -> Self {
         let config = config();
         let certificate = config.certificate.clone();
-        let server = Server::bind("127.0.0.1:0".parse().expect("address"), config, fake).await.expect("binds");
+        let server = Server::bind("127.0.0.1:0".parse().expect("address"), config, fake)
+            .await
+            .expect("binds");
         let address = server.local_addr().expect("bound");
         let (stop, stopped) = oneshot::channel();
         let serving = tokio::spawn(server.serve(async {
             // A test that ends early drops the sender.
             let _ = stopped.await;
         }));
-        Self { address, certificate, stop: Some(stop), serving }
+        Self {
+            address,
+            certificate,
+            stop: Some(stop),
+            serving,
+        }
     }
 
     /// Stops it, and waits until it has.
