@@ -73,11 +73,12 @@ pub fn kvmlet() -> Result<PathBuf> {
         return Ok(program.into());
     }
     step("kvmlet (release)", || {
+        // Both packages, as the Makefile does: with one alone cargo would settle on other features and build twice.
         let target = target()?;
         let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         cargo
             .current_dir(repository())
-            .args(["build", "--quiet", "--release", "-p", "kvmlet", "--target-dir"])
+            .args(["build", "--release", "-p", "kvmlet", "-p", "kvmlet-e2e", "--target-dir"])
             .arg(&target);
         let status = cargo.status().context("run cargo")?;
         ensure!(status.success(), "building kvmlet failed: {status}");

@@ -20,8 +20,9 @@ use crate::{
     host::{Size, Source},
     netns::{self, Netns},
     node, packages,
-    paths::{State, repository, write},
-    pki, preflight,
+    paths::{State, host_name, repository, write},
+    pki,
+    preflight::{self, Verdict},
     process::Process,
     progress::{say, step},
     registry, wait_for,
@@ -57,14 +58,23 @@ impl Default for ClusterOptions {
 /// What runs in a state directory, written when all of it does.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Record {
-    kind: HostKind,
-    reason: String,
+    verdict: Verdict,
     hosts: usize,
     programs: PathBuf,
     images: PathBuf,
     /// The digest of kvmlet and its guest as installed; none on bare hosts.
     kvmlet: Option<String>,
 }
+
+/// What runs in every cluster besides hosts.
+const PROCESSES: [&str; 6] = [
+    "etcd",
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    registry::PUBLIC,
+    registry::PRIVATE,
+];
 
 /// What kvmlet is installed from.
 #[derive(Debug, Clone)]
@@ -79,10 +89,8 @@ struct Built {
 pub struct Cluster {
     /// Where its state is.
     pub state: State,
-    /// Which kind of hosts it has.
-    pub kind: HostKind,
-    /// Why.
-    pub reason: String,
+    /// Which kind of hosts it has, and why.
+    pub verdict: Verdict,
     /// Its KVM hosts; the first is `kvm-1`.
     pub hosts: Vec<Host>,
     /// The folder of the control plane's programs.
@@ -106,7 +114,8 @@ impl Cluster {
         evict(&state)?;
         tear_down(&state)?;
         let started = bring_up(&state, options);
-        if started.is_err() {
+        // Where only kvmlet is at fault the cluster stays: to look into, and for a better kvmlet to be put in.
+        if started.is_err() && !state.record().exists() {
             eprint!("{}", dump::logs(&state, 15));
             say(format_args!(
                 "taking down what was started; logs stay in {}",
@@ -282,8 +291,14 @@ impl Cluster {
             node::install(host, &built.kvmlet, &built.guest)?;
             host.start_daemon().map(drop)
         };
-        in_parallel(&self.hosts, install)?;
-        step("Nodes", || self.wait_until_nodes_are_ready(Duration::from_secs(90)))
+        let installed = step("kvmlet on the hosts", || {
+            in_parallel(&self.hosts, install)?;
+            self.wait_until_nodes_are_ready(Duration::from_secs(90))
+        });
+        if installed.is_err() {
+            eprintln!("{}", dump::cluster(self));
+        }
+        installed
     }
 
     fn reinstall(&self, state: &State, options: &ClusterOptions, record: Record) -> Result<()> {
@@ -322,16 +337,20 @@ fn thread_token() -> String {
 fn attach(state: &State) -> Option<(Cluster, Record)> {
     let record: Record = serde_json::from_slice(&fs::read(state.record()).ok()?).ok()?;
     let processes = Process::recorded(state).ok()?;
-    let alive = !processes.is_empty() && processes.iter().all(Process::is_alive) && Netns::of(state).exists();
+    let mut needed: Vec<String> = PROCESSES.map(str::to_owned).to_vec();
+    needed.extend((1..=record.hosts).map(host_name));
+    let runs = |name: &String| processes.iter().any(|process| process.name == *name && process.is_alive());
+    let alive = needed.iter().all(runs) && Netns::of(state).exists();
     alive.then(|| (cluster(state, &record), record))
 }
 
 fn cluster(state: &State, record: &Record) -> Cluster {
     Cluster {
         state: state.clone(),
-        kind: record.kind,
-        reason: record.reason.clone(),
-        hosts: (1..=record.hosts).map(|index| Host::new(state, index, record.kind)).collect(),
+        verdict: record.verdict.clone(),
+        hosts: (1..=record.hosts)
+            .map(|index| Host::new(state, index, record.verdict.kind))
+            .collect(),
         programs: record.programs.clone(),
         images: record.images.clone(),
     }
@@ -424,12 +443,11 @@ fn bring_up(state: &State, options: &ClusterOptions) -> Result<Cluster> {
         }
     };
     let record = Record {
-        kind: verdict.kind,
-        reason: verdict.reason,
+        verdict,
         hosts: options.hosts,
         programs,
         images,
-        kvmlet: built.as_ref().map(|built| built.digest.clone()),
+        kvmlet: None,
     };
     let cluster = cluster(state, &record);
 
@@ -452,10 +470,17 @@ fn bring_up(state: &State, options: &ClusterOptions) -> Result<Cluster> {
         control_plane.join().map_err(|_| anyhow!("starting the control plane panicked"))??;
         hosts
     })?;
+    keep_record(state, &record)?;
     if let Some(built) = &built {
         cluster.install(built)?;
+        keep_record(
+            state,
+            &Record {
+                kvmlet: Some(built.digest.clone()),
+                ..record
+            },
+        )?;
     }
-    keep_record(state, &record)?;
     Ok(cluster)
 }
 

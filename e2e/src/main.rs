@@ -65,6 +65,14 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Run a program of this machine on the first host, as cargo's runner: `CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER`.
+    Runner {
+        /// The program.
+        program: PathBuf,
+        /// Its arguments.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// The rig's agent; only ever inside a host.
     #[command(hide = true)]
     HostAgent {
@@ -125,6 +133,7 @@ fn run(command: Command) -> Result<ExitCode> {
                 .context("run kubectl")?;
             exit(status.code().unwrap_or(1));
         }
+        Command::Runner { program, arguments } => exit(Cluster::running()?.host(0)?.run_program(&program, &arguments)?),
         Command::HostAgent { listen } => agent::serve(listen).map(|()| ExitCode::SUCCESS),
     }
 }
@@ -150,7 +159,11 @@ fn bring_up(up: &Up) -> Result<()> {
     fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755)).context("make the kubectl wrapper executable")?;
     let program = env::current_exe().context("find this program")?;
     say("the cluster is up");
-    println!("\nA cluster with {} KVM host(s) runs; {}.", cluster.hosts.len(), cluster.reason);
+    println!(
+        "\nA cluster with {} KVM host(s) runs. {}.",
+        cluster.hosts.len(),
+        cluster.verdict.line()
+    );
     println!("  kubectl:   {} get nodes", wrapper.display());
     println!(
         "  by hand:   KUBECONFIG={} ip netns exec {namespace} {} get nodes",
@@ -174,15 +187,16 @@ fn test(filter: &str, keep: bool, list: bool) -> Result<ExitCode> {
     let was_running = Cluster::running().is_ok();
     let hosts = tests.iter().map(|test| test.hosts).max().unwrap_or(1);
     let kvmlet = tests.iter().any(|test| test.kvmlet);
-    let cluster = Cluster::up(&ClusterOptions {
+    let started = Cluster::up(&ClusterOptions {
         hosts,
         kvmlet,
         ..ClusterOptions::default()
-    })?;
-    let summary = suite::run(&cluster, &tests);
+    });
+    let summary = started.map(|cluster| suite::run(&cluster, &tests));
     if !keep && !was_running {
         Cluster::down()?;
     }
+    let summary = summary?;
     println!("{} passed, {} failed", summary.passed, summary.failed);
     Ok(if summary.failed == 0 {
         ExitCode::SUCCESS

@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
 
 use crate::{HostKind, artifacts::Guest};
 
@@ -15,7 +16,7 @@ use crate::{HostKind, artifacts::Guest};
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// The kind of host to use, and why.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Verdict {
     /// The kind.
     pub kind: HostKind,

@@ -103,7 +103,6 @@ impl Client {
     ) -> Result<i32> {
         let request = Request::Run {
             argv: argv.iter().map(ToString::to_string).collect(),
-            env: Vec::new(),
         };
         let stream = self.ask(&request, deadline)?;
         let upload = stream.try_clone().context("share the connection")?;

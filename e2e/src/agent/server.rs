@@ -77,7 +77,7 @@ fn answer(mut stream: TcpStream, services: &Services) -> io::Result<()> {
         return Ok(());
     };
     let result = match parse(&body)? {
-        Request::Run { argv, env } => run(&stream, &argv, &env).and_then(to_json),
+        Request::Run { argv } => run(&stream, &argv).and_then(to_json),
         Request::Put { path, mode } => put(&mut stream, Path::new(&path), mode).and_then(to_json),
         Request::Start { name, argv, env, log } => services.start(&name, &argv, &env, &log).and_then(to_json),
         Request::Stop {
@@ -97,11 +97,14 @@ fn to_json(value: impl serde::Serialize) -> io::Result<Vec<u8>> {
     serde_json::to_vec(&value).map_err(io::Error::other)
 }
 
-fn run(stream: &TcpStream, argv: &[String], env: &[(String, String)]) -> io::Result<Exit> {
+fn run(stream: &TcpStream, argv: &[String]) -> io::Result<Exit> {
     let (program, arguments) = argv.split_first().ok_or_else(|| io::Error::other("no command"))?;
     let mut command = Command::new(program);
-    command.args(arguments).envs(env.iter().map(|(key, value)| (key, value)));
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     let spawned = command.process_group(0).spawn();
     let mut child = spawned.map_err(|error| io::Error::new(error.kind(), format!("{program}: {error}")))?;
     let exit = carry(stream, &mut child)?;
@@ -209,7 +212,7 @@ mod tests {
     fn a_request_without_a_command_is_refused() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        write_json(&mut client, Kind::Request, &Request::Run { argv: vec![], env: vec![] }).unwrap();
+        write_json(&mut client, Kind::Request, &Request::Run { argv: vec![] }).unwrap();
         answer(listener.accept().unwrap().0, &Services::default()).unwrap();
         let (kind, body) = read_frame(&mut client).unwrap().unwrap();
         assert_eq!((kind, body.as_slice()), (Kind::Failure, b"no command".as_slice()));

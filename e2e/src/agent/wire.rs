@@ -31,7 +31,7 @@ const KINDS: [Kind; 6] = [Kind::Request, Kind::Input, Kind::Output, Kind::Error,
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Request {
     /// Run a command to its end; the answer is an [`Exit`].
-    Run { argv: Vec<String>, env: Vec<(String, String)> },
+    Run { argv: Vec<String> },
     /// Write a file from the input, replacing it in one step; its folders are made.
     Put { path: String, mode: u32 },
     /// Start a service whose output goes to `log`.

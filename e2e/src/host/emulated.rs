@@ -1,5 +1,5 @@
 //! An emulated KVM host: QEMU's software emulation with AMD's SVM, Debian's kernel, a root disk opened copy-on-write and an
-//! ext4 disk for state, one tap on the cluster's bridge. Disks survive a power cut, not the cluster.
+//! ext4 disk for state, one tap on the cluster's bridge, read-only shares of what test programs may read.
 
 use std::{
     env,
@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Host, Size};
+use super::{Host, Size, shares};
 use crate::{
     command::{self, call},
     netns::Netns,
@@ -27,15 +27,11 @@ pub(super) fn start(state: &State, host: &Host, image: &Path, control_plane_disk
     let folder = state.host(&host.name);
     fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
     let (root, data, initramfs) = (folder.join("root.qcow2"), folder.join("data.ext4"), folder.join("initramfs.cpio"));
-    if !root.exists() {
-        make_disks(image, &root, &data)?;
-    }
+    make_disks(image, &root, &data)?;
     make_initramfs(host, image, &folder, &initramfs)?;
 
     let network = Netns::of(state);
-    if !Path::new("/run/netns").join(&state.namespace).exists() || network.ip(&["link", "show", "dev", &host.name]).is_err() {
-        network.add_tap(&host.name)?;
-    }
+    network.add_tap(&host.name)?;
     let console = state.logs().join(format!("{}-console.log", host.name));
     let last = host.address.octets()[3];
     let mut qemu = network.command("qemu-system-x86_64");
@@ -65,8 +61,17 @@ pub(super) fn start(state: &State, host: &Host, image: &Path, control_plane_disk
     qemu.args(["-netdev", &format!("tap,id=net0,ifname={},script=no,downscript=no", host.name)]);
     qemu.args(["-device", &format!("virtio-net-pci,netdev=net0,mac=52:54:00:89:00:{last:02x}")]);
     qemu.args(["-device", "virtio-rng-pci"]);
-    Process::spawn(state, &host.name, &mut qemu)?;
-    Ok(())
+    for (tag, folder) in shares::list()? {
+        let folder = folder
+            .to_str()
+            .filter(|text| !text.contains(','))
+            .context("QEMU takes no path with a comma")?;
+        qemu.args([
+            "-virtfs",
+            &format!("local,path={folder},mount_tag={tag},security_model=none,readonly=on,multidevs=remap"),
+        ]);
+    }
+    Process::spawn(state, &host.name, &mut qemu).map(drop)
 }
 
 fn make_disks(image: &Path, root: &Path, data: &Path) -> Result<()> {

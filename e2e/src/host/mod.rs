@@ -3,6 +3,7 @@
 
 mod emulated;
 mod native;
+mod shares;
 
 use std::{
     fs::File,
@@ -12,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
@@ -217,16 +218,5 @@ impl Host {
     fn console_file(&self) -> PathBuf {
         let suffix = if self.kind == HostKind::Emulated { "-console" } else { "" };
         self.state.logs().join(format!("{}{suffix}.log", self.name))
-    }
-
-    /// Ends the host as a power cut would. Only [`Self::start`] with the same source brings it back, with its disks.
-    pub fn cut_power(&self) -> Result<()> {
-        let recorded = Process::recorded(&self.state)?
-            .into_iter()
-            .find(|process| process.name == self.name);
-        let Some(process) = recorded else {
-            bail!("{} does not run", self.name)
-        };
-        process.end(&self.state)
     }
 }

@@ -1,5 +1,6 @@
 //! A native KVM host: this machine, seen through namespaces of its own (network, mounts, processes, name), so that two can
-//! live side by side with the paths that an emulated host has. Ending its first process ends all of it.
+//! live side by side with the paths that an emulated host has. Ending its first process ends all of it. What stays on the
+//! machine are the empty folders that were mounted over.
 
 use std::{env, fs, path::Path};
 
@@ -18,9 +19,7 @@ pub(super) fn start(state: &State, host: &Host, programs: &Path) -> Result<()> {
     let network = Netns {
         name: format!("{}-{}", state.namespace, host.name),
     };
-    if !network.exists() {
-        Netns::of(state).add_native(&network, &host.name, host.address)?;
-    }
+    Netns::of(state).add_native(&network, &host.name, host.address)?;
     let mut command = network.command("unshare");
     command.args(["--mount", "--uts", "--pid", "--fork", "--kill-child", "--propagation", "private"]);
     command
@@ -31,6 +30,5 @@ pub(super) fn start(state: &State, host: &Host, programs: &Path) -> Result<()> {
     command
         .arg(env::current_exe().context("find this program")?)
         .arg(format!("{}:{AGENT_PORT}", host.address));
-    Process::spawn(state, &host.name, &mut command)?;
-    Ok(())
+    Process::spawn(state, &host.name, &mut command).map(drop)
 }
