@@ -1,0 +1,398 @@
+//! A pull from name to device: endpoints and credentials in turn, layers side by side, then the merged metadata.
+
+use std::io::{self, Read};
+use std::path::Path;
+
+use bytes::{Buf, Bytes};
+use futures_util::{StreamExt, TryStreamExt};
+use sha2::{Digest, Sha256};
+use tokio::sync::mpsc;
+
+use crate::error::PullError;
+use crate::image::PulledImage;
+use crate::keyring::Credential;
+use crate::layer::{Expected, LayerError, LayerIndex, Limit, sha256_text};
+use crate::layout::Layout;
+use crate::merge::{MergeError, merge};
+use crate::reference::ImageReference;
+use crate::registry::{Config, Descriptor, Endpoint, FetchError, Manifest, ParseFailure, Source};
+use crate::store::{ImageRecord, ImageStore, LayerRecord, blocking};
+
+/// Largest manifest or configuration: what registries accept.
+const DOCUMENT_MAX: u64 = 8 << 20;
+/// Transferred pieces that wait for a layer's conversion.
+const QUEUE: usize = 32;
+
+/// What a pull tells while it runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PullProgress {
+    /// The name was resolved.
+    Resolved {
+        /// The digest it means.
+        digest: String,
+        /// Layers of the image.
+        layers: usize,
+        /// Bytes of them to transfer, of which some may be here already.
+        bytes: u64,
+    },
+    /// More of a layer came.
+    Layer {
+        /// Its place in the image.
+        layer: usize,
+        /// Bytes that came.
+        received: u64,
+        /// Bytes that will come.
+        total: u64,
+    },
+    /// A layer is here.
+    LayerDone {
+        /// Its place in the image.
+        layer: usize,
+        /// It was here before.
+        cached: bool,
+    },
+}
+
+/// Where documents and layers come from.
+#[derive(Debug, Clone)]
+pub(crate) enum Origin {
+    Registry(Source),
+    Layout(Layout),
+}
+
+/// Why one attempt failed, and whether another endpoint or credential may do better.
+enum Failure {
+    Fetch { what: String, error: FetchError },
+    Final(PullError),
+}
+
+impl ImageStore {
+    /// Fetches an image, as far as it is not here yet, and notes it under its name. The registry is always asked, so that the
+    /// credentials are proved anew. Anonymous access is tried after all `credentials`.
+    pub async fn pull(
+        &self,
+        reference: &str,
+        credentials: &[Credential],
+        progress: impl Fn(PullProgress) + Send + Sync,
+    ) -> Result<PulledImage, PullError> {
+        let image: ImageReference = reference.parse()?;
+        let mut failures = Vec::new();
+        for endpoint in self.inner.registries.endpoints(&image) {
+            match self.pull_from(&image, &endpoint, credentials, &progress).await {
+                Ok(pulled) => return Ok(pulled),
+                Err(Failure::Final(error)) => return Err(error),
+                Err(Failure::Fetch { what, error }) => {
+                    tracing::debug!(%image, %endpoint, what, %error, "endpoint failed");
+                    failures.push((what, error));
+                }
+            }
+        }
+        Err(verdict(&image.to_string(), failures))
+    }
+
+    /// Takes an image from an OCI image layout on disk, as if it had been pulled by this name. For a layout of several images,
+    /// the tag is looked for among their `org.opencontainers.image.ref.name`.
+    pub async fn import(&self, reference: &str, layout: &Path) -> Result<PulledImage, PullError> {
+        let image: ImageReference = reference.parse()?;
+        let origin = Origin::Layout(Layout::new(layout, image.tag()));
+        self.fetch(&image, &origin, &|_| {}).await.map_err(|failure| match failure {
+            Failure::Final(error) => error,
+            Failure::Fetch { what, error } => verdict(&image.to_string(), vec![(what, error)]),
+        })
+    }
+
+    async fn pull_from(
+        &self,
+        image: &ImageReference,
+        endpoint: &Endpoint,
+        credentials: &[Credential],
+        progress: &(impl Fn(PullProgress) + Send + Sync),
+    ) -> Result<PulledImage, Failure> {
+        let credentials = if endpoint.send_credentials { credentials } else { &[] };
+        let mut refused = None;
+        for credential in credentials.iter().map(Some).chain([None]) {
+            let source = self.inner.registries.source(endpoint, image, credential);
+            let source = source.map_err(|error| Failure::Fetch { what: "manifest".to_owned(), error })?;
+            match self.fetch(image, &Origin::Registry(source), progress).await {
+                // What one user may not see is hidden from it, or refused; another may.
+                Err(failure @ Failure::Fetch { error: FetchError::Unauthorized(_) | FetchError::NotFound(_), .. }) => {
+                    refused.get_or_insert(failure);
+                }
+                answer => return answer,
+            }
+        }
+        Err(refused.expect("anonymous access at least was tried"))
+    }
+
+    /// The whole of an image from one origin.
+    async fn fetch(
+        &self,
+        image: &ImageReference,
+        origin: &Origin,
+        progress: &(impl Fn(PullProgress) + Send + Sync),
+    ) -> Result<PulledImage, Failure> {
+        let name = image.to_string();
+        let architecture = &self.inner.config.architecture;
+        let parse_failure = |failure| match failure {
+            ParseFailure::Invalid(reason) => PullError::InvalidImage { image: name.clone(), reason },
+            ParseFailure::Platform { available } => {
+                PullError::NoMatchingPlatform { image: name.clone(), wanted: format!("linux/{architecture}"), available }
+            }
+        };
+        let final_parse = |failure| Failure::Final(parse_failure(failure));
+
+        let document = origin.document(image.digest()).await?;
+        let digest = sha256_text(&Sha256::digest(&document));
+        let mut manifest = Manifest::parse(&document, architecture).map_err(final_parse)?;
+        if let Manifest::Index(found) = &manifest {
+            let document = origin.document(Some(&found.digest)).await?;
+            manifest = Manifest::parse(&document, architecture).map_err(final_parse)?;
+        }
+        let Manifest::Image { config: config_at, layers } = manifest else {
+            return Err(final_parse(ParseFailure::Invalid("an index within an index".to_owned())));
+        };
+        let limits = &self.inner.config.limits;
+        let too_large = |limit, max| {
+            Failure::Final(PullError::TooLarge { image: name.clone(), what: "the image".to_owned(), limit, max })
+        };
+        if layers.len() > limits.layers {
+            return Err(too_large(Limit::Layers, limits.layers as u64));
+        }
+        if config_at.size > DOCUMENT_MAX {
+            return Err(too_large(Limit::Document, DOCUMENT_MAX));
+        }
+        let config = origin.config(&config_at).await?;
+        let config = Config::parse(&config, layers.len(), architecture).map_err(final_parse)?;
+        let bytes = layers.iter().map(|layer| layer.size).sum();
+        progress(PullProgress::Resolved { digest: digest.clone(), layers: layers.len(), bytes });
+
+        let _pin = self.inner.pin(&config.diff_ids);
+        let layers = layers.iter().zip(&config.diff_ids).enumerate();
+        let fetches = layers.map(|(at, (layer, diff_id))| self.layer(&name, origin, at, layer, diff_id, progress));
+        let fetches: Vec<_> = fetches.collect();
+        let indexes: Vec<LayerIndex> =
+            futures_util::stream::iter(fetches).buffered(self.inner.config.concurrent_layers.max(1)).try_collect().await?;
+        self.compose(image, &digest, &config_at.digest, config, indexes).await.map_err(Failure::Final)
+    }
+
+    /// One layer, converted unless it is here.
+    async fn layer(
+        &self,
+        name: &str,
+        origin: &Origin,
+        at: usize,
+        layer: &Descriptor,
+        diff_id: &str,
+        progress: &(impl Fn(PullProgress) + Send + Sync),
+    ) -> Result<LayerIndex, Failure> {
+        let flight = self.inner.flights.enter(diff_id).await;
+        let disk = self.inner.disk.clone();
+        let known = diff_id.to_owned();
+        if let Some(index) = blocking(move || disk.layer(&known)).await {
+            progress(PullProgress::LayerDone { layer: at, cached: true });
+            return Ok(index);
+        }
+        let expected = Expected { digest: Some(layer.digest.clone()), diff_id: Some(diff_id.to_owned()) };
+        let limits = self.inner.config.limits.clone();
+        let disk = self.inner.disk.clone();
+        // The flight ends with the conversion, also when this future is dropped and the conversion has yet to notice.
+        let convert = |input: Box<dyn Read + Send>| {
+            blocking(move || {
+                let _flight = flight;
+                disk.convert(input, &expected, &limits)
+            })
+        };
+        let (transfer, converted) = match origin {
+            Origin::Layout(layout) => {
+                let file = layout.open(&layer.digest).map_err(|error| failed(&layer.digest, error))?;
+                (Ok(()), convert(Box::new(file)).await)
+            }
+            Origin::Registry(source) => {
+                let (pieces, queue) = mpsc::channel(QUEUE);
+                let transfer = async {
+                    let mut received = 0;
+                    let result = source
+                        .blob(layer, |bytes| {
+                            received += bytes.len() as u64;
+                            progress(PullProgress::Layer { layer: at, received, total: layer.size });
+                            let pieces = pieces.clone();
+                            async move { pieces.send(Piece::Bytes(bytes)).await.is_ok() }
+                        })
+                        .await;
+                    if result.is_ok() {
+                        // A receiver that ended early has its own reason.
+                        let _ = pieces.send(Piece::End).await;
+                    }
+                    drop(pieces);
+                    result
+                };
+                let input = Box::new(Pieces { queue, current: Bytes::new(), ended: false });
+                tokio::join!(transfer, convert(input))
+            }
+        };
+        match (transfer, converted) {
+            (_, Ok(converted)) => {
+                progress(PullProgress::LayerDone { layer: at, cached: false });
+                Ok(converted.index)
+            }
+            // The reader only saw that nothing came any more; the sender knows why.
+            (Err(error), Err(LayerError::Source(_))) => Err(failed(&layer.digest, error)),
+            // Another endpoint may have the right bytes.
+            (_, Err(LayerError::Digest { expected, actual })) => {
+                Err(failed(&layer.digest, FetchError::Digest { expected, actual }))
+            }
+            (_, Err(error)) => {
+                let store = self.inner.disk.dir().to_path_buf();
+                Err(Failure::Final(PullError::layer(name, &layer.digest, store, error)))
+            }
+        }
+    }
+
+    /// Merges the layers, writes the image's metadata and record, and notes its names.
+    async fn compose(
+        &self,
+        image: &ImageReference,
+        digest: &str,
+        id: &str,
+        config: Config,
+        indexes: Vec<LayerIndex>,
+    ) -> Result<PulledImage, PullError> {
+        let flight = self.inner.flights.enter(id).await;
+        let inner = self.inner.clone();
+        let (image, digest, id) = (image.clone(), digest.to_owned(), id.to_owned());
+        blocking(move || {
+            let _flight = flight;
+            let name = image.to_string();
+            let known = inner.catalog().image(&id).cloned();
+            let record = match known {
+                Some(record) => record,
+                None => inner.merge_image(&name, &id, config, &indexes)?,
+            };
+            let added = inner.catalog().add(&inner.disk, &image, &digest, record.clone());
+            added.map_err(|error| PullError::store(&name, inner.disk.dir().to_path_buf(), &error))?;
+            Ok(inner.image(&name, &digest, &record))
+        })
+        .await
+    }
+}
+
+impl crate::store::Inner {
+    fn merge_image(&self, name: &str, id: &str, config: Config, indexes: &[LayerIndex]) -> Result<ImageRecord, PullError> {
+        let limits = &self.config.limits;
+        let too_large = |limit, max| PullError::TooLarge { image: name.to_owned(), what: "the image".to_owned(), limit, max };
+        let total: u64 = indexes.iter().map(|index| index.tar_len).sum();
+        if total > limits.image_bytes {
+            return Err(too_large(Limit::ImageBytes, limits.image_bytes));
+        }
+        // A layer that comes twice has its data once.
+        let mut extents: Vec<(&str, u64)> = Vec::new();
+        let mut parts = Vec::new();
+        for (diff_id, index) in config.diff_ids.iter().zip(indexes) {
+            let extent = extents.iter().position(|(known, _)| known == diff_id).unwrap_or_else(|| {
+                extents.push((diff_id, index.data_len));
+                extents.len() - 1
+            });
+            parts.push((index, extent));
+        }
+        let tree = merge(parts, limits.image_entries).map_err(|error| match error {
+            MergeError::TooManyEntries { max } => too_large(Limit::ImageEntries, max),
+            MergeError::BadEntry { .. } => {
+                PullError::BadEntry { image: name.to_owned(), what: "its layers do not fit".to_owned(), reason: error.to_string() }
+            }
+        })?;
+        let lengths: Vec<u64> = extents.iter().map(|(_, length)| *length).collect();
+        let encoder = crate::erofs::Encoder::new(&tree, &lengths)
+            .map_err(|error| PullError::InvalidImage { image: name.to_owned(), reason: error.to_string() })?;
+        let mut uuid = [0; 16];
+        uuid.copy_from_slice(&Sha256::digest(id.as_bytes())[..16]);
+        let written = self.disk.write_meta(id, &encoder, uuid);
+        written.map_err(|error| PullError::store(name, self.disk.dir().to_path_buf(), &error))?;
+        let layers = config.diff_ids.iter().zip(indexes).map(|(diff_id, index)| LayerRecord {
+            diff_id: diff_id.clone(),
+            data_len: index.data_len,
+            tar_len: index.tar_len,
+        });
+        Ok(ImageRecord { id: id.to_owned(), layers: layers.collect(), config: config.image, meta_len: encoder.meta_len() })
+    }
+}
+
+impl Origin {
+    async fn document(&self, digest: Option<&str>) -> Result<Bytes, Failure> {
+        let what = || "manifest".to_owned();
+        let document = match self {
+            Self::Registry(source) => source.document(digest).await,
+            Self::Layout(layout) => layout.document(digest),
+        };
+        let document = document.map_err(|error| Failure::Fetch { what: what(), error })?;
+        let actual = sha256_text(&Sha256::digest(&document));
+        match digest {
+            Some(expected) if expected != actual => {
+                let error = FetchError::Digest { expected: expected.to_owned(), actual };
+                Err(Failure::Fetch { what: what(), error })
+            }
+            _ => Ok(document),
+        }
+    }
+
+    async fn config(&self, at: &Descriptor) -> Result<Vec<u8>, Failure> {
+        let config = match self {
+            Self::Registry(source) => source.small_blob(at).await,
+            Self::Layout(layout) => layout.read(&at.digest),
+        };
+        config.map_err(|error| Failure::Fetch { what: "configuration".to_owned(), error })
+    }
+}
+
+fn failed(layer: &str, error: FetchError) -> Failure {
+    Failure::Fetch { what: format!("layer {layer}"), error }
+}
+
+/// What to tell when no endpoint gave the image: the most telling of their answers, with all of them as detail.
+fn verdict(image: &str, failures: Vec<(String, FetchError)>) -> PullError {
+    let detail = failures.iter().map(|(what, error)| format!("{what}: {error}")).collect::<Vec<_>>().join("; ");
+    let image = image.to_owned();
+    let rank = |error: &FetchError| match error {
+        FetchError::Digest { .. } => 0,
+        FetchError::Unauthorized(_) => 1,
+        FetchError::NotFound(_) => 2,
+        FetchError::Protocol(_) => 3,
+        FetchError::Unreachable(_) => 4,
+    };
+    match failures.into_iter().min_by_key(|(_, error)| rank(error)) {
+        Some((what, FetchError::Digest { expected, actual })) => PullError::DigestMismatch { image, what, expected, actual },
+        Some((_, FetchError::Unauthorized(_))) => PullError::Unauthorized { image, detail },
+        Some((_, FetchError::NotFound(_))) => PullError::NotFound { image, detail },
+        Some((_, FetchError::Protocol(_))) => PullError::InvalidImage { image, reason: detail },
+        Some((_, FetchError::Unreachable(_))) => PullError::Unreachable { image, detail },
+        None => PullError::Unreachable { image, detail: "no endpoint is configured".to_owned() },
+    }
+}
+
+/// A piece of a transfer; without an end, it was given up.
+enum Piece {
+    Bytes(Bytes),
+    End,
+}
+
+/// The pieces of a transfer as a blocking reader.
+struct Pieces {
+    queue: mpsc::Receiver<Piece>,
+    current: Bytes,
+    ended: bool,
+}
+
+impl Read for Pieces {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        while self.current.is_empty() && !self.ended {
+            match self.queue.blocking_recv() {
+                Some(Piece::Bytes(bytes)) => self.current = bytes,
+                Some(Piece::End) => self.ended = true,
+                None => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the transfer was given up")),
+            }
+        }
+        let count = buf.len().min(self.current.len());
+        buf[..count].copy_from_slice(&self.current[..count]);
+        self.current.advance(count);
+        Ok(count)
+    }
+}
