@@ -1,1 +1,29 @@
 //! Machine processes: what one runs, and how the daemon starts and adopts it.
+//!
+//! ```text
+//!  daemon ── spawn `kvmlet vm` ─▶ process       stdin is a socket: one Start with every open file, one answer
+//!         ── control.sock ──────▶ requests; log files travel as descriptors
+//!         ◀─ control.sock ─────── events: a budget is spent, the machine has ended
+//!         ◀─ exit.json ────────── written by the process, however it ends by itself
+//!  guest  ── vsock LOG_PORT ────▶ CRI lines into the files the daemon has passed
+//! ```
+//!
+//! The process outlives the daemon. The daemon makes the machine's directory, spawns the process ([`spawn`]), may put its pid into a cgroup,
+//! and sends one [`Start`]; a daemon that was away finds it again by [`adopt`]. All of it is blocking threads; nothing here knows
+//! Kubernetes. Files in the directory: `machine.json` (who runs it), `machine.log`, `control.sock`, `exit.json`.
+
+mod client;
+mod control;
+mod logs;
+mod process;
+mod record;
+mod server;
+mod start;
+mod wire;
+
+pub use client::{Adoption, ClientError, Control, Events, Machine, Spawned, adopt, spawn};
+pub use control::{Event, LinkStatus, LogStatus, MachineState, Status};
+pub use process::{ProcessError, run};
+pub use record::{ExitRecord, RecordError};
+pub use start::{OLDEST_VERSION, Start, VERSION};
+pub use wire::WireError;

@@ -1,0 +1,419 @@
+//! The daemon's side: spawns machine processes, finds them again, talks with them. Believes that a process is a machine's only when pid, start
+//! time and boot agree with the record written before the start, and the control socket is that process's.
+
+use std::{
+    collections::VecDeque,
+    fs, io,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::{net::UnixStream, process::CommandExt},
+    },
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions},
+};
+
+use crate::{
+    control::{Event, Reply, Request, Status},
+    process::{CONTROL_SOCKET, open_log, within},
+    record::{ExitRecord, ProcessRecord, RecordError, open_directory},
+    start::{Answer, OLDEST_VERSION, Start, VERSION},
+    wire::{Receiver, WireError, send},
+};
+
+/// For a machine process to answer; it never waits for its guest to do so.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Why a machine process could not be started or talked with.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The host refused.
+    #[error("{what}")]
+    Host {
+        /// What was attempted.
+        what: &'static str,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// `machine.json` or `exit.json`.
+    #[error("keep the machine's records")]
+    Record(#[from] RecordError),
+    /// The conversation failed.
+    #[error("talk with the machine process")]
+    Wire(#[from] WireError),
+    /// The process answered that it cannot.
+    #[error("the machine process refused: {0}")]
+    Refused(String),
+    /// The control socket belongs to another process.
+    #[error("the control socket is process {actual}'s, not process {expected}'s")]
+    Stranger {
+        /// Of the record.
+        expected: u32,
+        /// Of the socket.
+        actual: u32,
+    },
+}
+
+fn host<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> ClientError {
+    move |error| ClientError::Host {
+        what,
+        source: error.into(),
+    }
+}
+
+/// A process that waits for its order. Dropped, it ends by itself; [`Spawned::start`] makes it a [`Machine`].
+#[derive(Debug)]
+pub struct Spawned {
+    machine: Machine,
+    directory: OwnedFd,
+    order: UnixStream,
+}
+
+/// Spawns a machine process in `directory`, which exists. `program` is `/proc/self/exe` when absent; `arguments` is what makes it
+/// call [`crate::run`] (`vm`). Writes `machine.json`.
+pub fn spawn(directory: &Path, program: Option<&Path>, arguments: &[&str]) -> Result<Spawned, ClientError> {
+    let handle = open_directory(directory).map_err(host("open the machine's directory"))?;
+    let log = open_log(&handle).map_err(host("open machine.log"))?;
+    let copy = log.try_clone().map_err(host("open machine.log"))?;
+    let (order, theirs) = UnixStream::pair().map_err(host("make a socket pair"))?;
+    for set in [UnixStream::set_read_timeout, UnixStream::set_write_timeout] {
+        set(&order, Some(DEADLINE)).map_err(host("set a deadline"))?;
+    }
+    let child = Command::new(program.unwrap_or(Path::new("/proc/self/exe")))
+        .arg0("kvmlet")
+        .args(arguments)
+        .env_clear()
+        .current_dir("/")
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .stdout(log)
+        .stderr(copy)
+        .spawn()
+        .map_err(host("spawn the machine process"))?;
+    let pid = child.id();
+    // An unreaped child keeps its pid, so this is that process.
+    let pidfd = pidfd(pid).map_err(host("open a pidfd"))?;
+    let start_time = start_time(pid).map_err(host("read the process's start time"))?;
+    let record = ProcessRecord {
+        version: 1,
+        pid,
+        start_time,
+        boot_id: boot_id().map_err(host("read the boot id"))?,
+    };
+    record.write(&handle)?;
+    Ok(Spawned {
+        machine: Machine {
+            directory: directory.to_owned(),
+            pid,
+            start_time,
+            pidfd,
+        },
+        directory: handle,
+        order,
+    })
+}
+
+impl Spawned {
+    /// Process id; it may be put into a cgroup now.
+    pub fn pid(&self) -> u32 {
+        self.machine.pid
+    }
+
+    /// Gives the order, with the descriptors that the specification calls `Passed`. Returns when the control socket listens; how
+    /// the machine fares from there on is told by [`Control::status`] and by the exit record.
+    pub fn start(self, start: &Start, passed: &[OwnedFd]) -> Result<Machine, ClientError> {
+        let mut descriptors = vec![self.directory.as_fd()];
+        descriptors.extend(passed.iter().map(AsFd::as_fd));
+        let outcome = send(&self.order, start, &descriptors).and_then(|()| Receiver::new(self.order).receive());
+        match outcome {
+            Ok((Answer::Listening, _)) => Ok(self.machine),
+            Ok((Answer::Refused(why), _)) => {
+                self.machine.end();
+                Err(ClientError::Refused(why))
+            }
+            Err(error) => {
+                self.machine.end();
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Ends a process that shall not run a machine after all.
+    pub fn abandon(self) {
+        self.machine.end();
+    }
+}
+
+/// What became of the machine of a directory.
+#[derive(Debug)]
+pub enum Adoption {
+    /// It runs.
+    Running(Machine),
+    /// Its process lives but does not answer as it should; it can be killed.
+    Unresponsive(Machine, ClientError),
+    /// Its process is gone; the record, if it could write one.
+    Ended(Option<ExitRecord>),
+    /// None was ever started here.
+    Never,
+}
+
+/// Finds the machine of `directory` again.
+pub fn adopt(directory: &Path) -> Result<Adoption, ClientError> {
+    let Some(record) = ProcessRecord::read(directory)? else {
+        return Ok(Adoption::Never);
+    };
+    let ended = || Ok(Adoption::Ended(ExitRecord::read(directory)?));
+    if record.boot_id != boot_id().map_err(host("read the boot id"))? {
+        return ended();
+    }
+    let pidfd = match pidfd(record.pid) {
+        Ok(pidfd) => pidfd,
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => return ended(),
+        Err(error) => return Err(host("open a pidfd")(error)),
+    };
+    // After the pidfd: if the start time agrees now, the pidfd is that process's.
+    match start_time(record.pid) {
+        Ok(start_time) if start_time == record.start_time => {}
+        Ok(_) => return ended(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return ended(),
+        Err(error) => return Err(host("read the process's start time")(error)),
+    }
+    let machine = Machine {
+        directory: directory.to_owned(),
+        pid: record.pid,
+        start_time: record.start_time,
+        pidfd,
+    };
+    // An exited process that nobody has reaped yet.
+    if machine.wait(Some(Duration::ZERO))? {
+        machine.reap();
+        return ended();
+    }
+    match machine.control().and_then(|mut control| control.status()) {
+        Ok(_) => Ok(Adoption::Running(machine)),
+        Err(_) if machine.wait(Some(Duration::ZERO))? => ended(),
+        Err(error) => Ok(Adoption::Unresponsive(machine, error)),
+    }
+}
+
+/// A machine process.
+#[derive(Debug)]
+pub struct Machine {
+    directory: PathBuf,
+    pid: u32,
+    start_time: u64,
+    pidfd: OwnedFd,
+}
+
+impl Machine {
+    /// Process id.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// When the process started, in clock ticks since boot.
+    pub fn start_time(&self) -> u64 {
+        self.start_time
+    }
+
+    /// Its directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Readable once the process has ended.
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// A connection for requests.
+    pub fn control(&self) -> Result<Control, ClientError> {
+        Control::connect(&self.directory, self.pid)
+    }
+
+    /// A connection for events.
+    pub fn events(&self) -> Result<Events, ClientError> {
+        Events::subscribe(self.control()?)
+    }
+
+    /// SIGKILL. The exit record is then missing.
+    pub fn kill_process(&self) -> Result<(), ClientError> {
+        match rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(error) => Err(host("kill the machine process")(error)),
+        }
+    }
+
+    /// Waits for the process's end, for ever without `timeout`; whether it has ended.
+    pub fn wait(&self, timeout: Option<Duration>) -> Result<bool, ClientError> {
+        let timeout = timeout
+            .map(Timespec::try_from)
+            .transpose()
+            .map_err(|_| host("wait for the machine process")(io::Error::from(io::ErrorKind::InvalidInput)))?;
+        let mut fds = [PollFd::from_borrowed_fd(self.pidfd.as_fd(), PollFlags::IN)];
+        let ready = rustix::io::retry_on_intr(|| poll(&mut fds, timeout.as_ref())).map_err(host("wait for the machine process"))?;
+        Ok(ready == 1)
+    }
+
+    /// Frees the pid of an ended process that is this daemon's child; nothing for others.
+    pub fn reap(&self) {
+        let _ = rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
+    }
+
+    /// How it ended; `None` while it runs, and when it was killed before it could write that.
+    pub fn exit_record(&self) -> Result<Option<ExitRecord>, ClientError> {
+        Ok(ExitRecord::read(&self.directory)?)
+    }
+
+    fn end(&self) {
+        if self.kill_process().is_ok() && self.wait(Some(DEADLINE)).is_ok_and(|ended| ended) {
+            self.reap();
+        }
+    }
+}
+
+/// A connection to a machine process: one request at a time.
+#[derive(Debug)]
+pub struct Control {
+    receiver: Receiver,
+    events: VecDeque<Event>,
+}
+
+impl Control {
+    pub(crate) fn connect(directory: &Path, pid: u32) -> Result<Self, ClientError> {
+        let handle = open_directory(directory).map_err(host("open the machine's directory"))?;
+        let stream = UnixStream::connect(within(&handle, CONTROL_SOCKET)).map_err(host("connect to the control socket"))?;
+        for set in [UnixStream::set_read_timeout, UnixStream::set_write_timeout] {
+            set(&stream, Some(DEADLINE)).map_err(host("set a deadline"))?;
+        }
+        let peer = rustix::net::sockopt::socket_peercred(&stream).map_err(host("ask whose socket it is"))?;
+        let actual = peer.pid.as_raw_nonzero().get().unsigned_abs();
+        if actual != pid {
+            return Err(ClientError::Stranger { expected: pid, actual });
+        }
+        let mut control = Self {
+            receiver: Receiver::new(stream),
+            events: VecDeque::new(),
+        };
+        let hello = Request::Hello {
+            oldest: OLDEST_VERSION,
+            newest: VERSION,
+        };
+        match control.request(&hello, &[])? {
+            Reply::Welcome { .. } => Ok(control),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn request(&mut self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> Result<Reply, ClientError> {
+        send(self.receiver.stream(), request, descriptors)?;
+        loop {
+            match self.receiver.receive()?.0 {
+                Reply::Event(event) => self.events.push_back(event),
+                Reply::Failed { message } => return Err(ClientError::Refused(message)),
+                reply => return Ok(reply),
+            }
+        }
+    }
+
+    fn done(&mut self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> Result<(), ClientError> {
+        match self.request(request, descriptors)? {
+            Reply::Done => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// The process as it sees itself.
+    pub fn status(&mut self) -> Result<Status, ClientError> {
+        match self.request(&Request::Status, &[])? {
+            Reply::Status(status) => Ok(status),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Directs a container's output to `file` (opened for writing), until `budget` bytes are written to it. A fresh file replaces the
+    /// one before at once. The budget must hold a line, at most 16,384 bytes and 50 of time and tags.
+    pub fn log_file(&mut self, container: &str, file: BorrowedFd<'_>, budget: u64) -> Result<(), ClientError> {
+        let container = container.to_owned();
+        self.done(&Request::LogFile { container, budget }, &[file])
+    }
+
+    /// Closes a removed container's file; what it still says is dropped.
+    pub fn close_log(&mut self, container: &str) -> Result<(), ClientError> {
+        let container = container.to_owned();
+        self.done(&Request::CloseLog { container }, &[])
+    }
+
+    /// Stops the machine at once; the process writes its record and ends. Asked again after the machine's end, it does not wait any
+    /// longer for files of containers whose budget is spent.
+    pub fn kill(&mut self) -> Result<(), ClientError> {
+        self.done(&Request::Kill, &[])
+    }
+}
+
+/// A connection that a machine process tells events on, those that hold at its beginning first.
+#[derive(Debug)]
+pub struct Events(Control);
+
+impl Events {
+    pub(crate) fn subscribe(mut control: Control) -> Result<Self, ClientError> {
+        control.done(&Request::Subscribe, &[])?;
+        Ok(Self(control))
+    }
+
+    /// The next event, waited for at most `timeout` (for ever without); `None` when none came.
+    pub fn next(&mut self, timeout: Option<Duration>) -> Result<Option<Event>, ClientError> {
+        if let Some(event) = self.0.events.pop_front() {
+            return Ok(Some(event));
+        }
+        if !self.0.receiver.buffered() {
+            let timeout = timeout
+                .map(Timespec::try_from)
+                .transpose()
+                .map_err(|_| host("wait for events")(io::Error::from(io::ErrorKind::InvalidInput)))?;
+            let mut fds = [PollFd::from_borrowed_fd(self.0.receiver.stream().as_fd(), PollFlags::IN)];
+            if rustix::io::retry_on_intr(|| poll(&mut fds, timeout.as_ref())).map_err(host("wait for events"))? == 0 {
+                return Ok(None);
+            }
+        }
+        match self.0.receiver.receive()?.0 {
+            Reply::Event(event) => Ok(Some(event)),
+            other => Err(unexpected(&other)),
+        }
+    }
+}
+
+impl AsFd for Events {
+    /// Readable when an event may have come (or the process has gone).
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.receiver.stream().as_fd()
+    }
+}
+
+fn unexpected(reply: &Reply) -> ClientError {
+    ClientError::Refused(format!("an answer to another question: {reply:?}"))
+}
+
+fn pidfd(pid: u32) -> io::Result<OwnedFd> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
+    Ok(rustix::process::pidfd_open(pid, PidfdFlags::empty())?)
+}
+
+/// Field 22 of /proc/pid/stat. The name before it may hold anything, parentheses too.
+fn start_time(pid: u32) -> io::Result<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let after_name = stat.rsplit_once(')').map(|(_, rest)| rest);
+    after_name
+        .and_then(|rest| rest.split_ascii_whitespace().nth(19))
+        .and_then(|field| field.parse().ok())
+        .ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+fn boot_id() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+}

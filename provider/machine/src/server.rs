@@ -1,0 +1,307 @@
+//! The machine process's end of `control.sock`: one thread a connection, few of them, each bound by deadlines. Answers, and pushes events to
+//! connections that subscribed.
+
+use std::{
+    collections::HashMap,
+    io,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::{UnixListener, UnixStream},
+    },
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use rustix::event::{PollFd, PollFlags, poll};
+
+use crate::{
+    control::{Event, MachineState, Reply, Request, Status},
+    logs::Book,
+    start::{OLDEST_VERSION, VERSION},
+    wire::{Receiver, WireError, send},
+};
+
+/// Most connections at a time; further ones are closed at once.
+const MAX_CONNECTIONS: usize = 16;
+/// For a daemon to finish what it has begun to say, and to take an answer.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// What the daemon can reach through the socket.
+pub(crate) struct Server {
+    pub(crate) book: Arc<Book>,
+    /// Stops the machine; after its end, gives up on what waits.
+    pub(crate) kill: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl Server {
+    /// Serves on a thread of its own for as long as the process lives.
+    pub(crate) fn start(self, listener: UnixListener) -> io::Result<()> {
+        let server = Arc::new(self);
+        let connections = Arc::new(AtomicUsize::new(0));
+        thread::Builder::new()
+            .name("control".into())
+            .spawn(move || {
+                loop {
+                    let stream = match listener.accept() {
+                        Ok((stream, _)) => stream,
+                        Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                        Err(error) => {
+                            // Descriptors or memory are short; the daemon waits in the listener's queue meanwhile.
+                            tracing::warn!(%error, "a control connection could not be accepted");
+                            thread::sleep(Duration::from_secs(1));
+                            continue;
+                        }
+                    };
+                    let place = Place::take(&connections);
+                    let server = Arc::clone(&server);
+                    if let Some(place) = place {
+                        // Without a thread the connection is closed, which the daemon sees.
+                        let _ = thread::Builder::new()
+                            .name("control client".into())
+                            .spawn(move || server.serve(stream, place));
+                    }
+                }
+            })
+            .map(drop)
+    }
+
+    fn serve(&self, stream: UnixStream, _place: Place) {
+        match self.converse(stream) {
+            Ok(()) | Err(WireError::Closed) => {}
+            Err(error) => tracing::debug!(%error, "a control connection ended"),
+        }
+    }
+
+    fn converse(&self, stream: UnixStream) -> Result<(), WireError> {
+        stream.set_read_timeout(Some(DEADLINE)).map_err(WireError::Io)?;
+        stream.set_write_timeout(Some(DEADLINE)).map_err(WireError::Io)?;
+        let mut receiver = Receiver::new(stream);
+        let version = match receiver.receive()?.0 {
+            Request::Hello { oldest, newest } => newest.min(VERSION).max(oldest),
+            _ => 0,
+        };
+        if !(OLDEST_VERSION..=VERSION).contains(&version) {
+            let message = format!("this machine speaks versions {OLDEST_VERSION} to {VERSION}");
+            return send(receiver.stream(), &Reply::Failed { message }, &[]);
+        }
+        send(receiver.stream(), &Reply::Welcome { version }, &[])?;
+        let mut subscription: Option<Subscription> = None;
+        loop {
+            if let Some(subscription) = &mut subscription {
+                subscription.tell(&self.book, receiver.stream())?;
+            }
+            if !receiver.buffered() && !wait(receiver.stream(), subscription.as_ref())? {
+                continue;
+            }
+            let (request, descriptors) = receiver.receive()?;
+            let reply = if request == Request::Subscribe {
+                subscription = Some(Subscription::new(&self.book).map_err(WireError::Io)?);
+                Reply::Done
+            } else {
+                self.answer(request, descriptors)
+            };
+            send(receiver.stream(), &reply, &[])?;
+        }
+    }
+
+    fn answer(&self, request: Request, descriptors: Vec<OwnedFd>) -> Reply {
+        let failed = |message: String| Reply::Failed { message };
+        match request {
+            Request::Status => {
+                let (state, logs, link) = self.book.status();
+                let pid = std::process::id();
+                Reply::Status(Status { pid, state, logs, link })
+            }
+            Request::LogFile { container, budget } => match <[OwnedFd; 1]>::try_from(descriptors) {
+                Ok([file]) => match self.book.put_file(container, file, budget) {
+                    Ok(()) => Reply::Done,
+                    Err(error) => failed(format!("use the log file: {error}")),
+                },
+                Err(_) => failed("a log file is exactly one descriptor".into()),
+            },
+            Request::CloseLog { container } => {
+                self.book.close(&container);
+                Reply::Done
+            }
+            Request::Kill => {
+                (self.kill)();
+                Reply::Done
+            }
+            Request::Hello { .. } | Request::Subscribe => failed("not now".into()),
+        }
+    }
+}
+
+/// Waits for the daemon's next request (`true`) or for news.
+fn wait(stream: &UnixStream, subscription: Option<&Subscription>) -> Result<bool, WireError> {
+    let mut fds = vec![PollFd::from_borrowed_fd(stream.as_fd(), PollFlags::IN)];
+    if let Some(subscription) = subscription {
+        fds.push(PollFd::from_borrowed_fd(subscription.waker.as_fd(), PollFlags::IN));
+    }
+    match poll(&mut fds, None) {
+        Ok(_) => {}
+        Err(rustix::io::Errno::INTR) => return Ok(false),
+        Err(error) => return Err(WireError::Io(error.into())),
+    }
+    if fds.get(1).is_some_and(|fd| !fd.revents().is_empty())
+        && let Some(subscription) = subscription
+    {
+        let _ = rustix::io::read(&subscription.waker, &mut [0u8; 8]);
+    }
+    Ok(!fds[0].revents().is_empty())
+}
+
+/// What a connection has been told.
+struct Subscription {
+    waker: Arc<OwnedFd>,
+    spent: HashMap<String, u64>,
+    ended: bool,
+}
+
+impl Subscription {
+    fn new(book: &Book) -> io::Result<Self> {
+        Ok(Self {
+            waker: book.waker()?,
+            spent: HashMap::new(),
+            ended: false,
+        })
+    }
+
+    fn tell(&mut self, book: &Book, stream: &UnixStream) -> Result<(), WireError> {
+        let spent = book.spent();
+        for (container, count) in &spent {
+            if self.spent.get(container) != Some(count) {
+                let container = container.clone();
+                send(stream, &Reply::Event(Event::BudgetSpent { container }), &[])?;
+            }
+        }
+        self.spent = spent.into_iter().collect();
+        if !self.ended && book.state() == MachineState::Ended {
+            self.ended = true;
+            send(stream, &Reply::Event(Event::Ended), &[])?;
+        }
+        Ok(())
+    }
+}
+
+/// One of [`MAX_CONNECTIONS`].
+struct Place(Arc<AtomicUsize>);
+
+impl Place {
+    fn take(count: &Arc<AtomicUsize>) -> Option<Self> {
+        let place = Self(Arc::clone(count));
+        (count.fetch_add(1, Ordering::Relaxed) < MAX_CONNECTIONS).then_some(place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU32;
+
+    use super::*;
+    use crate::{client::Control, client::Events, process::CONTROL_SOCKET};
+
+    const SOON: Option<Duration> = Some(Duration::from_secs(20));
+
+    struct Rig {
+        directory: tempfile::TempDir,
+        book: Arc<Book>,
+        kills: Arc<AtomicU32>,
+    }
+
+    impl Rig {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let book = Arc::new(Book::new());
+            let kills = Arc::new(AtomicU32::new(0));
+            let counted = Arc::clone(&kills);
+            let server = Server {
+                book: Arc::clone(&book),
+                kill: Arc::new(move || {
+                    counted.fetch_add(1, Ordering::SeqCst);
+                }),
+            };
+            server
+                .start(UnixListener::bind(directory.path().join(CONTROL_SOCKET)).unwrap())
+                .unwrap();
+            Self { directory, book, kills }
+        }
+
+        fn control(&self) -> Control {
+            Control::connect(self.directory.path(), std::process::id()).unwrap()
+        }
+    }
+
+    fn file() -> std::fs::File {
+        tempfile::tempfile().unwrap()
+    }
+
+    fn record(sequence: u64) -> kvmlet_protocol::LogRecord {
+        kvmlet_protocol::LogRecord {
+            container: "a".into(),
+            sequence,
+            stream: kvmlet_protocol::LogStream::Stdout,
+            time: 0,
+            partial: false,
+            data: b"text".to_vec(),
+        }
+    }
+
+    #[test]
+    fn files_and_kills_arrive_and_status_tells_everything() {
+        let rig = Rig::new();
+        let mut control = rig.control();
+        control.log_file("a", file().as_fd(), 4321).unwrap();
+        assert!(control.log_file("no/id", file().as_fd(), 1).is_err());
+        rig.book.set_state(MachineState::Running);
+        control.kill().unwrap();
+        // A daemon that comes back sees the same.
+        let status = rig.control().status().unwrap();
+        assert_eq!((status.pid, status.state), (std::process::id(), MachineState::Running));
+        assert_eq!((status.logs.len(), status.logs[0].budget_left), (1, 4321));
+        assert_eq!(rig.kills.load(Ordering::SeqCst), 1);
+        control.close_log("a").unwrap();
+        assert!(control.status().unwrap().logs.is_empty());
+    }
+
+    #[test]
+    fn events_are_pushed_and_told_again_to_a_daemon_that_returns() {
+        let rig = Rig::new();
+        rig.control().log_file("a", file().as_fd(), 10).unwrap();
+        let mut events = Events::subscribe(rig.control()).unwrap();
+        assert_eq!(events.next(Some(Duration::ZERO)).unwrap(), None);
+        rig.book.take(record(1)).unwrap();
+        rig.book.write();
+        let spent = Event::BudgetSpent { container: "a".into() };
+        assert_eq!(events.next(SOON).unwrap(), Some(spent.clone()));
+        let mut again = Events::subscribe(rig.control()).unwrap();
+        assert_eq!(again.next(SOON).unwrap(), Some(spent));
+        rig.book.set_state(MachineState::Ended);
+        assert_eq!(events.next(SOON).unwrap(), Some(Event::Ended));
+        assert_eq!(again.next(SOON).unwrap(), Some(Event::Ended));
+    }
+
+    #[test]
+    fn another_version_and_another_process_are_refused() {
+        let rig = Rig::new();
+        let stream = UnixStream::connect(rig.directory.path().join(CONTROL_SOCKET)).unwrap();
+        let hello = Request::Hello {
+            oldest: VERSION + 1,
+            newest: VERSION + 2,
+        };
+        send(&stream, &hello, &[]).unwrap();
+        assert!(matches!(Receiver::new(stream).receive().unwrap().0, Reply::Failed { .. }));
+        let other = Control::connect(rig.directory.path(), 1);
+        assert!(matches!(other, Err(crate::ClientError::Stranger { expected: 1, .. })));
+    }
+}
