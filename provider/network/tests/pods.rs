@@ -7,16 +7,26 @@ mod support;
 use std::collections::HashSet;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::fd::AsFd;
-use std::time::Duration;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
 
-use kvmlet_network::{HostPort, NetworkConfig, NetworkError, PodInterface, PodNetworks, Protocol};
-use tokio::io::unix::AsyncFd;
+use kvmlet_network::{HostPort, NetworkConfig, NetworkError, PodInterface, PodNetworkRequest, PodNetworks, Protocol};
+use nix::poll::{PollFd, PollFlags, PollTimeout};
 
-use support::{on_a_host, pod, run};
+use support::{on_a_host, run};
 
 /// Length of the virtio-net header before each frame of a tap.
 const HEADER: usize = 12;
+
+/// A pod without host ports.
+fn pod(uid: &str) -> PodNetworkRequest {
+    PodNetworkRequest {
+        uid: uid.to_owned(),
+        namespace: "default".to_owned(),
+        name: format!("pod-{uid}"),
+        host_ports: Vec::new(),
+    }
+}
 
 fn ipv4(address: IpAddr) -> Ipv4Addr {
     match address {
@@ -45,22 +55,20 @@ fn is_arp_answer(frame: &[u8], interface: &PodInterface, target: Ipv4Addr) -> bo
 }
 
 /// Waits for a frame that `wanted` accepts.
-async fn receive(tap: &AsyncFd<impl AsFd + std::os::fd::AsRawFd>, wanted: impl Fn(&[u8]) -> bool) {
+fn receive(tap: &OwnedFd, wanted: impl Fn(&[u8]) -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
     let mut buffer = [0; 2048];
-    let search = async {
-        loop {
-            let mut ready = tap.readable().await.unwrap();
-            match nix::unistd::read(tap.get_ref(), &mut buffer) {
-                Ok(length) if wanted(&buffer[..length]) => return,
-                Ok(_) => {}
-                Err(nix::errno::Errno::EAGAIN) => ready.clear_ready(),
-                Err(error) => panic!("reading the tap: {error}"),
-            }
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        assert!(!left.is_zero(), "the frame did not come through the tap");
+        let mut ready = [PollFd::new(tap.as_fd(), PollFlags::POLLIN)];
+        nix::poll::poll(&mut ready, PollTimeout::try_from(left).unwrap()).unwrap();
+        match nix::unistd::read(tap, &mut buffer) {
+            Ok(length) if wanted(&buffer[..length]) => return,
+            Ok(_) | Err(nix::errno::Errno::EAGAIN) => {}
+            Err(error) => panic!("reading the tap: {error}"),
         }
-    };
-    tokio::time::timeout(Duration::from_secs(10), search)
-        .await
-        .expect("the frame came through the tap");
+    }
 }
 
 /// What a pod leaves behind: namespaces, records, leases, interfaces, port rules.
@@ -99,9 +107,9 @@ fn a_pod_reaches_the_bridge_through_its_tap_and_leaves_nothing() {
         assert_eq!(interface.routes[0].destination.to_string(), "0.0.0.0/0");
         assert_eq!(interface.routes[0].via, interface.gateway);
 
-        let tap = AsyncFd::new(network.tap).unwrap();
-        nix::unistd::write(tap.get_ref(), &arp_request(&interface, gateway)).unwrap();
-        receive(&tap, |frame| is_arp_answer(frame, &interface, gateway)).await;
+        let tap = network.tap;
+        nix::unistd::write(&tap, &arp_request(&interface, gateway)).unwrap();
+        receive(&tap, |frame| is_arp_answer(frame, &interface, gateway));
 
         networks.check("a1").await.unwrap();
         assert_eq!(networks.recall("a1").unwrap(), Some(interface));
@@ -121,14 +129,13 @@ fn what_the_host_sends_to_a_pod_arrives_at_its_tap() {
         let networks = PodNetworks::new(config);
         let network = networks.setup(&pod("a2")).await.unwrap();
         let address = ipv4(network.interface.addresses[0].addr());
-        let tap = AsyncFd::new(network.tap).unwrap();
+        let tap = network.tap;
         // The namespace's own stack has the address too, and must stay silent: only the guest may answer.
         let socket = tokio::net::UdpSocket::bind("0.0.0.0:0").await.unwrap();
         socket.send_to(b"hello", (address, 9)).await.unwrap();
         receive(&tap, |frame| {
             frame[HEADER..][12..14] == [0x08, 0x06] && frame[HEADER..][38..42] == address.octets()
-        })
-        .await;
+        });
         let neighbours = run("ip", &["neigh", "show", &address.to_string()]);
         assert!(!neighbours.contains("lladdr"), "someone else answered for the guest: {neighbours}");
         drop(tap);

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::path::Path;
 use std::process::Command;
 
-use kvmlet_network::{NetworkConfig, PodNetworkRequest};
+use kvmlet_network::NetworkConfig;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
@@ -40,16 +40,6 @@ pub(crate) fn on_a_host<F: Future<Output = ()>>(test: impl FnOnce(NetworkConfig)
             runtime.block_on(test(config));
         });
     });
-}
-
-/// A pod without host ports.
-pub(crate) fn pod(uid: &str) -> PodNetworkRequest {
-    PodNetworkRequest {
-        uid: uid.to_owned(),
-        namespace: "default".to_owned(),
-        name: format!("pod-{uid}"),
-        host_ports: Vec::new(),
-    }
 }
 
 /// Runs a program on the test's host and returns what it printed.
