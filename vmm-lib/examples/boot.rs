@@ -26,7 +26,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         nets: Vec::new(),
         vsock: None,
         rng: true,
-        serial: Some(Serial { output: FileSource::Path("/dev/stdout".into()) }),
+        serial: Some(Serial {
+            output: FileSource::Path("/dev/stdout".into()),
+        }),
         count_exits: true,
     };
     let report = Builder::new(spec, Vec::new()).build()?.run();

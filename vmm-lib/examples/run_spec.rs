@@ -1,4 +1,5 @@
-//! Runs the machine of a JSON specification (paths only): `run_spec FILE`. Prints its report as JSON.
+//! Runs the machine of a JSON specification: `run_spec FILE [TAP...]`; the named taps are opened and passed in that order, from descriptor
+//! 0 on. Prints the machine's report as JSON.
 
 use std::error::Error;
 
@@ -6,9 +7,11 @@ use vmm_lib::Builder;
 use vmm_lib::spec::MachineSpec;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let path = std::env::args().nth(1).ok_or("usage: run_spec FILE")?;
+    let mut arguments = std::env::args().skip(1);
+    let path = arguments.next().ok_or("usage: run_spec FILE [TAP...]")?;
     let spec: MachineSpec = serde_json::from_slice(&std::fs::read(path)?)?;
-    let report = Builder::new(spec, Vec::new()).build()?.run();
+    let taps = arguments.map(|name| vmm_lib::tap::open_tap(&name)).collect::<Result<Vec<_>, _>>()?;
+    let report = Builder::new(spec, taps).build()?.run();
     println!("{}", serde_json::to_string_pretty(&report)?);
     Ok(())
 }

@@ -92,20 +92,30 @@ impl Builder {
         let mut vcpus = Vec::new();
         for index in 0..spec.cpus {
             let vcpu = vm.create_vcpu(u64::from(index)).map_err(step("create a processor"))?;
-            vcpu.set_cpuid2(&cpuid.processor(index, spec.cpus)?).map_err(step("set a processor's CPUID"))?;
+            vcpu.set_cpuid2(&cpuid.processor(index, spec.cpus)?)
+                .map_err(step("set a processor's CPUID"))?;
             registers::set_msrs(&vcpu)?;
             vcpus.push(vcpu);
         }
 
-        let serial = spec.serial.as_ref().map(|serial| -> Result<_, BuildError> {
-            Ok(SerialPort::new(&vm, files.open_log("serial.output", &serial.output)?)?)
-        });
+        let serial = spec
+            .serial
+            .as_ref()
+            .map(|serial| -> Result<_, BuildError> { Ok(SerialPort::new(&vm, files.open_log("serial.output", &serial.output)?)?) });
         let serial = serial.transpose()?;
         let functions = devices::create(&spec, &files, &vm, &Arc::new(Interrupts::new(vm.clone())), &memory, &layout)?;
-        let bus = Bus { pci: PciBus::new(ecam, layout.clone(), functions), serial };
+        let bus = Bus {
+            pci: PciBus::new(ecam, layout.clone(), functions),
+            serial,
+        };
 
         let kernel = files.open_existing("boot.kernel", &spec.boot.kernel, false)?;
-        let initramfs = spec.boot.initramfs.as_ref().map(|source| files.open_existing("boot.initramfs", source, false)).transpose()?;
+        let initramfs = spec
+            .boot
+            .initramfs
+            .as_ref()
+            .map(|source| files.open_existing("boot.initramfs", source, false))
+            .transpose()?;
         let entry = boot::load(&Plan {
             memory: &memory,
             layout: &layout,
@@ -118,7 +128,12 @@ impl Builder {
         registers::set_entry(&vcpus[0], &memory, entry)?;
         vcpu::install_kick_handler().map_err(|error| BuildError::Signal(error.into()))?;
         let control = Arc::new(Control::new(spec.cpus, spec.count_exits));
-        Ok(Machine { vcpus, control, bus: Arc::new(bus), memory })
+        Ok(Machine {
+            vcpus,
+            control,
+            bus: Arc::new(bus),
+            memory,
+        })
     }
 }
 
@@ -154,13 +169,26 @@ impl Machine {
 
     /// Runs the machine to its end. Returns when all its threads are gone.
     pub fn run(self) -> MachineReport {
-        let Self { vcpus, control, bus, memory } = self;
+        let Self {
+            vcpus,
+            control,
+            bus,
+            memory,
+        } = self;
         let mut threads = Vec::new();
         for (index, fd) in vcpus.into_iter().enumerate() {
-            let vcpu = Vcpu { index: index as u8, fd, control: control.clone(), bus: bus.clone(), _memory: memory.clone() };
+            let vcpu = Vcpu {
+                index: index as u8,
+                fd,
+                control: control.clone(),
+                bus: bus.clone(),
+                _memory: memory.clone(),
+            };
             match thread::Builder::new().name(format!("vcpu{index}")).spawn(move || vcpu.run()) {
                 Ok(thread) => threads.push(thread),
-                Err(error) => control.finish(MachineExit::Error { what: format!("start processor {index}: {error}") }),
+                Err(error) => control.finish(MachineExit::Error {
+                    what: format!("start processor {index}: {error}"),
+                }),
             }
         }
         let mut vcpu_cpu_micros = Vec::new();
@@ -169,7 +197,13 @@ impl Machine {
             vcpu_cpu_micros.push(thread.join().unwrap_or(0));
         }
         bus.pci.stop();
-        let exit = control.exit().unwrap_or_else(|| MachineExit::Error { what: "no processor ran".to_owned() });
-        MachineReport { exit, exits: control.counts(), vcpu_cpu_micros }
+        let exit = control.exit().unwrap_or_else(|| MachineExit::Error {
+            what: "no processor ran".to_owned(),
+        });
+        MachineReport {
+            exit,
+            exits: control.counts(),
+            vcpu_cpu_micros,
+        }
     }
 }

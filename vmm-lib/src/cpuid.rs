@@ -43,18 +43,28 @@ impl Template {
     /// Asks KVM.
     pub(crate) fn new(kvm: &Kvm) -> Result<Self, CpuidError> {
         let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(CpuidError::Supported)?;
-        Ok(Self { leaves: supported.as_slice().to_vec(), tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer) })
+        Ok(Self {
+            leaves: supported.as_slice().to_vec(),
+            tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
+        })
     }
 
     /// Physical address bits of the processor.
     pub(crate) fn address_bits(&self) -> u8 {
         let leaf = self.leaves.iter().find(|leaf| leaf.function == 0x8000_0008);
-        leaf.map(|leaf| leaf.eax as u8).filter(|bits| *bits > 0).unwrap_or(DEFAULT_ADDRESS_BITS)
+        leaf.map(|leaf| leaf.eax as u8)
+            .filter(|bits| *bits > 0)
+            .unwrap_or(DEFAULT_ADDRESS_BITS)
     }
 
     /// The CPUID of processor `index` of `cpus`; its APIC identifier is its index.
     pub(crate) fn processor(&self, index: u8, cpus: u8) -> Result<CpuId, CpuidError> {
-        let mut leaves: Vec<_> = self.leaves.iter().filter(|leaf| !matches!(leaf.function, 0xb | 0x1f | 0x8000_0026)).copied().collect();
+        let mut leaves: Vec<_> = self
+            .leaves
+            .iter()
+            .filter(|leaf| !matches!(leaf.function, 0xb | 0x1f | 0x8000_0026))
+            .copied()
+            .collect();
         for leaf in &mut leaves {
             self.adapt(leaf, index, cpus);
         }
@@ -74,7 +84,11 @@ impl Template {
             4 | 0x8000_001d => {
                 let level = leaf.eax >> 5 & 7;
                 let sharing = if level >= 3 { others } else { 0 };
-                let cores = if leaf.function == 4 && leaf.eax & 0x1f != 0 { others << 26 } else { 0 };
+                let cores = if leaf.function == 4 && leaf.eax & 0x1f != 0 {
+                    others << 26
+                } else {
+                    0
+                };
                 leaf.eax = leaf.eax & 0x3fff | sharing << 14 | cores;
             }
             6 => leaf.eax |= ARAT,
@@ -121,7 +135,14 @@ mod tests {
     use super::*;
 
     fn template() -> Template {
-        let leaf = |function, eax, ebx, ecx, edx| kvm_cpuid_entry2 { function, eax, ebx, ecx, edx, ..Default::default() };
+        let leaf = |function, eax, ebx, ecx, edx| kvm_cpuid_entry2 {
+            function,
+            eax,
+            ebx,
+            ecx,
+            edx,
+            ..Default::default()
+        };
         let leaves = vec![
             leaf(1, 0, 0x0708_0800, VMX, HTT),
             leaf(0xb, 7, 7, 7, 7),
@@ -129,11 +150,18 @@ mod tests {
             leaf(0x8000_0001, 0, 0, SVM, 0),
             leaf(0x8000_0008, 0x3028, 0, 0, 0),
         ];
-        Template { leaves, tsc_deadline: true }
+        Template {
+            leaves,
+            tsc_deadline: true,
+        }
     }
 
     fn find(cpuid: &CpuId, function: u32, index: u32) -> kvm_cpuid_entry2 {
-        *cpuid.as_slice().iter().find(|leaf| leaf.function == function && leaf.index == index).expect("the leaf is there")
+        *cpuid
+            .as_slice()
+            .iter()
+            .find(|leaf| leaf.function == function && leaf.index == index)
+            .expect("the leaf is there")
     }
 
     #[test]
@@ -151,7 +179,10 @@ mod tests {
     fn nested_virtualisation_and_counters_are_hidden_and_clocks_offered() {
         let cpuid = template().processor(0, 1).expect("few leaves");
         let leaf = find(&cpuid, 1, 0);
-        assert_eq!(leaf.ecx & (VMX | TSC_DEADLINE | X2APIC | HYPERVISOR), TSC_DEADLINE | X2APIC | HYPERVISOR);
+        assert_eq!(
+            leaf.ecx & (VMX | TSC_DEADLINE | X2APIC | HYPERVISOR),
+            TSC_DEADLINE | X2APIC | HYPERVISOR
+        );
         assert_eq!(leaf.edx & HTT, 0);
         assert_eq!(find(&cpuid, 0x8000_0001, 0).ecx & SVM, 0);
         assert_eq!(find(&cpuid, 0x4000_0001, 0).eax, PARAVIRT);
@@ -160,6 +191,13 @@ mod tests {
     #[test]
     fn address_bits_are_the_processors() {
         assert_eq!(template().address_bits(), 0x28);
-        assert_eq!(Template { leaves: Vec::new(), tsc_deadline: false }.address_bits(), DEFAULT_ADDRESS_BITS);
+        assert_eq!(
+            Template {
+                leaves: Vec::new(),
+                tsc_deadline: false
+            }
+            .address_bits(),
+            DEFAULT_ADDRESS_BITS
+        );
     }
 }

@@ -59,7 +59,9 @@ pub(crate) fn create(
         let name = device.name().to_owned();
         let bar = layout.mmio64.start + BAR_SIZE * index as u64;
         let transport = Transport::new(device, vm.clone(), interrupts.clone(), memory.clone(), bar);
-        functions.push(Box::new(transport.map_err(|source| DeviceError::Transport { device: name, source })?));
+        functions.push(Box::new(
+            transport.map_err(|source| DeviceError::Transport { device: name, source })?,
+        ));
     }
     Ok(functions)
 }
@@ -86,15 +88,27 @@ fn block(index: usize, disk: &Disk, files: &Files) -> Result<Block, DeviceError>
     let mut extents = Vec::new();
     for (number, extent) in disk.extents.iter().enumerate() {
         let field = format!("disks[{index}].extents[{number}].file");
-        extents.push((files.open_existing(&field, &extent.file, !disk.read_only)?, extent.offset, extent.length));
+        extents.push((
+            files.open_existing(&field, &extent.file, !disk.read_only)?,
+            extent.offset,
+            extent.length,
+        ));
     }
-    Block::new(&disk.serial, extents, disk.read_only).map_err(|source| DeviceError::Disk { serial: disk.serial.clone(), source })
+    Block::new(&disk.serial, extents, disk.read_only).map_err(|source| DeviceError::Disk {
+        serial: disk.serial.clone(),
+        source,
+    })
 }
 
 fn listener(source: &FileSource, files: &Files) -> Result<UnixListener, DeviceError> {
     const FIELD: &str = "vsock.socket";
     match source {
-        FileSource::Path(path) => bind(path).map_err(|source| DeviceError::File(FileError { field: FIELD.to_owned(), source })),
+        FileSource::Path(path) => bind(path).map_err(|source| {
+            DeviceError::File(FileError {
+                field: FIELD.to_owned(),
+                source,
+            })
+        }),
         FileSource::Passed(_) => Ok(UnixListener::from(OwnedFd::from(files.open_existing(FIELD, source, true)?))),
     }
 }

@@ -136,7 +136,11 @@ mod tests {
         exits.port(0x600);
         exits.config(1, 0);
         exits.address(0x1000);
-        let report = MachineReport { exit: MachineExit::Crashed { reason: "x".into() }, exits: Some(exits), vcpu_cpu_micros: vec![1] };
+        let report = MachineReport {
+            exit: MachineExit::Crashed { reason: "x".into() },
+            exits: Some(exits),
+            vcpu_cpu_micros: vec![1],
+        };
         let text = serde_json::to_string(&report).expect("plain data serialises");
         assert_eq!(serde_json::from_str::<MachineReport>(&text).expect("and comes back"), report);
     }

@@ -43,6 +43,9 @@ impl Files {
                 None => Err(std::io::ErrorKind::NotFound.into()),
             },
         };
-        opened.map_err(|source| FileError { field: field.to_owned(), source })
+        opened.map_err(|source| FileError {
+            field: field.to_owned(),
+            source,
+        })
     }
 }

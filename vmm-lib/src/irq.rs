@@ -32,7 +32,13 @@ struct Routes {
 impl Interrupts {
     /// No message routed yet.
     pub(crate) fn new(vm: Arc<VmFd>) -> Self {
-        Self { vm, routes: Mutex::new(Routes { next: IOAPIC_PINS, messages: BTreeMap::new() }) }
+        Self {
+            vm,
+            routes: Mutex::new(Routes {
+                next: IOAPIC_PINS,
+                messages: BTreeMap::new(),
+            }),
+        }
     }
 
     /// A number that nobody else has.
@@ -69,14 +75,22 @@ impl Interrupts {
 }
 
 fn pin_entry(pin: u32) -> kvm_irq_routing_entry {
-    let mut entry = kvm_irq_routing_entry { gsi: pin, type_: KVM_IRQ_ROUTING_IRQCHIP, ..Default::default() };
+    let mut entry = kvm_irq_routing_entry {
+        gsi: pin,
+        type_: KVM_IRQ_ROUTING_IRQCHIP,
+        ..Default::default()
+    };
     entry.u.irqchip.irqchip = KVM_IRQCHIP_IOAPIC;
     entry.u.irqchip.pin = pin;
     entry
 }
 
 fn message_entry(gsi: u32, message: Message) -> kvm_irq_routing_entry {
-    let mut entry = kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_MSI, ..Default::default() };
+    let mut entry = kvm_irq_routing_entry {
+        gsi,
+        type_: KVM_IRQ_ROUTING_MSI,
+        ..Default::default()
+    };
     entry.u.msi.address_lo = message.address as u32;
     entry.u.msi.address_hi = (message.address >> 32) as u32;
     entry.u.msi.data = message.data;

@@ -83,7 +83,11 @@ impl Layout {
         if end < start + WINDOW_STEP {
             return Err(MemoryError::AddressBits { memory, bits });
         }
-        Ok(Self { low, high, mmio64: start..end })
+        Ok(Self {
+            low,
+            high,
+            mmio64: start..end,
+        })
     }
 
     /// RAM, as base and size.
@@ -97,7 +101,9 @@ impl Layout {
 
     /// Whether `range` lies within a device window as a whole.
     pub(crate) fn is_device_window(&self, range: &Range<u64>) -> bool {
-        [&MMIO32, &self.mmio64].iter().any(|window| window.start <= range.start && range.end <= window.end)
+        [&MMIO32, &self.mmio64]
+            .iter()
+            .any(|window| window.start <= range.start && range.end <= window.end)
     }
 }
 
@@ -108,7 +114,9 @@ pub(crate) fn create(vm: &VmFd, layout: &Layout) -> Result<Memory, MemoryError> 
     let memory = GuestMemoryMmap::from_ranges(&ranges).map_err(|source| MemoryError::Map(layout.low + layout.high, source))?;
     for (slot, region) in memory.iter().enumerate() {
         let slot = slot as u32;
-        let address = memory.get_host_address(region.start_addr()).expect("a region's start lies in memory");
+        let address = memory
+            .get_host_address(region.start_addr())
+            .expect("a region's start lies in memory");
         let entry = kvm_userspace_memory_region {
             slot,
             flags: 0,

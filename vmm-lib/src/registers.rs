@@ -39,11 +39,16 @@ pub enum RegistersError {
 
 /// Sets what every processor starts with.
 pub(crate) fn set_msrs(vcpu: &VcpuFd) -> Result<(), RegistersError> {
-    let entry = |index, data| kvm_msr_entry { index, data, ..Default::default() };
+    let entry = |index, data| kvm_msr_entry {
+        index,
+        data,
+        ..Default::default()
+    };
     // A processor without one of them (KVM stops at the first it does not know) does not need it, so the number that was set is no matter.
     for msr in [entry(MSR_MISC_ENABLE, 1), entry(MSR_MTRR_DEFAULT, 0x806)] {
         let list = Msrs::from_entries(&[msr]).expect("one entry is few enough");
-        vcpu.set_msrs(&list).map_err(|source| RegistersError::Kvm("set model-specific registers", source))?;
+        vcpu.set_msrs(&list)
+            .map_err(|source| RegistersError::Kvm("set model-specific registers", source))?;
     }
     Ok(())
 }
@@ -51,32 +56,68 @@ pub(crate) fn set_msrs(vcpu: &VcpuFd) -> Result<(), RegistersError> {
 /// Points the boot processor at the kernel.
 pub(crate) fn set_entry(vcpu: &VcpuFd, memory: &GuestMemoryMmap, entry: Entry) -> Result<(), RegistersError> {
     let long = matches!(entry, Entry::Linux64 { .. });
-    let flat = kvm_segment { limit: u32::MAX, present: 1, s: 1, g: 1, ..Default::default() };
-    let code = kvm_segment { selector: CODE_SELECTOR, type_: 0xb, db: u8::from(!long), l: u8::from(long), ..flat };
-    let data = kvm_segment { selector: DATA_SELECTOR, type_: 0x3, db: 1, ..flat };
-    let task = kvm_segment { selector: TASK_SELECTOR, type_: 0xb, limit: 0x67, present: 1, ..Default::default() };
+    let flat = kvm_segment {
+        limit: u32::MAX,
+        present: 1,
+        s: 1,
+        g: 1,
+        ..Default::default()
+    };
+    let code = kvm_segment {
+        selector: CODE_SELECTOR,
+        type_: 0xb,
+        db: u8::from(!long),
+        l: u8::from(long),
+        ..flat
+    };
+    let data = kvm_segment {
+        selector: DATA_SELECTOR,
+        type_: 0x3,
+        db: 1,
+        ..flat
+    };
+    let task = kvm_segment {
+        selector: TASK_SELECTOR,
+        type_: 0xb,
+        limit: 0x67,
+        present: 1,
+        ..Default::default()
+    };
     let table = [0, 0, descriptor(&code), descriptor(&data), descriptor(&task)];
     for (index, entry) in table.iter().enumerate() {
-        memory.write_obj(*entry, GuestAddress(GDT + 8 * index as u64)).map_err(RegistersError::Tables)?;
+        memory
+            .write_obj(*entry, GuestAddress(GDT + 8 * index as u64))
+            .map_err(RegistersError::Tables)?;
     }
 
-    let mut sregs = vcpu.get_sregs().map_err(|source| RegistersError::Kvm("read system registers", source))?;
+    let mut sregs = vcpu
+        .get_sregs()
+        .map_err(|source| RegistersError::Kvm("read system registers", source))?;
     (sregs.cs, sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss, sregs.tr) = (code, data, data, data, data, data, task);
-    sregs.gdt = kvm_dtable { base: GDT, limit: 8 * table.len() as u16 - 1, ..Default::default() };
+    sregs.gdt = kvm_dtable {
+        base: GDT,
+        limit: 8 * table.len() as u16 - 1,
+        ..Default::default()
+    };
     sregs.idt = kvm_dtable::default();
     (sregs.cr0, sregs.cr4, sregs.efer) = (CR0_PE | CR0_ET, 0, 0);
     if long {
         write_page_tables(memory)?;
         (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) = (CR0_PG | CR0_PE | CR0_ET, PAGE_TABLES, CR4_PAE, EFER_LONG);
     }
-    vcpu.set_sregs(&sregs).map_err(|source| RegistersError::Kvm("set system registers", source))?;
+    vcpu.set_sregs(&sregs)
+        .map_err(|source| RegistersError::Kvm("set system registers", source))?;
 
-    let mut regs = kvm_regs { rflags: 2, ..Default::default() };
+    let mut regs = kvm_regs {
+        rflags: 2,
+        ..Default::default()
+    };
     match entry {
         Entry::Pvh { entry, start_info } => (regs.rip, regs.rbx) = (entry, start_info),
         Entry::Linux64 { entry, zero_page } => (regs.rip, regs.rsi) = (entry, zero_page),
     }
-    vcpu.set_regs(&regs).map_err(|source| RegistersError::Kvm("set general registers", source))
+    vcpu.set_regs(&regs)
+        .map_err(|source| RegistersError::Kvm("set general registers", source))
 }
 
 /// A segment as the processor would find it in its table.
@@ -113,9 +154,22 @@ mod tests {
 
     #[test]
     fn a_flat_segment_has_the_well_known_descriptor() {
-        let code = kvm_segment { limit: u32::MAX, present: 1, s: 1, g: 1, type_: 0xb, l: 1, ..Default::default() };
+        let code = kvm_segment {
+            limit: u32::MAX,
+            present: 1,
+            s: 1,
+            g: 1,
+            type_: 0xb,
+            l: 1,
+            ..Default::default()
+        };
         assert_eq!(descriptor(&code), 0x00af_9b00_0000_ffff);
-        let data = kvm_segment { type_: 3, l: 0, db: 1, ..code };
+        let data = kvm_segment {
+            type_: 3,
+            l: 0,
+            db: 1,
+            ..code
+        };
         assert_eq!(descriptor(&data), 0x00cf_9300_0000_ffff);
     }
 }

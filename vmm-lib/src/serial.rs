@@ -49,12 +49,17 @@ impl SerialPort {
     pub(crate) fn new(vm: &VmFd, output: File) -> Result<Self, SerialError> {
         let line = EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(SerialError::EventFd)?;
         vm.register_irqfd(&line, IRQ).map_err(SerialError::Interrupt)?;
-        Ok(Self(Mutex::new(State { uart: Serial::new(Line(line), output), failed: false })))
+        Ok(Self(Mutex::new(State {
+            uart: Serial::new(Line(line), output),
+            failed: false,
+        })))
     }
 
     /// Whether a port is one of these.
     pub(crate) fn register(port: u16) -> Option<u8> {
-        port.checked_sub(BASE).filter(|offset| *offset < u16::from(SIZE)).map(|offset| offset as u8)
+        port.checked_sub(BASE)
+            .filter(|offset| *offset < u16::from(SIZE))
+            .map(|offset| offset as u8)
     }
 
     /// A guest reads a register.

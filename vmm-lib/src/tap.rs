@@ -58,11 +58,18 @@ impl InterfaceRequest {
     fn new(name: &str) -> io::Result<Self> {
         let bytes = name.as_bytes();
         if bytes.is_empty() || bytes.len() > NAME_MAX || bytes.iter().any(|&b| b == 0 || b == b'/' || b == b'%') {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name:?} is no interface name")));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("{name:?} is no interface name"),
+            ));
         }
         let mut padded = [0; NAME_MAX + 1];
         padded[..bytes.len()].copy_from_slice(bytes);
-        Ok(Self { name: padded, flags: IFF_TAP | IFF_NO_PI | IFF_VNET_HDR, rest: [0; 22] })
+        Ok(Self {
+            name: padded,
+            flags: IFF_TAP | IFF_NO_PI | IFF_VNET_HDR,
+            rest: [0; 22],
+        })
     }
 }
 
@@ -102,7 +109,11 @@ mod tests {
     #[test]
     fn names_that_the_kernel_would_cut_or_expand_are_refused() {
         for name in ["", "sixteen-letters-", "tap%d", "a/b", "a\0b"] {
-            assert_eq!(open_tap(name).map_err(|error| error.kind()).err(), Some(io::ErrorKind::InvalidInput), "{name:?}");
+            assert_eq!(
+                open_tap(name).map_err(|error| error.kind()).err(),
+                Some(io::ErrorKind::InvalidInput),
+                "{name:?}"
+            );
         }
     }
 }

@@ -46,7 +46,10 @@ struct Checker {
 impl Checker {
     fn require(&mut self, holds: bool, path: &str, problem: impl FnOnce() -> String) {
         if !holds {
-            self.errors.push(SpecError { path: path.to_owned(), problem: problem() });
+            self.errors.push(SpecError {
+                path: path.to_owned(),
+                problem: problem(),
+            });
         }
     }
 
@@ -57,7 +60,9 @@ impl Checker {
             }
             FileSource::Passed(index) => {
                 let passed = self.passed;
-                self.require((*index as usize) < passed, path, || format!("names descriptor {index}, but {passed} were passed"));
+                self.require((*index as usize) < passed, path, || {
+                    format!("names descriptor {index}, but {passed} were passed")
+                });
             }
         }
     }
@@ -66,28 +71,45 @@ impl Checker {
 impl MachineSpec {
     /// Checks every field; `passed` is the number of descriptors that come with the specification.
     pub fn validate(&self, passed: usize) -> Result<(), SpecErrors> {
-        let mut check = Checker { passed, errors: Vec::new() };
+        let mut check = Checker {
+            passed,
+            errors: Vec::new(),
+        };
         self.shape(&mut check);
         self.boot(&mut check);
         self.disks(&mut check);
         self.nets(&mut check);
         if let Some(vsock) = &self.vsock {
-            check.require((3..u32::MAX).contains(&vsock.cid), "vsock.cid", || format!("{} is not 3 to {}", vsock.cid, u32::MAX - 1));
+            check.require((3..u32::MAX).contains(&vsock.cid), "vsock.cid", || {
+                format!("{} is not 3 to {}", vsock.cid, u32::MAX - 1)
+            });
             check.file(&vsock.socket, "vsock.socket");
         }
         if let Some(serial) = &self.serial {
             check.file(&serial.output, "serial.output");
         }
-        if check.errors.is_empty() { Ok(()) } else { Err(SpecErrors(check.errors)) }
+        if check.errors.is_empty() {
+            Ok(())
+        } else {
+            Err(SpecErrors(check.errors))
+        }
     }
 
     fn shape(&self, check: &mut Checker) {
-        check.require(self.version == SPEC_VERSION, "version", || format!("{} is not {SPEC_VERSION}", self.version));
+        check.require(self.version == SPEC_VERSION, "version", || {
+            format!("{} is not {SPEC_VERSION}", self.version)
+        });
         check.require(!self.name.is_empty(), "name", || "is empty".to_owned());
-        check.require((1..=MAX_CPUS).contains(&self.cpus), "cpus", || format!("{} is not 1 to {MAX_CPUS}", self.cpus));
+        check.require((1..=MAX_CPUS).contains(&self.cpus), "cpus", || {
+            format!("{} is not 1 to {MAX_CPUS}", self.cpus)
+        });
         let range = MIN_MEMORY..=MAX_MEMORY;
-        check.require(range.contains(&self.memory), "memory", || format!("{} is not {MIN_MEMORY} to {MAX_MEMORY}", self.memory));
-        check.require(self.memory.is_multiple_of(MEMORY_STEP), "memory", || format!("{} is not a multiple of {MEMORY_STEP}", self.memory));
+        check.require(range.contains(&self.memory), "memory", || {
+            format!("{} is not {MIN_MEMORY} to {MAX_MEMORY}", self.memory)
+        });
+        check.require(self.memory.is_multiple_of(MEMORY_STEP), "memory", || {
+            format!("{} is not a multiple of {MEMORY_STEP}", self.memory)
+        });
     }
 
     fn boot(&self, check: &mut Checker) {
@@ -97,17 +119,23 @@ impl MachineSpec {
         }
         let line = &self.boot.command_line;
         let path = "boot.commandLine";
-        check.require(line.len() <= MAX_COMMAND_LINE, path, || format!("has {} bytes, more than {MAX_COMMAND_LINE}", line.len()));
+        check.require(line.len() <= MAX_COMMAND_LINE, path, || {
+            format!("has {} bytes, more than {MAX_COMMAND_LINE}", line.len())
+        });
         check.require(!line.contains('\0'), path, || "contains a NUL byte".to_owned());
     }
 
     fn disks(&self, check: &mut Checker) {
-        check.require(self.disks.len() <= MAX_DISKS, "disks", || format!("{} are more than {MAX_DISKS}", self.disks.len()));
+        check.require(self.disks.len() <= MAX_DISKS, "disks", || {
+            format!("{} are more than {MAX_DISKS}", self.disks.len())
+        });
         let mut serials = BTreeSet::new();
         for (index, disk) in self.disks.iter().enumerate() {
             let path = format!("disks[{index}].serial");
             let length = disk.serial.len();
-            check.require((1..=MAX_SERIAL).contains(&length), &path, || format!("has {length} bytes, not 1 to {MAX_SERIAL}"));
+            check.require((1..=MAX_SERIAL).contains(&length), &path, || {
+                format!("has {length} bytes, not 1 to {MAX_SERIAL}")
+            });
             let printable = disk.serial.bytes().all(|byte| byte.is_ascii_graphic());
             check.require(printable, &path, || "is not printable ASCII without spaces".to_owned());
             check.require(serials.insert(&disk.serial), &path, || format!("{:?} is not unique", disk.serial));
@@ -118,9 +146,13 @@ impl MachineSpec {
                 let path = format!("disks[{index}].extents[{number}]");
                 check.file(&extent.file, &format!("{path}.file"));
                 let whole = extent.length > 0 && extent.length.is_multiple_of(SECTOR);
-                check.require(whole, &format!("{path}.length"), || format!("{} is not a multiple of {SECTOR} above 0", extent.length));
+                check.require(whole, &format!("{path}.length"), || {
+                    format!("{} is not a multiple of {SECTOR} above 0", extent.length)
+                });
                 let end = extent.offset.checked_add(extent.length).filter(|end| *end <= i64::MAX as u64);
-                check.require(end.is_some(), &format!("{path}.offset"), || format!("{} plus the length is no file offset", extent.offset));
+                check.require(end.is_some(), &format!("{path}.offset"), || {
+                    format!("{} plus the length is no file offset", extent.offset)
+                });
                 size = size.and_then(|sum| sum.checked_add(extent.length));
             }
             check.require(size.is_some(), &path, || "are together larger than 64 bits can say".to_owned());
@@ -128,14 +160,20 @@ impl MachineSpec {
     }
 
     fn nets(&self, check: &mut Checker) {
-        check.require(self.nets.len() <= MAX_NETS, "nets", || format!("{} are more than {MAX_NETS}", self.nets.len()));
+        check.require(self.nets.len() <= MAX_NETS, "nets", || {
+            format!("{} are more than {MAX_NETS}", self.nets.len())
+        });
         let mut taps = BTreeSet::new();
         for (index, net) in self.nets.iter().enumerate() {
             let path = format!("nets[{index}].tap");
             check.file(&net.tap, &path);
-            check.require(!matches!(net.tap, FileSource::Path(_)), &path, || "is a path: a tap must be passed open".to_owned());
+            check.require(!matches!(net.tap, FileSource::Path(_)), &path, || {
+                "is a path: a tap must be passed open".to_owned()
+            });
             if let FileSource::Passed(number) = net.tap {
-                check.require(taps.insert(number), &path, || format!("descriptor {number} serves another interface already"));
+                check.require(taps.insert(number), &path, || {
+                    format!("descriptor {number} serves another interface already")
+                });
             }
             let unicast = net.mac[0] & 1 == 0 && net.mac != [0; 6];
             check.require(unicast, &format!("nets[{index}].mac"), || "is not a unicast address".to_owned());
@@ -155,7 +193,11 @@ mod tests {
             name: "m".into(),
             cpus: 1,
             memory: 64 << 20,
-            boot: Boot { kernel: FileSource::Passed(0), initramfs: None, command_line: "quiet".into() },
+            boot: Boot {
+                kernel: FileSource::Passed(0),
+                initramfs: None,
+                command_line: "quiet".into(),
+            },
             disks: Vec::new(),
             nets: Vec::new(),
             vsock: None,
@@ -179,15 +221,44 @@ mod tests {
         spec.memory = (16 << 20) + 1;
         spec.boot.kernel = FileSource::Passed(7);
         spec.boot.command_line = format!("{}\0", "x".repeat(MAX_COMMAND_LINE));
-        let extent = Extent { file: FileSource::Path("".into()), offset: u64::MAX, length: 513 };
+        let extent = Extent {
+            file: FileSource::Path("".into()),
+            offset: u64::MAX,
+            length: 513,
+        };
         spec.disks = vec![
-            Disk { serial: "same".into(), extents: vec![extent], read_only: true },
-            Disk { serial: "same".into(), extents: Vec::new(), read_only: true },
-            Disk { serial: "far too long for virtio-blk".into(), extents: Vec::new(), read_only: true },
+            Disk {
+                serial: "same".into(),
+                extents: vec![extent],
+                read_only: true,
+            },
+            Disk {
+                serial: "same".into(),
+                extents: Vec::new(),
+                read_only: true,
+            },
+            Disk {
+                serial: "far too long for virtio-blk".into(),
+                extents: Vec::new(),
+                read_only: true,
+            },
         ];
-        spec.nets = vec![Net { tap: FileSource::Path("/dev/x".into()), mac: [1, 0, 0, 0, 0, 0], mtu: 67 }];
-        spec.vsock = Some(Vsock { cid: 2, socket: FileSource::Passed(1) });
-        let paths: Vec<_> = spec.validate(1).expect_err("all of it is wrong").0.into_iter().map(|error| error.path).collect();
+        spec.nets = vec![Net {
+            tap: FileSource::Path("/dev/x".into()),
+            mac: [1, 0, 0, 0, 0, 0],
+            mtu: 67,
+        }];
+        spec.vsock = Some(Vsock {
+            cid: 2,
+            socket: FileSource::Passed(1),
+        });
+        let paths: Vec<_> = spec
+            .validate(1)
+            .expect_err("all of it is wrong")
+            .0
+            .into_iter()
+            .map(|error| error.path)
+            .collect();
         let expected = [
             "version",
             "name",

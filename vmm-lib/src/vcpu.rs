@@ -105,7 +105,9 @@ impl Drop for Registered<'_> {
     fn drop(&mut self) {
         *lock(&self.control.kicks[self.index]) = None;
         if std::thread::panicking() {
-            self.control.finish(MachineExit::Error { what: format!("the thread of processor {} panicked", self.index) });
+            self.control.finish(MachineExit::Error {
+                what: format!("the thread of processor {} panicked", self.index),
+            });
         }
     }
 }
@@ -200,8 +202,16 @@ impl Vcpu {
                     control.count(index, |counts| counts.other("signal"));
                     self.after_signal();
                 }
-                libc::EFAULT => return Next::End(MachineExit::MemoryFault { reason: "guest memory that the host could not give".into() }),
-                _ => return Next::End(MachineExit::Error { what: format!("run processor {}: {error}", self.index) }),
+                libc::EFAULT => {
+                    return Next::End(MachineExit::MemoryFault {
+                        reason: "guest memory that the host could not give".into(),
+                    });
+                }
+                _ => {
+                    return Next::End(MachineExit::Error {
+                        what: format!("run processor {}: {error}", self.index),
+                    });
+                }
             },
         }
         Next::Enter
@@ -220,7 +230,9 @@ impl Vcpu {
         let error = unsafe { run.__bindgen_anon_1.internal };
         let known = (error.ndata as usize).min(error.data.len());
         let place = self.fd.get_regs().map(|regs| format!(" at {:#x}", regs.rip)).unwrap_or_default();
-        MachineExit::Crashed { reason: format!("KVM could not go on{place}: error {}, {:x?}", error.suberror, &error.data[..known]) }
+        MachineExit::Crashed {
+            reason: format!("KVM could not go on{place}: error {}, {:x?}", error.suberror, &error.data[..known]),
+        }
     }
 }
 

@@ -40,7 +40,12 @@ fn bzimage(code: &[u8]) -> Vec<u8> {
 
 /// An ELF kernel with a PVH note; `segments` are physical address and content, the entry is [`LOAD`].
 fn elf(segments: &[(u64, &[u8])]) -> Vec<u8> {
-    let note: Vec<u8> = [4u32, 4, 18].iter().flat_map(|word| word.to_le_bytes()).chain(*b"Xen\0").chain((LOAD as u32).to_le_bytes()).collect();
+    let note: Vec<u8> = [4u32, 4, 18]
+        .iter()
+        .flat_map(|word| word.to_le_bytes())
+        .chain(*b"Xen\0")
+        .chain((LOAD as u32).to_le_bytes())
+        .collect();
     let headers = 64 + 56 * (segments.len() + 1);
     let mut body: Vec<u8> = Vec::new();
     let mut image = b"\x7fELF\x02\x01\x01".to_vec();
@@ -50,7 +55,10 @@ fn elf(segments: &[(u64, &[u8])]) -> Vec<u8> {
     image[32..40].copy_from_slice(&64u64.to_le_bytes());
     image[54..56].copy_from_slice(&56u16.to_le_bytes());
     image[56..58].copy_from_slice(&(segments.len() as u16 + 1).to_le_bytes());
-    let pieces = segments.iter().map(|(address, content)| (1u32, *address, *content)).chain([(4u32, 0, note.as_slice())]);
+    let pieces = segments
+        .iter()
+        .map(|(address, content)| (1u32, *address, *content))
+        .chain([(4u32, 0, note.as_slice())]);
     for (kind, address, content) in pieces {
         image.extend(kind.to_le_bytes());
         image.extend(7u32.to_le_bytes());
@@ -81,7 +89,11 @@ impl Kernel {
             name: "payload".into(),
             cpus,
             memory: 32 << 20,
-            boot: Boot { kernel: FileSource::Path(self.file.path().into()), initramfs: None, command_line: "quiet".into() },
+            boot: Boot {
+                kernel: FileSource::Path(self.file.path().into()),
+                initramfs: None,
+                command_line: "quiet".into(),
+            },
             disks: Vec::new(),
             nets: Vec::new(),
             vsock: None,
@@ -98,14 +110,25 @@ fn say_which_kvm() {
     let flags = info.lines().find(|line| line.starts_with("flags")).unwrap_or("");
     let hardware = flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm");
     let mut line = String::new();
-    write!(line, "KVM: {}", if hardware { "hardware (vmx or svm)" } else { "software (neither vmx nor svm)" }).expect("strings take all");
+    write!(
+        line,
+        "KVM: {}",
+        if hardware {
+            "hardware (vmx or svm)"
+        } else {
+            "software (neither vmx nor svm)"
+        }
+    )
+    .expect("strings take all");
     eprintln!("{line}, check: {:?}", vmm_lib::kvm::check());
 }
 
 fn run(image: &[u8], cpus: u8) -> MachineReport {
     say_which_kvm();
     let kernel = Kernel::new(image);
-    let machine = Builder::new(kernel.spec(cpus), Vec::new()).build().expect("this KVM makes machines");
+    let machine = Builder::new(kernel.spec(cpus), Vec::new())
+        .build()
+        .expect("this KVM makes machines");
     let handle = machine.handle();
     let (done, ended) = std::sync::mpsc::channel();
     let guard = std::thread::spawn(move || {
@@ -122,7 +145,10 @@ fn run(image: &[u8], cpus: u8) -> MachineReport {
 
 fn build_error(image: &[u8]) -> String {
     let kernel = Kernel::new(image);
-    let error = Builder::new(kernel.spec(1), Vec::new()).build().err().expect("such a kernel is refused");
+    let error = Builder::new(kernel.spec(1), Vec::new())
+        .build()
+        .err()
+        .expect("such a kernel is refused");
     match error {
         BuildError::Boot(error) => error.to_string(),
         other => panic!("not an error of booting: {other}"),
@@ -163,7 +189,9 @@ fn configuration_space_is_read_without_an_exit_and_written_with_one() {
     code.extend([0x3d, 0x36, 0x1b, 0x08, 0x00, 0x75, 0]);
     let first_jump = code.len() - 1;
     // Sizing of the second function's BAR: write ones, read the mask back.
-    code.extend([0xbb, 0x10, 0x80, 0, 0xe0, 0xc7, 0x03, 0xff, 0xff, 0xff, 0xff, 0x8b, 0x03, 0x3d, 0x0c, 0xc0, 0xff, 0xff, 0x75, 0]);
+    code.extend([
+        0xbb, 0x10, 0x80, 0, 0xe0, 0xc7, 0x03, 0xff, 0xff, 0xff, 0xff, 0x8b, 0x03, 0x3d, 0x0c, 0xc0, 0xff, 0xff, 0x75, 0,
+    ]);
     let second_jump = code.len() - 1;
     code.extend(out_byte(0x600, 0x34));
     let end = code.len();
@@ -242,6 +270,11 @@ fn an_initramfs_that_does_not_fit_is_refused() {
     let mut spec = kernel.spec(1);
     spec.boot.initramfs = Some(FileSource::Path(initramfs.path().into()));
     let error = Builder::new(spec, Vec::new()).build().err().expect("there is no room");
-    let BuildError::Boot(error) = error else { panic!("not an error of booting: {error}") };
-    assert!(error.to_string().starts_with("the initramfs of 32505856 bytes does not fit"), "{error}");
+    let BuildError::Boot(error) = error else {
+        panic!("not an error of booting: {error}")
+    };
+    assert!(
+        error.to_string().starts_with("the initramfs of 32505856 bytes does not fit"),
+        "{error}"
+    );
 }

@@ -1,7 +1,6 @@
 //! ACPI tables of a hardware-reduced machine: no PIT, PIC, RTC, keyboard controller or VGA; power by sleep and reset registers; one PCI host
 //! bridge whose boot-time addresses the guest keeps. Tables only: the registers are in [`crate::power`].
 
-use acpi_tables::{Aml, aml};
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
@@ -9,6 +8,7 @@ use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
+use acpi_tables::{Aml, aml};
 use vm_memory::GuestMemoryMmap;
 
 use super::{BootError, write as write_bytes};
@@ -52,7 +52,10 @@ pub(super) fn write(memory: &GuestMemoryMmap, layout: &Layout, cpus: u8, has_ser
 
 fn fadt(dsdt: u64) -> acpi_tables::fadt::FADT {
     let port = |port: u16| GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, u64::from(port));
-    let mut fadt = FADTBuilder::new(OEM, TABLE, REVISION).dsdt_64(dsdt).flag(Flags::HwReducedAcpi).flag(Flags::ResetRegSup);
+    let mut fadt = FADTBuilder::new(OEM, TABLE, REVISION)
+        .dsdt_64(dsdt)
+        .flag(Flags::HwReducedAcpi)
+        .flag(Flags::ResetRegSup);
     fadt.iapc_boot_arch = NO_VGA_NO_RTC.into();
     fadt.sleep_control_reg = port(power::SLEEP_CONTROL);
     fadt.sleep_status_reg = port(power::SLEEP_STATUS);
@@ -191,13 +194,23 @@ mod tests {
         let table = |address: u64| {
             let length: u32 = memory.read_obj(GuestAddress(address + 4)).expect("inside");
             let data = read(address, length as usize);
-            assert_eq!(data.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)), 0, "checksum at {address:#x}");
+            assert_eq!(
+                data.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)),
+                0,
+                "checksum at {address:#x}"
+            );
             data
         };
         assert_eq!(read(rsdp, 8), b"RSD PTR ");
         let xsdt = table(memory.read_obj::<u64>(GuestAddress(rsdp + 24)).expect("inside"));
-        let entries: Vec<u64> = xsdt[36..].chunks_exact(8).map(|entry| u64::from_le_bytes(entry.try_into().expect("eight"))).collect();
-        let names: Vec<_> = entries.iter().map(|entry| String::from_utf8(table(*entry)[..4].to_vec()).expect("ASCII")).collect();
+        let entries: Vec<u64> = xsdt[36..]
+            .chunks_exact(8)
+            .map(|entry| u64::from_le_bytes(entry.try_into().expect("eight")))
+            .collect();
+        let names: Vec<_> = entries
+            .iter()
+            .map(|entry| String::from_utf8(table(*entry)[..4].to_vec()).expect("ASCII"))
+            .collect();
         assert_eq!(names, ["FACP", "APIC", "MCFG"]);
         let fadt = table(entries[0]);
         let dsdt = table(u64::from_le_bytes(fadt[140..148].try_into().expect("eight")));

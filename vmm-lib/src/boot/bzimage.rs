@@ -72,14 +72,25 @@ pub(super) fn load(image: &Image<'_>, memory: &GuestMemoryMmap, limit: u64) -> R
     let size = image.size().saturating_sub(offset).min(declared);
     // The last paragraph may be cut short in the file: a signature follows or nothing does.
     if size + 16 <= declared || size == 0 {
-        return Err(BootError::Truncated { what: "kernel", wanted: offset + declared, size: image.size() });
+        return Err(BootError::Truncated {
+            what: "kernel",
+            wanted: offset + declared,
+            size: image.size(),
+        });
     }
     let preferred = u64::from(u32_at(&head, PREF_ADDRESS)) | u64::from(u32_at(&head, PREF_ADDRESS + 4)) << 32;
     let start = if preferred == 0 { HIGH_START } else { preferred };
     let end = check_place(start, size.max(u64::from(u32_at(&head, INIT_SIZE))), limit)?;
     image.load(offset, size, memory, start)?;
     let initramfs_limit = u64::from(u32_at(&head, INITRD_ADDR_MAX)) + 1;
-    Ok(Kernel { entry: Entry::Linux64 { entry: start + ENTRY_64, zero_page: ZERO_PAGE }, end, initramfs_limit })
+    Ok(Kernel {
+        entry: Entry::Linux64 {
+            entry: start + ENTRY_64,
+            zero_page: ZERO_PAGE,
+        },
+        end,
+        initramfs_limit,
+    })
 }
 
 /// Writes what RSI points at.

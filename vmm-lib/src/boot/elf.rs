@@ -65,7 +65,14 @@ pub(super) fn load(image: &Image<'_>, memory: &GuestMemoryMmap, limit: u64) -> R
         return Err(BootError::BrokenElf("the PVH entry lies outside of what is loaded"));
     }
     let end = loaded.iter().map(|(_, end)| *end).max().unwrap_or(0);
-    Ok(Kernel { entry: Entry::Pvh { entry, start_info: START_INFO }, end, initramfs_limit: limit })
+    Ok(Kernel {
+        entry: Entry::Pvh {
+            entry,
+            start_info: START_INFO,
+        },
+        end,
+        initramfs_limit: limit,
+    })
 }
 
 fn segments(image: &Image<'_>) -> Result<Vec<Segment>, BootError> {
@@ -142,11 +149,19 @@ pub(super) fn write_start_info(memory: &GuestMemoryMmap, layout: &Layout, rsdp: 
     info.extend((ranges.len() as u64).to_le_bytes());
     write(memory, "the start info", START_INFO, &info)?;
     if let Some(module) = module {
-        let entry: Vec<u8> = [module.address, module.size, 0, 0].iter().flat_map(|value| value.to_le_bytes()).collect();
+        let entry: Vec<u8> = [module.address, module.size, 0, 0]
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect();
         write(memory, "the module list", MODULE_LIST, &entry)?;
     }
     let entry = |range: &map::Range| [range.start, range.size, u64::from(range.kind)].map(u64::to_le_bytes).concat();
-    write(memory, "the memory map", MEMORY_MAP, &ranges.iter().flat_map(entry).collect::<Vec<_>>())
+    write(
+        memory,
+        "the memory map",
+        MEMORY_MAP,
+        &ranges.iter().flat_map(entry).collect::<Vec<_>>(),
+    )
 }
 
 #[cfg(test)]
@@ -154,7 +169,10 @@ mod tests {
     use super::*;
 
     fn note(name: &[u8], kind: u32, description: &[u8]) -> Vec<u8> {
-        let mut note = [name.len() as u32, description.len() as u32, kind].iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
+        let mut note = [name.len() as u32, description.len() as u32, kind]
+            .iter()
+            .flat_map(|word| word.to_le_bytes())
+            .collect::<Vec<u8>>();
         note.extend(name);
         note.resize(note.len().next_multiple_of(4), 0);
         note.extend(description);
@@ -164,7 +182,12 @@ mod tests {
 
     #[test]
     fn the_pvh_note_is_found_behind_others() {
-        let notes = [note(b"GNU\0", 3, &[1; 20]), note(b"Xen\0", 17, &[2; 3]), note(b"Xen\0", 18, &0x100_0000u32.to_le_bytes())].concat();
+        let notes = [
+            note(b"GNU\0", 3, &[1; 20]),
+            note(b"Xen\0", 17, &[2; 3]),
+            note(b"Xen\0", 18, &0x100_0000u32.to_le_bytes()),
+        ]
+        .concat();
         assert_eq!(find_pvh_note(&notes, 4), Some(0x100_0000));
     }
 

@@ -60,7 +60,11 @@ impl<'a> Image<'a> {
     fn check(&self, offset: u64, length: u64) -> Result<(), BootError> {
         let wanted = offset.saturating_add(length);
         if wanted > self.size {
-            return Err(BootError::Truncated { what: self.what, wanted, size: self.size });
+            return Err(BootError::Truncated {
+                what: self.what,
+                wanted,
+                size: self.size,
+            });
         }
         Ok(())
     }

@@ -19,13 +19,33 @@ pub(super) struct Range {
 /// All ranges, in order. The ECAM is among them, else Linux does not trust it.
 pub(super) fn ranges(layout: &Layout) -> Vec<Range> {
     let mut ranges = vec![
-        Range { start: 0, size: LOW_END, kind: USABLE },
-        Range { start: LOW_END, size: HIGH_START - LOW_END, kind: RESERVED },
-        Range { start: HIGH_START, size: layout.low - HIGH_START, kind: USABLE },
-        Range { start: ECAM, size: ECAM_SIZE, kind: RESERVED },
+        Range {
+            start: 0,
+            size: LOW_END,
+            kind: USABLE,
+        },
+        Range {
+            start: LOW_END,
+            size: HIGH_START - LOW_END,
+            kind: RESERVED,
+        },
+        Range {
+            start: HIGH_START,
+            size: layout.low - HIGH_START,
+            kind: USABLE,
+        },
+        Range {
+            start: ECAM,
+            size: ECAM_SIZE,
+            kind: RESERVED,
+        },
     ];
     if layout.high > 0 {
-        ranges.push(Range { start: ABOVE_HOLE, size: layout.high, kind: USABLE });
+        ranges.push(Range {
+            start: ABOVE_HOLE,
+            size: layout.high,
+            kind: USABLE,
+        });
     }
     ranges
 }
@@ -37,7 +57,11 @@ mod tests {
     #[test]
     fn the_usable_ranges_are_the_memory_less_the_firmwares() {
         let layout = Layout::new(4 << 30, 40).expect("fits");
-        let usable: u64 = ranges(&layout).iter().filter(|range| range.kind == USABLE).map(|range| range.size).sum();
+        let usable: u64 = ranges(&layout)
+            .iter()
+            .filter(|range| range.kind == USABLE)
+            .map(|range| range.size)
+            .sum();
         assert_eq!(usable, (4 << 30) - (HIGH_START - LOW_END));
         assert!(ranges(&layout).is_sorted_by(|a, b| a.start + a.size <= b.start));
     }

@@ -164,18 +164,27 @@ pub(crate) fn load(plan: &Plan<'_>) -> Result<Entry, BootError> {
 fn load_initramfs(file: &File, plan: &Plan<'_>, kernel: &Kernel) -> Result<Module, BootError> {
     let image = Image::new("initramfs", file)?;
     let (size, limit, kernel_end) = (image.size(), plan.layout.low.min(kernel.initramfs_limit), kernel.end);
-    let address = limit.checked_sub(size).map(|address| address & !0xfff).filter(|address| *address >= kernel_end);
+    let address = limit
+        .checked_sub(size)
+        .map(|address| address & !0xfff)
+        .filter(|address| *address >= kernel_end);
     let address = address.ok_or(BootError::NoRoomForInitramfs { size, kernel_end, limit })?;
     image.load(0, size, plan.memory, address)?;
     Ok(Module { address, size })
 }
 
 fn write(memory: &GuestMemoryMmap, what: &'static str, address: u64, data: &[u8]) -> Result<(), BootError> {
-    memory.write_slice(data, GuestAddress(address)).map_err(|source| BootError::Write { what, source })
+    memory
+        .write_slice(data, GuestAddress(address))
+        .map_err(|source| BootError::Write { what, source })
 }
 
 /// Checks that a piece of the kernel lies where kernels may lie.
 fn check_place(start: u64, size: u64, limit: u64) -> Result<u64, BootError> {
     let end = start.saturating_add(size);
-    if start < HIGH_START || end > limit { Err(BootError::KernelOutside { start, end, limit }) } else { Ok(end) }
+    if start < HIGH_START || end > limit {
+        Err(BootError::KernelOutside { start, end, limit })
+    } else {
+        Ok(end)
+    }
 }

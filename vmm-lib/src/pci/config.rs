@@ -39,8 +39,13 @@ pub(crate) struct ConfigSpace {
 impl ConfigSpace {
     /// A function without BAR and capability. Interrupt pins are off and the latency timer set, so that Linux need not write them.
     pub(crate) fn new(identity: Identity) -> Self {
-        let mut config =
-            Self { bytes: [0; SIZE], writable: [0; SIZE], next_capability: FIRST_CAPABILITY, last_pointer: CAPABILITIES, bar_size: 0 };
+        let mut config = Self {
+            bytes: [0; SIZE],
+            writable: [0; SIZE],
+            next_capability: FIRST_CAPABILITY,
+            last_pointer: CAPABILITIES,
+            bar_size: 0,
+        };
         config.set(0x00, &identity.vendor.to_le_bytes());
         config.set(0x02, &identity.device.to_le_bytes());
         config.set(COMMAND, &COMMAND_INTX_DISABLE.to_le_bytes());
@@ -124,7 +129,13 @@ mod tests {
     use super::*;
 
     fn config() -> ConfigSpace {
-        let identity = Identity { vendor: 0x1af4, device: 0x1042, revision: 1, class: [1, 0x80, 0], subsystem: 0x1100 };
+        let identity = Identity {
+            vendor: 0x1af4,
+            device: 0x1042,
+            revision: 1,
+            class: [1, 0x80, 0],
+            subsystem: 0x1100,
+        };
         let mut config = ConfigSpace::new(identity);
         config.set_bar(0x1_4000_0000, 0x4000);
         config

@@ -46,7 +46,13 @@ pub(crate) struct HostBridge(ConfigSpace);
 impl HostBridge {
     /// The generic PCI Express host bridge, as known from QEMU.
     pub(crate) fn new() -> Self {
-        Self(ConfigSpace::new(Identity { vendor: 0x1b36, device: 0x0008, revision: 0, class: [6, 0, 0], subsystem: 0x1100 }))
+        Self(ConfigSpace::new(Identity {
+            vendor: 0x1b36,
+            device: 0x0008,
+            revision: 0,
+            class: [6, 0, 0],
+            subsystem: 0x1100,
+        }))
     }
 }
 
@@ -77,7 +83,12 @@ impl PciBus {
     /// A bus with these functions, one a device from 0 on; at most [`DEVICES`].
     pub(crate) fn new(ecam: MmapRegion, layout: Layout, functions: Vec<Box<dyn PciFunction>>) -> Self {
         let functions = functions.into_iter().take(DEVICES).map(Mutex::new).collect();
-        let bus = Self { ecam, layout, functions, windows: RwLock::new(Vec::new()) };
+        let bus = Self {
+            ecam,
+            layout,
+            functions,
+            windows: RwLock::new(Vec::new()),
+        };
         for device in 0..DEVICES {
             match bus.lock(device) {
                 Some(function) => bus.publish(device, 0..config::SIZE, &function),
@@ -156,12 +167,16 @@ impl PciBus {
     fn window(&self, address: u64, length: usize) -> Option<(usize, u64)> {
         let end = address.checked_add(length as u64)?;
         let windows = self.windows.read().unwrap_or_else(PoisonError::into_inner);
-        let window = windows.iter().find(|window| window.range.start <= address && end <= window.range.end)?;
+        let window = windows
+            .iter()
+            .find(|window| window.range.start <= address && end <= window.range.end)?;
         Some((window.device, address - window.range.start))
     }
 
     fn lock(&self, device: usize) -> Option<MutexGuard<'_, Box<dyn PciFunction>>> {
-        self.functions.get(device).map(|function| function.lock().unwrap_or_else(PoisonError::into_inner))
+        self.functions
+            .get(device)
+            .map(|function| function.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Copies registers to where the guest reads them.
@@ -175,6 +190,7 @@ impl PciBus {
 
     fn store(&self, offset: u64, value: u32) {
         let page = vm_memory::VolatileMemory::as_volatile_slice(&self.ecam);
-        page.store(value, offset as usize, Ordering::Release).expect("every register lies in the page, on its boundary");
+        page.store(value, offset as usize, Ordering::Release)
+            .expect("every register lies in the page, on its boundary");
     }
 }

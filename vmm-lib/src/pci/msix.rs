@@ -41,10 +41,21 @@ impl Msix {
     pub(crate) fn new(interrupts: Arc<Interrupts>, count: u16) -> std::io::Result<Self> {
         let vector = |_| {
             let eventfd = Arc::new(EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
-            Ok(Vector { message: Message::default(), masked: true, gsi: interrupts.allocate(), eventfd, attached: false })
+            Ok(Vector {
+                message: Message::default(),
+                masked: true,
+                gsi: interrupts.allocate(),
+                eventfd,
+                attached: false,
+            })
         };
         let vectors = (0..count).map(vector).collect::<std::io::Result<_>>()?;
-        Ok(Self { interrupts, vectors, enabled: false, masked: false })
+        Ok(Self {
+            interrupts,
+            vectors,
+            enabled: false,
+            masked: false,
+        })
     }
 
     /// Number of vectors.
@@ -141,7 +152,11 @@ impl Msix {
 
 impl Vector {
     fn is_pending(&self) -> bool {
-        let mut ready = libc::pollfd { fd: self.eventfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        let mut ready = libc::pollfd {
+            fd: self.eventfd.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
         // SAFETY: `ready` is one pollfd, alive during the call, which does not wait.
         !self.attached && unsafe { libc::poll(&raw mut ready, 1, 0) } > 0
     }

@@ -90,7 +90,10 @@ impl Registers {
         put(0x00, &self.device_select.to_le_bytes());
         put(0x04, &offered.to_le_bytes());
         put(0x08, &self.driver_select.to_le_bytes());
-        put(0x0c, &self.accepted.get(self.driver_select as usize).copied().unwrap_or(0).to_le_bytes());
+        put(
+            0x0c,
+            &self.accepted.get(self.driver_select as usize).copied().unwrap_or(0).to_le_bytes(),
+        );
         put(0x10, &self.config_vector.to_le_bytes());
         put(0x12, &(self.queues.len() as u16).to_le_bytes());
         put(0x14, &[status, self.generation]);
@@ -134,7 +137,9 @@ impl Registers {
     fn write_queue(&mut self, offset: u64, data: &[u8]) {
         let short = <[u8; 2]>::try_from(data).map(u16::from_le_bytes);
         let vector = short.map(|value| self.vector(value));
-        let Some(queue) = self.queues.get_mut(usize::from(self.queue_select)).filter(|queue| !queue.enabled) else { return };
+        let Some(queue) = self.queues.get_mut(usize::from(self.queue_select)).filter(|queue| !queue.enabled) else {
+            return;
+        };
         match (offset, short) {
             (0x18, Ok(size)) => queue.size = size,
             (0x1a, Ok(_)) => queue.vector = vector.unwrap_or(NO_VECTOR),

@@ -15,7 +15,7 @@ use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::common::Registers;
-use super::device::{Activation, ActivateError, ActiveQueue, DeviceFault, Interrupt, Memory, VirtioDevice};
+use super::device::{ActivateError, Activation, ActiveQueue, DeviceFault, Interrupt, Memory, VirtioDevice};
 use super::queue::{self, QueueError};
 use crate::irq::Interrupts;
 use crate::pci::PciFunction;
@@ -85,7 +85,10 @@ impl Transport {
         bar: u64,
     ) -> std::io::Result<Self> {
         let queues = device.queue_sizes().len();
-        assert!(queues <= MAX_QUEUES, "a device of ours has fewer queues than the table has room for");
+        assert!(
+            queues <= MAX_QUEUES,
+            "a device of ours has fewer queues than the table has room for"
+        );
         let msix = Msix::new(interrupts, queues as u16 + 1)?;
         let kick = |_| EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC);
         let kicks = (0..queues).map(kick).collect::<std::io::Result<_>>()?;
@@ -95,13 +98,31 @@ impl Transport {
             2 => [1, 0x80, 0],
             _ => [0xff, 0, 0],
         };
-        let identity = Identity { vendor: VENDOR, device: DEVICE_BASE + kind, revision: 1, class, subsystem: 0x1100 };
+        let identity = Identity {
+            vendor: VENDOR,
+            device: DEVICE_BASE + kind,
+            revision: 1,
+            class,
+            subsystem: 0x1100,
+        };
         let mut config = ConfigSpace::new(identity);
         config.set_bar(bar, BAR_SIZE);
         let msix_control = add_capabilities(&mut config, msix.count(), queues as u64);
         let registers = Registers::new(device.as_ref(), msix.count());
         let status = Arc::new(AtomicU8::new(0));
-        Ok(Self { device, vm, memory, config, msix, msix_control, registers, status, kicks, placed: None, active: false })
+        Ok(Self {
+            device,
+            vm,
+            memory,
+            config,
+            msix,
+            msix_control,
+            registers,
+            status,
+            kicks,
+            placed: None,
+            active: false,
+        })
     }
 
     /// The driver writes the device status.
@@ -119,7 +140,8 @@ impl Transport {
             new &= !DRIVER_OK;
         }
         self.status.fetch_or(new, Ordering::AcqRel);
-        if start && new & DRIVER_OK != 0
+        if start
+            && new & DRIVER_OK != 0
             && let Err(error) = self.start()
         {
             tracing::warn!(device = self.device.name(), %error, "a device could not start");
@@ -146,7 +168,13 @@ impl Transport {
         let config_changed = self.interrupt(self.registers.config_vector)?;
         let failed = failure(self.status.clone(), config_changed.clone());
         self.active = true;
-        let activation = Activation { memory: self.memory.clone(), features, queues, config_changed, failed };
+        let activation = Activation {
+            memory: self.memory.clone(),
+            features,
+            queues,
+            config_changed,
+            failed,
+        };
         Ok(self.device.activate(activation)?)
     }
 
@@ -258,7 +286,9 @@ impl PciFunction for Transport {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         data.fill(0);
         match offset {
-            0..ISR => self.registers.read(offset as usize, data, self.status.load(Ordering::Acquire), self.device.as_ref()),
+            0..ISR => self
+                .registers
+                .read(offset as usize, data, self.status.load(Ordering::Acquire), self.device.as_ref()),
             DEVICE_CONFIG..NOTIFY => self.read_device_config(offset - DEVICE_CONFIG, data),
             TABLE..PENDING => self.msix.read_table(offset - TABLE, data),
             PENDING.. => self.msix.read_pending(offset - PENDING, data),
@@ -292,3 +322,6 @@ impl PciFunction for Transport {
 }
 
 const _: () = assert!(ENTRY * (MAX_QUEUES as u64 + 1) <= PENDING - TABLE);
+
+#[cfg(test)]
+mod tests;

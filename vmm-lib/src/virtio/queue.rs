@@ -30,7 +30,12 @@ pub(crate) enum QueueError {
     #[error("queue {queue}: size {size} is not a power of two up to {max}")]
     Size { queue: usize, size: u16, max: u16 },
     #[error("queue {queue}: {ring} at {address:#x} is not on a multiple of {alignment}")]
-    Alignment { queue: usize, ring: &'static str, address: u64, alignment: u64 },
+    Alignment {
+        queue: usize,
+        ring: &'static str,
+        address: u64,
+        alignment: u64,
+    },
     #[error("queue {queue}: {ring} at {address:#x} is not in memory")]
     NotMemory { queue: usize, ring: &'static str, address: u64 },
     #[error("queue {queue}: {ring} at {address:#x} overlaps another ring")]
@@ -40,7 +45,15 @@ pub(crate) enum QueueError {
 impl QueueRegisters {
     /// After a reset.
     pub(crate) fn new(max_size: u16) -> Self {
-        Self { max_size, size: max_size, vector: NO_VECTOR, enabled: false, descriptors: 0, driver: 0, device: 0 }
+        Self {
+            max_size,
+            size: max_size,
+            vector: NO_VECTOR,
+            enabled: false,
+            descriptors: 0,
+            driver: 0,
+            device: 0,
+        }
     }
 
     /// Name, place and alignment of each ring.
@@ -57,7 +70,11 @@ impl QueueRegisters {
 /// Checks all queues of a device together and makes the enabled ones ready.
 pub(crate) fn ready(registers: &[QueueRegisters], memory: &GuestMemoryMmap, event_idx: bool) -> Result<Vec<Option<Queue>>, QueueError> {
     let mut taken: Vec<Range<u64>> = Vec::new();
-    registers.iter().enumerate().map(|(index, queue)| one(index, queue, memory, event_idx, &mut taken)).collect()
+    registers
+        .iter()
+        .enumerate()
+        .map(|(index, queue)| one(index, queue, memory, event_idx, &mut taken))
+        .collect()
 }
 
 fn one(
@@ -77,7 +94,12 @@ fn one(
     }
     for (ring, address, length, alignment) in registers.rings() {
         if !address.is_multiple_of(alignment) {
-            return Err(QueueError::Alignment { queue, ring, address, alignment });
+            return Err(QueueError::Alignment {
+                queue,
+                ring,
+                address,
+                alignment,
+            });
         }
         if memory.get_slice(GuestAddress(address), length as usize).is_err() {
             return Err(QueueError::NotMemory { queue, ring, address });
@@ -107,14 +129,24 @@ mod tests {
     }
 
     fn queue() -> QueueRegisters {
-        QueueRegisters { size: 256, enabled: true, descriptors: 0x1000, driver: 0x2000, device: 0x3000, ..QueueRegisters::new(256) }
+        QueueRegisters {
+            size: 256,
+            enabled: true,
+            descriptors: 0x1000,
+            driver: 0x2000,
+            device: 0x3000,
+            ..QueueRegisters::new(256)
+        }
     }
 
     #[test]
     fn a_well_formed_queue_is_ready_and_a_disabled_one_is_none() {
         let queues = ready(&[queue(), QueueRegisters::new(128)], &memory(), true).expect("well formed");
         let first = queues[0].as_ref().expect("enabled");
-        assert_eq!((first.size(), first.desc_table(), first.avail_ring(), first.used_ring()), (256, 0x1000, 0x2000, 0x3000));
+        assert_eq!(
+            (first.size(), first.desc_table(), first.avail_ring(), first.used_ring()),
+            (256, 0x1000, 0x2000, 0x3000)
+        );
         assert!(first.ready() && first.event_idx_enabled());
         assert!(queues[1].is_none());
     }
@@ -130,7 +162,10 @@ mod tests {
     #[test]
     fn rings_off_their_boundary_are_refused() {
         for queue in [
-            QueueRegisters { descriptors: 0x1008, ..queue() },
+            QueueRegisters {
+                descriptors: 0x1008,
+                ..queue()
+            },
             QueueRegisters { driver: 0x2001, ..queue() },
             QueueRegisters { device: 0x3002, ..queue() },
         ] {
@@ -142,7 +177,10 @@ mod tests {
     fn rings_outside_memory_or_across_its_end_are_refused() {
         for descriptors in [2 << 20, (2 << 20) - 16, u64::MAX - 15, 0xc000_0000] {
             let queue = QueueRegisters { descriptors, ..queue() };
-            assert!(matches!(ready(&[queue], &memory(), false), Err(QueueError::NotMemory { .. })), "{descriptors:#x}");
+            assert!(
+                matches!(ready(&[queue], &memory(), false), Err(QueueError::NotMemory { .. })),
+                "{descriptors:#x}"
+            );
         }
     }
 
@@ -150,6 +188,9 @@ mod tests {
     fn rings_that_overlap_in_a_queue_or_between_queues_are_refused() {
         let inside = QueueRegisters { driver: 0x1ffe, ..queue() };
         assert!(matches!(ready(&[inside], &memory(), false), Err(QueueError::Overlap { .. })));
-        assert!(matches!(ready(&[queue(), queue()], &memory(), false), Err(QueueError::Overlap { queue: 1, .. })));
+        assert!(matches!(
+            ready(&[queue(), queue()], &memory(), false),
+            Err(QueueError::Overlap { queue: 1, .. })
+        ));
     }
 }
