@@ -21,7 +21,7 @@ use crate::{cgroup, device, reaper, server};
 pub(crate) const ROOT: &str = "/run/kvmlet/root";
 /// The pod's shared memory.
 pub(crate) const SHM: &str = "/run/kvmlet/shm";
-/// Open files for the agent, and for containers that set no limit.
+/// Open files for the agent, and for containers that set no limit; their processes are bounded by their cgroups.
 const OPEN_FILES: u64 = 1 << 20;
 
 /// The agent's program: never ends but with the machine.
@@ -46,7 +46,8 @@ pub(crate) fn main() -> i32 {
 pub(crate) fn say(line: &str) {
     if let Ok(mut log) = OpenOptions::new().write(true).open("/dev/kmsg") {
         // Nothing is left to try when the kernel's own log fails.
-        drop(writeln!(log, "<3>kvmlet-agent: {line}"));
+        // One write is one record.
+        drop(log.write_all(format!("<3>kvmlet-agent: {line}\n").as_bytes()));
     }
 }
 
@@ -56,14 +57,15 @@ fn start() -> io::Result<()> {
     let log = VsockListener::bind_with_cid_port(VMADDR_CID_ANY, LOG_PORT)?;
     mount_all()?;
     cgroup::prepare()?;
-    let files = Some(OPEN_FILES);
-    setrlimit(
-        Resource::Nofile,
-        Rlimit {
-            current: files,
-            maximum: files,
-        },
-    )?;
+    for (resource, most) in [(Resource::Nofile, Some(OPEN_FILES)), (Resource::Nproc, None)] {
+        setrlimit(
+            resource,
+            Rlimit {
+                current: most,
+                maximum: most,
+            },
+        )?;
+    }
     let agent = Arc::new(Agent::default());
     server::listen("control", control, move |connection| server::control(&agent, connection))?;
     server::listen("log", log, server::log)

@@ -36,7 +36,8 @@ pub(crate) fn listen(
             }
             let serve = serve.clone();
             let conversation = move || match serve(connection) {
-                Ok(()) | Err(FrameError::Closed) => {}
+                // A host that goes in the middle of something is no news.
+                Ok(()) | Err(FrameError::Closed | FrameError::Io(_)) => {}
                 Err(e) => say(&format!("{name} connection: {e}")),
             };
             if let Err(e) = std::thread::Builder::new().name(name.into()).stack_size(STACK).spawn(conversation) {

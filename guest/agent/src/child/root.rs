@@ -56,11 +56,13 @@ const DEVICE_LINKS: [(&str, &str); 5] = [
 pub(crate) fn enter(root: &Root, cwd: &str) -> Result<(), Failure> {
     rustix::process::umask(Mode::empty());
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).attempt("make the mounts private")?;
+    // Before the root covers the place where they are made.
+    let devices = device_files().attempt("make the container's devices")?;
     let overlay = overlay(root).attempt("mount the container's root")?;
     move_mount(&overlay, "", CWD, ROOT, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).attempt("mount the container's root")?;
     let top = open(ROOT, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).attempt("open the container's root")?;
     system(&top).attempt("mount the kernel's file systems")?;
-    devices(&top).attempt("make the container's devices")?;
+    dev(&top, &devices).attempt("make the container's devices")?;
     restrict(&top).attempt("restrict the container's view of the kernel")?;
     root.binds.iter().try_for_each(|b| bind(&top, b))?;
     if !cwd.is_empty() {
@@ -74,7 +76,12 @@ pub(crate) fn enter(root: &Root, cwd: &str) -> Result<(), Failure> {
 
 fn overlay(root: &Root) -> io::Result<OwnedFd> {
     let (upper, work) = (root.upper.join("upper"), root.upper.join("work"));
-    let options = [("lowerdir", root.lower.as_path()), ("upperdir", &upper), ("workdir", &work)];
+    let options = [
+        ("source", Path::new("overlay")),
+        ("lowerdir", &root.lower),
+        ("upperdir", &upper),
+        ("workdir", &work),
+    ];
     let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
     for (name, value) in options {
         fsconfig_set_string(&fs, name, value)?;
@@ -87,6 +94,7 @@ fn overlay(root: &Root) -> io::Result<OwnedFd> {
 
 fn new_mount(kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags) -> rustix::io::Result<OwnedFd> {
     let fs = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(&fs, "source", kind)?;
     for (name, value) in options {
         if value.is_empty() {
             rustix::mount::fsconfig_set_flag(&fs, *name)?;
@@ -127,22 +135,33 @@ fn system(top: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-fn devices(top: &OwnedFd) -> io::Result<()> {
-    let strict = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let dev = new_mount("tmpfs", &[("mode", "755"), ("size", "65536k")], MountAttrFlags::MOUNT_ATTR_NOSUID)?;
-    attach(&dev, system_place(top, "dev")?)?;
-    for (name, major, minor) in DEVICES {
+/// The devices, each as a mount of its own. They have a file system of their own, without room, which `df` does not list.
+fn device_files() -> io::Result<Vec<(&'static str, OwnedFd)>> {
+    let nodes = new_mount("tmpfs", &[("mode", "755"), ("size", "0")], MountAttrFlags::MOUNT_ATTR_NOSUID)?;
+    move_mount(&nodes, "", CWD, ROOT, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    let make = |&(name, major, minor): &(&'static str, u32, u32)| {
         mknodat(
-            &dev,
+            &nodes,
             name,
             FileType::CharacterDevice,
             Mode::from_raw_mode(0o666),
             makedev(major, minor),
         )?;
-        // Only these work: each is a mount of its own, and /dev itself then takes no devices, so that a container which may
-        // make some (CAP_MKNOD is usual) cannot reach the guest's disks by them.
-        let device = open_tree(&dev, name, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
-        move_mount(&device, "", &dev, name, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+        let device = open_tree(&nodes, name, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
+        Ok((name, device))
+    };
+    DEVICES.iter().map(make).collect()
+}
+
+/// /dev takes no devices but those given, so that a container which may make some (CAP_MKNOD is usual) cannot reach the guest's
+/// disks by them.
+fn dev(top: &OwnedFd, devices: &[(&'static str, OwnedFd)]) -> io::Result<()> {
+    let strict = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let flags = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+    let dev = new_mount("tmpfs", &[("mode", "755"), ("size", "65536k")], flags)?;
+    attach(&dev, system_place(top, "dev")?)?;
+    for (name, device) in devices {
+        attach(device, files::ensure(&dev, name, Kind::File, 0o755)?)?;
     }
     for (target, name) in DEVICE_LINKS {
         symlinkat(target, &dev, name)?;
@@ -161,7 +180,7 @@ fn devices(top: &OwnedFd) -> io::Result<()> {
         Err(Errno::NODEV) => {}
         Err(e) => return Err(e.into()),
     }
-    sys::mount_setattr(&dev, MountAttributes::NODEV, false)
+    Ok(())
 }
 
 fn restrict(top: &OwnedFd) -> io::Result<()> {
