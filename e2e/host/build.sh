@@ -12,7 +12,7 @@ say() { printf 'host image: %s\n' "$*" >&2; }
 
 # What kvmlet itself needs on a host, then what the tests and the bench run there.
 packages=iproute2,nftables,iptables,conntrack,kmod,e2fsprogs,containernetworking-plugins,ca-certificates
-packages=$packages,busybox-static,curl,iputils-ping,procps,psmisc,util-linux,erofs-utils,attr,openssl,qemu-system-x86,time
+packages=$packages,busybox-static,curl,iputils-ping,procps,psmisc,util-linux,erofs-utils,attr,openssl,qemu-system-x86,strace,tcpdump,time
 # Subtrees of the kernel's modules that no emulated host can use.
 unused="sound drivers/gpu drivers/media drivers/infiniband drivers/staging drivers/net/ethernet drivers/net/wireless
 drivers/net/usb drivers/net/can drivers/net/phy drivers/usb drivers/scsi drivers/ata drivers/iio drivers/hid drivers/input

@@ -24,11 +24,11 @@ pub struct Guest {
     pub initramfs: PathBuf,
 }
 
-fn script(name: &str, path: &str) -> Result<PathBuf> {
+fn script(name: &str, path: &str, arguments: &[&Path]) -> Result<PathBuf> {
     step(name, || {
         let file = repository().join(path);
         ensure!(file.exists(), "{} does not exist", file.display());
-        let folder = PathBuf::from(last_line(&mut Command::new(&file))?);
+        let folder = PathBuf::from(last_line(Command::new(&file).args(arguments))?);
         ensure!(
             folder.exists(),
             "{} printed {}, which does not exist",
@@ -39,24 +39,47 @@ fn script(name: &str, path: &str) -> Result<PathBuf> {
     })
 }
 
+fn cargo_build(arguments: &[&str], flags: Option<&str>) -> Result<PathBuf> {
+    let target = target()?;
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo
+        .current_dir(repository())
+        .args(["build", "--release"])
+        .args(arguments)
+        .arg("--target-dir")
+        .arg(&target);
+    if let Some(flags) = flags {
+        cargo.env("RUSTFLAGS", flags);
+    }
+    let status = cargo.status().context("run cargo")?;
+    ensure!(status.success(), "cargo build {}: {status}", arguments.join(" "));
+    Ok(target)
+}
+
 /// The folder with etcd, kube-apiserver, kube-controller-manager, kube-scheduler, kube-proxy and kubectl.
 pub fn control_plane() -> Result<PathBuf> {
-    script("control plane programs", "e2e/controlplane/build.sh")
+    script("control plane programs", "e2e/controlplane/build.sh", &[])
 }
 
 /// The folder with an emulated host's vmlinuz, initramfs.cpio and root.ext4.
 pub fn host_image() -> Result<PathBuf> {
-    script("emulated host's image", "e2e/host/build.sh")
+    script("emulated host's image", "e2e/host/build.sh", &[])
 }
 
 /// The folder with the registry's storage.
 pub fn images() -> Result<PathBuf> {
-    script("test images", "e2e/images/build.sh")
+    script("test images", "e2e/images/build.sh", &[])
 }
 
-/// The guest's kernel and initramfs.
+/// The guest's kernel, and an initramfs around the agent as it is now.
 pub fn guest() -> Result<Guest> {
-    let folder = script("guest kernel and initramfs", "guest/build.sh")?;
+    const TRIPLE: &str = "x86_64-unknown-linux-gnu";
+    let agent = step("guest agent (release, static)", || {
+        // With a target named, the flags are not those of build scripts, and the result has a folder of its own.
+        let target = cargo_build(&["-p", "kvmlet-agent", "--target", TRIPLE], Some("-C target-feature=+crt-static"))?;
+        Ok(target.join(TRIPLE).join("release/kvmlet-agent"))
+    })?;
+    let folder = script("guest kernel and initramfs", "guest/build.sh", &[&agent])?;
     let guest = Guest {
         kernel: folder.join("vmlinux"),
         initramfs: folder.join("initramfs.cpio"),
@@ -74,15 +97,7 @@ pub fn kvmlet() -> Result<PathBuf> {
     }
     step("kvmlet (release)", || {
         // Both packages, as the Makefile does: with one alone cargo would settle on other features and build twice.
-        let target = target()?;
-        let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo
-            .current_dir(repository())
-            .args(["build", "--release", "-p", "kvmlet", "-p", "kvmlet-e2e", "--target-dir"])
-            .arg(&target);
-        let status = cargo.status().context("run cargo")?;
-        ensure!(status.success(), "building kvmlet failed: {status}");
-        Ok(target.join("release/kvmlet"))
+        Ok(cargo_build(&["-p", "kvmlet", "-p", "kvmlet-e2e"], None)?.join("release/kvmlet"))
     })
 }
 

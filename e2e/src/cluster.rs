@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -104,6 +105,10 @@ impl Cluster {
     /// again if it has changed.
     pub fn up(options: &ClusterOptions) -> Result<Self> {
         ensure!((1..=9).contains(&options.hosts), "a cluster has 1 to 9 hosts");
+        ensure!(
+            geteuid().is_root(),
+            "the rig makes network namespaces and installs packages: run it as root"
+        );
         let state = State::from_environment()?;
         let _lock = lock(&state)?;
         if let Some((cluster, record)) = attach(&state).filter(|(_, record)| options.reuse && record.hosts >= options.hosts) {

@@ -26,6 +26,7 @@ tls:
   clientCAFile: /etc/kvmlet/ca.crt
 clusterDNS: [\"{CLUSTER_DNS}\"]
 clusterDomain: cluster.local
+resolvConf: /etc/kvmlet/resolv.conf
 guest:
   kernel: /usr/lib/kvmlet/vmlinux
   initramfs: /usr/lib/kvmlet/initramfs.cpio
@@ -37,6 +38,11 @@ registries:
         name = host.name,
         address = host.address,
     )
+}
+
+/// `/etc/kvmlet/resolv.conf`, for `dnsPolicy: Default`: the rig has no resolver, so nobody answers there.
+pub fn resolv_conf() -> String {
+    format!("nameserver {GATEWAY}\nsearch rig.test\n")
 }
 
 /// `/etc/kube-proxy/config.yaml`.

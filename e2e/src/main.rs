@@ -114,7 +114,11 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Up(up) => bring_up(&up).map(|()| ExitCode::SUCCESS),
-        Command::Down => Cluster::down().map(|()| ExitCode::SUCCESS),
+        Command::Down => {
+            Cluster::down()?;
+            say("no cluster is left");
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Test { filter, keep, list } => test(&filter, keep, list),
         Command::ProbeHost { kvmlet, kernel, initramfs } => {
             let guest = kernel

@@ -46,6 +46,7 @@ pub fn kube_proxy_service() -> Service {
 pub fn configure(state: &State, host: &Host) -> Result<()> {
     let pki = state.pki();
     host.put("/etc/kvmlet/config.yaml", 0o644, host_config::kvmlet(host).as_bytes())?;
+    host.put("/etc/kvmlet/resolv.conf", 0o644, host_config::resolv_conf().as_bytes())?;
     host.put("/etc/kube-proxy/config.yaml", 0o644, host_config::kube_proxy(host).as_bytes())?;
     host.put_file("/etc/kvmlet/kubeconfig", 0o600, &pki.join(format!("{}.kubeconfig", host.name)))?;
     host.put_file("/etc/kvmlet/server.crt", 0o644, &pki.join(format!("{}.crt", host.name)))?;
