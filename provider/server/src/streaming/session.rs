@@ -3,6 +3,8 @@
 //! Owns the order of the end: exit, then the last output, then the outcome. Refuses to buffer: one piece a direction is
 //! in flight here, the rest waits where it comes from. A client that has gone drops the command's session.
 
+use std::convert::Infallible;
+
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::mpsc;
@@ -36,7 +38,7 @@ async fn run_until_told(client: ClientStreams, session: Result<ExecSession, Stre
         gone: _,
     } = client;
     let outcome = match session {
-        Ok(session) => copy(session, stdin, stdout, stderr, resize).await?,
+        Ok(session) => copy(session, stdin, stdout, stderr, resize).await,
         Err(refusal) => Err(refusal),
     };
     if let Some(text) = status::outcome(status, &outcome) {
@@ -51,23 +53,23 @@ async fn copy(
     stdout: Option<Output>,
     stderr: Option<Output>,
     resize: Option<Input>,
-) -> Result<Result<ExecExit, StreamError>, PeerGone> {
+) -> Result<ExecExit, StreamError> {
     let inputs = async {
         tokio::join!(copy_input(stdin, session.stdin), copy_resize(resize, session.resize));
-        std::future::pending::<()>().await;
+        std::future::pending::<Infallible>().await
     };
     let outputs = async {
-        let (exit, out, err) = tokio::join!(
+        let (exit, (), ()) = tokio::join!(
             session.exit,
             copy_output(session.stdout, stdout),
             copy_output(session.stderr, stderr)
         );
-        out.and(err).map(|()| exit)
+        exit
     };
     // Input has no say in when a command has ended.
     tokio::select! {
         outcome = outputs => outcome,
-        () = inputs => Err(PeerGone),
+        never = inputs => match never {},
     }
 }
 
@@ -94,8 +96,9 @@ async fn write_piece(writer: &mut (dyn AsyncWrite + Send + Unpin), piece: &Bytes
     writer.flush().await
 }
 
-/// Copies a command's output to the client, then ends the client's stream.
-async fn copy_output(command: Option<Box<dyn AsyncRead + Send + Unpin>>, client: Option<Output>) -> Result<(), PeerGone> {
+/// Copies a command's output to the client, then ends the client's stream. A client that gave up this one stream closes
+/// the command's end of it, as a closed pipe would.
+async fn copy_output(command: Option<Box<dyn AsyncRead + Send + Unpin>>, client: Option<Output>) {
     if let Some(mut reader) = command {
         let mut buffer = BytesMut::new();
         loop {
@@ -105,14 +108,16 @@ async fn copy_output(command: Option<Box<dyn AsyncRead + Send + Unpin>>, client:
                 break;
             }
             let piece = buffer.split().freeze();
-            if let Some(client) = &client {
-                client.send(piece).await?;
+            if let Some(client) = &client
+                && client.send(piece).await.is_err()
+            {
+                return;
             }
         }
     }
-    match client {
-        Some(client) => client.finish().await,
-        None => Ok(()),
+    if let Some(client) = client {
+        // A client that has gone altogether is noticed by the whole session.
+        let _ = client.finish().await;
     }
 }
 

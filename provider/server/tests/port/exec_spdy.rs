@@ -292,3 +292,19 @@ async fn the_end_of_the_server_ends_commands() {
         .expect("told");
     assert_eq!(client.next().await, None);
 }
+
+#[tokio::test]
+async fn a_client_that_gives_up_one_output_still_learns_the_exit() {
+    let port = Port::serve(Fake::new()).await;
+    let path = "/exec/ns/p/c?command=flood&output=1";
+    let (mut client, _) = upgrade(&port, path, &["v4.channel.k8s.io"]).await.expect("upgraded");
+    let kinds = ["error", "stdout"];
+    open(&mut client, &kinds).await;
+    client.send(Frame::RstStream { stream: 3, status: 5 }).await.expect("written");
+    let outcome = outcome(&mut client, &kinds).await;
+    assert!(
+        String::from_utf8_lossy(&outcome.error).contains(r#""message":"141""#),
+        "the command's pipe was closed"
+    );
+    port.stop().await;
+}

@@ -8,6 +8,8 @@ pub mod frame;
 #[cfg(test)]
 mod frame_tests;
 pub mod headers;
+mod reader;
+mod writer;
 
 pub use connection::{Connection, IncomingStream, Limits, SpdyOutput};
 pub use headers::Headers;
