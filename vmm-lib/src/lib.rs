@@ -40,6 +40,7 @@
 pub mod boot;
 pub mod builder;
 mod bus;
+mod complaints;
 mod cpuid;
 mod devices;
 pub mod exit;

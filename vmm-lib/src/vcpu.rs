@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
 
 use crate::bus::Bus;
 use crate::exit::{ExitCounts, MachineExit};
@@ -139,6 +139,10 @@ impl Vcpu {
     /// Runs until the machine ends; returns the processor time used, microseconds.
     pub(crate) fn run(mut self) -> u64 {
         let control = self.control.clone();
+        // Whoever started this thread may have blocked all signals; one that stays blocked only delays a stop until the next exit.
+        if let Err(error) = unblock_signal(SIGRTMIN()) {
+            tracing::warn!(%error, "a processor cannot be interrupted by a signal");
+        }
         let immediate_exit = NonNull::from(&mut self.fd.get_kvm_run().immediate_exit).cast::<AtomicU8>();
         // SAFETY: asks for this thread's own identifier.
         let thread = unsafe { libc::pthread_self() };

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use crate::complaints::Complaints;
 use crate::irq::{Interrupts, Message};
 
 /// Bytes of an entry.
@@ -34,11 +35,12 @@ pub(crate) struct Msix {
     vectors: Vec<Vector>,
     enabled: bool,
     masked: bool,
+    complaints: Arc<Complaints>,
 }
 
 impl Msix {
     /// `count` vectors, masked, with an eventfd each.
-    pub(crate) fn new(interrupts: Arc<Interrupts>, count: u16) -> std::io::Result<Self> {
+    pub(crate) fn new(interrupts: Arc<Interrupts>, count: u16, complaints: Arc<Complaints>) -> std::io::Result<Self> {
         let vector = |_| {
             let eventfd = Arc::new(EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
             Ok(Vector {
@@ -55,6 +57,7 @@ impl Msix {
             vectors,
             enabled: false,
             masked: false,
+            complaints,
         })
     }
 
@@ -144,7 +147,9 @@ impl Msix {
             }
             (false, false) => Ok(()),
         };
-        if let Err(error) = done {
+        if let Err(error) = done
+            && self.complaints.allow()
+        {
             tracing::warn!(vector = index, %error, "KVM refused an interrupt as the guest set it up");
         }
     }

@@ -17,6 +17,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::common::Registers;
 use super::device::{ActivateError, Activation, ActiveQueue, DeviceFault, Interrupt, Memory, VirtioDevice};
 use super::queue::{self, QueueError};
+use crate::complaints::Complaints;
 use crate::irq::Interrupts;
 use crate::pci::PciFunction;
 use crate::pci::config::{ConfigSpace, Identity};
@@ -73,6 +74,7 @@ pub(crate) struct Transport {
     kicks: Vec<EventFd>,
     placed: Option<u64>,
     active: bool,
+    complaints: Arc<Complaints>,
 }
 
 impl Transport {
@@ -89,7 +91,8 @@ impl Transport {
             queues <= MAX_QUEUES,
             "a device of ours has fewer queues than the table has room for"
         );
-        let msix = Msix::new(interrupts, queues as u16 + 1)?;
+        let complaints = Arc::new(Complaints::default());
+        let msix = Msix::new(interrupts, queues as u16 + 1, complaints.clone())?;
         let kick = |_| EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC);
         let kicks = (0..queues).map(kick).collect::<std::io::Result<_>>()?;
         let kind = device.device_type();
@@ -122,6 +125,7 @@ impl Transport {
             kicks,
             placed: None,
             active: false,
+            complaints,
         })
     }
 
@@ -144,7 +148,9 @@ impl Transport {
             && new & DRIVER_OK != 0
             && let Err(error) = self.start()
         {
-            tracing::warn!(device = self.device.name(), %error, "a device could not start");
+            if self.complaints.allow() {
+                tracing::warn!(device = self.device.name(), %error, "a device could not start");
+            }
             self.status.fetch_or(NEEDS_RESET, Ordering::AcqRel);
             if let Some(eventfd) = self.msix.eventfd(self.registers.config_vector) {
                 Interrupt::new(eventfd).signal();
@@ -166,7 +172,7 @@ impl Transport {
             queues.push(Some(ActiveQueue { queue, kick, interrupt }));
         }
         let config_changed = self.interrupt(self.registers.config_vector)?;
-        let failed = failure(self.status.clone(), config_changed.clone());
+        let failed = failure(self.status.clone(), config_changed.clone(), self.complaints.clone());
         self.active = true;
         let activation = Activation {
             memory: self.memory.clone(),
@@ -207,7 +213,9 @@ impl Transport {
             } else {
                 self.vm.unregister_ioevent(kick, &address, NoDatamatch)
             };
-            if let Err(error) = done {
+            if let Err(error) = done
+                && self.complaints.allow()
+            {
                 tracing::warn!(device = self.device.name(), queue = index, on, %error, "KVM refused a notification address");
             }
         }
@@ -226,12 +234,12 @@ impl Transport {
 }
 
 /// What a device calls when its guest broke the protocol.
-fn failure(status: Arc<AtomicU8>, config_changed: Interrupt) -> Arc<dyn Fn(DeviceFault) + Send + Sync> {
+fn failure(status: Arc<AtomicU8>, config_changed: Interrupt, complaints: Arc<Complaints>) -> Arc<dyn Fn(DeviceFault) + Send + Sync> {
     let said = AtomicBool::new(false);
     Arc::new(move |fault| {
         status.fetch_or(NEEDS_RESET, Ordering::AcqRel);
         config_changed.signal();
-        if !said.swap(true, Ordering::AcqRel) {
+        if !said.swap(true, Ordering::AcqRel) && complaints.allow() {
             tracing::warn!(%fault, "a device stopped: its guest broke the protocol");
         }
     })
