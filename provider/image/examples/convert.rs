@@ -20,6 +20,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let begin = Instant::now();
     let image = store.import(&format!("localhost/convert:{tag}"), Path::new(layout)).await?;
     let seconds = begin.elapsed().as_secs_f64();
-    println!("{{\"seconds\":{seconds:.3},\"bytes\":{},\"device\":{}}}", image.size, image.device.size);
+    println!(
+        "{{\"seconds\":{seconds:.3},\"bytes\":{},\"device\":{}}}",
+        image.size, image.device.size
+    );
     Ok(())
 }

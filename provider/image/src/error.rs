@@ -25,9 +25,7 @@ pub enum PullError {
         detail: String,
     },
     /// No credential was good enough.
-    #[error(
-        "failed to pull image {image:?}: pull access denied, repository does not exist or may require authorization: {detail}"
-    )]
+    #[error("failed to pull image {image:?}: pull access denied, repository does not exist or may require authorization: {detail}")]
     Unauthorized {
         /// The image, canonical.
         image: String,
@@ -150,7 +148,11 @@ impl PullError {
         if is_disk_full(&error.source) {
             Self::DiskFull { image, store }
         } else {
-            Self::Store { image, store, reason: format!("{error}: {}", error.source) }
+            Self::Store {
+                image,
+                store,
+                reason: format!("{error}: {}", error.source),
+            }
         }
     }
 
@@ -161,14 +163,34 @@ impl PullError {
         let what = format!("layer {layer}");
         match error {
             LayerError::NotATar { reason } => Self::NotATar { image, layer, reason },
-            LayerError::Corrupt { reason } => Self::NotATar { image, layer, reason: format!("cannot decompress it: {reason}") },
+            LayerError::Corrupt { reason } => Self::NotATar {
+                image,
+                layer,
+                reason: format!("cannot decompress it: {reason}"),
+            },
             LayerError::EscapingPath { path } => Self::EscapingPath { image, layer, path },
-            LayerError::BadEntry { path, reason } => Self::BadEntry { image, what, reason: format!("entry {path:?}: {reason}") },
+            LayerError::BadEntry { path, reason } => Self::BadEntry {
+                image,
+                what,
+                reason: format!("entry {path:?}: {reason}"),
+            },
             LayerError::TooLarge { limit, max } => Self::TooLarge { image, what, limit, max },
-            LayerError::Digest { expected, actual } => Self::DigestMismatch { image, what, expected, actual },
+            LayerError::Digest { expected, actual } => Self::DigestMismatch {
+                image,
+                what,
+                expected,
+                actual,
+            },
             LayerError::DiskFull => Self::DiskFull { image, store },
-            LayerError::Write(error) => Self::Store { image, store, reason: format!("cannot write {what}: {error}") },
-            LayerError::Source(error) => Self::Unreachable { image, detail: format!("{what}: {error}") },
+            LayerError::Write(error) => Self::Store {
+                image,
+                store,
+                reason: format!("cannot write {what}: {error}"),
+            },
+            LayerError::Source(error) => Self::Unreachable {
+                image,
+                detail: format!("{what}: {error}"),
+            },
         }
     }
 }

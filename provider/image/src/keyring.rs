@@ -19,7 +19,9 @@ pub struct Credential {
 
 impl std::fmt::Debug for Credential {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Credential").field("username", &self.username).finish_non_exhaustive()
+        f.debug_struct("Credential")
+            .field("username", &self.username)
+            .finish_non_exhaustive()
     }
 }
 
@@ -66,8 +68,7 @@ struct Entry {
 impl Keyring {
     /// Adds a secret of type `kubernetes.io/dockerconfigjson`: its key `.dockerconfigjson`.
     pub fn add_docker_config_json(&mut self, data: &[u8]) -> Result<(), KeyringError> {
-        let config: DockerConfig =
-            serde_json::from_slice(data).map_err(|error| KeyringError::Malformed(error.to_string()))?;
+        let config: DockerConfig = serde_json::from_slice(data).map_err(|error| KeyringError::Malformed(error.to_string()))?;
         self.add(config.auths)
     }
 
@@ -115,7 +116,10 @@ impl Entry {
             let (username, password) = decoded.split_once(':')?;
             // Older docker padded with NUL.
             let password = password.trim_end_matches('\0').to_owned();
-            return Some(Some(Credential { username: username.to_owned(), password }));
+            return Some(Some(Credential {
+                username: username.to_owned(),
+                password,
+            }));
         }
         let credential = self.username.filter(|name| !name.is_empty()).map(|username| Credential {
             username,
@@ -130,14 +134,22 @@ impl Place {
         let rest = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
         let (host, path) = rest.find('/').map_or((rest, ""), |slash| rest.split_at(slash));
         // API versions in a path mean the whole host.
-        let path = if path.starts_with("/v1/") || path.starts_with("/v2/") { &path[3..] } else { path };
+        let path = if path.starts_with("/v1/") || path.starts_with("/v2/") {
+            &path[3..]
+        } else {
+            path
+        };
         let path = if path == "/" { "" } else { path };
-        Self { text: format!("{host}{path}") }
+        Self {
+            text: format!("{host}{path}"),
+        }
     }
 
     fn matches(&self, image: &str) -> bool {
         let split = |text: &str| -> (String, String) {
-            text.find('/').map_or((text.to_owned(), String::new()), |slash| (text[..slash].to_owned(), text[slash..].to_owned()))
+            text.find('/').map_or((text.to_owned(), String::new()), |slash| {
+                (text[..slash].to_owned(), text[slash..].to_owned())
+            })
         };
         let (host, path) = split(&self.text);
         let (image_host, image_path) = split(image);
@@ -146,7 +158,10 @@ impl Place {
         port == image_port
             && image_path.starts_with(&path)
             && name.split('.').count() == image_name.split('.').count()
-            && name.split('.').zip(image_name.split('.')).all(|(glob, part)| glob_matches(glob.as_bytes(), part.as_bytes()))
+            && name
+                .split('.')
+                .zip(image_name.split('.'))
+                .all(|(glob, part)| glob_matches(glob.as_bytes(), part.as_bytes()))
     }
 }
 
@@ -157,7 +172,9 @@ fn glob_matches(glob: &[u8], text: &[u8]) -> bool {
         (Some(b'*'), _) => glob_matches(&glob[1..], text) || (!text.is_empty() && glob_matches(glob, &text[1..])),
         (Some(b'?'), Some(_)) => glob_matches(&glob[1..], &text[1..]),
         (Some(b'['), Some(byte)) => {
-            let Some(end) = glob.iter().position(|byte| *byte == b']') else { return false };
+            let Some(end) = glob.iter().position(|byte| *byte == b']') else {
+                return false;
+            };
             let class = &glob[1..end];
             let (negated, class) = class.strip_prefix(b"^").map_or((false, class), |class| (true, class));
             let mut found = false;
@@ -180,7 +197,11 @@ mod tests {
     use super::*;
 
     fn users(keyring: &Keyring, image: &str) -> Vec<String> {
-        keyring.lookup(&image.parse().unwrap()).into_iter().map(|credential| credential.username).collect()
+        keyring
+            .lookup(&image.parse().unwrap())
+            .into_iter()
+            .map(|credential| credential.username)
+            .collect()
     }
 
     fn keyring(places: &[&str]) -> Keyring {
@@ -189,13 +210,22 @@ mod tests {
             .map(|place| ((*place).to_owned(), serde_json::json!({"username": place, "password": "p"})))
             .collect();
         let mut keyring = Keyring::default();
-        keyring.add_docker_config_json(serde_json::json!({"auths": auths}).to_string().as_bytes()).unwrap();
+        keyring
+            .add_docker_config_json(serde_json::json!({"auths": auths}).to_string().as_bytes())
+            .unwrap();
         keyring
     }
 
     #[test]
     fn places_match_by_host_port_glob_and_path() {
-        let all = ["reg.io", "reg.io/team", "reg.io:5000", "*.reg.io", "https://reg.io/v2/", "other[0-9].io"];
+        let all = [
+            "reg.io",
+            "reg.io/team",
+            "reg.io:5000",
+            "*.reg.io",
+            "https://reg.io/v2/",
+            "other[0-9].io",
+        ];
         let keyring = keyring(&all);
         assert_eq!(users(&keyring, "reg.io/team/app"), ["reg.io/team", "https://reg.io/v2/", "reg.io"]);
         assert_eq!(users(&keyring, "reg.io:5000/a"), ["reg.io:5000"]);
@@ -217,9 +247,18 @@ mod tests {
         let mut keyring = Keyring::default();
         keyring.add_docker_cfg(br#"{"reg.io":{"auth":"dTpwOnE=","email":"x"}}"#).unwrap();
         let found = keyring.lookup(&"reg.io/a".parse().unwrap());
-        assert_eq!(found, [Credential { username: "u".to_owned(), password: "p:q".to_owned() }]);
+        assert_eq!(
+            found,
+            [Credential {
+                username: "u".to_owned(),
+                password: "p:q".to_owned()
+            }]
+        );
         assert!(!format!("{found:?}").contains("p:q"));
-        assert!(matches!(keyring.add_docker_cfg(br#"{"reg.io":{"auth":"!"}}"#), Err(KeyringError::Auth(_))));
+        assert!(matches!(
+            keyring.add_docker_cfg(br#"{"reg.io":{"auth":"!"}}"#),
+            Err(KeyringError::Auth(_))
+        ));
         assert!(matches!(keyring.add_docker_config_json(b"x"), Err(KeyringError::Malformed(_))));
     }
 }

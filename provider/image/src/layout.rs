@@ -30,7 +30,10 @@ struct Entry {
 
 impl Layout {
     pub(crate) fn new(dir: &Path, tag: Option<&str>) -> Self {
-        Self { dir: dir.to_path_buf(), tag: tag.map(str::to_owned) }
+        Self {
+            dir: dir.to_path_buf(),
+            tag: tag.map(str::to_owned),
+        }
     }
 
     /// A manifest by its digest, or the one the tag means, or the only one.
@@ -47,7 +50,8 @@ impl Layout {
             [only] => Some(only),
             several => several.iter().find(tagged),
         };
-        self.read(&found.ok_or_else(|| missing("no image of this tag".to_owned()))?.digest).map(Bytes::from)
+        self.read(&found.ok_or_else(|| missing("no image of this tag".to_owned()))?.digest)
+            .map(Bytes::from)
     }
 
     pub(crate) fn read(&self, digest: &str) -> Result<Vec<u8>, FetchError> {

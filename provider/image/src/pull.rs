@@ -112,10 +112,18 @@ impl ImageStore {
         let mut refused = None;
         for credential in credentials.iter().map(Some).chain([None]) {
             let source = self.inner.registries.source(endpoint, image, credential);
-            let source = source.map_err(|error| Failure::Fetch { what: "manifest".to_owned(), error })?;
+            let source = source.map_err(|error| Failure::Fetch {
+                what: "manifest".to_owned(),
+                error,
+            })?;
             match self.fetch(image, &Origin::Registry(source), progress).await {
                 // What one user may not see is hidden from it, or refused; another may.
-                Err(failure @ Failure::Fetch { error: FetchError::Unauthorized(_) | FetchError::NotFound(_), .. }) => {
+                Err(
+                    failure @ Failure::Fetch {
+                        error: FetchError::Unauthorized(_) | FetchError::NotFound(_),
+                        ..
+                    },
+                ) => {
                     refused.get_or_insert(failure);
                 }
                 answer => return answer,
@@ -134,10 +142,15 @@ impl ImageStore {
         let name = image.to_string();
         let architecture = &self.inner.config.architecture;
         let parse_failure = |failure| match failure {
-            ParseFailure::Invalid(reason) => PullError::InvalidImage { image: name.clone(), reason },
-            ParseFailure::Platform { available } => {
-                PullError::NoMatchingPlatform { image: name.clone(), wanted: format!("linux/{architecture}"), available }
-            }
+            ParseFailure::Invalid(reason) => PullError::InvalidImage {
+                image: name.clone(),
+                reason,
+            },
+            ParseFailure::Platform { available } => PullError::NoMatchingPlatform {
+                image: name.clone(),
+                wanted: format!("linux/{architecture}"),
+                available,
+            },
         };
         let final_parse = |failure| Failure::Final(parse_failure(failure));
 
@@ -153,7 +166,12 @@ impl ImageStore {
         };
         let limits = &self.inner.config.limits;
         let too_large = |limit, max| {
-            Failure::Final(PullError::TooLarge { image: name.clone(), what: "the image".to_owned(), limit, max })
+            Failure::Final(PullError::TooLarge {
+                image: name.clone(),
+                what: "the image".to_owned(),
+                limit,
+                max,
+            })
         };
         if layers.len() > limits.layers {
             return Err(too_large(Limit::Layers, limits.layers as u64));
@@ -164,15 +182,23 @@ impl ImageStore {
         let config = origin.config(&config_at).await?;
         let config = Config::parse(&config, layers.len(), architecture).map_err(final_parse)?;
         let bytes = layers.iter().map(|layer| layer.size).sum();
-        progress(PullProgress::Resolved { digest: digest.clone(), layers: layers.len(), bytes });
+        progress(PullProgress::Resolved {
+            digest: digest.clone(),
+            layers: layers.len(),
+            bytes,
+        });
 
         let _pin = self.inner.pin(&config.diff_ids);
         let layers = layers.iter().zip(&config.diff_ids).enumerate();
         let fetches = layers.map(|(at, (layer, diff_id))| self.layer(&name, origin, at, layer, diff_id, progress));
         let fetches: Vec<_> = fetches.collect();
-        let indexes: Vec<LayerIndex> =
-            futures_util::stream::iter(fetches).buffered(self.inner.config.concurrent_layers.max(1)).try_collect().await?;
-        self.compose(image, &digest, &config_at.digest, config, indexes).await.map_err(Failure::Final)
+        let indexes: Vec<LayerIndex> = futures_util::stream::iter(fetches)
+            .buffered(self.inner.config.concurrent_layers.max(1))
+            .try_collect()
+            .await?;
+        self.compose(image, &digest, &config_at.digest, config, indexes)
+            .await
+            .map_err(Failure::Final)
     }
 
     /// One layer, converted unless it is here.
@@ -192,7 +218,10 @@ impl ImageStore {
             progress(PullProgress::LayerDone { layer: at, cached: true });
             return Ok(index);
         }
-        let expected = Expected { digest: Some(layer.digest.clone()), diff_id: Some(diff_id.to_owned()) };
+        let expected = Expected {
+            digest: Some(layer.digest.clone()),
+            diff_id: Some(diff_id.to_owned()),
+        };
         let limits = self.inner.config.limits.clone();
         let disk = self.inner.disk.clone();
         // The flight ends with the conversion, also when this future is dropped and the conversion has yet to notice.
@@ -214,7 +243,11 @@ impl ImageStore {
                     let result = source
                         .blob(layer, |bytes| {
                             received += bytes.len() as u64;
-                            progress(PullProgress::Layer { layer: at, received, total: layer.size });
+                            progress(PullProgress::Layer {
+                                layer: at,
+                                received,
+                                total: layer.size,
+                            });
                             let pieces = pieces.clone();
                             async move { pieces.send(Piece::Bytes(bytes)).await.is_ok() }
                         })
@@ -226,7 +259,11 @@ impl ImageStore {
                     drop(pieces);
                     result
                 };
-                let input = Box::new(Pieces { queue, current: Bytes::new(), ended: false });
+                let input = Box::new(Pieces {
+                    queue,
+                    current: Bytes::new(),
+                    ended: false,
+                });
                 tokio::join!(transfer, convert(input))
             }
         };
@@ -238,9 +275,7 @@ impl ImageStore {
             // The reader only saw that nothing came any more; the sender knows why.
             (Err(error), Err(LayerError::Source(_))) => Err(failed(&layer.digest, error)),
             // Another endpoint may have the right bytes.
-            (_, Err(LayerError::Digest { expected, actual })) => {
-                Err(failed(&layer.digest, FetchError::Digest { expected, actual }))
-            }
+            (_, Err(LayerError::Digest { expected, actual })) => Err(failed(&layer.digest, FetchError::Digest { expected, actual })),
             (_, Err(error)) => {
                 let store = self.inner.disk.dir().to_path_buf();
                 Err(Failure::Final(PullError::layer(name, &layer.digest, store, error)))
@@ -279,7 +314,12 @@ impl ImageStore {
 impl crate::store::Inner {
     fn merge_image(&self, name: &str, id: &str, config: Config, indexes: &[LayerIndex]) -> Result<ImageRecord, PullError> {
         let limits = &self.config.limits;
-        let too_large = |limit, max| PullError::TooLarge { image: name.to_owned(), what: "the image".to_owned(), limit, max };
+        let too_large = |limit, max| PullError::TooLarge {
+            image: name.to_owned(),
+            what: "the image".to_owned(),
+            limit,
+            max,
+        };
         let total: u64 = indexes.iter().map(|index| index.tar_len).sum();
         if total > limits.image_bytes {
             return Err(too_large(Limit::ImageBytes, limits.image_bytes));
@@ -296,13 +336,17 @@ impl crate::store::Inner {
         }
         let tree = merge(parts, limits.image_entries).map_err(|error| match error {
             MergeError::TooManyEntries { max } => too_large(Limit::ImageEntries, max),
-            MergeError::BadEntry { .. } => {
-                PullError::BadEntry { image: name.to_owned(), what: "its layers do not fit".to_owned(), reason: error.to_string() }
-            }
+            MergeError::BadEntry { .. } => PullError::BadEntry {
+                image: name.to_owned(),
+                what: "its layers do not fit".to_owned(),
+                reason: error.to_string(),
+            },
         })?;
         let lengths: Vec<u64> = extents.iter().map(|(_, length)| *length).collect();
-        let encoder = crate::erofs::Encoder::new(&tree, &lengths)
-            .map_err(|error| PullError::InvalidImage { image: name.to_owned(), reason: error.to_string() })?;
+        let encoder = crate::erofs::Encoder::new(&tree, &lengths).map_err(|error| PullError::InvalidImage {
+            image: name.to_owned(),
+            reason: error.to_string(),
+        })?;
         let mut uuid = [0; 16];
         uuid.copy_from_slice(&Sha256::digest(id.as_bytes())[..16]);
         let written = self.disk.write_meta(id, &encoder, uuid);
@@ -312,7 +356,12 @@ impl crate::store::Inner {
             data_len: index.data_len,
             tar_len: index.tar_len,
         });
-        Ok(ImageRecord { id: id.to_owned(), layers: layers.collect(), config: config.image, meta_len: encoder.meta_len() })
+        Ok(ImageRecord {
+            id: id.to_owned(),
+            layers: layers.collect(),
+            config: config.image,
+            meta_len: encoder.meta_len(),
+        })
     }
 }
 
@@ -327,7 +376,10 @@ impl Origin {
         let actual = sha256_text(&Sha256::digest(&document));
         match digest {
             Some(expected) if expected != actual => {
-                let error = FetchError::Digest { expected: expected.to_owned(), actual };
+                let error = FetchError::Digest {
+                    expected: expected.to_owned(),
+                    actual,
+                };
                 Err(Failure::Fetch { what: what(), error })
             }
             _ => Ok(document),
@@ -339,17 +391,27 @@ impl Origin {
             Self::Registry(source) => source.small_blob(at).await,
             Self::Layout(layout) => layout.read(&at.digest),
         };
-        config.map_err(|error| Failure::Fetch { what: "configuration".to_owned(), error })
+        config.map_err(|error| Failure::Fetch {
+            what: "configuration".to_owned(),
+            error,
+        })
     }
 }
 
 fn failed(layer: &str, error: FetchError) -> Failure {
-    Failure::Fetch { what: format!("layer {layer}"), error }
+    Failure::Fetch {
+        what: format!("layer {layer}"),
+        error,
+    }
 }
 
 /// What to tell when no endpoint gave the image: the most telling of their answers, with all of them as detail.
 fn verdict(image: &str, failures: Vec<(String, FetchError)>) -> PullError {
-    let detail = failures.iter().map(|(what, error)| format!("{what}: {error}")).collect::<Vec<_>>().join("; ");
+    let detail = failures
+        .iter()
+        .map(|(what, error)| format!("{what}: {error}"))
+        .collect::<Vec<_>>()
+        .join("; ");
     let image = image.to_owned();
     let rank = |error: &FetchError| match error {
         FetchError::Digest { .. } => 0,
@@ -359,12 +421,20 @@ fn verdict(image: &str, failures: Vec<(String, FetchError)>) -> PullError {
         FetchError::Unreachable(_) => 4,
     };
     match failures.into_iter().min_by_key(|(_, error)| rank(error)) {
-        Some((what, FetchError::Digest { expected, actual })) => PullError::DigestMismatch { image, what, expected, actual },
+        Some((what, FetchError::Digest { expected, actual })) => PullError::DigestMismatch {
+            image,
+            what,
+            expected,
+            actual,
+        },
         Some((_, FetchError::Unauthorized(_))) => PullError::Unauthorized { image, detail },
         Some((_, FetchError::NotFound(_))) => PullError::NotFound { image, detail },
         Some((_, FetchError::Protocol(_))) => PullError::InvalidImage { image, reason: detail },
         Some((_, FetchError::Unreachable(_))) => PullError::Unreachable { image, detail },
-        None => PullError::Unreachable { image, detail: "no endpoint is configured".to_owned() },
+        None => PullError::Unreachable {
+            image,
+            detail: "no endpoint is configured".to_owned(),
+        },
     }
 }
 

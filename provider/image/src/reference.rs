@@ -77,22 +77,29 @@ impl FromStr for ImageReference {
     type Err = PullError;
 
     fn from_str(name: &str) -> Result<Self, PullError> {
-        let invalid = |reason: String| PullError::InvalidImageName { name: name.to_owned(), reason };
+        let invalid = |reason: String| PullError::InvalidImageName {
+            name: name.to_owned(),
+            reason,
+        };
         let parsed: Reference = name.parse().map_err(|error: oci_client::ParseError| invalid(error.to_string()))?;
         let version = match (parsed.digest(), parsed.tag()) {
             (Some(digest), _) if is_sha256(digest) => Version::Digest(digest.to_owned()),
             (Some(_), _) => return Err(invalid("only sha256 digests in lower case are supported".to_owned())),
             (None, tag) => Version::Tag(tag.unwrap_or("latest").to_owned()),
         };
-        Ok(Self { registry: parsed.registry().to_owned(), repository: parsed.repository().to_owned(), version })
+        Ok(Self {
+            registry: parsed.registry().to_owned(),
+            repository: parsed.repository().to_owned(),
+            version,
+        })
     }
 }
 
 /// Whether this is a digest we compute ourselves; its hex part is then safe in a file name.
 pub(crate) fn is_sha256(digest: &str) -> bool {
-    digest.strip_prefix("sha256:").is_some_and(|hex| {
-        hex.len() == 64 && hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-    })
+    digest
+        .strip_prefix("sha256:")
+        .is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')))
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
 //! Images read back through fsck.erofs and a kernel mount, against what umoci makes of the same layers.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod support;
 
@@ -23,7 +24,10 @@ async fn same_as_umoci(tars: &[Vec<u8>]) {
     let pulled = import(&image, dir.path()).await;
     let layout = format!("{}:latest", dir.path().join("layout").display());
     let bundle = dir.path().join("bundle");
-    run("umoci", &["unpack", "--keep-dirlinks", "--image", &layout, bundle.to_str().unwrap()]);
+    run(
+        "umoci",
+        &["unpack", "--keep-dirlinks", "--image", &layout, bundle.to_str().unwrap()],
+    );
     let mounted = Mounted::new(&pulled.device, dir.path());
     let ours = walk(&mounted.root);
     let theirs = walk(&bundle.join("rootfs"));
@@ -46,7 +50,11 @@ fn noise(len: usize, mut seed: u64) -> Vec<u8> {
 async fn every_kind_of_file_comes_back_as_umoci_unpacks_it() {
     let long = format!("long/{}/{}", "d".repeat(200), "f".repeat(255));
     let deep = (0..60).map(|at| format!("level-{at}")).collect::<Vec<_>>();
-    let mut base = Layer::default().dir("./").dir("bin").dir("long").dir(&format!("long/{}", "d".repeat(200)));
+    let mut base = Layer::default()
+        .dir("./")
+        .dir("bin")
+        .dir("long")
+        .dir(&format!("long/{}", "d".repeat(200)));
     base = base.dir("dev").dir("empty").dir("links");
     base = base
         .file("bin/exact-block", noise(4096, 1))
@@ -137,7 +145,10 @@ async fn directories_of_twenty_thousand_names_are_found_by_name() {
     let mounted = Mounted::new(&pulled.device, dir.path());
     assert_eq!(fs::read_dir(mounted.root.join("many")).unwrap().count(), 20_000);
     for at in (0..20_000).step_by(7) {
-        assert_eq!(fs::read_to_string(mounted.root.join(format!("many/file-{at}"))).unwrap(), at.to_string());
+        assert_eq!(
+            fs::read_to_string(mounted.root.join(format!("many/file-{at}"))).unwrap(),
+            at.to_string()
+        );
     }
     assert!(!mounted.root.join("many/file-20000").exists());
 }
@@ -165,9 +176,18 @@ async fn the_same_layer_twice_has_its_data_once() {
 #[tokio::test]
 async fn the_same_image_gives_the_same_bytes_however_it_is_compressed() {
     let dir = tempfile::tempdir().unwrap();
-    let tar = Layer::default().dir("d").file("d/a", noise(9000, 1)).xattr("user.x", b"y").file("b", b"2").tar();
+    let tar = Layer::default()
+        .dir("d")
+        .file("d/a", noise(9000, 1))
+        .xattr("user.x", b"y")
+        .file("b", b"2")
+        .tar();
     let mut devices = Vec::new();
-    for (name, blob) in [("plain", tar.clone()), ("gzip", gzip(&tar)), ("zstd", zstd::encode_all(&tar[..], 3).unwrap())] {
+    for (name, blob) in [
+        ("plain", tar.clone()),
+        ("gzip", gzip(&tar)),
+        ("zstd", zstd::encode_all(&tar[..], 3).unwrap()),
+    ] {
         let dir = dir.path().join(name);
         fs::create_dir(&dir).unwrap();
         let pulled = import(&Image::of_blobs(vec![(blob, sha256(&tar))]), &dir).await;

@@ -99,7 +99,9 @@ mod tests {
 
         for i in 0..5000 {
             let id = tree.add(Meta::default(), Kind::Fifo);
-            tree.children_mut(Tree::ROOT).unwrap().insert(format!("file-{i}").into_bytes().into(), id);
+            tree.children_mut(Tree::ROOT)
+                .unwrap()
+                .insert(format!("file-{i}").into_bytes().into(), id);
         }
         let mut out = Vec::new();
         encode(&tree, Tree::ROOT, Tree::ROOT, |id| id as u64, &mut out);

@@ -48,7 +48,13 @@ pub(crate) struct Encoder<'a> {
 impl<'a> Encoder<'a> {
     /// Lays out `tree`, whose files lie in extents of these lengths in bytes (multiples of 2 MiB).
     pub(crate) fn new(tree: &'a Tree, extents: &[u64]) -> Result<Self, EncodeError> {
-        let unplaced = Place { at: 0, size: 0, content: Content::None, nlink: 0, parent: Tree::ROOT };
+        let unplaced = Place {
+            at: 0,
+            size: 0,
+            content: Content::None,
+            nlink: 0,
+            parent: Tree::ROOT,
+        };
         let mut this = Self {
             tree,
             places: vec![unplaced; tree.len()],
@@ -233,8 +239,16 @@ mod tests {
         let size = (5u64 << 30) + 3;
         let mut tree = Tree::new();
         let at = DataAt { extent: 1, block: 1 };
-        let file = tree.add(Meta { mode: 0o644, ..Meta::default() }, Kind::File { size, at });
-        tree.children_mut(Tree::ROOT).unwrap().extend(BTreeMap::from([(b"huge"[..].into(), file)]));
+        let file = tree.add(
+            Meta {
+                mode: 0o644,
+                ..Meta::default()
+            },
+            Kind::File { size, at },
+        );
+        tree.children_mut(Tree::ROOT)
+            .unwrap()
+            .extend(BTreeMap::from([(b"huge"[..].into(), file)]));
         let extents = [ALIGN, 6 << 30];
         let encoder = Encoder::new(&tree, &extents).unwrap();
 
@@ -245,7 +259,12 @@ mod tests {
         out.set_len(encoder.meta_len() + extents.iter().sum::<u64>()).unwrap();
         out.write_all_at(b"end", encoder.meta_len() + ALIGN + BLOCK + (5 << 30)).unwrap();
         fs::create_dir(&root).unwrap();
-        let mounted = Command::new("mount").args(["-t", "erofs", "-o", "loop,ro"]).arg(&device).arg(&root).status().unwrap();
+        let mounted = Command::new("mount")
+            .args(["-t", "erofs", "-o", "loop,ro"])
+            .arg(&device)
+            .arg(&root)
+            .status()
+            .unwrap();
         assert!(mounted.success());
         let huge = File::open(root.join("huge")).unwrap();
         let mut end = [1; 8];

@@ -63,7 +63,15 @@ impl Tree {
 
     /// A tree of one empty directory.
     pub(crate) fn new() -> Self {
-        Self { nodes: vec![Node { meta: Meta { mode: 0o755, ..Meta::default() }, kind: Kind::Dir(BTreeMap::new()) }] }
+        Self {
+            nodes: vec![Node {
+                meta: Meta {
+                    mode: 0o755,
+                    ..Meta::default()
+                },
+                kind: Kind::Dir(BTreeMap::new()),
+            }],
+        }
     }
 
     /// Adds a node that no name reaches yet.

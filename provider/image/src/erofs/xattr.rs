@@ -47,7 +47,11 @@ pub(super) fn encoded_len(xattrs: &[(Vec<u8>, Vec<u8>)]) -> usize {
 
 /// What the inode says of that many bytes.
 pub(super) fn icount(len: usize) -> u16 {
-    if len == 0 { 0 } else { u16::try_from((len - HEADER) / 4 + 1).expect("`fit` was asked when the file was read") }
+    if len == 0 {
+        0
+    } else {
+        u16::try_from((len - HEADER) / 4 + 1).expect("`fit` was asked when the file was read")
+    }
 }
 
 /// Appends the attributes in the order given.
@@ -77,14 +81,23 @@ mod tests {
         for name in [&b"user.a"[..], b"security.capability", b"system.posix_acl_access", b"trusted.x"] {
             assert!(supported(name));
         }
-        for name in [&b"user."[..], b"system.nfs4_acl", b"trusted.overlay.opaque", b"a", b"system.posix_acl_accessx"] {
+        for name in [
+            &b"user."[..],
+            b"system.nfs4_acl",
+            b"trusted.overlay.opaque",
+            b"a",
+            b"system.posix_acl_accessx",
+        ] {
             assert!(!supported(name));
         }
     }
 
     #[test]
     fn the_length_foretold_is_the_length_written() {
-        let xattrs = vec![(b"user.a".to_vec(), b"12345".to_vec()), (b"security.capability".to_vec(), vec![0; 20])];
+        let xattrs = vec![
+            (b"user.a".to_vec(), b"12345".to_vec()),
+            (b"security.capability".to_vec(), vec![0; 20]),
+        ];
         let mut out = Vec::new();
         encode(&xattrs, &mut out);
         assert_eq!(out.len(), encoded_len(&xattrs));

@@ -38,41 +38,41 @@ pub(crate) fn convert(input: impl Read + Send, expected: &Expected, limits: &Lim
     let (transferred, result) = std::thread::scope(|scope| {
         let decompressor = std::thread::Builder::new()
             .name("layer-decompress".to_owned())
-            .spawn_scoped(scope, move || sender.run(input, limits))
-            .map_err(LayerError::Write);
-        let result = decompressor.and_then(|decompressor| {
-            let result = read(stream, limits, data);
-            // Only bad content is worth the rest of the transfer: its digest tells whose fault it was.
-            if result.as_ref().is_err_and(|error| !error.blames_content()) {
-                abandoned.store(true, Ordering::Relaxed);
-            }
-            Ok((decompressor.join().expect("the decompressor does not panic"), result))
-        });
-        match result {
-            Ok((transferred, result)) => (Some(transferred), result),
-            Err(error) => (None, Err(error)),
+            .spawn_scoped(scope, || sender.run(input, limits))
+            .map_err(LayerError::Write)?;
+        let result = read(stream, limits, data);
+        // Only bad content is worth the rest of the transfer: its digest tells whose fault it was.
+        if result.as_ref().is_err_and(|error| !error.blames_content()) {
+            abandoned.store(true, Ordering::Relaxed);
         }
-    });
-    let content_judged = result.as_ref().err().is_none_or(LayerError::blames_content);
-    if let (Some(transferred), Some(want)) = (transferred, &expected.digest)
-        && content_judged
-        && !transferred.failed
-        && transferred.digest != *want
-    {
-        return Err(LayerError::Digest { expected: want.clone(), actual: transferred.digest });
+        Ok((decompressor.join().expect("the decompressor does not panic"), result))
+    })?;
+    let judged = result.as_ref().err().is_none_or(LayerError::blames_content) && !transferred.failed;
+    if let Some(want) = expected.digest.as_ref().filter(|want| judged && **want != transferred.digest) {
+        return Err(LayerError::Digest {
+            expected: want.clone(),
+            actual: transferred.digest,
+        });
     }
     let converted = result?;
     match &expected.diff_id {
-        Some(want) if *want != converted.diff_id => {
-            Err(LayerError::Digest { expected: want.clone(), actual: converted.diff_id })
-        }
+        Some(want) if *want != converted.diff_id => Err(LayerError::Digest {
+            expected: want.clone(),
+            actual: converted.diff_id,
+        }),
         _ => Ok(converted),
     }
 }
 
 fn read(stream: TarStream<'_>, limits: &Limits, data: File) -> Result<Converted, LayerError> {
     let mut tar = TarReader::new(stream);
-    let mut builder = Builder { limits, index: LayerIndex::default(), data: DataWriter::new(data), count: 0, bytes: 0 };
+    let mut builder = Builder {
+        limits,
+        index: LayerIndex::default(),
+        data: DataWriter::new(data),
+        count: 0,
+        bytes: 0,
+    };
     while let Some(header) = tar.next()? {
         builder.entry(header, &mut tar)?;
     }
@@ -98,7 +98,10 @@ impl Builder<'_> {
         if self.whiteout(&path)? {
             return Ok(());
         }
-        let bad = |reason: &str| LayerError::BadEntry { path: shown(&header.path), reason: reason.to_owned() };
+        let bad = |reason: &str| LayerError::BadEntry {
+            path: shown(&header.path),
+            reason: reason.to_owned(),
+        };
         let kind = match header.kind {
             EntryType::Directory => EntryKind::Dir,
             EntryType::Regular => {
@@ -115,8 +118,14 @@ impl Builder<'_> {
                 EntryKind::Symlink(header.link)
             }
             EntryType::Link => EntryKind::Hardlink(normalize(&header.link, self.limits)?),
-            EntryType::Char => EntryKind::Char { major: header.device.0, minor: header.device.1 },
-            EntryType::Block => EntryKind::Block { major: header.device.0, minor: header.device.1 },
+            EntryType::Char => EntryKind::Char {
+                major: header.device.0,
+                minor: header.device.1,
+            },
+            EntryType::Block => EntryKind::Block {
+                major: header.device.0,
+                minor: header.device.1,
+            },
             EntryType::Fifo => EntryKind::Fifo,
             other => return Err(bad(&format!("its type {:?} is not supported", other.as_byte() as char))),
         };
@@ -127,7 +136,13 @@ impl Builder<'_> {
         if !xattr::fit(&xattrs) {
             return Err(bad("its extended attributes are too large"));
         }
-        let meta = Meta { mode: header.mode, uid: header.uid, gid: header.gid, mtime: header.mtime, xattrs };
+        let meta = Meta {
+            mode: header.mode,
+            uid: header.uid,
+            gid: header.gid,
+            mtime: header.mtime,
+            xattrs,
+        };
         self.index.entries.push(Entry { path, meta, kind });
         Ok(())
     }
@@ -139,10 +154,16 @@ impl Builder<'_> {
         // What an entry takes in memory besides its names.
         self.bytes += (128 + path.len() + header.link.len() + xattrs) as u64;
         if self.count > self.limits.layer_entries {
-            return Err(LayerError::TooLarge { limit: Limit::LayerEntries, max: self.limits.layer_entries });
+            return Err(LayerError::TooLarge {
+                limit: Limit::LayerEntries,
+                max: self.limits.layer_entries,
+            });
         }
         if self.bytes > self.limits.layer_metadata_bytes {
-            return Err(LayerError::TooLarge { limit: Limit::LayerMetadataBytes, max: self.limits.layer_metadata_bytes });
+            return Err(LayerError::TooLarge {
+                limit: Limit::LayerMetadataBytes,
+                max: self.limits.layer_metadata_bytes,
+            });
         }
         Ok(())
     }
@@ -160,7 +181,10 @@ impl Builder<'_> {
         }
         let Some(gone) = name.strip_prefix(b".wh.") else { return Ok(false) };
         match gone {
-            b"" => Err(LayerError::BadEntry { path: shown(path), reason: "a whiteout of nothing".to_owned() }),
+            b"" => Err(LayerError::BadEntry {
+                path: shown(path),
+                reason: "a whiteout of nothing".to_owned(),
+            }),
             b"." | b".." => Err(LayerError::EscapingPath { path: shown(path) }),
             _ => {
                 let mut target = dir.to_vec();

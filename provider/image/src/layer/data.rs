@@ -18,7 +18,11 @@ pub(super) struct DataWriter {
 
 impl DataWriter {
     pub(super) fn new(file: File) -> Self {
-        Self { file, buf: Vec::with_capacity(BUFFER), at: 0 }
+        Self {
+            file,
+            buf: Vec::with_capacity(BUFFER),
+            at: 0,
+        }
     }
 
     /// The block where the next file begins.

@@ -86,7 +86,11 @@ mod tests {
         let index = LayerIndex {
             entries: vec![Entry {
                 path: b"a/b".to_vec(),
-                meta: Meta { mode: 0o4755, uid: 70_000, ..Meta::default() },
+                meta: Meta {
+                    mode: 0o4755,
+                    uid: 70_000,
+                    ..Meta::default()
+                },
                 kind: EntryKind::File { size: 5, block: 3 },
             }],
             whiteouts: vec![b"x".to_vec()],

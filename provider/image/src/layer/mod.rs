@@ -15,5 +15,5 @@ mod tar;
 pub(crate) use convert::{Converted, Expected, convert};
 pub(crate) use error::{LayerError, is_disk_full};
 pub(crate) use index::{Entry, EntryKind, LayerIndex};
-pub(crate) use pipe::sha256_text;
 pub use limits::{Limit, Limits};
+pub(crate) use pipe::sha256_text;

@@ -68,7 +68,10 @@ fn time(text: &[u8]) -> Option<Time> {
     let nanos: u32 = digits.parse().ok()?;
     if whole.starts_with('-') && nanos > 0 {
         // The fraction counts away from zero, nanoseconds count upwards.
-        Some(Time { secs: secs.checked_sub(1)?, nanos: 1_000_000_000 - nanos })
+        Some(Time {
+            secs: secs.checked_sub(1)?,
+            nanos: 1_000_000_000 - nanos,
+        })
     } else {
         Some(Time { secs, nanos })
     }
@@ -95,8 +98,20 @@ mod tests {
 
     #[test]
     fn times_have_fractions_and_may_be_negative() {
-        assert_eq!(time(b"1.5"), Some(Time { secs: 1, nanos: 500_000_000 }));
-        assert_eq!(time(b"-1.25"), Some(Time { secs: -2, nanos: 750_000_000 }));
+        assert_eq!(
+            time(b"1.5"),
+            Some(Time {
+                secs: 1,
+                nanos: 500_000_000
+            })
+        );
+        assert_eq!(
+            time(b"-1.25"),
+            Some(Time {
+                secs: -2,
+                nanos: 750_000_000
+            })
+        );
         assert_eq!(time(b"7"), Some(Time { secs: 7, nanos: 0 }));
         assert_eq!(time(b"1.x"), None);
     }

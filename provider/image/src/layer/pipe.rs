@@ -87,14 +87,35 @@ pub(super) struct Decompressor<'a> {
 pub(super) fn pipe<'a>(abandoned: &'a AtomicBool, limits: &'a Limits) -> (Decompressor<'a>, TarStream<'a>) {
     let (parcels, incoming) = sync_channel(PARCELS);
     let (back, empties) = channel();
-    let stream = TarStream { incoming, back, current: Vec::new(), read: 0, hash: Sha256::new(), count: 0, ended: false, limits };
-    (Decompressor { parcels, empties, abandoned }, stream)
+    let stream = TarStream {
+        incoming,
+        back,
+        current: Vec::new(),
+        read: 0,
+        hash: Sha256::new(),
+        count: 0,
+        ended: false,
+        limits,
+    };
+    (
+        Decompressor {
+            parcels,
+            empties,
+            abandoned,
+        },
+        stream,
+    )
 }
 
 impl Decompressor<'_> {
     /// Reads `input` to its end, whatever becomes of the tar in it, so that the digest of the whole can be told.
     pub(super) fn run(self, input: impl Read, limits: &Limits) -> Transferred {
-        let (format, mut input, read) = sniff(Hashing { inner: input, hash: Sha256::new(), count: 0, failed: false });
+        let (format, mut input, read) = sniff(Hashing {
+            inner: input,
+            hash: Sha256::new(),
+            count: 0,
+            failed: false,
+        });
         if let Err(error) = read.and_then(|()| self.decompress(&format, &mut input, limits)) {
             let error = if input.get_ref().get_ref().1.failed {
                 LayerError::Source(error)
@@ -112,7 +133,10 @@ impl Decompressor<'_> {
             }
         }
         let Hashing { hash, failed, .. } = input.into_inner().into_inner().1;
-        Transferred { digest: sha256_text(&hash.finalize()), failed }
+        Transferred {
+            digest: sha256_text(&hash.finalize()),
+            failed,
+        }
     }
 
     fn decompress(&self, format: &Format, input: &mut Sniffed<impl Read>, limits: &Limits) -> io::Result<()> {
@@ -147,7 +171,14 @@ impl Decompressor<'_> {
             parcel.truncate(filled);
             total += filled as u64;
             let bomb = total > RATIO_FLOOR && total / taken(&source).max(1) > limits.ratio;
-            let message = if bomb { Err(LayerError::TooLarge { limit: Limit::Ratio, max: limits.ratio }) } else { Ok(parcel) };
+            let message = if bomb {
+                Err(LayerError::TooLarge {
+                    limit: Limit::Ratio,
+                    max: limits.ratio,
+                })
+            } else {
+                Ok(parcel)
+            };
             // No receiver: the tar was refused, the caller drains the rest.
             if filled == 0 || self.parcels.send(message).is_err() || bomb {
                 return Ok(());
@@ -183,7 +214,10 @@ impl TarStream<'_> {
             self.hash.update(&self.current);
             self.count += self.current.len() as u64;
             if self.count > self.limits.layer_bytes {
-                return Err(LayerError::TooLarge { limit: Limit::LayerBytes, max: self.limits.layer_bytes });
+                return Err(LayerError::TooLarge {
+                    limit: Limit::LayerBytes,
+                    max: self.limits.layer_bytes,
+                });
             }
         }
         Ok(&self.current[self.read..])

@@ -41,7 +41,12 @@ pub(super) struct TarReader<'a> {
 
 impl<'a> TarReader<'a> {
     pub(super) fn new(stream: TarStream<'a>) -> Self {
-        Self { stream, content: 0, padding: 0, at: 0 }
+        Self {
+            stream,
+            content: 0,
+            padding: 0,
+            at: 0,
+        }
     }
 
     /// The next entry, or none at the archive's end.
@@ -98,7 +103,9 @@ impl<'a> TarReader<'a> {
     }
 
     fn not_a_tar(&self, reason: &str) -> LayerError {
-        LayerError::NotATar { reason: format!("{reason} at byte {}", self.at) }
+        LayerError::NotATar {
+            reason: format!("{reason} at byte {}", self.at),
+        }
     }
 
     fn truncated(&self) -> LayerError {
@@ -113,7 +120,9 @@ impl<'a> TarReader<'a> {
 
     /// Notes the content that follows a header.
     fn expect_content(&mut self, size: u64) -> Result<(), LayerError> {
-        let whole = size.checked_next_multiple_of(SECTOR).ok_or_else(|| self.not_a_tar("impossible size of an entry"))?;
+        let whole = size
+            .checked_next_multiple_of(SECTOR)
+            .ok_or_else(|| self.not_a_tar("impossible size of an entry"))?;
         self.content = size;
         self.padding = whole - size;
         Ok(())
@@ -138,7 +147,11 @@ impl<'a> TarReader<'a> {
 
     fn verify(&self, header: &Header) -> Result<(), LayerError> {
         let bytes = header.as_bytes();
-        let sum: u32 = bytes.iter().enumerate().map(|(at, byte)| if (148..156).contains(&at) { 32 } else { u32::from(*byte) }).sum();
+        let sum: u32 = bytes
+            .iter()
+            .enumerate()
+            .map(|(at, byte)| if (148..156).contains(&at) { 32 } else { u32::from(*byte) })
+            .sum();
         match header.cksum() {
             Ok(cksum) if cksum == sum => Ok(()),
             _ => Err(self.not_a_tar("no valid header")),
@@ -171,18 +184,33 @@ impl<'a> TarReader<'a> {
         long_link: Option<Vec<u8>>,
     ) -> Result<FileHeader, LayerError> {
         let path = pax.path.or(long_path).unwrap_or_else(|| header.path_bytes().into_owned());
-        let link = pax.link.or(long_link).or_else(|| header.link_name_bytes().map(|link| link.into_owned())).unwrap_or_default();
-        let bad = |reason: &str| LayerError::BadEntry { path: shown(&path), reason: reason.to_owned() };
+        let link = pax
+            .link
+            .or(long_link)
+            .or_else(|| header.link_name_bytes().map(|link| link.into_owned()))
+            .unwrap_or_default();
+        let bad = |reason: &str| LayerError::BadEntry {
+            path: shown(&path),
+            reason: reason.to_owned(),
+        };
         let mut kind = header.entry_type();
         if pax.sparse || kind == EntryType::GNUSparse {
             return Err(bad("sparse files are not supported in layers"));
         }
         // Before there was a type for directories, a slash at the end told.
         if matches!(kind, EntryType::Regular | EntryType::Continuous) {
-            kind = if path.ends_with(b"/") { EntryType::Directory } else { EntryType::Regular };
+            kind = if path.ends_with(b"/") {
+                EntryType::Directory
+            } else {
+                EntryType::Regular
+            };
         }
         // Some writers give links a size without content; kinds other than files never have any.
-        let size = if kind == EntryType::Regular { pax.size.map_or_else(|| self.number(header.entry_size()), Ok)? } else { 0 };
+        let size = if kind == EntryType::Regular {
+            pax.size.map_or_else(|| self.number(header.entry_size()), Ok)?
+        } else {
+            0
+        };
         self.expect_content(size)?;
         let id = |number: u64| u32::try_from(number).map_err(|_| bad("its owner's number is larger than 32 bits"));
         let uid = id(pax.uid.map_or_else(|| self.number(header.uid()), Ok)?)?;
@@ -190,10 +218,16 @@ impl<'a> TarReader<'a> {
         let mtime = match pax.mtime {
             Some(time) => time,
             // Numbers in base 256 are signed, and the crate hands their bits over.
-            None => Time { secs: self.number(header.mtime())? as i64, nanos: 0 },
+            None => Time {
+                secs: self.number(header.mtime())? as i64,
+                nanos: 0,
+            },
         };
         let device = if matches!(kind, EntryType::Char | EntryType::Block) {
-            (self.number(header.device_major())?.unwrap_or(0), self.number(header.device_minor())?.unwrap_or(0))
+            (
+                self.number(header.device_major())?.unwrap_or(0),
+                self.number(header.device_minor())?.unwrap_or(0),
+            )
         } else {
             (0, 0)
         };
@@ -201,7 +235,18 @@ impl<'a> TarReader<'a> {
             return Err(bad("its device number is larger than Linux has"));
         }
         let mode = (self.number(header.mode())? & 0o7777) as u16;
-        Ok(FileHeader { kind, path, link, size, mode, uid, gid, mtime, device, xattrs: pax.xattrs })
+        Ok(FileHeader {
+            kind,
+            path,
+            link,
+            size,
+            mode,
+            uid,
+            gid,
+            mtime,
+            device,
+            xattrs: pax.xattrs,
+        })
     }
 }
 

@@ -14,10 +14,7 @@ pub(crate) enum MergeError {
 }
 
 /// Lays the layers over one another, the lowest first. `extents` gives the data extent of each layer's files.
-pub(crate) fn merge<'a>(
-    layers: impl IntoIterator<Item = (&'a LayerIndex, usize)>,
-    max_entries: u64,
-) -> Result<Tree, MergeError> {
+pub(crate) fn merge<'a>(layers: impl IntoIterator<Item = (&'a LayerIndex, usize)>, max_entries: u64) -> Result<Tree, MergeError> {
     let mut tree = Tree::new();
     for (layer, extent) in layers {
         for path in &layer.opaques {
@@ -58,7 +55,10 @@ fn split(path: &[u8]) -> (&[u8], &[u8]) {
 }
 
 fn bad(entry: &Entry, reason: impl Into<String>) -> MergeError {
-    MergeError::BadEntry { path: String::from_utf8_lossy(&entry.path).into_owned(), reason: reason.into() }
+    MergeError::BadEntry {
+        path: String::from_utf8_lossy(&entry.path).into_owned(),
+        reason: reason.into(),
+    }
 }
 
 fn apply(tree: &mut Tree, entry: &Entry, extent: usize) -> Result<(), MergeError> {
@@ -91,10 +91,19 @@ fn apply(tree: &mut Tree, entry: &Entry, extent: usize) -> Result<(), MergeError
             insert(tree, dir, name, linked);
             return Ok(());
         }
-        EntryKind::File { size, block } => Kind::File { size: *size, at: DataAt { extent, block: *block } },
+        EntryKind::File { size, block } => Kind::File {
+            size: *size,
+            at: DataAt { extent, block: *block },
+        },
         EntryKind::Symlink(target) => Kind::Symlink(target.clone()),
-        EntryKind::Char { major, minor } => Kind::Char { major: *major, minor: *minor },
-        EntryKind::Block { major, minor } => Kind::Block { major: *major, minor: *minor },
+        EntryKind::Char { major, minor } => Kind::Char {
+            major: *major,
+            minor: *minor,
+        },
+        EntryKind::Block { major, minor } => Kind::Block {
+            major: *major,
+            minor: *minor,
+        },
         EntryKind::Fifo => Kind::Fifo,
     };
     let meta: Meta = entry.meta.clone();
@@ -119,7 +128,9 @@ fn find_file(tree: &mut Tree, path: &[u8]) -> Result<Option<NodeId>, Unresolvabl
     if name.is_empty() {
         return Ok(Some(Tree::ROOT));
     }
-    let Some(dir) = directory(tree, parent, Missing::Fail)? else { return Ok(None) };
+    let Some(dir) = directory(tree, parent, Missing::Fail)? else {
+        return Ok(None);
+    };
     Ok(tree.children(dir).and_then(|children| children.get(name)).copied())
 }
 
@@ -128,7 +139,14 @@ mod tests {
     use super::*;
 
     fn entry(path: &str, kind: EntryKind) -> Entry {
-        Entry { path: path.into(), meta: Meta { mode: 0o644, ..Meta::default() }, kind }
+        Entry {
+            path: path.into(),
+            meta: Meta {
+                mode: 0o644,
+                ..Meta::default()
+            },
+            kind,
+        }
     }
 
     fn file(path: &str, block: u64) -> Entry {
@@ -137,7 +155,12 @@ mod tests {
 
     fn layer(entries: Vec<Entry>, whiteouts: &[&str], opaques: &[&str]) -> LayerIndex {
         let paths = |list: &[&str]| list.iter().map(|path| path.as_bytes().to_vec()).collect();
-        LayerIndex { entries, whiteouts: paths(whiteouts), opaques: paths(opaques), ..LayerIndex::default() }
+        LayerIndex {
+            entries,
+            whiteouts: paths(whiteouts),
+            opaques: paths(opaques),
+            ..LayerIndex::default()
+        }
     }
 
     fn merged(layers: &[LayerIndex]) -> Result<Tree, MergeError> {
@@ -165,7 +188,13 @@ mod tests {
         let mut tree = merged(&[lower, upper]).unwrap();
         assert_eq!(paths(&mut tree), ["/a", "/d", "/d/new"]);
         let a = find_file(&mut tree, b"a").unwrap().unwrap();
-        assert_eq!(tree.node(a).kind, Kind::File { size: 1, at: DataAt { extent: 1, block: 0 } });
+        assert_eq!(
+            tree.node(a).kind,
+            Kind::File {
+                size: 1,
+                at: DataAt { extent: 1, block: 0 }
+            }
+        );
     }
 
     #[test]
@@ -194,7 +223,13 @@ mod tests {
         let three = layer(vec![file("a", 9)], &[], &[]);
         let mut tree = merged(&[one, two, three]).unwrap();
         let b = find_file(&mut tree, b"b").unwrap().unwrap();
-        assert_eq!(tree.node(b).kind, Kind::File { size: 1, at: DataAt { extent: 0, block: 7 } });
+        assert_eq!(
+            tree.node(b).kind,
+            Kind::File {
+                size: 1,
+                at: DataAt { extent: 0, block: 7 }
+            }
+        );
     }
 
     #[test]
@@ -211,7 +246,11 @@ mod tests {
 
     #[test]
     fn entries_below_a_symlink_land_where_it_leads() {
-        let one = layer(vec![file("usr/lib/a", 0), entry("lib", EntryKind::Symlink(b"usr/lib".to_vec()))], &[], &[]);
+        let one = layer(
+            vec![file("usr/lib/a", 0), entry("lib", EntryKind::Symlink(b"usr/lib".to_vec()))],
+            &[],
+            &[],
+        );
         let two = layer(vec![file("lib/b", 0)], &["lib/a"], &[]);
         assert_eq!(paths(&mut merged(&[one, two]).unwrap()), ["/lib", "/usr", "/usr/lib", "/usr/lib/b"]);
     }

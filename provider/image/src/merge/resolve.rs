@@ -53,7 +53,13 @@ pub(super) fn directory(tree: &mut Tree, path: &[u8], missing: Missing) -> Resul
             _ if missing == Missing::Fail => return Ok(None),
             _ if name.len() > NAME_MAX => return Err(Unresolvable::Name),
             _ => {
-                let made = tree.add(Meta { mode: 0o755, ..Meta::default() }, Kind::Dir(Default::default()));
+                let made = tree.add(
+                    Meta {
+                        mode: 0o755,
+                        ..Meta::default()
+                    },
+                    Kind::Dir(Default::default()),
+                );
                 let children = tree.children_mut(dir).expect("only directories are on the trail");
                 children.insert(name.into(), made);
                 trail.push(made);

@@ -53,7 +53,10 @@ impl Source {
         .await?;
         let actual = sha256_text(&Sha256::digest(&all));
         if actual != blob.digest {
-            return Err(FetchError::Digest { expected: blob.digest.clone(), actual });
+            return Err(FetchError::Digest {
+                expected: blob.digest.clone(),
+                actual,
+            });
         }
         Ok(all)
     }
@@ -94,11 +97,7 @@ impl Source {
     }
 
     /// A stream from `offset` on, with the number of bytes to drop first where the registry knows no ranges.
-    async fn open(
-        &self,
-        blob: &Descriptor,
-        offset: u64,
-    ) -> Result<(BoxStream<'static, std::io::Result<Bytes>>, u64), FetchError> {
+    async fn open(&self, blob: &Descriptor, offset: u64) -> Result<(BoxStream<'static, std::io::Result<Bytes>>, u64), FetchError> {
         if offset == 0 {
             let stream = self.guarded(self.client.pull_blob_stream(&self.reference, &*blob.digest)).await?;
             return Ok((stream.stream, 0));

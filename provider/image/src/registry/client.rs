@@ -9,9 +9,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use oci_client::client::{ClientConfig, ClientProtocol};
 use oci_client::errors::{DigestError, OciDistributionError, OciErrorCode};
-use oci_client::manifest::{
-    IMAGE_MANIFEST_LIST_MEDIA_TYPE, IMAGE_MANIFEST_MEDIA_TYPE, OCI_IMAGE_INDEX_MEDIA_TYPE, OCI_IMAGE_MEDIA_TYPE,
-};
+use oci_client::manifest::{IMAGE_MANIFEST_LIST_MEDIA_TYPE, IMAGE_MANIFEST_MEDIA_TYPE, OCI_IMAGE_INDEX_MEDIA_TYPE, OCI_IMAGE_MEDIA_TYPE};
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, Reference};
 
@@ -22,8 +20,12 @@ use crate::reference::{ImageReference, Version};
 use crate::store::StoreConfig;
 
 /// What an image's documents may be.
-const ACCEPTED: &[&str] =
-    &[IMAGE_MANIFEST_MEDIA_TYPE, IMAGE_MANIFEST_LIST_MEDIA_TYPE, OCI_IMAGE_MEDIA_TYPE, OCI_IMAGE_INDEX_MEDIA_TYPE];
+const ACCEPTED: &[&str] = &[
+    IMAGE_MANIFEST_MEDIA_TYPE,
+    IMAGE_MANIFEST_LIST_MEDIA_TYPE,
+    OCI_IMAGE_MEDIA_TYPE,
+    OCI_IMAGE_INDEX_MEDIA_TYPE,
+];
 /// How long a whole manifest may take.
 const DOCUMENT_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -113,12 +115,22 @@ impl Registries {
         } else {
             name(&endpoint.host)
         };
-        Ok(Source { client, reference, auth, endpoint: endpoint.to_string(), attempts: self.attempts })
+        Ok(Source {
+            client,
+            reference,
+            auth,
+            endpoint: endpoint.to_string(),
+            attempts: self.attempts,
+        })
     }
 
     fn client(&self, endpoint: &Endpoint) -> Result<Client, FetchError> {
         let config = |skip_verify| ClientConfig {
-            protocol: if endpoint.plain_http { ClientProtocol::Http } else { ClientProtocol::Https },
+            protocol: if endpoint.plain_http {
+                ClientProtocol::Http
+            } else {
+                ClientProtocol::Https
+            },
             accept_invalid_certificates: skip_verify,
             platform_resolver: None,
             read_timeout: Some(self.read_timeout),
@@ -128,7 +140,13 @@ impl Registries {
         };
         Client::try_from(config(endpoint.skip_verify))
             // A host without any root certificate can still speak to a registry without TLS.
-            .or_else(|error| if endpoint.plain_http { Client::try_from(config(true)) } else { Err(error) })
+            .or_else(|error| {
+                if endpoint.plain_http {
+                    Client::try_from(config(true))
+                } else {
+                    Err(error)
+                }
+            })
             .map_err(|error| FetchError::Unreachable(format!("{endpoint}: cannot prepare TLS: {error}")))
     }
 }
@@ -145,7 +163,10 @@ pub(crate) struct Source {
 
 impl std::fmt::Debug for Source {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Source").field("endpoint", &self.endpoint).field("reference", &self.reference).finish_non_exhaustive()
+        f.debug_struct("Source")
+            .field("endpoint", &self.endpoint)
+            .field("reference", &self.reference)
+            .finish_non_exhaustive()
     }
 }
 
@@ -171,10 +192,7 @@ impl Source {
     }
 
     /// Awaits a request: the client takes what a registry sends for a valid header and panics where it is not.
-    pub(super) async fn guarded<T>(
-        &self,
-        request: impl Future<Output = Result<T, OciDistributionError>>,
-    ) -> Result<T, FetchError> {
+    pub(super) async fn guarded<T>(&self, request: impl Future<Output = Result<T, OciDistributionError>>) -> Result<T, FetchError> {
         match AssertUnwindSafe(request).catch_unwind().await {
             Ok(answer) => answer.map_err(|error| self.meaning(error)),
             Err(_) => Err(FetchError::Protocol(format!("{}: an answer that no registry gives", self.endpoint))),
@@ -193,7 +211,10 @@ impl Source {
             E::AuthenticationFailure(reason) => FetchError::Unauthorized(say(&reason)),
             E::ServerError { code: 403, .. } => FetchError::Unauthorized(say("403 Forbidden")),
             E::ServerError { code: 404, .. } => FetchError::NotFound(say("404 Not Found")),
-            E::ServerError { code: code @ (429 | 500..), .. } => FetchError::Unreachable(say(&format!("status {code}"))),
+            E::ServerError {
+                code: code @ (429 | 500..),
+                ..
+            } => FetchError::Unreachable(say(&format!("status {code}"))),
             E::RegistryError { envelope, .. } => {
                 let told: Vec<_> = envelope.errors.iter().map(|error| error.message.clone()).collect();
                 let told = say(&told.join(", "));

@@ -83,9 +83,14 @@ impl RegistryConfig {
     /// Checks what can be checked without a network.
     pub fn validate(&self) -> Result<(), OpenError> {
         for (registry, host) in &self.hosts {
-            let bad = |reason: String| OpenError::Registry { registry: registry.clone(), reason };
+            let bad = |reason: String| OpenError::Registry {
+                registry: registry.clone(),
+                reason,
+            };
             for mirror in &host.mirrors {
-                mirror.endpoint().map_err(|reason| bad(format!("mirror {:?} {reason}", mirror.endpoint)))?;
+                mirror
+                    .endpoint()
+                    .map_err(|reason| bad(format!("mirror {:?} {reason}", mirror.endpoint)))?;
             }
             if host.mirrors_only && host.mirrors.is_empty() {
                 return Err(bad("mirrorsOnly without a mirror".to_owned()));
@@ -101,7 +106,11 @@ impl RegistryConfig {
         let host = self.hosts.get(registry).or_else(|| self.hosts.get("*")).unwrap_or(&default);
         let mut endpoints: Vec<_> = host.mirrors.iter().filter_map(|mirror| mirror.endpoint().ok()).collect();
         if !host.mirrors_only {
-            let own = if registry == "docker.io" { "registry-1.docker.io" } else { registry };
+            let own = if registry == "docker.io" {
+                "registry-1.docker.io"
+            } else {
+                registry
+            };
             let name = own.rsplit_once(':').map_or(own, |(name, _)| name);
             endpoints.push(Endpoint {
                 host: own.to_owned(),
@@ -128,7 +137,11 @@ mod tests {
     use super::*;
 
     fn hosts(config: &RegistryConfig, image: &str) -> Vec<String> {
-        config.endpoints(&image.parse().unwrap()).iter().map(|endpoint| format!("{endpoint}/{}", endpoint.prefix)).collect()
+        config
+            .endpoints(&image.parse().unwrap())
+            .iter()
+            .map(|endpoint| format!("{endpoint}/{}", endpoint.prefix))
+            .collect()
     }
 
     #[test]
@@ -150,9 +163,17 @@ mod tests {
     #[test]
     fn endpoints_that_make_no_sense_are_named() {
         for endpoint in ["ftp://x", "http://", "x:5000", "https://a b", "http://u:p@h"] {
-            let mirror = Mirror { endpoint: endpoint.to_owned(), ..Mirror::default() };
-            let host = RegistryHost { mirrors: vec![mirror], ..RegistryHost::default() };
-            let config = RegistryConfig { hosts: BTreeMap::from([("docker.io".to_owned(), host)]) };
+            let mirror = Mirror {
+                endpoint: endpoint.to_owned(),
+                ..Mirror::default()
+            };
+            let host = RegistryHost {
+                mirrors: vec![mirror],
+                ..RegistryHost::default()
+            };
+            let config = RegistryConfig {
+                hosts: BTreeMap::from([("docker.io".to_owned(), host)]),
+            };
             assert!(config.validate().unwrap_err().to_string().contains(endpoint), "{endpoint}");
         }
         assert!(serde_json::from_str::<RegistryConfig>(r#"{"a":{"mirror":[]}}"#).is_err());

@@ -36,7 +36,11 @@ impl Platform {
 impl std::fmt::Display for Platform {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}/{}", self.os, self.architecture)?;
-        if self.variant.is_empty() { Ok(()) } else { write!(f, "/{}", self.variant) }
+        if self.variant.is_empty() {
+            Ok(())
+        } else {
+            write!(f, "/{}", self.variant)
+        }
     }
 }
 
@@ -84,8 +88,7 @@ fn checked(descriptor: Descriptor) -> Result<Descriptor, ParseFailure> {
 
 impl Manifest {
     pub(crate) fn parse(document: &[u8], architecture: &str) -> Result<Self, ParseFailure> {
-        let raw: RawManifest =
-            serde_json::from_slice(document).map_err(|error| invalid(format!("malformed manifest: {error}")))?;
+        let raw: RawManifest = serde_json::from_slice(document).map_err(|error| invalid(format!("malformed manifest: {error}")))?;
         if raw.schema_version != 2 {
             return Err(invalid(format!("unsupported manifest schema version {}", raw.schema_version)));
         }
@@ -96,7 +99,9 @@ impl Manifest {
                 None => {
                     let platforms = manifests.iter().filter_map(|descriptor| descriptor.platform.as_ref());
                     let available: Vec<_> = platforms.map(Platform::to_string).collect();
-                    Err(ParseFailure::Platform { available: available.join(", ") })
+                    Err(ParseFailure::Platform {
+                        available: available.join(", "),
+                    })
                 }
             };
         }
@@ -117,7 +122,10 @@ impl Manifest {
             return Err(invalid(format!("layer {} is encrypted", sealed.digest)));
         }
         let layers = layers.into_iter().map(checked).collect::<Result<_, _>>()?;
-        Ok(Self::Image { config: checked(config)?, layers })
+        Ok(Self::Image {
+            config: checked(config)?,
+            layers,
+        })
     }
 }
 
@@ -149,16 +157,24 @@ impl Config {
             serde_json::from_slice(document).map_err(|error| invalid(format!("malformed image configuration: {error}")))?;
         let told = !raw.platform.architecture.is_empty();
         if told && !raw.platform.matches(architecture) {
-            return Err(ParseFailure::Platform { available: raw.platform.to_string() });
+            return Err(ParseFailure::Platform {
+                available: raw.platform.to_string(),
+            });
         }
         let diff_ids = raw.rootfs.diff_ids.unwrap_or_default();
         if diff_ids.len() != layers {
-            return Err(invalid(format!("mismatched image rootfs and manifest: {} diff ids, {layers} layers", diff_ids.len())));
+            return Err(invalid(format!(
+                "mismatched image rootfs and manifest: {} diff ids, {layers} layers",
+                diff_ids.len()
+            )));
         }
         if let Some(odd) = diff_ids.iter().find(|diff_id| !is_sha256(diff_id)) {
             return Err(invalid(format!("unsupported diff id {odd:?} in image configuration")));
         }
-        Ok(Self { image: raw.config.unwrap_or_default(), diff_ids })
+        Ok(Self {
+            image: raw.config.unwrap_or_default(),
+            diff_ids,
+        })
     }
 }
 
@@ -185,10 +201,17 @@ mod tests {
     #[test]
     fn an_index_resolves_to_this_platform_or_names_the_others() {
         let document = index(&[("unknown", "unknown"), ("windows", "amd64"), ("linux", "arm64"), ("linux", "amd64")]);
-        let Ok(Manifest::Index(found)) = Manifest::parse(&document, "amd64") else { panic!("no index") };
+        let Ok(Manifest::Index(found)) = Manifest::parse(&document, "amd64") else {
+            panic!("no index")
+        };
         assert_eq!(found.digest, digest("3"));
-        let missing = ParseFailure::Platform { available: "windows/amd64, linux/arm64".to_owned() };
-        assert_eq!(Manifest::parse(&index(&[("windows", "amd64"), ("linux", "arm64")]), "amd64"), Err(missing));
+        let missing = ParseFailure::Platform {
+            available: "windows/amd64, linux/arm64".to_owned(),
+        };
+        assert_eq!(
+            Manifest::parse(&index(&[("windows", "amd64"), ("linux", "arm64")]), "amd64"),
+            Err(missing)
+        );
     }
 
     #[test]
@@ -200,7 +223,10 @@ mod tests {
             assert!(matches!(Manifest::parse(document, "amd64"), Err(ParseFailure::Invalid(_))));
         }
         for document in [chart, odd_digest] {
-            assert!(matches!(Manifest::parse(document.to_string().as_bytes(), "amd64"), Err(ParseFailure::Invalid(_))));
+            assert!(matches!(
+                Manifest::parse(document.to_string().as_bytes(), "amd64"),
+                Err(ParseFailure::Invalid(_))
+            ));
         }
     }
 

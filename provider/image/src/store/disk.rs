@@ -50,7 +50,11 @@ impl Disk {
             }
             _ => fs::create_dir(&tmp).map_err(StoreError::on("make directory", &tmp))?,
         }
-        let disk = Self { dir, temps: AtomicU64::new(0), _lock: lock };
+        let disk = Self {
+            dir,
+            temps: AtomicU64::new(0),
+            _lock: lock,
+        };
         disk.sweep_orphans()?;
         Ok(disk)
     }
@@ -116,7 +120,9 @@ impl Disk {
     /// Writes a small file whole or not at all.
     pub(crate) fn write(&self, path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
         let (temp, mut file) = self.temp()?;
-        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(StoreError::on("write", path))?;
+        file.write_all(bytes)
+            .and_then(|()| file.sync_all())
+            .map_err(StoreError::on("write", path))?;
         self.place(&temp, path)
     }
 

@@ -101,8 +101,13 @@ impl ImageStore {
         let registries = Registries::new(&config)?;
         let disk = Disk::open(dir.as_ref())?;
         let catalog = Catalog::load(&disk)?;
-        let inner =
-            Inner { config, disk: Arc::new(disk), registries, flights: Flights::default(), catalog: Mutex::new(catalog) };
+        let inner = Inner {
+            config,
+            disk: Arc::new(disk),
+            registries,
+            flights: Flights::default(),
+            catalog: Mutex::new(catalog),
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -126,7 +131,10 @@ impl ImageStore {
     pub fn list(&self) -> Vec<PulledImage> {
         let catalog = self.inner.catalog();
         let images = catalog.names.iter().filter_map(|(reference, name)| {
-            catalog.images.get(&name.image).map(|record| self.inner.image(reference, &name.digest, record))
+            catalog
+                .images
+                .get(&name.image)
+                .map(|record| self.inner.image(reference, &name.digest, record))
         });
         images.collect()
     }
@@ -161,14 +169,20 @@ impl Inner {
     /// Keeps layers from being collected until the guard goes.
     pub(crate) fn pin(self: &Arc<Self>, diff_ids: &[String]) -> Pin {
         self.catalog().pin(diff_ids);
-        Pin { inner: self.clone(), diff_ids: diff_ids.to_vec() }
+        Pin {
+            inner: self.clone(),
+            diff_ids: diff_ids.to_vec(),
+        }
     }
 
     /// A record as its users see it.
     pub(crate) fn image(&self, reference: &str, digest: &str, record: &ImageRecord) -> PulledImage {
         let meta = (self.disk.meta_path(&record.id), record.meta_len);
         let mut extents: Vec<Extent> = Vec::new();
-        let layers = record.layers.iter().map(|layer| (self.disk.data_path(&layer.diff_id), layer.data_len));
+        let layers = record
+            .layers
+            .iter()
+            .map(|layer| (self.disk.data_path(&layer.diff_id), layer.data_len));
         for (path, length) in std::iter::once(meta).chain(layers) {
             // A layer that comes twice has its data once.
             if length > 0 && !extents.iter().any(|extent| extent.path == path) {
@@ -176,7 +190,9 @@ impl Inner {
             }
         }
         let size = extents.iter().map(|extent| extent.length).sum();
-        let name = reference.parse().map_or_else(|_| digest.to_owned(), |name: ImageReference| name.with_digest(digest));
+        let name = reference
+            .parse()
+            .map_or_else(|_| digest.to_owned(), |name: ImageReference| name.with_digest(digest));
         PulledImage {
             reference: reference.to_owned(),
             digest: digest.to_owned(),

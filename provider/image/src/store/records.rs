@@ -67,9 +67,10 @@ impl Catalog {
     fn load_image(disk: &Disk, id: &str) -> Option<ImageRecord> {
         let record: ImageRecord = serde_json::from_slice(&std::fs::read(disk.record_path(id)).ok()?).ok()?;
         let len = |path| std::fs::metadata(path).ok().map(|data| data.len());
-        let layers = record.layers.iter().all(|layer| {
-            len(disk.data_path(&layer.diff_id)) == Some(layer.data_len) && disk.index_path(&layer.diff_id).exists()
-        });
+        let layers = record
+            .layers
+            .iter()
+            .all(|layer| len(disk.data_path(&layer.diff_id)) == Some(layer.data_len) && disk.index_path(&layer.diff_id).exists());
         (record.id == id && layers && len(disk.meta_path(id)) == Some(record.meta_len)).then_some(record)
     }
 
@@ -79,20 +80,17 @@ impl Catalog {
     }
 
     /// Notes an image under the name it was asked for by, and under its digest.
-    pub(crate) fn add(
-        &mut self,
-        disk: &Disk,
-        reference: &ImageReference,
-        digest: &str,
-        record: ImageRecord,
-    ) -> Result<(), StoreError> {
+    pub(crate) fn add(&mut self, disk: &Disk, reference: &ImageReference, digest: &str, record: ImageRecord) -> Result<(), StoreError> {
         let id = record.id.clone();
         if self.images.get(&id) != Some(&record) {
             let json = serde_json::to_vec_pretty(&record).expect("plain data always serialises");
             disk.write(&disk.record_path(&id), &json)?;
             self.images.insert(id.clone(), record);
         }
-        let meaning = NameRecord { image: id, digest: digest.to_owned() };
+        let meaning = NameRecord {
+            image: id,
+            digest: digest.to_owned(),
+        };
         let mut names = self.names.clone();
         names.insert(reference.to_string(), meaning.clone());
         names.insert(reference.with_digest(digest), meaning);
@@ -116,10 +114,16 @@ impl Catalog {
             names.retain(|_, name| name.image != reference);
             reference.to_owned()
         } else {
-            let Ok(reference) = reference.parse::<ImageReference>() else { return Ok(false) };
-            let Some(name) = names.remove(&reference.to_string()) else { return Ok(false) };
+            let Ok(reference) = reference.parse::<ImageReference>() else {
+                return Ok(false);
+            };
+            let Some(name) = names.remove(&reference.to_string()) else {
+                return Ok(false);
+            };
             // The name by digest came with the tag and goes with the last one.
-            let tagged = names.iter().any(|(other, meaning)| meaning.image == name.image && !other.contains('@'));
+            let tagged = names
+                .iter()
+                .any(|(other, meaning)| meaning.image == name.image && !other.contains('@'));
             if !tagged && reference.digest().is_none() {
                 names.retain(|_, meaning| meaning.image != name.image);
             }
@@ -148,7 +152,11 @@ impl Catalog {
             collected.bytes += self.forget(disk, &id)?;
             collected.images += 1;
         }
-        let layers = self.images.values().flat_map(|image| &image.layers).map(|layer| layer.diff_id.as_str());
+        let layers = self
+            .images
+            .values()
+            .flat_map(|image| &image.layers)
+            .map(|layer| layer.diff_id.as_str());
         let kept: HashSet<&str> = layers.chain(self.pins.keys().map(String::as_str)).map(hex).collect();
         for name in disk.names("layers", ".index")? {
             if !kept.contains(name.as_str()) {

@@ -1,5 +1,5 @@
 //! What the tests share: layers made entry by entry, image layouts, and trees read back for comparison.
-#![allow(dead_code, reason = "each test binary uses a part")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part")]
 
 pub mod registry;
 pub mod tree;
@@ -16,7 +16,9 @@ use tar::{EntryType, Header};
 pub fn store(dir: &Path, config: StoreConfig) -> ImageStore {
     static PROVIDER: Once = Once::new();
     PROVIDER.call_once(|| {
-        rustls::crypto::ring::default_provider().install_default().expect("nothing else installs one");
+        rustls::crypto::ring::default_provider()
+            .install_default()
+            .expect("nothing else installs one");
     });
     ImageStore::open(dir, config).expect("the store opens")
 }
@@ -169,7 +171,12 @@ impl Image {
         let layers = blobs.iter().map(|(digest, _)| digest.clone()).collect();
         let config_digest = sha256(&config);
         blobs.push((config_digest.clone(), config));
-        Self { blobs, manifest, config: config_digest, layers }
+        Self {
+            blobs,
+            manifest,
+            config: config_digest,
+            layers,
+        }
     }
 
     pub fn digest(&self) -> String {
