@@ -30,7 +30,7 @@ pub struct ContainerSpec {
 pub struct RootFs {
     /// virtio-blk serial of the image's device, for example `img0`.
     pub device: String,
-    /// No writable layer (readOnlyRootFilesystem).
+    /// Nothing can be written in it (readOnlyRootFilesystem); the agent's layer holds only the places of mounts.
     pub read_only: bool,
 }
 
@@ -45,7 +45,7 @@ pub struct Process {
     pub cwd: String,
     /// Who it runs as.
     pub user: User,
-    /// Effective, permitted, inheritable (none ambient) and bounding capabilities, as `CAP_NET_BIND_SERVICE`.
+    /// Effective, permitted and bounding capabilities (none inheritable, none ambient), as `CAP_NET_BIND_SERVICE`.
     pub capabilities: Vec<String>,
     /// PR_SET_NO_NEW_PRIVS.
     pub no_new_privs: bool,
