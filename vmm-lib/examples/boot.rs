@@ -20,7 +20,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         boot: Boot {
             kernel: FileSource::Path(kernel.into()),
             initramfs: Some(FileSource::Path(initramfs.into())),
-            command_line: format!("console=ttyS0 pci=noearly panic=-1 reboot=acpi {}", options.join(" ")),
+            command_line: format!(
+                "console=ttyS0 8250.nr_uarts=1 pci=noearly panic=-1 reboot=acpi {}",
+                options.join(" ")
+            ),
         },
         disks: Vec::new(),
         nets: Vec::new(),

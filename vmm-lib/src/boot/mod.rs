@@ -16,7 +16,7 @@ use image::Image;
 
 /// Options that save a Linux guest time and exits on this machine: there is no keyboard controller, no legacy port and no PCI outside of the
 /// ECAM to look for; a panic ends the machine as [`MachineExit::Reset`](crate::exit::MachineExit::Reset).
-pub const FAST_COMMAND_LINE: &str = "quiet nomodule 8250.nr_uarts=0 i8042.noaux i8042.nomux i8042.dumbkbd swiotlb=noforce pci=noearly \
+pub const FAST_COMMAND_LINE: &str = "quiet nomodule dummy.numdummies=0 8250.nr_uarts=0 i8042.noaux i8042.nomux i8042.dumbkbd swiotlb=noforce pci=noearly \
                                      random.trust_cpu=on cryptomgr.notests no_timer_check panic=-1 reboot=acpi";
 
 /// Start info, and behind it module list and memory map (PVH).
