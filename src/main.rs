@@ -1,2 +1,24 @@
-//! The kvmlet binary.
-fn main() {}
+//! The kvmlet binary: dispatches to its subcommands, one file each.
+
+mod cli;
+mod node;
+mod vm;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    rustls::crypto::ring::default_provider().install_default().expect("nothing has installed a provider before main");
+    let result = match cli::Cli::parse().command {
+        cli::Command::Node(arguments) => node::run(&arguments),
+        cli::Command::Vm(arguments) => vm::run(&arguments),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("kvmlet: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

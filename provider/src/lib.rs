@@ -1,1 +1,38 @@
 //! What a kubelet does: pods of the API server become machines.
+//!
+//! Data flows one way: [`kubelet`] watches, [`desired`] reads a pod, [`driver`] runs [`lifecycle`] and [`act`]s, [`lower`] turns the pod
+//! into a machine and its guest's orders, [`agent`] speaks with the guest, [`status`] and [`report`] tell the API server. Events of guests
+//! and processes re-enter the same per-pod queue, ahead of the API server's.
+
+pub mod act;
+pub mod agent;
+pub mod backend;
+pub mod config;
+pub mod context;
+pub mod desired;
+pub mod downward;
+pub mod driver;
+pub mod env;
+pub mod events;
+pub mod expand;
+pub mod guard;
+pub mod kubelet;
+pub mod lifecycle;
+pub mod logs;
+pub mod lower;
+pub mod machine;
+pub mod names;
+pub mod node;
+pub mod objects;
+pub mod prepare;
+pub mod pull;
+pub mod quantity;
+pub mod report;
+pub mod routes;
+pub mod scratch;
+pub mod size;
+pub mod state;
+pub mod status;
+pub mod store;
+pub mod supported;
+pub mod volumes;

@@ -1,0 +1,313 @@
+//! What a pod's task does: each action runs on its own, and ends with an event in the pod's queue. Decides nothing.
+
+use std::{
+    collections::HashSet,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api,
+    api::{DeleteParams, Preconditions},
+};
+use kvmlet_network::PodNetworks;
+use kvmlet_protocol::{ContainerStatus, Request, Response};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, warn};
+
+use crate::{
+    agent::{Agent, AgentError},
+    context::Context,
+    desired::DesiredPod,
+    lifecycle::{Action, Event},
+    machine::{self, Running},
+    prepare, pull,
+    state::PodState,
+};
+
+/// How long a guest has to power itself off before its machine is stopped.
+const POWER_OFF: Duration = Duration::from_secs(3);
+/// Watches in a row that may stay unanswered before the guest counts as hung.
+const SILENT_WATCHES: u32 = 3;
+
+/// What an action needs.
+#[derive(Clone)]
+pub struct Act {
+    /// What all pods share.
+    pub context: Arc<Context>,
+    /// The pod's queue.
+    pub events: mpsc::Sender<Event>,
+    /// The pod's machine.
+    pub machine: Arc<Mutex<Option<Running>>>,
+    /// Ends with the pod's task.
+    pub token: CancellationToken,
+}
+
+impl Act {
+    /// Runs an action beside the task; the event it ends with goes into the queue.
+    pub fn spawn<F>(&self, action: impl FnOnce(Act) -> F)
+    where
+        F: Future<Output = Event> + Send + 'static,
+    {
+        let events = self.events.clone();
+        let action = action(self.clone());
+        let token = self.token.clone();
+        let task = async move {
+            tokio::select! {
+                event = action => drop(events.send(event).await),
+                () = token.cancelled() => {}
+            }
+        };
+        tokio::spawn(task.in_current_span());
+    }
+
+    fn running(&self) -> Option<Running> {
+        self.machine.lock().expect("no holder panics").clone()
+    }
+
+    fn vsock(&self) -> Result<PathBuf, String> {
+        self.running().map(|m| m.vsock).ok_or_else(|| "the machine is not there".to_owned())
+    }
+}
+
+/// Begins an action other than telling and forgetting, which the task does itself.
+pub fn begin(act: &Act, desired: &Arc<DesiredPod>, state: &PodState, action: Action) {
+    let desired = desired.clone();
+    match action {
+        Action::Pull(container) => act.spawn(async move |act| {
+            let result = pull::pull(&act.context, &desired, container).await;
+            Event::Pulled { container, result }
+        }),
+        Action::StartMachine => {
+            let images = prepare::distinct_images(state);
+            act.spawn(async move |act| {
+                let result = prepare::machine(&act, &desired, &images).await;
+                if result.is_err()
+                    && let Err(error) = destroy(&act.context, &desired.uid).await
+                {
+                    warn!(error, "clean up after a machine that did not start");
+                }
+                if let (Ok(()), Some(running)) = (&result, act.running()) {
+                    watch_machine(&act, &desired, running);
+                }
+                Event::MachineStarted(result)
+            });
+        }
+        Action::StartContainer { container, id, restarts, replaces } => {
+            let images = prepare::distinct_images(state);
+            let image = state.containers[container].image.id().unwrap_or_default().to_owned();
+            let ips = state.ips.clone();
+            act.spawn(async move |act| {
+                if let (Some(old), Some(running)) = (replaces, act.running()) {
+                    // A machine that is new does not know it: that is as good.
+                    let _ = request(&running.vsock, &Request::Remove { container: old.clone() }).await;
+                    running.close_log(&old).await;
+                }
+                let result = prepare::container(&act, &desired, container, &id, restarts, &images, &image, &ips).await;
+                Event::Started { container, result }
+            });
+        }
+        Action::Signal { id, kill, container } => {
+            let signal = if kill { 9 } else { pull::stop_signal(&act.context, state, container) };
+            act.spawn(async move |act| {
+                if let Ok(socket) = act.vsock()
+                    && let Err(error) = request(&socket, &Request::Signal { container: id, signal, all: kill }).await
+                {
+                    warn!(%error, signal, "signal a container");
+                }
+                Event::Tick
+            });
+        }
+        Action::Release => act.spawn(async move |act| {
+            let running = act.machine.lock().expect("no holder panics").take();
+            if let Some(running) = running {
+                running.token.cancel();
+                machine::power_off(running, POWER_OFF).await;
+            }
+            Event::Released(destroy(&act.context, &desired.uid).await)
+        }),
+        Action::DeleteObject | Action::Tell(_) | Action::Forget => {}
+    }
+}
+
+async fn request(socket: &std::path::Path, request: &Request) -> Result<(), AgentError> {
+    Agent::connect(socket).await?.command(request).await
+}
+
+/// Follows a machine: its process, its agent's list of containers, its logs' budgets.
+fn watch_machine(act: &Act, desired: &Arc<DesiredPod>, running: Running) {
+    let (events, token) = (act.events.clone(), running.token.clone());
+    let (gone, pod, context) = (running.clone(), desired.clone(), act.context.clone());
+    let process = async move {
+        tokio::select! {
+            why = gone.exited() => drop(events.send(Event::MachineDied(why)).await),
+            () = gone.token.cancelled() => {}
+        }
+        gone.token.cancel();
+    };
+    tokio::spawn(process.in_current_span());
+    let (events, follow) = (act.events.clone(), running.clone());
+    let containers = async move {
+        tokio::select! {
+            () = follow_containers(&follow, &events) => {}
+            () = token.cancelled() => {}
+        }
+    };
+    tokio::spawn(containers.in_current_span());
+    let token = running.token.clone();
+    let logs = async move {
+        tokio::select! {
+            () = crate::logs::keep_rotating(&context, &pod, &running) => {}
+            () = token.cancelled() => {}
+        }
+    };
+    tokio::spawn(logs.in_current_span());
+}
+
+/// Long polls; a guest whose agent stays silent is ended, and that shows as its process's end.
+async fn follow_containers(running: &Running, events: &mpsc::Sender<Event>) {
+    let mut silent = 0;
+    loop {
+        let mut agent = match Agent::connect(&running.vsock).await {
+            Ok(agent) => agent,
+            Err(error) => {
+                silent += u32::from(matches!(error, AgentError::Silent { .. }));
+                if silent >= SILENT_WATCHES {
+                    warn!(%error, "the guest hangs: its machine is ended");
+                    running.kill("the guest's agent does not answer").await;
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                continue;
+            }
+        };
+        let mut seen = 0;
+        loop {
+            match agent.ask(&Request::Watch { seen }).await {
+                Ok(Response::Containers { generation, containers }) => {
+                    silent = 0;
+                    if generation != seen && events.send(Event::Containers(containers)).await.is_err() {
+                        return;
+                    }
+                    seen = generation;
+                }
+                Ok(_) => break,
+                Err(AgentError::Silent { .. }) => {
+                    silent += 1;
+                    break;
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "the watch of a guest was cut");
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// Takes a running machine over after a restart of the daemon; the error says why it is not there any more.
+pub async fn adopt(act: &Act, desired: &Arc<DesiredPod>, state: &PodState) -> Result<Vec<ContainerStatus>, String> {
+    let running = machine::adopt(&act.context, &desired.uid).await?;
+    for c in &state.containers {
+        if let Some(id) = c.slot.id() {
+            let log = (log_directory(&act.context, desired, &c.name), c.restarts);
+            running.logs.lock().expect("no holder panics").insert(id.to_owned(), log);
+        }
+    }
+    *act.machine.lock().expect("no holder panics") = Some(running.clone());
+    let list = match Agent::connect(&running.vsock).await {
+        Ok(mut agent) => match agent.ask(&Request::List).await {
+            Ok(Response::Containers { containers, .. }) => containers,
+            Ok(_) => return Err("the agent answered with something else".into()),
+            Err(error) => return Err(error.to_string()),
+        },
+        Err(error) => return Err(error.to_string()),
+    };
+    watch_machine(act, desired, running);
+    Ok(list)
+}
+
+/// Ends whatever a pod has on this host: machine process, network, disks. Idempotent.
+pub async fn destroy(context: &Arc<Context>, uid: &str) -> Result<(), String> {
+    machine::destroy(context, uid).await?;
+    if let Some(network) = context.network.get() {
+        network.teardown(uid).await.map_err(|e| format!("tear the pod's network down: {}", chain(&e)))?;
+    }
+    Ok(())
+}
+
+/// Networks of no living pod.
+pub async fn sweep_networks(network: &PodNetworks, live: &HashSet<String>) {
+    match network.sweep(live).await {
+        Ok(swept) => {
+            if !swept.removed.is_empty() {
+                tracing::info!(?swept.removed, "networks of pods that are gone were removed");
+            }
+            for (uid, error) in swept.failed {
+                warn!(error = chain(&error), uid, "remove the network of a pod that is gone");
+            }
+        }
+        Err(error) => warn!(error = chain(&error), "sweep networks"),
+    }
+}
+
+/// Deletes the object once its last status has been taken.
+pub async fn delete_object(act: Act, pod: Arc<Pod>, reported: Option<(u64, watch::Receiver<u64>)>) -> Event {
+    if let Some((number, mut taken)) = reported {
+        let _ = taken.wait_for(|n| *n >= number).await;
+    }
+    let meta = &pod.metadata;
+    let api: Api<Pod> = Api::namespaced(act.context.client.clone(), meta.namespace.as_deref().unwrap_or_default());
+    let preconditions = Preconditions { uid: meta.uid.clone(), resource_version: None };
+    let params = DeleteParams { grace_period_seconds: Some(0), preconditions: Some(preconditions), ..DeleteParams::default() };
+    let mut wait = Duration::from_millis(100);
+    loop {
+        match api.delete(meta.name.as_deref().unwrap_or_default(), &params).await {
+            Ok(_) => return Event::Deleted(true),
+            Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => return Event::Deleted(true),
+            Err(error) => warn!(%error, "delete the pod's object; trying again"),
+        }
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(Duration::from_secs(10));
+    }
+}
+
+/// `/var/log/pods/<namespace>_<name>_<uid>/<container>`.
+pub fn log_directory(context: &Context, desired: &DesiredPod, container: &str) -> PathBuf {
+    pod_log_directory(context, desired).join(container)
+}
+
+fn pod_log_directory(context: &Context, desired: &DesiredPod) -> PathBuf {
+    context.config.log_dir.join(format!("{}_{}_{}", desired.namespace, desired.name, desired.uid))
+}
+
+/// Removes a pod's logs.
+pub fn remove_logs(context: &Context, desired: &DesiredPod) {
+    let dir = pod_log_directory(context, desired);
+    match std::fs::remove_dir_all(&dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => warn!(%error, dir = %dir.display(), "remove the pod's logs"),
+        _ => {}
+    }
+}
+
+/// An error with its causes, in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+/// Nanoseconds since 1970.
+pub fn now_nanoseconds() -> u64 {
+    u64::try_from(Timestamp::now().as_nanosecond()).unwrap_or_default()
+}

@@ -1,0 +1,326 @@
+//! `/etc/kvmlet/config.yaml`: every key, its default and what it refuses. Unknown keys are errors that name the key and its line.
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+
+use crate::quantity::Quantity;
+
+/// The node's configuration, kind `KvmletConfiguration` of `kvmlet.io/v1alpha1`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Config {
+    /// `kvmlet.io/v1alpha1`.
+    pub api_version: String,
+    /// `KvmletConfiguration`.
+    pub kind: String,
+    /// The Node object's name.
+    pub node_name: String,
+    /// The node's address: InternalIP, and where the kubelet port listens.
+    #[serde(rename = "nodeIP")]
+    pub node_ip: IpAddr,
+    /// The kubeconfig of the identity `system:node:<nodeName>`.
+    pub kubeconfig: PathBuf,
+    /// The kubelet port.
+    #[serde(default = "default_port")]
+    pub port: u16,
+    /// Certificates of the kubelet port.
+    pub tls: Tls,
+    /// Addresses of the cluster's DNS.
+    #[serde(default, rename = "clusterDNS")]
+    pub cluster_dns: Vec<IpAddr>,
+    /// The cluster's DNS domain.
+    #[serde(default = "default_domain")]
+    pub cluster_domain: String,
+    /// The host's own resolver file, for `dnsPolicy: Default`.
+    #[serde(default = "default_resolv_conf", rename = "resolvConf")]
+    pub resolv_conf: PathBuf,
+    /// State that survives a restart.
+    #[serde(default = "default_state_dir")]
+    pub state_dir: PathBuf,
+    /// Containers' logs.
+    #[serde(default = "default_log_dir")]
+    pub log_dir: PathBuf,
+    /// The guest's kernel and initramfs.
+    #[serde(default)]
+    pub guest: Guest,
+    /// What the host keeps for itself.
+    #[serde(default)]
+    pub reserved: Reserved,
+    /// Most pods.
+    #[serde(default = "default_max_pods")]
+    pub max_pods: u32,
+    /// What a pod without limits gets.
+    #[serde(default)]
+    pub pod_defaults: PodDefaults,
+    /// Rotation of containers' logs.
+    #[serde(default)]
+    pub logs: Logs,
+    /// Registries, by host name.
+    #[serde(default)]
+    pub registries: BTreeMap<String, Registry>,
+    /// Limits on images.
+    #[serde(default)]
+    pub images: Images,
+    /// The pods' network.
+    #[serde(default)]
+    pub network: Network,
+    /// Labels of the Node besides the usual ones.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Certificates of the kubelet port, PEM files.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Tls {
+    /// Serving certificate.
+    pub cert_file: PathBuf,
+    /// Its key.
+    pub key_file: PathBuf,
+    /// Authority of the clients.
+    #[serde(rename = "clientCAFile")]
+    pub client_ca_file: PathBuf,
+}
+
+/// The guest.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Guest {
+    /// ELF (PVH) or bzImage.
+    pub kernel: PathBuf,
+    /// With the agent as /init.
+    pub initramfs: PathBuf,
+    /// Appended to the kernel's command line.
+    pub extra_command_line: String,
+    /// A serial console into `console.log` of each machine, for debugging: slow.
+    pub serial: bool,
+}
+
+impl Default for Guest {
+    fn default() -> Self {
+        Self {
+            kernel: "/usr/lib/kvmlet/vmlinux".into(),
+            initramfs: "/usr/lib/kvmlet/initramfs.cpio".into(),
+            extra_command_line: String::new(),
+            serial: false,
+        }
+    }
+}
+
+/// What is kept for the host: capacity less this is allocatable.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Reserved {
+    /// Processors.
+    pub cpu: Quantity,
+    /// Bytes.
+    pub memory: Quantity,
+    /// Bytes of the file system of the state directory.
+    #[serde(rename = "ephemeralStorage")]
+    pub ephemeral_storage: Quantity,
+}
+
+impl Default for Reserved {
+    fn default() -> Self {
+        Self { cpu: Quantity::millis(0), memory: Quantity::bytes(512 << 20), ephemeral_storage: Quantity::bytes(1 << 30) }
+    }
+}
+
+/// The class of a pod that sets no limits.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct PodDefaults {
+    /// Memory for each container without a limit.
+    pub memory: Quantity,
+    /// Processors of a pod without a CPU limit, at least the sum of requests.
+    pub cpu: Quantity,
+    /// Size of the scratch disk without an ephemeral-storage limit (sparse).
+    pub ephemeral_storage: Quantity,
+}
+
+impl Default for PodDefaults {
+    fn default() -> Self {
+        Self { memory: Quantity::bytes(256 << 20), cpu: Quantity::millis(1000), ephemeral_storage: Quantity::bytes(4 << 30) }
+    }
+}
+
+/// Log rotation, as the kubelet's containerLogMaxSize and containerLogMaxFiles.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Logs {
+    /// Bytes of one file.
+    pub max_size: Quantity,
+    /// Files of one container instance, at least 2.
+    pub max_files: usize,
+}
+
+impl Default for Logs {
+    fn default() -> Self {
+        Self { max_size: Quantity::bytes(10 << 20), max_files: 5 }
+    }
+}
+
+/// A registry.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Registry {
+    /// Asked in order before the registry itself, as `http://10.0.0.1:5000`.
+    pub mirrors: Vec<String>,
+    /// The registry itself speaks plain HTTP.
+    pub insecure: bool,
+}
+
+/// Limits on images.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Images {
+    /// Uncompressed bytes of one layer.
+    pub max_layer_size: Quantity,
+    /// Files of one layer.
+    pub max_layer_files: u64,
+}
+
+impl Default for Images {
+    fn default() -> Self {
+        Self { max_layer_size: Quantity::bytes(32 << 30), max_layer_files: 2_000_000 }
+    }
+}
+
+/// The pods' network.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Network {
+    /// All pods of the cluster, not masqueraded.
+    #[serde(rename = "clusterCIDR")]
+    pub cluster_cidr: Option<String>,
+    /// Bytes; the uplink's by default.
+    pub mtu: Option<u32>,
+    /// Where CNI plugins are, `/usr/lib/cni` and `/opt/cni/bin` by default.
+    pub plugin_dirs: Vec<PathBuf>,
+    /// kubeconfig of an identity that may list and watch Nodes: routes to their pod CIDRs are then kept on this host. The node's own
+    /// identity may not see other Nodes.
+    pub routes_kubeconfig: Option<PathBuf>,
+}
+
+fn default_port() -> u16 {
+    10250
+}
+fn default_domain() -> String {
+    "cluster.local".into()
+}
+fn default_resolv_conf() -> PathBuf {
+    "/etc/resolv.conf".into()
+}
+fn default_state_dir() -> PathBuf {
+    "/var/lib/kvmlet".into()
+}
+fn default_log_dir() -> PathBuf {
+    "/var/log/pods".into()
+}
+fn default_max_pods() -> u32 {
+    110
+}
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// It cannot be read.
+    #[error("read the configuration {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It is not what is expected; the text names key and line.
+    #[error("configuration {path}: {message}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with its line.
+        message: String,
+    },
+    /// A value is out of range.
+    #[error("configuration {path}: {key}: {message}")]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: &'static str,
+        /// What is wrong.
+        message: String,
+    },
+}
+
+impl Config {
+    /// Reads and checks a configuration file.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
+        Self::parse(path, &text)
+    }
+
+    /// Checks a configuration's text; `path` is for messages only.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let config: Self =
+            serde_saphyr::from_str(text).map_err(|e| ConfigError::Parse { path: path.into(), message: e.to_string() })?;
+        let value = |key, message: String| Err(ConfigError::Value { path: path.into(), key, message });
+        if config.api_version != "kvmlet.io/v1alpha1" {
+            return value("apiVersion", format!("{:?} is not kvmlet.io/v1alpha1", config.api_version));
+        }
+        if config.kind != "KvmletConfiguration" {
+            return value("kind", format!("{:?} is not KvmletConfiguration", config.kind));
+        }
+        if config.node_name.is_empty() || config.node_name.len() > 253 {
+            return value("nodeName", "must have 1 to 253 characters".into());
+        }
+        if config.node_ip.is_unspecified() || config.node_ip.is_loopback() {
+            return value("nodeIP", format!("{} cannot be reached by the API server", config.node_ip));
+        }
+        if config.logs.max_files < 2 {
+            return value("logs.maxFiles", "must be 2 or more".into());
+        }
+        if config.logs.max_size.value() < 64 << 10 {
+            return value("logs.maxSize", "must be 64Ki or more".into());
+        }
+        Ok(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "apiVersion: kvmlet.io/v1alpha1\nkind: KvmletConfiguration\nnodeName: n\nnodeIP: 10.0.0.1\n\
+        kubeconfig: /k\ntls: {certFile: /c, keyFile: /y, clientCAFile: /a}\n";
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse(Path::new("config.yaml"), text).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn the_smallest_configuration_has_defaults_for_the_rest() {
+        let config = parse(GOOD).unwrap();
+        assert_eq!(config.port, 10250);
+        assert_eq!(config.pod_defaults.memory.value(), 256 << 20);
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line() {
+        let error = parse(&format!("{GOOD}nodeNmae: oops\n")).unwrap_err();
+        assert!(error.contains("nodeNmae") && error.contains("line 7"), "{error}");
+        let error = parse(&format!("{GOOD}guest:\n  kernal: /x\n")).unwrap_err();
+        assert!(error.contains("kernal") && error.contains("line 8"), "{error}");
+    }
+
+    #[test]
+    fn an_address_that_the_api_server_cannot_reach_is_refused() {
+        let error = parse(&GOOD.replace("10.0.0.1", "127.0.0.1")).unwrap_err();
+        assert!(error.contains("nodeIP"), "{error}");
+    }
+}

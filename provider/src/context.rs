@@ -1,0 +1,65 @@
+//! What all pods' tasks share: the API server, the image store, the network, the records, the configuration.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex},
+};
+
+use kube::Client;
+use kvmlet_image::ImageStore;
+use kvmlet_network::PodNetworks;
+use tokio::sync::OnceCell;
+
+use crate::{config::Config, downward::Facts, events::Recorder, names::Dns, node::Troubles, objects::Objects, report::Reporter, store::Store};
+
+/// Shared by all pods.
+pub struct Context {
+    /// The configuration.
+    pub config: Arc<Config>,
+    /// The API server, as this node.
+    pub client: Client,
+    /// Config maps, secrets, services, tokens.
+    pub objects: Objects,
+    /// Events.
+    pub recorder: Recorder,
+    /// Statuses.
+    pub reporter: Reporter,
+    /// Records.
+    pub store: Store,
+    /// Images.
+    pub images: Arc<ImageStore>,
+    /// The pods' network; there once the node has its podCIDR.
+    pub network: Arc<OnceCell<PodNetworks>>,
+    /// What the downward API says of the node; addresses of pods are filled in for each.
+    pub facts: Facts,
+    /// Names.
+    pub dns: Dns,
+    /// What is wrong with the node.
+    pub troubles: Troubles,
+    /// The binary that machines run.
+    pub executable: PathBuf,
+    /// Serialises the making of scratch templates.
+    pub scratch: Mutex<()>,
+}
+
+impl Context {
+    /// Says what is wrong with the node.
+    pub fn trouble(&self, what: &'static str, why: String) {
+        self.troubles.lock().expect("no holder panics").insert(what, why);
+    }
+
+    /// It is well again.
+    pub fn clear_trouble(&self, what: &'static str) {
+        self.troubles.lock().expect("no holder panics").remove(what);
+    }
+}
+
+/// A container identifier: 64 hexadecimal digits.
+pub fn new_id() -> String {
+    let mut bytes = [0u8; 32];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        filled += rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty()).unwrap_or(0);
+    }
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}

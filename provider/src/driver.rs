@@ -1,0 +1,245 @@
+//! One task a pod: its queue, its state, and the actions that [`lifecycle::step`] asks for. Guests' and processes' events come before the
+//! API server's. The record is written before an action begins.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, info, info_span, warn};
+
+use crate::{
+    act::{self, Act},
+    context::Context,
+    desired::{Deletion, DesiredPod},
+    lifecycle::{self, Action, Event},
+    machine::Running,
+    state::{Machine, PodState, Slot},
+    status,
+    store::Record,
+};
+
+/// Events of a pod that wait for its task.
+const QUEUE: usize = 256;
+
+/// What others see of a pod.
+#[derive(Debug, Clone)]
+pub struct View {
+    /// What it wants.
+    pub desired: Arc<DesiredPod>,
+    /// Where it stands.
+    pub state: PodState,
+    /// What is reported of it.
+    pub status: Arc<PodStatus>,
+}
+
+/// News of the object.
+#[derive(Debug)]
+pub enum Update {
+    /// It is like this now.
+    Object(Arc<Pod>),
+    /// It is gone from the API server.
+    Gone,
+}
+
+/// A pod's task, seen from outside.
+pub struct Handle {
+    /// Takes news.
+    pub updates: mpsc::Sender<Update>,
+    /// Shows the pod; closed when nothing of it is left.
+    pub view: watch::Receiver<Arc<View>>,
+    /// The machine, for exec.
+    pub machine: Arc<std::sync::Mutex<Option<Running>>>,
+}
+
+/// Where a pod's life begins in this process.
+pub enum Start {
+    /// Just seen.
+    New(PodState),
+    /// Read from its record.
+    Recovered(PodState),
+}
+
+/// Starts a pod's task.
+pub fn start(context: Arc<Context>, desired: DesiredPod, begin: Start) -> Handle {
+    let (updates, api) = mpsc::channel(QUEUE);
+    let (events_in, events) = mpsc::channel(QUEUE);
+    let desired = Arc::new(desired);
+    let (recovered, state) = match begin {
+        Start::New(state) => (false, state),
+        Start::Recovered(state) => (true, state),
+    };
+    let first = status::status(&desired, &state, &context.facts.host_ips, None, Timestamp::now());
+    let view = watch::Sender::new(Arc::new(View { desired: desired.clone(), state: state.clone(), status: Arc::new(first) }));
+    let machine = Arc::new(std::sync::Mutex::new(None));
+    let handle = Handle { updates, view: view.subscribe(), machine: machine.clone() };
+    let span = info_span!("pod", namespace = desired.namespace, name = desired.name, uid = desired.uid);
+    let act = Act { context: context.clone(), events: events_in, machine, token: CancellationToken::new() };
+    let driver = Driver { context, desired, state, act, view, written: Vec::new(), reported: None };
+    tokio::spawn(driver.run(events, api, recovered).instrument(span));
+    handle
+}
+
+struct Driver {
+    context: Arc<Context>,
+    desired: Arc<DesiredPod>,
+    state: PodState,
+    act: Act,
+    view: watch::Sender<Arc<View>>,
+    written: Vec<u8>,
+    reported: Option<(PodStatus, u64, watch::Receiver<u64>)>,
+}
+
+impl Driver {
+    async fn run(mut self, mut events: mpsc::Receiver<Event>, mut api: mpsc::Receiver<Update>, recovered: bool) {
+        if recovered {
+            self.recover().await;
+        }
+        let mut next = match self.desired.deletion {
+            Some(deletion) => Event::Delete(deletion),
+            None => Event::Tick,
+        };
+        let mut deletion = self.desired.deletion;
+        loop {
+            if self.take(next) {
+                return;
+            }
+            let tick = lifecycle::next_tick(&self.state, &self.desired);
+            let sleep = async {
+                match tick {
+                    Some(at) => {
+                        let wait = at.duration_since(Timestamp::now());
+                        tokio::time::sleep(wait.try_into().unwrap_or_default()).await;
+                    }
+                    None => std::future::pending().await,
+                }
+            };
+            next = tokio::select! {
+                biased;
+                Some(event) = events.recv() => event,
+                update = api.recv() => match update {
+                    Some(Update::Object(pod)) => self.changed(pod, &mut deletion),
+                    Some(Update::Gone) => Event::ObjectGone,
+                    // The daemon ends; the machine stays.
+                    None => return,
+                },
+                () = sleep => Event::Tick,
+            };
+        }
+    }
+
+    /// Takes the object's news; a deletion counts once, and again when its grace gets shorter.
+    fn changed(&mut self, pod: Arc<Pod>, known: &mut Option<Deletion>) -> Event {
+        let (desired, _) = DesiredPod::read(pod);
+        self.desired = Arc::new(desired);
+        match (self.desired.deletion, &known) {
+            (Some(new), old) if old.is_none_or(|old| old.at != new.at || old.grace != new.grace) => {
+                *known = Some(new);
+                Event::Delete(new)
+            }
+            _ => Event::Tick,
+        }
+    }
+
+    /// One step; true when nothing of the pod is left.
+    fn take(&mut self, event: Event) -> bool {
+        if !matches!(event, Event::Tick | Event::Containers(_)) {
+            tracing::debug!(?event, "step");
+        }
+        let now = Timestamp::now();
+        let actions = lifecycle::step(&mut self.state, &self.desired, event, now, &mut crate::context::new_id);
+        self.save();
+        self.publish(now);
+        for action in actions {
+            match action {
+                Action::Tell(note) => self.context.recorder.pod(&self.desired.pod, note),
+                Action::Forget => {
+                    self.forget();
+                    return true;
+                }
+                Action::DeleteObject => {
+                    let (pod, taken) = (self.desired.pod.clone(), self.reported.as_ref().map(|(_, number, taken)| (*number, taken.clone())));
+                    self.act.spawn(async move |act| act::delete_object(act, pod, taken).await);
+                }
+                other => act::begin(&self.act, &self.desired, &self.state, other),
+            }
+        }
+        false
+    }
+
+    /// Writes the record when it changed.
+    fn save(&mut self) {
+        let record = Record { pod: self.desired.pod.clone(), state: self.state.clone() };
+        let bytes = serde_json::to_vec(&record).expect("plain data becomes JSON");
+        if bytes == self.written {
+            return;
+        }
+        match self.context.store.save(&self.desired.uid, &record) {
+            Ok(()) => {
+                self.written = bytes;
+                self.context.clear_trouble("state");
+            }
+            Err(error) => {
+                // The pod goes on: what would be lost is only known after a crash, and the node says that it is not well.
+                warn!(error = &error as &dyn std::error::Error, "write the pod's record");
+                self.context.trouble("state", format!("pods' records cannot be written: {error}"));
+            }
+        }
+    }
+
+    /// Shows the pod to the server and reports its status.
+    fn publish(&mut self, now: Timestamp) {
+        let previous = self.reported.as_ref().map(|(status, ..)| status);
+        let status = status::status(&self.desired, &self.state, &self.context.facts.host_ips, previous, now);
+        self.view.send_replace(Arc::new(View { desired: self.desired.clone(), state: self.state.clone(), status: Arc::new(status.clone()) }));
+        let gone = self.state.deletion.as_ref().is_some_and(|d| d.object_gone);
+        if gone || previous == Some(&status) {
+            return;
+        }
+        let (number, taken) = self.context.reporter.report(self.desired.pod.clone(), status.clone());
+        self.reported = Some((status, number, taken));
+    }
+
+    fn forget(&mut self) {
+        self.act.token.cancel();
+        act::remove_logs(&self.context, &self.desired);
+        if let Err(error) = self.context.store.remove(&self.desired.uid) {
+            warn!(error = &error as &dyn std::error::Error, "remove the pod's record");
+        }
+        self.context.reporter.forget(&self.desired.uid);
+        info!("nothing of the pod is left");
+    }
+
+    /// After a restart of the daemon: running machines are adopted, half-made ones thrown away.
+    async fn recover(&mut self) {
+        match self.state.machine {
+            Machine::Starting => {
+                info!("the machine was half-made: it is thrown away");
+                if let Err(error) = act::destroy(&self.context, &self.desired.uid).await {
+                    warn!(error, "throw a half-made machine away");
+                }
+                self.state.machine = Machine::None { not_before: None };
+            }
+            // Done again from the start: each part may be missing by now.
+            Machine::Stopping => self.state.machine = Machine::None { not_before: None },
+            Machine::Ready => match act::adopt(&self.act, &self.desired, &self.state).await {
+                Ok(list) => {
+                    info!("the machine is adopted");
+                    for c in &mut self.state.containers {
+                        if matches!(&c.slot, Slot::Starting { id } if !list.iter().any(|s| s.id == *id)) {
+                            c.slot = Slot::waiting();
+                        }
+                    }
+                    let events = Event::Containers(list);
+                    let _ = self.act.events.try_send(events);
+                }
+                Err(why) => {
+                    info!(why, "the machine ended while no daemon watched");
+                    let _ = self.act.events.try_send(Event::MachineDied(why));
+                }
+            },
+            Machine::None { .. } => {}
+        }
+    }
+}

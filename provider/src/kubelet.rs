@@ -1,0 +1,206 @@
+//! The pods of this node: who has a task, who may have one, and what is left over. Keyed by UID, never by name. Adopts first, compares with
+//! one complete list, then sweeps.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex},
+};
+
+use futures_util::StreamExt;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api, ResourceExt,
+    api::{DeleteParams, Preconditions},
+    runtime::{WatchStreamExt, watcher},
+};
+use tokio::sync::mpsc::error::TrySendError;
+use tracing::{info, warn};
+
+use crate::{
+    act,
+    context::Context,
+    desired::{Amounts, DesiredPod},
+    driver::{self, Handle, Start, Update},
+    events::Note,
+    lifecycle::is_over,
+    node::Host,
+    size,
+    state::{PodState, Verdict},
+};
+
+/// The tasks, by UID; shared with the server.
+pub type Pods = Arc<Mutex<HashMap<String, Arc<Handle>>>>;
+
+/// The pods of this node.
+pub struct Kubelet {
+    /// What they share.
+    pub context: Arc<Context>,
+    /// What the host gives.
+    pub host: Host,
+    /// Their tasks.
+    pub pods: Pods,
+}
+
+impl Kubelet {
+    /// Gives every recorded pod its task back. A record that cannot be read is removed with what hangs on it.
+    pub async fn recover(&self) {
+        let records = match self.context.store.load() {
+            Ok(records) => records,
+            Err(error) => {
+                warn!(error = &error as &dyn std::error::Error, "read the pods' records");
+                return;
+            }
+        };
+        for (uid, record) in records {
+            match record {
+                Ok(record) => {
+                    let (desired, _) = DesiredPod::read(record.pod);
+                    self.begin(desired, Start::Recovered(record.state));
+                }
+                Err(error) => {
+                    warn!(error = &error as &dyn std::error::Error, uid, "a pod's record cannot be used: what it had is removed");
+                    if let Err(error) = act::destroy(&self.context, &uid).await {
+                        warn!(error, uid, "remove what a lost pod had");
+                    }
+                    if let Err(error) = self.context.store.remove(&uid) {
+                        warn!(error = &error as &dyn std::error::Error, uid, "remove a lost pod's directory");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Follows the API server for ever. A watch that is down kills nothing: only a complete list takes pods away.
+    pub async fn follow(&self) {
+        let api: Api<Pod> = Api::all(self.context.client.clone());
+        let config = watcher::Config::default().fields(&format!("spec.nodeName={}", self.context.config.node_name));
+        let mut stream = std::pin::pin!(watcher::watcher(api, config).default_backoff());
+        let mut listed = HashSet::new();
+        let mut swept = false;
+        while let Some(event) = stream.next().await {
+            match event {
+                Ok(watcher::Event::Init) => listed.clear(),
+                Ok(watcher::Event::InitApply(pod)) => {
+                    listed.extend(pod.uid());
+                    self.upsert(pod).await;
+                }
+                Ok(watcher::Event::InitDone) => {
+                    self.compare(&listed).await;
+                    if !swept {
+                        swept = true;
+                        self.sweep().await;
+                    }
+                }
+                Ok(watcher::Event::Apply(pod)) => self.upsert(pod).await,
+                Ok(watcher::Event::Delete(pod)) => {
+                    if let Some(uid) = pod.uid() {
+                        self.tell(&uid, Update::Gone).await;
+                    }
+                }
+                Err(error) => warn!(%error, "watch pods"),
+            }
+        }
+    }
+
+    /// Pods that the complete list does not have are gone.
+    async fn compare(&self, listed: &HashSet<String>) {
+        let known: Vec<String> = self.pods.lock().expect("no holder panics").keys().cloned().collect();
+        for uid in known.into_iter().filter(|uid| !listed.contains(uid)) {
+            info!(uid, "the pod was deleted while nobody watched");
+            self.tell(&uid, Update::Gone).await;
+        }
+    }
+
+    /// Networks and machines that belong to no pod with a task.
+    async fn sweep(&self) {
+        let live: HashSet<String> = self.pods.lock().expect("no holder panics").keys().cloned().collect();
+        if let Some(network) = self.context.network.get() {
+            act::sweep_networks(network, &live).await;
+        }
+    }
+
+    async fn tell(&self, uid: &str, update: Update) {
+        let handle = self.pods.lock().expect("no holder panics").get(uid).cloned();
+        if let Some(handle) = handle {
+            match handle.updates.try_send(update) {
+                Ok(()) => {}
+                Err(TrySendError::Full(update)) => {
+                    let _ = handle.updates.send(update).await;
+                }
+                Err(TrySendError::Closed(_)) => {
+                    self.pods.lock().expect("no holder panics").remove(uid);
+                }
+            }
+        }
+    }
+
+    async fn upsert(&self, pod: Pod) {
+        let Some(uid) = pod.uid() else { return };
+        if self.pods.lock().expect("no holder panics").contains_key(&uid) {
+            self.tell(&uid, Update::Object(Arc::new(pod))).await;
+            return;
+        }
+        // Mirror pods of a kubelet and pods that ended before this node's state was lost are not run again.
+        let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default();
+        if matches!(phase, "Succeeded" | "Failed") {
+            if pod.metadata.deletion_timestamp.is_some() {
+                self.delete_ended(&pod).await;
+            }
+            return;
+        }
+        let (desired, refusal) = DesiredPod::read(Arc::new(pod));
+        let refusal = match refusal {
+            None => self.admit(&desired).err(),
+            some => some,
+        };
+        if let Some(refusal) = &refusal {
+            info!(name = desired.name, namespace = desired.namespace, reason = refusal.reason, "a pod is refused");
+            self.context.recorder.pod(&desired.pod, Note::warning(refusal.reason, None, refusal.message.clone()));
+        }
+        let verdict = refusal.map(|r| {
+            // As the kubelet's lifecycle handler words it.
+            let message = if r.reason.starts_with("OutOf") { format!("Pod was rejected: {}", r.message) } else { r.message };
+            Verdict { reason: r.reason.into(), message }
+        });
+        let state = PodState::new(&desired, verdict, Timestamp::now());
+        self.begin(desired, Start::New(state));
+    }
+
+    fn begin(&self, desired: DesiredPod, start: Start) {
+        let uid = desired.uid.clone();
+        let handle = Arc::new(driver::start(self.context.clone(), desired, start));
+        let mut view = handle.view.clone();
+        self.pods.lock().expect("no holder panics").insert(uid.clone(), handle);
+        let pods = self.pods.clone();
+        tokio::spawn(async move {
+            // Closed when the task has ended.
+            while view.changed().await.is_ok() {}
+            pods.lock().expect("no holder panics").remove(&uid);
+        });
+    }
+
+    fn admit(&self, desired: &DesiredPod) -> Result<(), crate::desired::Refusal> {
+        let pods = self.pods.lock().expect("no holder panics");
+        let mut used = Amounts::default();
+        let mut count = 0;
+        for handle in pods.values() {
+            let view = handle.view.borrow();
+            if view.state.released || is_over(&view.state, &view.desired) {
+                continue;
+            }
+            used = used.plus(view.desired.requests());
+            count += 1;
+        }
+        size::admit(desired, used, count, self.host.allocatable, self.host.capacity, self.context.config.max_pods)
+    }
+
+    async fn delete_ended(&self, pod: &Pod) {
+        let api: Api<Pod> = Api::namespaced(self.context.client.clone(), &pod.namespace().unwrap_or_default());
+        let preconditions = Preconditions { uid: pod.uid(), resource_version: None };
+        let params = DeleteParams { grace_period_seconds: Some(0), preconditions: Some(preconditions), ..DeleteParams::default() };
+        if let Err(error) = api.delete(&pod.name_any(), &params).await {
+            warn!(%error, "delete a pod that has ended");
+        }
+    }
+}

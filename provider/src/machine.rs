@@ -1,0 +1,239 @@
+//! A pod's machine process, from the daemon's side: started, adopted, watched, ended. Blocking calls run on threads for that.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    io,
+    os::fd::{AsFd, OwnedFd},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use kvmlet_machine::{self as process, Adoption, Event, ExitRecord, Machine, Start};
+use kvmlet_protocol::Request;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+use vmm_lib::{exit::MachineExit, spec::MachineSpec};
+
+use crate::{act::chain, agent::Agent, context::Context};
+
+/// Where machines' control groups are, outside the daemon's own.
+const SLICE: &str = "/sys/fs/cgroup/kvmlet.slice";
+/// How long a killed process may take to be gone.
+const KILL_TIME: Duration = Duration::from_secs(30);
+
+/// A machine that runs.
+#[derive(Clone)]
+pub struct Running {
+    machine: Arc<Machine>,
+    /// Where its guest is reached.
+    pub vsock: PathBuf,
+    /// Ends what watches it.
+    pub token: CancellationToken,
+    /// Its process has ended.
+    gone: CancellationToken,
+    /// Which log each of its containers writes: directory and number.
+    pub logs: Arc<Mutex<HashMap<String, (PathBuf, u32)>>>,
+    /// Why this daemon ended it, if it did.
+    reason: Arc<Mutex<Option<&'static str>>>,
+}
+
+/// Where a pod's machine keeps its files.
+pub fn directory(context: &Context, uid: &str) -> PathBuf {
+    context.store.dir(uid).join("machine")
+}
+
+/// Starts a machine; its tap is descriptor 0.
+pub async fn launch(context: &Arc<Context>, uid: &str, spec: MachineSpec, tap: OwnedFd) -> Result<Running, String> {
+    let (dir, executable, uid) = (directory(context, uid), context.executable.clone(), uid.to_owned());
+    blocking(move || {
+        for socket in ["vsock.sock", "control.sock", "exit.json"] {
+            let _ = fs::remove_file(dir.join(socket));
+        }
+        let spawned = process::spawn(&dir, Some(&executable), &["vm"]).map_err(|e| chain(&e))?;
+        if let Err(error) = place(&uid, spawned.pid()) {
+            debug!(%error, "the machine process stays in the daemon's control group");
+        }
+        let order = Start { version: process::VERSION, spec, log_filter: "info".into() };
+        let machine = spawned.start(&order, &[tap]).map_err(|e| chain(&e))?;
+        Ok(Running::new(machine, &dir))
+    })
+    .await
+}
+
+/// Finds a pod's machine again; the error says what became of it.
+pub async fn adopt(context: &Arc<Context>, uid: &str) -> Result<Running, String> {
+    let dir = directory(context, uid);
+    blocking(move || match process::adopt(&dir).map_err(|e| chain(&e))? {
+        Adoption::Running(machine) => Ok(Running::new(machine, &dir)),
+        Adoption::Unresponsive(machine, error) => {
+            end(&machine)?;
+            Err(format!("its process did not answer: {}", chain(&error)))
+        }
+        Adoption::Ended(record) => Err(describe(record.as_ref())),
+        Adoption::Never => Err("it was never started".into()),
+    })
+    .await
+}
+
+/// Asks the guest to power itself off, then waits at most `limit` for it.
+pub async fn power_off(running: Running, limit: Duration) {
+    let asked = async {
+        if let Ok(mut agent) = Agent::connect(&running.vsock).await {
+            let _ = agent.command(&Request::PowerOff).await;
+        }
+        running.ended().await;
+    };
+    let _ = tokio::time::timeout(limit, asked).await;
+}
+
+/// Ends whatever machine process a pod has, and removes its files. Idempotent.
+pub async fn destroy(context: &Arc<Context>, uid: &str) -> Result<(), String> {
+    let (dir, uid) = (directory(context, uid), uid.to_owned());
+    blocking(move || {
+        if dir.exists() {
+            match process::adopt(&dir).map_err(|e| chain(&e))? {
+                Adoption::Running(machine) | Adoption::Unresponsive(machine, _) => end(&machine)?,
+                Adoption::Ended(_) | Adoption::Never => {}
+            }
+            fs::remove_dir_all(&dir).map_err(|e| format!("remove {}: {e}", dir.display()))?;
+        }
+        match fs::remove_dir(Path::new(SLICE).join(&uid)) {
+            Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ReadOnlyFilesystem) => {
+                debug!(%error, "remove the machine's control group");
+            }
+            _ => {}
+        }
+        Ok(())
+    })
+    .await
+}
+
+fn end(machine: &Machine) -> Result<(), String> {
+    machine.kill_process().map_err(|e| chain(&e))?;
+    if !machine.wait(Some(KILL_TIME)).map_err(|e| chain(&e))? {
+        return Err(format!("machine process {} does not end after SIGKILL", machine.pid()));
+    }
+    machine.reap();
+    Ok(())
+}
+
+/// Its end in words for the pod's owner.
+fn describe(record: Option<&ExitRecord>) -> String {
+    match record.map(|r| &r.report.exit) {
+        None => "its process was killed".into(),
+        Some(MachineExit::PoweredOff) => "the guest powered itself off".into(),
+        Some(MachineExit::Reset) => "the guest reset itself (its kernel panics so)".into(),
+        Some(MachineExit::Stopped) => "the machine was stopped".into(),
+        Some(MachineExit::TripleFault) => "the guest triple-faulted".into(),
+        Some(MachineExit::Crashed { reason } | MachineExit::MemoryFault { reason }) => format!("the guest crashed: {reason}"),
+        Some(MachineExit::Error { what }) => format!("the machine failed: {what}"),
+    }
+}
+
+/// Into a control group of its own, so that what ends the daemon's does not end the machine. Only where there is cgroup v2.
+fn place(uid: &str, pid: u32) -> io::Result<()> {
+    let group = Path::new(SLICE).join(uid);
+    fs::create_dir_all(&group)?;
+    fs::write(group.join("cgroup.procs"), pid.to_string())
+}
+
+impl Running {
+    fn new(machine: Machine, dir: &Path) -> Self {
+        let running = Self {
+            machine: Arc::new(machine),
+            vsock: dir.join("vsock.sock"),
+            token: CancellationToken::new(),
+            gone: CancellationToken::new(),
+            logs: Arc::default(),
+            reason: Arc::default(),
+        };
+        let (machine, gone) = (running.machine.clone(), running.gone.clone());
+        // A thread of its own: a pidfd in the event loop would need unsafe code.
+        let watch = std::thread::Builder::new().name("machine end".into()).stack_size(64 << 10).spawn(move || {
+            while !machine.wait(None).unwrap_or(true) {}
+            machine.reap();
+            gone.cancel();
+        });
+        if let Err(error) = watch {
+            warn!(%error, "watch a machine process");
+        }
+        running
+    }
+
+    /// Waits for the process's end.
+    pub async fn ended(&self) {
+        self.gone.cancelled().await;
+    }
+
+    /// Waits for the process's end and says why it came.
+    pub async fn exited(&self) -> String {
+        self.ended().await;
+        if let Some(reason) = *self.reason.lock().expect("no holder panics") {
+            return reason.to_owned();
+        }
+        describe(self.machine.exit_record().ok().flatten().as_ref())
+    }
+
+    /// Ends the process at once, for this reason.
+    pub async fn kill(&self, reason: &'static str) {
+        *self.reason.lock().expect("no holder panics") = Some(reason);
+        let machine = self.machine.clone();
+        if let Err(error) = blocking(move || machine.kill_process().map_err(|e| chain(&e))).await {
+            warn!(error, "kill a machine process");
+        }
+    }
+
+    /// Passes an open log file for a container.
+    pub async fn log_file(&self, container: &str, file: File, budget: u64) -> Result<(), String> {
+        let (machine, container) = (self.machine.clone(), container.to_owned());
+        blocking(move || {
+            let mut control = machine.control().map_err(|e| chain(&e))?;
+            control.log_file(&container, file.as_fd(), budget).map_err(|e| chain(&e))
+        })
+        .await
+    }
+
+    /// Forgets the log of a container that is removed.
+    pub async fn close_log(&self, container: &str) {
+        self.logs.lock().expect("no holder panics").remove(container);
+        let (machine, container) = (self.machine.clone(), container.to_owned());
+        let _ = blocking(move || machine.control().and_then(|mut c| c.close_log(&container)).map_err(|e| chain(&e))).await;
+    }
+
+    /// Containers whose log's budget is spent, as it happens, until the machine is gone.
+    pub fn spent_budgets(&self) -> mpsc::Receiver<String> {
+        let (sender, receiver) = mpsc::channel(16);
+        let (machine, token) = (self.machine.clone(), self.token.clone());
+        let watch = std::thread::Builder::new().name("log budgets".into()).stack_size(256 << 10).spawn(move || {
+            while !token.is_cancelled() && !machine.wait(Some(Duration::ZERO)).unwrap_or(true) {
+                let Ok(mut events) = machine.events() else {
+                    std::thread::sleep(Duration::from_millis(200));
+                    continue;
+                };
+                // Looks now and then whether anybody still wants to know.
+                while !token.is_cancelled() {
+                    match events.next(Some(Duration::from_secs(2))) {
+                        Ok(Some(Event::BudgetSpent { container })) => {
+                            if sender.blocking_send(container).is_err() {
+                                return;
+                            }
+                        }
+                        Ok(_) => {}
+                        Err(_) => break,
+                    }
+                }
+            }
+        });
+        if let Err(error) = watch {
+            warn!(%error, "watch the budgets of a machine's logs");
+        }
+        receiver
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {
+    tokio::task::spawn_blocking(work).await.map_err(|e| e.to_string())?
+}

@@ -1,0 +1,339 @@
+//! The Node object and its lease: registered with the labels and the taint of virtual nodes, capacity as measured, conditions that say what
+//! is wrong. A Node that somebody deletes is made again.
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::{
+        coordination::v1::{Lease, LeaseSpec},
+        core::v1::{
+            ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec, NodeStatus, NodeSystemInfo, Taint,
+        },
+    },
+    apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference, Time},
+};
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams, PostParams},
+};
+use serde_json::json;
+use tracing::{info, warn};
+
+use crate::{
+    config::Config,
+    desired::Amounts,
+    quantity::Quantity,
+};
+
+/// Lease duration and how often it is renewed (the kubelet's).
+const LEASE_SECONDS: i32 = 40;
+const RENEW: Duration = Duration::from_secs(10);
+/// A status that did not change is still written this often.
+const STATUS_AT_LEAST: Duration = Duration::from_secs(300);
+/// The version that clients compare for skew: what this node behaves like.
+const KUBELET_VERSION: &str = "v1.36.3";
+/// Most images that the status lists.
+const MAX_IMAGES: usize = 50;
+
+/// What the host has.
+#[derive(Debug, Clone)]
+pub struct Host {
+    /// All of it.
+    pub capacity: Amounts,
+    /// Less the reserve.
+    pub allocatable: Amounts,
+    /// Versions and identifiers.
+    pub info: NodeSystemInfo,
+    /// Its host name.
+    pub hostname: String,
+}
+
+/// Why the node cannot take pods, as checked now and then; empty when all is well.
+pub type Troubles = Arc<Mutex<BTreeMap<&'static str, String>>>;
+
+impl Host {
+    /// Measures the host.
+    pub fn measure(config: &Config) -> std::io::Result<Self> {
+        let cpus = std::thread::available_parallelism()?.get() as u64;
+        let meminfo = std::fs::read_to_string("/proc/meminfo")?;
+        let memory = meminfo
+            .lines()
+            .find_map(|l| l.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok())
+            .ok_or_else(|| std::io::Error::other("/proc/meminfo has no MemTotal"))?
+            << 10;
+        let fs = rustix::fs::statvfs(&config.state_dir)?;
+        let capacity = Amounts {
+            cpu: Quantity::millis(cpus * 1000),
+            memory: Quantity::bytes(memory),
+            storage: Quantity::bytes(fs.f_blocks * fs.f_frsize),
+        };
+        let reserved = &config.reserved;
+        let allocatable = Amounts {
+            cpu: capacity.cpu.minus(reserved.cpu),
+            memory: capacity.memory.minus(reserved.memory),
+            storage: capacity.storage.minus(reserved.ephemeral_storage),
+        };
+        let uname = rustix::system::uname();
+        let text = |c: &std::ffi::CStr| c.to_string_lossy().into_owned();
+        let line = |path: &str| std::fs::read_to_string(path).map(|t| t.trim().to_owned()).unwrap_or_default();
+        let os = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+        let info = NodeSystemInfo {
+            architecture: "amd64".into(),
+            operating_system: "linux".into(),
+            kernel_version: text(uname.release()),
+            os_image: os.lines().find_map(|l| l.strip_prefix("PRETTY_NAME=")).unwrap_or("Linux").trim_matches('"').into(),
+            container_runtime_version: format!("kvmlet://{}", env!("CARGO_PKG_VERSION")),
+            kubelet_version: KUBELET_VERSION.into(),
+            machine_id: line("/etc/machine-id"),
+            boot_id: line("/proc/sys/kernel/random/boot_id"),
+            system_uuid: line("/sys/class/dmi/id/product_uuid"),
+            ..NodeSystemInfo::default()
+        };
+        Ok(Self { capacity, allocatable, info, hostname: text(uname.nodename()) })
+    }
+}
+
+/// The node's upkeep.
+pub struct NodeKeeper {
+    /// The API server.
+    pub client: Client,
+    /// The configuration.
+    pub config: Arc<Config>,
+    /// What the host has.
+    pub host: Host,
+    /// What is wrong.
+    pub troubles: Troubles,
+    /// The image store, for the list of images.
+    pub images: Arc<kvmlet_image::ImageStore>,
+}
+
+impl NodeKeeper {
+    /// Registers the node, retrying for ever, and returns it as the API server has it.
+    pub async fn register(&self) -> Node {
+        let mut wait = Duration::from_millis(200);
+        loop {
+            match self.try_register().await {
+                Ok(node) => return node,
+                Err(error) => {
+                    warn!(%error, "register the node; trying again in {wait:?}");
+                    tokio::time::sleep(wait).await;
+                    wait = (wait * 2).min(Duration::from_secs(7));
+                }
+            }
+        }
+    }
+
+    async fn try_register(&self) -> kube::Result<Node> {
+        let api: Api<Node> = Api::all(self.client.clone());
+        let name = &self.config.node_name;
+        let node = match api.get_opt(name).await? {
+            Some(node) => {
+                let patch = json!({"metadata": {"labels": self.labels()}});
+                api.patch(name, &PatchParams::default(), &Patch::Strategic(patch)).await.unwrap_or(node)
+            }
+            None => {
+                info!(node = name, "registering the node");
+                api.create(&PostParams::default(), &self.node()).await?
+            }
+        };
+        let _ = api.patch_status(name, &PatchParams::default(), &Patch::Strategic(json!({"status": self.status(&node)}))).await?;
+        Ok(node)
+    }
+
+    /// Renews the lease and keeps the status until the process ends. A Node or lease that is gone is made again.
+    pub async fn keep(self) {
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        let mut last: Option<(serde_json::Value, tokio::time::Instant)> = None;
+        let mut every = tokio::time::interval(RENEW);
+        every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            every.tick().await;
+            let node = match nodes.get_opt(&self.config.node_name).await {
+                Ok(Some(node)) => node,
+                Ok(None) => {
+                    last = None;
+                    self.register().await
+                }
+                Err(error) => {
+                    warn!(%error, "read the node");
+                    continue;
+                }
+            };
+            if let Err(error) = self.renew(&node).await {
+                warn!(%error, "renew the node's lease");
+            }
+            let status = self.status(&node);
+            // Heartbeat times alone are no change.
+            let mut compared = serde_json::to_value(&status).expect("a status becomes JSON");
+            for condition in compared["conditions"].as_array_mut().into_iter().flatten() {
+                condition["lastHeartbeatTime"] = serde_json::Value::Null;
+            }
+            if last.as_ref().is_some_and(|(old, at)| *old == compared && at.elapsed() < STATUS_AT_LEAST) {
+                continue;
+            }
+            let patch = Patch::Strategic(json!({"status": status}));
+            match nodes.patch_status(&self.config.node_name, &PatchParams::default(), &patch).await {
+                Ok(_) => last = Some((compared, tokio::time::Instant::now())),
+                Err(error) => warn!(%error, "write the node's status"),
+            }
+        }
+    }
+
+    async fn renew(&self, node: &Node) -> kube::Result<()> {
+        let api: Api<Lease> = Api::namespaced(self.client.clone(), "kube-node-lease");
+        let name = &self.config.node_name;
+        let now = MicroTime(Timestamp::now());
+        let owner = node.metadata.uid.clone().map(|uid| OwnerReference {
+            api_version: "v1".into(),
+            kind: "Node".into(),
+            name: name.clone(),
+            uid,
+            ..OwnerReference::default()
+        });
+        match api.get_opt(name).await? {
+            None => {
+                let lease = Lease {
+                    metadata: ObjectMeta {
+                        name: Some(name.clone()),
+                        namespace: Some("kube-node-lease".into()),
+                        owner_references: owner.map(|o| vec![o]),
+                        ..ObjectMeta::default()
+                    },
+                    spec: Some(LeaseSpec {
+                        holder_identity: Some(name.clone()),
+                        lease_duration_seconds: Some(LEASE_SECONDS),
+                        renew_time: Some(now),
+                        ..LeaseSpec::default()
+                    }),
+                };
+                api.create(&PostParams::default(), &lease).await?;
+            }
+            Some(_) => {
+                let patch = json!({"metadata": {"ownerReferences": owner.map(|o| vec![o])},
+                    "spec": {"holderIdentity": name, "leaseDurationSeconds": LEASE_SECONDS, "renewTime": now}});
+                api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn labels(&self) -> BTreeMap<String, String> {
+        let mut labels: BTreeMap<String, String> = [
+            ("type", "virtual-kubelet"),
+            ("kubernetes.io/os", "linux"),
+            ("kubernetes.io/arch", "amd64"),
+            ("kubernetes.io/hostname", &self.config.node_name),
+            ("node.kubernetes.io/exclude-from-external-load-balancers", "true"),
+        ]
+        .into_iter()
+        .map(|(k, v)| (k.to_owned(), v.to_owned()))
+        .collect();
+        labels.extend(self.config.labels.clone());
+        labels
+    }
+
+    fn node(&self) -> Node {
+        Node {
+            metadata: ObjectMeta { name: Some(self.config.node_name.clone()), labels: Some(self.labels()), ..ObjectMeta::default() },
+            spec: Some(NodeSpec {
+                taints: Some(vec![Taint {
+                    key: "virtual-kubelet.io/provider".into(),
+                    value: Some("kvmlet".into()),
+                    effect: "NoSchedule".into(),
+                    ..Taint::default()
+                }]),
+                ..NodeSpec::default()
+            }),
+            status: None,
+        }
+    }
+
+    fn status(&self, node: &Node) -> NodeStatus {
+        let amounts = |a: Amounts, pods: u32| {
+            BTreeMap::from([
+                ("cpu".to_owned(), a.cpu.to_api()),
+                ("memory".to_owned(), a.memory.to_api()),
+                ("ephemeral-storage".to_owned(), a.storage.to_api()),
+                ("pods".to_owned(), Quantity::bytes(u64::from(pods)).to_api()),
+            ])
+        };
+        let max_pods = self.config.max_pods;
+        let address = |kind: &str, address: String| NodeAddress { type_: kind.into(), address };
+        let images = self.images.list().into_iter().take(MAX_IMAGES);
+        NodeStatus {
+            capacity: Some(amounts(self.host.capacity, max_pods)),
+            allocatable: Some(amounts(self.host.allocatable, max_pods)),
+            addresses: Some(vec![address("InternalIP", self.config.node_ip.to_string()), address("Hostname", self.config.node_name.clone())]),
+            daemon_endpoints: Some(NodeDaemonEndpoints { kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(self.config.port) }) }),
+            node_info: Some(self.host.info.clone()),
+            conditions: Some(self.conditions(node)),
+            images: Some(
+                images
+                    .map(|i| ContainerImage { names: Some(vec![i.digest, i.reference]), size_bytes: i64::try_from(i.size).ok() })
+                    .collect(),
+            ),
+            ..NodeStatus::default()
+        }
+    }
+
+    fn conditions(&self, node: &Node) -> Vec<NodeCondition> {
+        let now = Time(Timestamp::now());
+        let troubles = self.troubles.lock().expect("no holder panics").clone();
+        let old = node.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+        let condition = |kind: &str, value: bool, reason: &str, message: String| {
+            let status = if value { "True" } else { "False" };
+            let since = old.iter().find(|c| c.type_ == kind && c.status == status).and_then(|c| c.last_transition_time.clone());
+            NodeCondition {
+                type_: kind.into(),
+                status: status.into(),
+                reason: Some(reason.into()),
+                message: Some(message),
+                last_heartbeat_time: Some(now.clone()),
+                last_transition_time: Some(since.unwrap_or_else(|| now.clone())),
+            }
+        };
+        let disk = disk_is_short(&self.config.state_dir);
+        let memory = memory_is_short();
+        let pids = pids_are_short();
+        let pressure = |kind: &str, short: bool, yes: &str, no: &str, what: &str| {
+            let message = if short { format!("kvmlet has {what} shortage") } else { format!("kvmlet has no {what} shortage") };
+            condition(kind, short, if short { yes } else { no }, message)
+        };
+        let text: Vec<String> = troubles.iter().map(|(what, why)| format!("{what}: {why}")).collect();
+        vec![
+            pressure("MemoryPressure", memory, "KvmletHasInsufficientMemory", "KvmletHasSufficientMemory", "memory"),
+            pressure("DiskPressure", disk, "KvmletHasDiskPressure", "KvmletHasNoDiskPressure", "disk"),
+            pressure("PIDPressure", pids, "KvmletHasInsufficientPID", "KvmletHasSufficientPID", "PID"),
+            if text.is_empty() {
+                condition("Ready", true, "KvmletReady", "kvmlet is posting ready status".into())
+            } else {
+                condition("Ready", false, "KvmletNotReady", text.join("; "))
+            },
+        ]
+    }
+}
+
+/// Less than a tenth of the state directory's file system is free (the kubelet's nodefs.available default).
+fn disk_is_short(dir: &Path) -> bool {
+    rustix::fs::statvfs(dir).is_ok_and(|fs| fs.f_bavail * 10 < fs.f_blocks)
+}
+
+/// Less than 100 MiB is available (the kubelet's memory.available default).
+fn memory_is_short() -> bool {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let available = meminfo.lines().find_map(|l| l.strip_prefix("MemAvailable:")?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    available.is_some_and(|kib| kib < 100 << 10)
+}
+
+/// More than nine tenths of the host's process identifiers are in use.
+fn pids_are_short() -> bool {
+    let number = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let used = std::fs::read_to_string("/proc/loadavg").ok().and_then(|t| t.split_whitespace().nth(3)?.split('/').nth(1)?.parse::<u64>().ok());
+    matches!((used, number("/proc/sys/kernel/pid_max")), (Some(used), Some(most)) if used * 10 > most * 9)
+}

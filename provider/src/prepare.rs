@@ -1,0 +1,197 @@
+//! Makes what a pod runs on: network, volumes, disks, machine, surroundings; then each of its containers.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ContainerPort;
+use kvmlet_image::PulledImage;
+use kvmlet_network::{HostPort, PodInterface, PodNetwork, PodNetworkRequest, Protocol};
+use kvmlet_protocol::{ErrorKind, Interface, Request, Response, Route};
+use tracing::info;
+
+use crate::{
+    act::{Act, chain, now_nanoseconds},
+    agent::{Agent, AgentError},
+    context::Context,
+    desired::DesiredPod,
+    downward::Facts,
+    env,
+    events::Note,
+    lifecycle::{Event, Failure, StartFailure},
+    logs, lower, machine, names, scratch, size,
+    state::PodState,
+    volumes,
+};
+
+/// How long a guest may take from spawn to its agent's hello. Far above any real boot, also on an emulated KVM under load.
+const BOOT_TIME: Duration = Duration::from_secs(120);
+/// How long the node may be without a podCIDR before a pod says so.
+const NETWORK_TIME: Duration = Duration::from_secs(20);
+
+/// The identifiers of a pod's images, each once, in the order of their devices.
+pub fn distinct_images(state: &PodState) -> Vec<String> {
+    let mut ids: Vec<String> = Vec::new();
+    for id in state.containers.iter().filter_map(|c| c.image.id()) {
+        if !ids.iter().any(|known| known == id) {
+            ids.push(id.to_owned());
+        }
+    }
+    ids
+}
+
+/// Makes the machine and its surroundings. What was made before a failure is for the caller to destroy.
+pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String]) -> Result<(), Failure> {
+    let context = &act.context;
+    let mount = |message: String| Failure { reason: "FailedMount", message };
+    let sandbox = |message: String| Failure { reason: "FailedCreatePodSandBox", message: format!("Failed to create pod sandbox: {message}") };
+    let images = images.iter().map(|id| image(context, id)).collect::<Result<Vec<_>, _>>().map_err(sandbox)?;
+    let begun = std::time::Instant::now();
+    let network = network(context, desired).await.map_err(sandbox)?;
+    let ips: Vec<String> = network.interface.addresses.iter().map(|a| a.addr().to_string()).collect();
+    let _ = act.events.send(Event::Addressed(ips.clone())).await;
+    let facts = facts(context, ips.clone());
+    let volumes = volumes::resolve(desired, &facts, &context.objects).await.map_err(mount)?;
+    let prepared = begun.elapsed();
+
+    let size = size::size(desired, &context.config.pod_defaults);
+    let dir = machine::directory(context, &desired.uid);
+    let (shared, disk, templates) = (context.clone(), lower::scratch_path(&dir), context.config.state_dir.join("scratch"));
+    let making = tokio::task::spawn_blocking(move || {
+        std::fs::create_dir_all(disk.parent().expect("a disk lies in a directory")).map_err(|e| e.to_string())?;
+        let _one = shared.scratch.lock().expect("no holder panics");
+        scratch::make(&templates, &disk, size.scratch).map_err(|e| chain(&e))
+    });
+    making.await.map_err(|e| sandbox(e.to_string()))?.map_err(sandbox)?;
+
+    let mtu = u16::try_from(network.interface.mtu).unwrap_or(1500);
+    let devices: Vec<_> = images.iter().map(|i| &i.device).collect();
+    let spec = lower::machine(desired, size, &context.config.guest, &devices, Some((network.interface.mac, mtu)), &dir);
+    let running = machine::launch(context, &desired.uid, spec, network.tap).await.map_err(sandbox)?;
+    *act.machine.lock().expect("no holder panics") = Some(running.clone());
+
+    let boot = async {
+        let mut agent = Agent::await_boot(&running.vsock, BOOT_TIME).await.map_err(|e| chain(&e))?;
+        let hello = begun.elapsed();
+        let interfaces = vec![interface(&network.interface)];
+        let sandbox = lower::sandbox(desired, &context.dns, interfaces, &ips, volumes, now_nanoseconds());
+        agent.command(&Request::Setup(sandbox)).await.map_err(|e| chain(&e))?;
+        info!(
+            prepared_ms = prepared.as_millis(),
+            hello_ms = hello.as_millis(),
+            ready_ms = begun.elapsed().as_millis(),
+            kernel = agent.welcome().kernel,
+            "the machine is ready"
+        );
+        Ok(())
+    };
+    tokio::select! {
+        result = boot => result.map_err(sandbox),
+        why = running.exited() => Err(sandbox(format!("the machine ended while it booted: {why}"))),
+    }
+}
+
+/// Starts a container.
+pub async fn container(
+    act: &Act,
+    desired: &Arc<DesiredPod>,
+    index: usize,
+    id: &str,
+    restarts: u32,
+    images: &[String],
+    image_id: &str,
+    ips: &[String],
+) -> Result<Timestamp, StartFailure> {
+    let context = &act.context;
+    let own = &desired.containers[index];
+    let config_error = |message: String| StartFailure::Config { reason: "CreateContainerConfigError", message };
+    let create_error = |message: String| StartFailure::Config { reason: "CreateContainerError", message };
+    let facts = facts(context, ips.to_vec());
+    let image = image(context, image_id).map_err(create_error)?;
+    let device = images.iter().position(|i| i == image_id).ok_or_else(|| create_error(format!("image {image_id} is not in the machine")))?;
+    let variables = env::variables(desired, own, &facts, &context.objects).await.map_err(config_error)?;
+    let hostname = names::kernel_hostname(desired, &context.dns.domain);
+    let spec = lower::container(desired, own, id, device, &image.config, &variables, &hostname).map_err(config_error)?;
+    let running = act.machine.lock().expect("no holder panics").clone().ok_or_else(|| create_error("the machine is not there".into()))?;
+    logs::open(context, desired, &running, &own.name, id, restarts).await.map_err(|e| create_error(format!("open the container's log: {e}")))?;
+    context.recorder.pod(&desired.pod, Note::normal("Created", Some(own.field_path()), "Container created".into()));
+    let answer = async { Agent::connect(&running.vsock).await?.ask(&Request::Start(Box::new(spec))).await }.await;
+    match answer {
+        Ok(Response::Started { .. }) => Ok(Timestamp::now()),
+        Ok(_) => Err(create_error("the agent answered with something else".into())),
+        Err(AgentError::Failed(failure)) => Err(match failure.kind {
+            ErrorKind::CommandNotFound => StartFailure::Process { code: 128, message: start_message(&failure.message) },
+            ErrorKind::CommandNotExecutable => StartFailure::Process { code: 128, message: start_message(&failure.message) },
+            _ => create_error(failure.message),
+        }),
+        Err(error) => Err(create_error(chain(&error))),
+    }
+}
+
+/// As container runtimes word it.
+fn start_message(message: &str) -> String {
+    format!("failed to create container: unable to start container process: {message}")
+}
+
+fn image(context: &Context, id: &str) -> Result<PulledImage, String> {
+    context.images.get(id).ok_or_else(|| format!("image {id} is no longer in the store"))
+}
+
+fn facts(context: &Context, pod_ips: Vec<String>) -> Facts {
+    Facts { pod_ips, ..context.facts.clone() }
+}
+
+async fn network(context: &Context, desired: &DesiredPod) -> Result<PodNetwork, String> {
+    let deadline = tokio::time::Instant::now() + NETWORK_TIME;
+    let networks = loop {
+        if let Some(networks) = context.network.get() {
+            break networks;
+        }
+        if tokio::time::Instant::now() >= deadline {
+            return Err("the node has no podCIDR yet (is the controller manager run with --allocate-node-cidrs?)".into());
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    let ports = desired.pod.spec.iter().flat_map(|s| &s.containers).flat_map(|c| c.ports.iter().flatten());
+    let request = PodNetworkRequest {
+        uid: desired.uid.clone(),
+        namespace: desired.namespace.clone(),
+        name: desired.name.clone(),
+        host_ports: ports.filter_map(host_port).collect(),
+    };
+    networks.setup(&request).await.map_err(|e| chain(&e))
+}
+
+fn host_port(port: &ContainerPort) -> Option<HostPort> {
+    Some(HostPort {
+        host_ip: port.host_ip.as_deref().and_then(|ip| ip.parse().ok()),
+        host_port: port.host_port.and_then(|p| u16::try_from(p).ok()).filter(|p| *p != 0)?,
+        container_port: u16::try_from(port.container_port).ok()?,
+        protocol: match port.protocol.as_deref() {
+            Some("UDP") => Protocol::Udp,
+            Some("SCTP") => Protocol::Sctp,
+            _ => Protocol::Tcp,
+        },
+    })
+}
+
+/// The pod's interface as the guest makes it.
+fn interface(from: &PodInterface) -> Interface {
+    let mut routes: Vec<Route> = from
+        .routes
+        .iter()
+        .map(|r| Route { destination: r.destination.to_string(), gateway: r.via.or(from.gateway).map(|g| g.to_string()).unwrap_or_default() })
+        .collect();
+    if routes.is_empty()
+        && let Some(gateway) = from.gateway
+    {
+        routes.push(Route { destination: "0.0.0.0/0".into(), gateway: gateway.to_string() });
+    }
+    Interface {
+        name: "eth0".into(),
+        mac: from.mac,
+        mtu: from.mtu,
+        addresses: from.addresses.iter().map(ToString::to_string).collect(),
+        routes,
+        neighbours: Vec::new(),
+    }
+}

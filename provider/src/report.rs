@@ -1,0 +1,153 @@
+//! The only writer of pods' statuses: the newest status of each pod, written when it differs from the last one that was taken, retried with
+//! capped backoff without end. Statuses that were overtaken are never sent.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams},
+};
+use serde_json::{Value, json};
+use tokio::sync::{Notify, watch};
+use tracing::{debug, warn};
+
+/// Statuses under way at once.
+const PARALLEL: usize = 8;
+/// Longest wait between two attempts.
+const MAX_WAIT: Duration = Duration::from_secs(10);
+
+/// Hands statuses to the writer.
+#[derive(Clone)]
+pub struct Reporter(Arc<Shared>);
+
+struct Shared {
+    client: Client,
+    pending: Mutex<HashMap<String, Entry>>,
+    wake: Notify,
+    permits: tokio::sync::Semaphore,
+}
+
+struct Entry {
+    pod: Arc<Pod>,
+    wanted: Arc<PodStatus>,
+    generation: u64,
+    under_way: bool,
+    /// Counts the statuses that the API server has taken; `u64::MAX` once the pod is gone there.
+    taken: watch::Sender<u64>,
+}
+
+impl Reporter {
+    /// Starts the writer.
+    pub fn start(client: Client) -> Self {
+        let shared = Arc::new(Shared {
+            client,
+            pending: Mutex::default(),
+            wake: Notify::new(),
+            permits: tokio::sync::Semaphore::new(PARALLEL),
+        });
+        Self(shared)
+    }
+
+    /// Takes a pod's newest status. The receiver passes the returned number once the API server has it (or the pod is gone).
+    pub fn report(&self, pod: Arc<Pod>, status: PodStatus) -> (u64, watch::Receiver<u64>) {
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        let mut pending = self.0.pending.lock().expect("no holder panics");
+        let entry = pending.entry(uid.clone()).or_insert_with(|| Entry {
+            pod: pod.clone(),
+            wanted: Arc::default(),
+            generation: 0,
+            under_way: false,
+            taken: watch::Sender::new(0),
+        });
+        entry.pod = pod;
+        entry.wanted = Arc::new(status);
+        entry.generation += 1;
+        let answer = (entry.generation, entry.taken.subscribe());
+        if !entry.under_way {
+            entry.under_way = true;
+            let shared = self.0.clone();
+            tokio::spawn(async move { shared.write(uid).await });
+        }
+        answer
+    }
+
+    /// Forgets a pod that is gone.
+    pub fn forget(&self, uid: &str) {
+        self.0.pending.lock().expect("no holder panics").remove(uid);
+        self.0.wake.notify_waiters();
+    }
+}
+
+impl Shared {
+    async fn write(self: Arc<Self>, uid: String) {
+        let mut wait = Duration::from_millis(100);
+        loop {
+            let Some((pod, status, generation)) = self.next(&uid) else { return };
+            let permit = self.permits.acquire().await.expect("never closed");
+            let meta = &pod.metadata;
+            let api: Api<Pod> = Api::namespaced(self.client.clone(), meta.namespace.as_deref().unwrap_or_default());
+            let patch = patch(&uid, &status);
+            let result = api.patch_status(meta.name.as_deref().unwrap_or_default(), &PatchParams::default(), &Patch::Strategic(patch)).await;
+            drop(permit);
+            match result {
+                Ok(_) => {
+                    wait = Duration::from_millis(100);
+                    if self.done(&uid, generation) {
+                        return;
+                    }
+                }
+                // Gone, or another pod by this name (the UID in the patch does not match).
+                Err(kube::Error::Api(answer)) if answer.code == 404 || answer.code == 409 || (answer.code == 422 && answer.message.contains("uid")) => {
+                    debug!(uid, "the pod is gone from the API server: its status is not needed");
+                    self.done(&uid, u64::MAX);
+                    return;
+                }
+                Err(error) => {
+                    warn!(%error, uid, "write a pod's status; trying again");
+                    tokio::select! {
+                        () = tokio::time::sleep(wait) => {}
+                        () = self.wake.notified() => {}
+                    }
+                    wait = (wait * 2).min(MAX_WAIT);
+                }
+            }
+        }
+    }
+
+    fn next(&self, uid: &str) -> Option<(Arc<Pod>, Arc<PodStatus>, u64)> {
+        let pending = self.pending.lock().expect("no holder panics");
+        pending.get(uid).map(|e| (e.pod.clone(), e.wanted.clone(), e.generation))
+    }
+
+    /// Notes that `generation` was taken; true when nothing newer waits.
+    fn done(&self, uid: &str, generation: u64) -> bool {
+        let mut pending = self.pending.lock().expect("no holder panics");
+        let Some(entry) = pending.get_mut(uid) else { return true };
+        entry.taken.send_replace(generation);
+        let last = generation >= entry.generation;
+        entry.under_way = !last;
+        last
+    }
+}
+
+/// A strategic merge patch that also takes away what is not set any more.
+fn patch(uid: &str, status: &PodStatus) -> Value {
+    let mut status = serde_json::to_value(status).expect("a status becomes JSON");
+    for key in ["reason", "message"] {
+        if status.get(key).is_none() {
+            status[key] = Value::Null;
+        }
+    }
+    for key in ["containerStatuses", "initContainerStatuses"] {
+        // Lists without a merge key are replaced as a whole.
+        if status.get(key).is_none() {
+            status[key] = Value::Null;
+        }
+    }
+    json!({"metadata": {"uid": uid}, "status": status})
+}

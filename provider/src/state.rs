@@ -1,0 +1,251 @@
+//! What this node knows of a pod: plain data, written to disk before each act and read back after a restart of the daemon.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::desired::DesiredPod;
+
+/// A pod's state on this node.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PodState {
+    /// Version of this form.
+    pub version: u32,
+    /// When this node took the pod (status.startTime).
+    pub accepted: Timestamp,
+    /// Set when the pod is to end, or never to run: phase Failed with these words.
+    pub verdict: Option<Verdict>,
+    /// The pod's machine.
+    pub machine: Machine,
+    /// The pod's addresses, once it has a network.
+    pub ips: Vec<String>,
+    /// Failed attempts at a machine in a row.
+    pub machine_failures: u32,
+    /// In the order of [`DesiredPod::containers`].
+    pub containers: Vec<ContainerState>,
+    /// Deletion that has begun.
+    pub deletion: Option<DeletionState>,
+    /// Network, machine and disks are gone; only logs and this record are left.
+    pub released: bool,
+    /// What is under way in this process; empty after a restart.
+    #[serde(skip)]
+    pub busy: BTreeSet<Work>,
+}
+
+/// The version of [`PodState`] that is written.
+pub const STATE_VERSION: u32 = 1;
+
+/// Why a pod ended or never ran.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// status.reason.
+    pub reason: String,
+    /// status.message.
+    pub message: String,
+}
+
+/// The pod's machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Machine {
+    /// None yet, or none any more; not before this time, when an attempt failed.
+    None {
+        /// Earliest next attempt.
+        not_before: Option<Timestamp>,
+    },
+    /// Being made: after a restart of the daemon what is there is thrown away.
+    Starting,
+    /// The agent has answered and the pod's surroundings stand.
+    Ready,
+    /// Being ended.
+    Stopping,
+}
+
+/// Deletion that has begun.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeletionState {
+    /// When its containers are killed.
+    pub kill_at: Timestamp,
+    /// The object is gone from the API server: nothing is reported any more.
+    pub object_gone: bool,
+}
+
+/// A container's state.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ContainerState {
+    /// Its name.
+    pub name: String,
+    /// Whether it is an init container.
+    pub init: bool,
+    /// Its image.
+    pub image: ImageState,
+    /// Where it stands.
+    pub slot: Slot,
+    /// The end before this one.
+    pub last: Option<Ended>,
+    /// Restarts, and the number of its log file.
+    pub restarts: u32,
+    /// Seconds to wait after the next crash; 0 before the first.
+    pub backoff: u64,
+    /// SIGTERM has been sent; killed at this time.
+    pub kill_at: Option<Timestamp>,
+}
+
+/// A container's image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ImageState {
+    /// Not looked at yet.
+    Wanted,
+    /// Not to be had.
+    Failed {
+        /// `ErrImagePull`, `InvalidImageName`, `ErrImageNeverPull`.
+        reason: String,
+        /// For people.
+        message: String,
+        /// When it failed.
+        at: Timestamp,
+        /// Next attempt.
+        not_before: Timestamp,
+        /// Attempts that failed.
+        attempts: u32,
+    },
+    /// Here.
+    Ready(ImageFacts),
+}
+
+/// What a container needs to know of its image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageFacts {
+    /// As the pod asked, with registry and tag written out.
+    pub reference: String,
+    /// `registry/name@sha256:…` (status.imageID).
+    pub digest: String,
+    /// What the store knows it by: the digest of its configuration.
+    pub id: String,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// Where a container stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Slot {
+    /// It shall run.
+    Waiting {
+        /// Reason, when it is not the usual ContainerCreating or PodInitializing.
+        reason: Option<String>,
+        /// For people.
+        message: String,
+        /// Earliest start.
+        not_before: Option<Timestamp>,
+    },
+    /// The agent has been, or is about to be, asked.
+    Starting {
+        /// Identifier it will have.
+        id: String,
+    },
+    /// It runs.
+    Running {
+        /// Identifier.
+        id: String,
+        /// Since.
+        started: Timestamp,
+    },
+    /// It has ended.
+    Ended(Ended),
+}
+
+/// How a container ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ended {
+    /// Identifier; empty for one that never was.
+    pub id: String,
+    /// Exit code.
+    pub code: i32,
+    /// Signal or 0.
+    pub signal: i32,
+    /// `Completed`, `Error`, `OOMKilled`, `StartError`, …
+    pub reason: String,
+    /// Termination message.
+    pub message: String,
+    /// When it started.
+    pub started: Timestamp,
+    /// When it ended.
+    pub finished: Timestamp,
+}
+
+/// Work of which at most one is under way.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Work {
+    /// Pulling the image of the container of this index.
+    Pull(usize),
+    /// Making or ending the machine.
+    Machine,
+    /// Starting the container of this index.
+    Start(usize),
+    /// Deleting the object.
+    Delete,
+}
+
+impl PodState {
+    /// A pod just taken.
+    pub fn new(desired: &DesiredPod, verdict: Option<Verdict>, now: Timestamp) -> Self {
+        Self {
+            version: STATE_VERSION,
+            accepted: now,
+            // A pod that never runs has nothing to release.
+            released: verdict.is_some(),
+            verdict,
+            machine: Machine::None { not_before: None },
+            ips: Vec::new(),
+            machine_failures: 0,
+            containers: desired
+                .containers
+                .iter()
+                .map(|c| ContainerState {
+                    name: c.name.clone(),
+                    init: c.init,
+                    image: ImageState::Wanted,
+                    slot: Slot::waiting(),
+                    last: None,
+                    restarts: 0,
+                    backoff: 0,
+                    kill_at: None,
+                })
+                .collect(),
+            deletion: None,
+            busy: BTreeSet::new(),
+        }
+    }
+
+    /// The container of an identifier, running or starting.
+    pub fn by_id(&mut self, id: &str) -> Option<&mut ContainerState> {
+        self.containers.iter_mut().find(|c| c.slot.id() == Some(id))
+    }
+}
+
+impl ImageState {
+    /// What the store knows an image by that is here.
+    pub fn id(&self) -> Option<&str> {
+        if let Self::Ready(facts) = self { Some(&facts.id) } else { None }
+    }
+}
+
+impl Slot {
+    /// Waiting for nothing in particular.
+    pub fn waiting() -> Self {
+        Self::Waiting { reason: None, message: String::new(), not_before: None }
+    }
+
+    /// Identifier of what starts or runs.
+    pub fn id(&self) -> Option<&str> {
+        match self {
+            Self::Starting { id } | Self::Running { id, .. } => Some(id),
+            Self::Waiting { .. } | Self::Ended(_) => None,
+        }
+    }
+
+    /// Whether it starts or runs.
+    pub fn is_alive(&self) -> bool {
+        self.id().is_some()
+    }
+}

@@ -1,0 +1,213 @@
+//! What is reported of a pod: its state in the API's words. Pure; times of conditions come from the previous status where nothing changed.
+
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::core::v1::{
+        ContainerState as ApiState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, HostIP, Pod, PodCondition,
+        PodIP, PodStatus,
+    },
+    apimachinery::pkg::apis::meta::v1::Time,
+};
+
+use crate::{
+    desired::{DesiredContainer, DesiredPod, RestartPolicy},
+    lifecycle::is_over,
+    state::{ContainerState, Ended, ImageState, Machine, PodState, Slot},
+};
+
+/// The runtime in container identifiers: `kvmlet://…`.
+const RUNTIME: &str = "kvmlet";
+
+/// The pod's status.
+pub fn status(desired: &DesiredPod, state: &PodState, host_ips: &[String], previous: Option<&PodStatus>, now: Timestamp) -> PodStatus {
+    let old = previous.or(desired.pod.status.as_ref());
+    let phase = phase(desired, state);
+    let generation = desired.pod.metadata.generation;
+    let initialized = state.containers.iter().filter(|c| c.init).all(|c| matches!(&c.slot, Slot::Ended(e) if e.code == 0));
+    let statuses = |init: bool| -> Vec<ContainerStatus> {
+        if state.verdict.as_ref().is_some_and(|_| state.released && state.containers.iter().all(|c| c.image == ImageState::Wanted)) {
+            return Vec::new();
+        }
+        let pairs = desired.containers.iter().zip(&state.containers).filter(|(c, _)| c.init == init);
+        pairs.map(|(d, c)| container(d, c, initialized, desired.containers.iter().any(|c| c.init))).collect()
+    };
+    let mains = statuses(false);
+    let ready = !mains.is_empty() && mains.iter().all(|c| c.ready) && phase == "Running" && state.deletion.is_none();
+    let unready = mains.iter().filter(|c| !c.ready).map(|c| c.name.as_str()).collect::<Vec<_>>().join(" ");
+    let over = matches!(phase, "Succeeded" | "Failed");
+    let not_ready = || -> (Option<&str>, Option<String>) {
+        match phase {
+            "Succeeded" => (Some("PodCompleted"), None),
+            "Failed" => (Some("PodFailed"), None),
+            _ => (Some("ContainersNotReady"), Some(format!("containers with unready status: [{unready}]"))),
+        }
+    };
+    let mut conditions = Conditions { old, now, generation, list: Vec::new() };
+    conditions.set("PodReadyToStartContainers", state.machine == Machine::Ready, None, None);
+    let init_names = statuses(true).iter().filter(|c| !c.ready).map(|c| c.name.clone()).collect::<Vec<_>>().join(" ");
+    if initialized || phase == "Succeeded" {
+        conditions.set("Initialized", true, (phase == "Succeeded").then_some("PodCompleted"), None);
+    } else {
+        let message = format!("containers with incomplete status: [{init_names}]");
+        conditions.set("Initialized", false, Some("ContainersNotInitialized"), Some(message));
+    }
+    if ready {
+        conditions.set("ContainersReady", true, None, None);
+    } else {
+        let (reason, message) = not_ready();
+        conditions.set("ContainersReady", false, reason, message);
+    }
+    let gates = gates_met(&desired.pod);
+    if ready && gates.is_ok() {
+        conditions.set("Ready", true, None, None);
+    } else if let (true, Err(message)) = (ready, gates) {
+        conditions.set("Ready", false, Some("ReadinessGatesNotReady"), Some(message));
+    } else {
+        let (reason, message) = not_ready();
+        conditions.set("Ready", false, reason, message);
+    }
+    conditions.keep_foreign();
+    PodStatus {
+        phase: Some(phase.into()),
+        reason: state.verdict.as_ref().map(|v| v.reason.clone()),
+        message: state.verdict.as_ref().map(|v| v.message.clone()),
+        start_time: Some(Time(state.accepted)),
+        host_ip: host_ips.first().cloned(),
+        host_ips: Some(host_ips.iter().map(|ip| HostIP { ip: ip.clone() }).collect()),
+        pod_ip: state.ips.first().cloned(),
+        pod_ips: Some(state.ips.iter().map(|ip| PodIP { ip: ip.clone() }).collect()).filter(|l: &Vec<PodIP>| !l.is_empty()),
+        conditions: Some(conditions.list),
+        init_container_statuses: Some(statuses(true)).filter(|l| !l.is_empty()),
+        container_statuses: Some(mains).filter(|l| !l.is_empty()),
+        qos_class: desired.pod.status.as_ref().and_then(|s| s.qos_class.clone()),
+        observed_generation: if over { old.and_then(|o| o.observed_generation).or(generation) } else { generation },
+        ..PodStatus::default()
+    }
+}
+
+/// The phase (the kubelet's getPhase).
+fn phase(desired: &DesiredPod, state: &PodState) -> &'static str {
+    let mains = || state.containers.iter().filter(|c| !c.init);
+    if state.verdict.is_some() {
+        return if mains().any(|c| c.slot.is_alive()) { "Running" } else { "Failed" };
+    }
+    let wound_down = state.released && state.deletion.is_some();
+    if is_over(state, desired) || wound_down {
+        let failed = state.containers.iter().any(|c| match &c.slot {
+            Slot::Ended(e) => e.code != 0,
+            _ => true,
+        });
+        return if failed { "Failed" } else { "Succeeded" };
+    }
+    let begun = mains().any(|c| matches!(c.slot, Slot::Running { .. } | Slot::Ended(_)) || c.last.is_some());
+    let all_begun = mains().all(|c| matches!(c.slot, Slot::Running { .. } | Slot::Ended(_)) || c.last.is_some());
+    if begun && (all_begun || desired.restart == RestartPolicy::Never && all_begun) { "Running" } else { "Pending" }
+}
+
+fn container(desired: &DesiredContainer, c: &ContainerState, initialized: bool, has_init: bool) -> ContainerStatus {
+    let running = matches!(c.slot, Slot::Running { .. });
+    let (image, image_id) = match &c.image {
+        ImageState::Ready(facts) => (desired.image.clone(), facts.digest.clone()),
+        _ => (desired.image.clone(), String::new()),
+    };
+    let id = match &c.slot {
+        Slot::Running { id, .. } => Some(id.clone()),
+        Slot::Ended(e) => Some(e.id.clone()),
+        Slot::Starting { .. } | Slot::Waiting { .. } => c.last.as_ref().map(|e| e.id.clone()),
+    };
+    // While it waits for its backoff the instance that counts is the one that ended.
+    let backing_off = matches!(&c.slot, Slot::Waiting { reason: Some(reason), .. } if reason == "CrashLoopBackOff");
+    ContainerStatus {
+        name: c.name.clone(),
+        image,
+        image_id,
+        container_id: id.filter(|id| !id.is_empty()).map(|id| format!("{RUNTIME}://{id}")),
+        restart_count: i32::try_from(c.restarts.saturating_sub(u32::from(backing_off))).unwrap_or(i32::MAX),
+        ready: if c.init { matches!(&c.slot, Slot::Ended(e) if e.code == 0) } else { running },
+        started: Some(running),
+        state: Some(state_of(c, initialized, has_init)),
+        last_state: c.last.as_ref().map(terminated),
+        ..ContainerStatus::default()
+    }
+}
+
+fn state_of(c: &ContainerState, initialized: bool, has_init: bool) -> ApiState {
+    let waiting = |reason: &str, message: &str| ApiState {
+        waiting: Some(ContainerStateWaiting { reason: Some(reason.into()), message: Some(message.to_owned()).filter(|m| !m.is_empty()) }),
+        ..ApiState::default()
+    };
+    match (&c.slot, &c.image) {
+        (Slot::Running { started, .. }, _) => {
+            ApiState { running: Some(ContainerStateRunning { started_at: Some(Time(*started)) }), ..ApiState::default() }
+        }
+        (Slot::Ended(ended), _) => terminated(ended),
+        (Slot::Waiting { reason: Some(reason), message, .. }, _) => waiting(reason, message),
+        (_, ImageState::Failed { reason, message, .. }) => waiting(reason, message),
+        _ if has_init && !initialized => waiting("PodInitializing", ""),
+        _ => waiting("ContainerCreating", ""),
+    }
+}
+
+fn terminated(ended: &Ended) -> ApiState {
+    ApiState {
+        terminated: Some(ContainerStateTerminated {
+            exit_code: ended.code,
+            signal: Some(ended.signal).filter(|s| *s != 0),
+            reason: Some(ended.reason.clone()),
+            message: Some(ended.message.clone()).filter(|m| !m.is_empty()),
+            started_at: Some(Time(ended.started)),
+            finished_at: Some(Time(ended.finished)),
+            container_id: Some(&ended.id).filter(|id| !id.is_empty()).map(|id| format!("{RUNTIME}://{id}")),
+        }),
+        ..ApiState::default()
+    }
+}
+
+fn gates_met(pod: &Pod) -> Result<(), String> {
+    let gates = pod.spec.as_ref().and_then(|s| s.readiness_gates.as_deref()).unwrap_or_default();
+    let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+    for gate in gates {
+        match conditions.iter().find(|c| c.type_ == gate.condition_type) {
+            Some(c) if c.status == "True" => {}
+            Some(c) => return Err(format!("the status of pod readiness gate {:?} is not \"True\", but {}", gate.condition_type, c.status)),
+            None => return Err(format!("corresponding condition of pod readiness gate {:?} does not exist.", gate.condition_type)),
+        }
+    }
+    Ok(())
+}
+
+/// Conditions under construction.
+struct Conditions<'a> {
+    old: Option<&'a PodStatus>,
+    now: Timestamp,
+    generation: Option<i64>,
+    list: Vec<PodCondition>,
+}
+
+/// Conditions that this node writes; all others belong to somebody else and stay.
+const OWN: &[&str] = &["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady"];
+
+impl Conditions<'_> {
+    fn old(&self, kind: &str) -> Option<&PodCondition> {
+        self.old.and_then(|o| o.conditions.as_ref()).and_then(|l| l.iter().find(|c| c.type_ == kind))
+    }
+
+    fn set(&mut self, kind: &str, value: bool, reason: Option<&str>, message: Option<String>) {
+        let value = if value { "True" } else { "False" };
+        let since = self.old(kind).filter(|c| c.status == value).and_then(|c| c.last_transition_time.clone());
+        self.list.push(PodCondition {
+            type_: kind.into(),
+            status: value.into(),
+            reason: reason.map(str::to_owned),
+            message,
+            last_transition_time: Some(since.unwrap_or(Time(self.now))),
+            observed_generation: self.generation,
+            ..PodCondition::default()
+        });
+    }
+
+    fn keep_foreign(&mut self) {
+        let foreign = self.old.and_then(|o| o.conditions.as_ref()).into_iter().flatten();
+        self.list.extend(foreign.filter(|c| !OWN.contains(&c.type_.as_str())).cloned());
+    }
+}

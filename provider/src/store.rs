@@ -1,0 +1,123 @@
+//! Per-pod records under `<stateDir>/pods/<uid>/`: written whole (temporary file, fsync, rename, fsync of the directory) before the act
+//! they describe.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use k8s_openapi::api::core::v1::Pod;
+use serde::{Deserialize, Serialize};
+
+use crate::state::{PodState, STATE_VERSION};
+
+/// The directory of all pods' records.
+#[derive(Debug, Clone)]
+pub struct Store(PathBuf);
+
+/// What is kept of a pod: the object as last seen, so that it can be wound down without the API server, and its state.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Record {
+    /// The object.
+    pub pod: Arc<Pod>,
+    /// The state.
+    pub state: PodState,
+}
+
+/// Why a record cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The file system failed.
+    #[error("{what} {path}")]
+    Io {
+        /// What was attempted.
+        what: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// The record is damaged or of an unknown version.
+    #[error("read {path}: {message}")]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
+}
+
+impl Store {
+    /// Opens the directory, creating it for root alone: records hold no secrets, but machines' sockets are beside them.
+    pub fn open(state_dir: &Path) -> Result<Self, StoreError> {
+        use std::os::unix::fs::DirBuilderExt;
+        let dir = state_dir.join("pods");
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&dir)
+            .map_err(|source| StoreError::Io { what: "create", path: dir.clone(), source })?;
+        Ok(Self(dir))
+    }
+
+    /// The directory of one pod.
+    pub fn dir(&self, uid: &str) -> PathBuf {
+        self.0.join(uid)
+    }
+
+    /// Writes a record.
+    pub fn save(&self, uid: &str, record: &Record) -> Result<(), StoreError> {
+        let dir = self.dir(uid);
+        let bytes = serde_json::to_vec(record).expect("plain data becomes JSON");
+        write_atomically(&dir, "state.json", &bytes)
+    }
+
+    /// Reads all records; a directory whose record is missing or damaged comes with the error, so that it can be swept.
+    pub fn load(&self) -> Result<Vec<(String, Result<Record, StoreError>)>, StoreError> {
+        let entries = fs::read_dir(&self.0).map_err(|source| StoreError::Io { what: "list", path: self.0.clone(), source })?;
+        let mut records = Vec::new();
+        for entry in entries.flatten() {
+            let uid = entry.file_name().to_string_lossy().into_owned();
+            let path = entry.path().join("state.json");
+            let record = fs::read(&path).map_err(|source| StoreError::Io { what: "read", path: path.clone(), source }).and_then(|bytes| {
+                let record: Record = serde_json::from_slice(&bytes)
+                    .map_err(|e| StoreError::Damaged { path: path.clone(), message: e.to_string() })?;
+                if record.state.version == STATE_VERSION {
+                    Ok(record)
+                } else {
+                    Err(StoreError::Damaged { path, message: format!("version {} is not known", record.state.version) })
+                }
+            });
+            records.push((uid, record));
+        }
+        Ok(records)
+    }
+
+    /// Removes everything of a pod.
+    pub fn remove(&self, uid: &str) -> Result<(), StoreError> {
+        let dir = self.dir(uid);
+        match fs::remove_dir_all(&dir) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(StoreError::Io { what: "remove", path: dir, source }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Writes `dir/name` so that a crash leaves the old or the new content.
+pub fn write_atomically(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+    let io = |what, path: &Path| {
+        let path = path.to_owned();
+        move |source| StoreError::Io { what, path, source }
+    };
+    fs::create_dir_all(dir).map_err(io("create", dir))?;
+    let temporary = dir.join(format!("{name}.new"));
+    let target = dir.join(name);
+    let mut file = File::create(&temporary).map_err(io("create", &temporary))?;
+    file.write_all(bytes).map_err(io("write", &temporary))?;
+    file.sync_all().map_err(io("sync", &temporary))?;
+    fs::rename(&temporary, &target).map_err(io("rename", &temporary))?;
+    File::open(dir).and_then(|d| d.sync_all()).map_err(io("sync", dir))
+}

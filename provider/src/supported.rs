@@ -1,0 +1,237 @@
+//! Which fields of a pod work here. Whatever a pod sets beyond this table is refused with the field's path, never ignored; values
+//! that the API server fills in by default are in the table.
+
+use serde_json::Value;
+
+/// A field of the pod that is not built yet, or cannot be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unsupported {
+    /// As `spec.containers[0].livenessProbe`.
+    pub path: String,
+    /// Why, when there is more to say than that it is not built yet.
+    pub why: Option<&'static str>,
+}
+
+/// What is accepted at a path (indices left out).
+enum Rule {
+    /// Anything in it.
+    Any,
+    /// Only this JSON text.
+    Only(&'static str),
+    /// Nothing, with a reason.
+    Refused(&'static str),
+}
+
+use Rule::{Any, Only, Refused};
+
+const NO_HOST: &str = "the pod has a kernel of its own, there is no host to share";
+
+/// Paths below `spec`, most of them prefixes of what follows them.
+const POD: &[(&str, Rule)] = &[
+    ("activeDeadlineSeconds", Any),
+    ("affinity", Any),
+    ("automountServiceAccountToken", Any),
+    ("dnsConfig", Any),
+    ("dnsPolicy", Any),
+    ("enableServiceLinks", Any),
+    ("hostAliases", Any),
+    ("hostIPC", Refused(NO_HOST)),
+    ("hostNetwork", Refused(NO_HOST)),
+    ("hostPID", Refused(NO_HOST)),
+    ("hostUsers", Only("true")),
+    ("hostname", Any),
+    ("imagePullSecrets", Any),
+    ("nodeName", Any),
+    ("nodeSelector", Any),
+    ("os.name", Any),
+    ("overhead", Any),
+    ("preemptionPolicy", Any),
+    ("priority", Any),
+    ("priorityClassName", Any),
+    ("readinessGates", Any),
+    ("restartPolicy", Any),
+    ("runtimeClassName", Only("\"kvmlet\"")),
+    ("schedulerName", Any),
+    ("securityContext.fsGroup", Any),
+    ("securityContext.fsGroupChangePolicy", Any),
+    ("securityContext.runAsGroup", Any),
+    ("securityContext.runAsNonRoot", Any),
+    ("securityContext.runAsUser", Any),
+    ("securityContext.seccompProfile.type", Any),
+    ("securityContext.supplementalGroups", Any),
+    ("securityContext.supplementalGroupsPolicy", Only("\"Merge\"")),
+    ("serviceAccount", Any),
+    ("serviceAccountName", Any),
+    ("setHostnameAsFQDN", Any),
+    ("shareProcessNamespace", Only("false")),
+    ("subdomain", Any),
+    ("terminationGracePeriodSeconds", Any),
+    ("tolerations", Any),
+    ("topologySpreadConstraints", Any),
+    ("volumes.configMap", Any),
+    ("volumes.downwardAPI", Any),
+    ("volumes.emptyDir.medium", Any),
+    ("volumes.emptyDir.sizeLimit", Any),
+    ("volumes.name", Any),
+    ("volumes.projected.defaultMode", Any),
+    ("volumes.projected.sources.configMap", Any),
+    ("volumes.projected.sources.downwardAPI", Any),
+    ("volumes.projected.sources.secret", Any),
+    ("volumes.projected.sources.serviceAccountToken", Any),
+    ("volumes.secret", Any),
+];
+
+/// Paths below a container.
+const CONTAINER: &[(&str, Rule)] = &[
+    ("args", Any),
+    ("command", Any),
+    ("env.name", Any),
+    ("env.value", Any),
+    ("env.valueFrom.configMapKeyRef", Any),
+    ("env.valueFrom.fieldRef", Any),
+    ("env.valueFrom.resourceFieldRef", Any),
+    ("env.valueFrom.secretKeyRef", Any),
+    ("envFrom", Any),
+    ("image", Any),
+    ("imagePullPolicy", Any),
+    ("name", Any),
+    ("ports", Any),
+    ("resizePolicy", Any),
+    ("resources.limits.cpu", Any),
+    ("resources.limits.ephemeral-storage", Any),
+    ("resources.limits.memory", Any),
+    ("resources.requests.cpu", Any),
+    ("resources.requests.ephemeral-storage", Any),
+    ("resources.requests.memory", Any),
+    ("securityContext.allowPrivilegeEscalation", Any),
+    ("securityContext.capabilities", Any),
+    ("securityContext.privileged", Only("false")),
+    ("securityContext.procMount", Only("\"Default\"")),
+    ("securityContext.readOnlyRootFilesystem", Any),
+    ("securityContext.runAsGroup", Any),
+    ("securityContext.runAsNonRoot", Any),
+    ("securityContext.runAsUser", Any),
+    ("securityContext.seccompProfile.type", Any),
+    ("stdin", Only("false")),
+    ("stdinOnce", Only("false")),
+    ("terminationMessagePath", Any),
+    ("terminationMessagePolicy", Any),
+    ("tty", Only("false")),
+    ("volumeMounts.mountPath", Any),
+    ("volumeMounts.mountPropagation", Only("\"None\"")),
+    ("volumeMounts.name", Any),
+    ("volumeMounts.readOnly", Any),
+    ("volumeMounts.recursiveReadOnly", Only("\"Disabled\"")),
+    ("volumeMounts.subPath", Any),
+    ("workingDir", Any),
+];
+
+/// The fields of `spec` (as JSON) that do not work here, in the order of their paths; empty when the pod can run.
+pub fn unsupported(spec: &Value) -> Vec<Unsupported> {
+    let mut found = Vec::new();
+    let Value::Object(fields) = spec else { return found };
+    for (key, value) in fields {
+        let path = format!("spec.{key}");
+        match key.as_str() {
+            "containers" | "initContainers" => {
+                for (i, container) in value.as_array().into_iter().flatten().enumerate() {
+                    walk(container, "", &format!("{path}[{i}]"), CONTAINER, &mut found);
+                }
+            }
+            // Changed by a subresource after admission; such a container is reported as waiting, the pod goes on.
+            "ephemeralContainers" => {}
+            _ => walk(value, key, &path, POD, &mut found),
+        }
+    }
+    found
+}
+
+/// Looks at one value: `key` is its path in the table, `path` the one for people.
+fn walk(value: &Value, key: &str, path: &str, table: &[(&str, Rule)], found: &mut Vec<Unsupported>) {
+    if is_unset(value) {
+        return;
+    }
+    match table.iter().find(|(name, _)| *name == key) {
+        Some((_, Any)) => return,
+        Some((_, Only(text))) if value.to_string() == *text => return,
+        Some((_, Only(_))) => return found.push(Unsupported { path: path.into(), why: None }),
+        Some((_, Refused(why))) => return found.push(Unsupported { path: path.into(), why: Some(why) }),
+        None => {}
+    }
+    let inner = |name: &str| if key.is_empty() { name.to_owned() } else { format!("{key}.{name}") };
+    let leads_on = key.is_empty() || table.iter().any(|(name, _)| name.strip_prefix(key).is_some_and(|rest| rest.starts_with('.')));
+    match value {
+        Value::Object(fields) if leads_on => {
+            for (name, value) in fields {
+                walk(value, &inner(name), &format!("{path}.{name}"), table, found);
+            }
+        }
+        Value::Array(items) if leads_on => {
+            for (i, item) in items.iter().enumerate() {
+                walk(item, key, &format!("{path}[{i}]"), table, found);
+            }
+        }
+        _ => found.push(Unsupported { path: path.into(), why: None }),
+    }
+}
+
+/// Null, false for a switch, an empty list or object: nothing asked for.
+fn is_unset(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn paths(spec: &Value) -> Vec<String> {
+        unsupported(spec).into_iter().map(|u| u.path).collect()
+    }
+
+    #[test]
+    fn a_pod_with_only_defaults_is_accepted() {
+        let spec = json!({
+            "containers": [{"name": "c", "image": "i", "imagePullPolicy": "Always", "resources": {}, "terminationMessagePath": "/dev/termination-log",
+                "terminationMessagePolicy": "File", "volumeMounts": [{"mountPath": "/var/run/secrets/kubernetes.io/serviceaccount", "name": "t", "readOnly": true}]}],
+            "dnsPolicy": "ClusterFirst", "enableServiceLinks": true, "nodeName": "n", "preemptionPolicy": "PreemptLowerPriority", "priority": 0,
+            "restartPolicy": "Always", "schedulerName": "default-scheduler", "securityContext": {}, "serviceAccount": "default",
+            "serviceAccountName": "default", "terminationGracePeriodSeconds": 30, "tolerations": [{"operator": "Exists"}],
+            "volumes": [{"name": "t", "projected": {"defaultMode": 420, "sources": [{"serviceAccountToken": {"expirationSeconds": 3607, "path": "token"}},
+                {"configMap": {"name": "kube-root-ca.crt"}}, {"downwardAPI": {"items": []}}]}}, {"name": "e", "emptyDir": {}}]
+        });
+        assert_eq!(paths(&spec), Vec::<String>::new());
+    }
+
+    #[test]
+    fn each_unsupported_field_is_named_by_its_path() {
+        for (spec, path) in [
+            (json!({"containers": [{"livenessProbe": {"httpGet": {"port": 80}}}]}), "spec.containers[0].livenessProbe"),
+            (json!({"containers": [{}, {"tty": true}]}), "spec.containers[1].tty"),
+            (json!({"containers": [{"lifecycle": {"preStop": {"sleep": {"seconds": 1}}}}]}), "spec.containers[0].lifecycle"),
+            (json!({"initContainers": [{"restartPolicy": "Always"}]}), "spec.initContainers[0].restartPolicy"),
+            (json!({"volumes": [{"name": "v", "hostPath": {"path": "/"}}]}), "spec.volumes[0].hostPath"),
+            (json!({"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]}), "spec.volumes[0].persistentVolumeClaim"),
+            (json!({"volumes": [{"projected": {"sources": [{"clusterTrustBundle": {"path": "p"}}]}}]}), "spec.volumes[0].projected.sources[0].clusterTrustBundle"),
+            (json!({"hostNetwork": true}), "spec.hostNetwork"),
+            (json!({"securityContext": {"sysctls": [{"name": "a", "value": "b"}]}}), "spec.securityContext.sysctls"),
+            (json!({"containers": [{"securityContext": {"privileged": true}}]}), "spec.containers[0].securityContext.privileged"),
+            (json!({"containers": [{"resources": {"limits": {"nvidia.com/gpu": "1"}}}]}), "spec.containers[0].resources.limits.nvidia.com/gpu"),
+            (json!({"runtimeClassName": "gvisor"}), "spec.runtimeClassName"),
+            (json!({"somethingNew": {"a": 1}}), "spec.somethingNew"),
+        ] {
+            assert_eq!(paths(&spec), vec![path.to_owned()], "{spec}");
+        }
+    }
+
+    #[test]
+    fn switches_that_are_off_ask_for_nothing() {
+        let spec = json!({"hostNetwork": false, "hostPID": false, "shareProcessNamespace": false, "containers": [{"tty": false, "stdin": false}]});
+        assert_eq!(paths(&spec), Vec::<String>::new());
+    }
+}

@@ -1,0 +1,219 @@
+//! `kvmlet node`: wires the provider together and supervises it. A part that ends, ends the process; machines go on.
+
+use std::{net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
+
+use anyhow::{Context as _, bail};
+use kube::{
+    Client, Config as KubeConfig,
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use kvmlet_image::{ImageStore, Limits, Mirror, RegistryConfig, RegistryHost, StoreConfig};
+use kvmlet_network::{NetworkConfig, PodNetworks};
+use kvmlet_provider::{
+    backend::Provider,
+    config::Config,
+    context::Context,
+    downward::Facts,
+    events::Recorder,
+    guard::AccessReviews,
+    kubelet::{Kubelet, Pods},
+    names::Dns,
+    node::{Host, NodeKeeper, Troubles},
+    objects::Objects,
+    report::Reporter,
+    routes,
+    store::Store,
+};
+use kvmlet_server::{CachedReviews, Server, ServerConfig, ServingCertificate};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::OnceCell,
+};
+use tracing::{error, info, warn};
+
+use crate::cli::NodeArguments;
+
+/// How long connecting to the API server may take.
+const CONNECT_TIME: Duration = Duration::from_secs(10);
+
+/// Runs the node until SIGTERM or SIGINT.
+pub(crate) fn run(arguments: &NodeArguments) -> anyhow::Result<ExitCode> {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    let config = Config::load(&arguments.config)?;
+    vmm_lib::kvm::check().context("this host cannot run machines")?;
+    for (what, path) in [("guest.kernel", &config.guest.kernel), ("guest.initramfs", &config.guest.initramfs)] {
+        std::fs::File::open(path).with_context(|| format!("{what}: open {}", path.display()))?;
+    }
+    if arguments.check {
+        println!("configuration and KVM are usable");
+        return Ok(ExitCode::SUCCESS);
+    }
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(serve(config))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let config = Arc::new(config);
+    let client = client(&config.kubeconfig).await?;
+    let store = Store::open(&config.state_dir)?;
+    let images = Arc::new(ImageStore::open(config.state_dir.join("images"), image_config(&config)).context("open the image store")?);
+    let host = Host::measure(&config).context("measure the host")?;
+    let troubles = Troubles::default();
+    let network: Arc<OnceCell<PodNetworks>> = Arc::default();
+
+    // Before anything is touched: two daemons must not serve one host.
+    let pods = Pods::default();
+    let context = Arc::new(Context {
+        objects: Objects::start(client.clone()),
+        recorder: Recorder::start(client.clone(), config.node_name.clone()),
+        reporter: Reporter::start(client.clone()),
+        store,
+        images: images.clone(),
+        network: network.clone(),
+        facts: Facts {
+            node_name: config.node_name.clone(),
+            host_ips: vec![config.node_ip.to_string()],
+            pod_ips: Vec::new(),
+            allocatable: host.allocatable,
+        },
+        dns: Dns {
+            servers: config.cluster_dns.clone(),
+            domain: config.cluster_domain.clone(),
+            host: std::fs::read_to_string(&config.resolv_conf).unwrap_or_default(),
+        },
+        troubles: troubles.clone(),
+        executable: std::env::current_exe().context("find this binary")?,
+        scratch: std::sync::Mutex::default(),
+        config: config.clone(),
+        client: client.clone(),
+    });
+    let server = server(&config, &client, Provider { pods: pods.clone(), context: context.clone() }).await?;
+
+    let keeper = NodeKeeper { client: client.clone(), config: config.clone(), host: host.clone(), troubles, images };
+    let kubelet = Kubelet { context: context.clone(), host, pods };
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let stop = tokio_util::sync::CancellationToken::new();
+    let serving = tokio::spawn({
+        let stop = stop.clone();
+        async move { server.serve(stop.cancelled_owned()).await }
+    });
+    let nodes = tokio::spawn({
+        let (config, client, network) = (config.clone(), client.clone(), network.clone());
+        async move {
+            keeper.register().await;
+            let addresses = tokio::spawn(async move {
+                if let Err(error) = join_network(&config, &client, &network).await {
+                    error!("{error:#}");
+                    context.trouble("network", format!("{error:#}"));
+                }
+            });
+            keeper.keep().await;
+            addresses.abort();
+        }
+    });
+    let following = tokio::spawn(async move {
+        kubelet.recover().await;
+        kubelet.follow().await;
+    });
+    if let Some(path) = &config.network.routes_kubeconfig {
+        let other = self::client(path).await?;
+        tokio::spawn(routes::keep(other, config.node_name.clone()));
+    }
+    info!(node = config.node_name, address = %config.node_ip, port = config.port, "kvmlet is up");
+    tokio::select! {
+        _ = terminate.recv() => info!("SIGTERM: the daemon ends, its machines go on"),
+        _ = interrupt.recv() => info!("SIGINT: the daemon ends, its machines go on"),
+        result = serving => bail!("the kubelet port ended: {result:?}"),
+        result = nodes => bail!("the node's upkeep ended: {result:?}"),
+        result = following => bail!("the watch of pods ended: {result:?}"),
+    }
+    stop.cancel();
+    Ok(())
+}
+
+async fn client(path: &std::path::Path) -> anyhow::Result<Client> {
+    let kubeconfig = Kubeconfig::read_from(path).with_context(|| format!("read the kubeconfig {}", path.display()))?;
+    let mut config = KubeConfig::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+        .await
+        .with_context(|| format!("use the kubeconfig {}", path.display()))?;
+    config.connect_timeout = Some(CONNECT_TIME);
+    Ok(Client::try_from(config)?)
+}
+
+fn image_config(config: &Config) -> StoreConfig {
+    let hosts = config
+        .registries
+        .iter()
+        .map(|(name, registry)| {
+            let mirrors = registry.mirrors.iter().map(|endpoint| Mirror { endpoint: endpoint.clone(), skip_verify: false, send_credentials: false }).collect();
+            (name.clone(), RegistryHost { mirrors, plain_http: registry.insecure, ..RegistryHost::default() })
+        })
+        .collect();
+    let limits = Limits {
+        layer_bytes: config.images.max_layer_size.value(),
+        layer_entries: config.images.max_layer_files,
+        ..Limits::default()
+    };
+    StoreConfig { registries: RegistryConfig { hosts }, limits, ..StoreConfig::default() }
+}
+
+async fn server(config: &Config, client: &Client, backend: Provider) -> anyhow::Result<Server> {
+    let read = |path: &std::path::Path| -> anyhow::Result<Vec<CertificateDer<'static>>> {
+        let list: Vec<_> =
+            CertificateDer::pem_file_iter(path).and_then(Iterator::collect).with_context(|| format!("read certificates of {}", path.display()))?;
+        if list.is_empty() {
+            bail!("{} holds no certificate", path.display());
+        }
+        Ok(list)
+    };
+    let tls = &config.tls;
+    let key = PrivateKeyDer::from_pem_file(&tls.key_file).with_context(|| format!("read the key {}", tls.key_file.display()))?;
+    let server_config = ServerConfig {
+        node: config.node_name.clone(),
+        certificate: ServingCertificate::new(read(&tls.cert_file)?, key).context("the serving certificate")?,
+        client_authority: read(&tls.client_ca_file)?,
+        authorizer: Arc::new(CachedReviews::new(AccessReviews(client.clone()))),
+    };
+    Ok(Server::bind(SocketAddr::new(config.node_ip, config.port), server_config, backend).await?)
+}
+
+/// Waits for the node's podCIDR, then makes the pods' network.
+async fn join_network(config: &Config, client: &Client, network: &OnceCell<PodNetworks>) -> anyhow::Result<()> {
+    let api: kube::Api<k8s_openapi::api::core::v1::Node> = kube::Api::all(client.clone());
+    let mut told = false;
+    let pod_cidr = loop {
+        match api.get(&config.node_name).await {
+            Ok(node) => {
+                if let Some(cidr) = node.spec.and_then(|s| s.pod_cidr) {
+                    break cidr;
+                }
+                if !told {
+                    told = true;
+                    info!("waiting for the node's podCIDR");
+                }
+            }
+            Err(error) => warn!(%error, "read the node's podCIDR"),
+        }
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    };
+    let pod_cidr = pod_cidr.parse().with_context(|| format!("podCIDR {pod_cidr} is not IPv4"))?;
+    let cluster = match &config.network.cluster_cidr {
+        Some(text) => text.parse().with_context(|| format!("network.clusterCIDR {text}"))?,
+        None => pod_cidr,
+    };
+    let mtu = match config.network.mtu {
+        Some(mtu) => mtu,
+        None => kvmlet_network::host::mtu_of(config.node_ip).await.context("find the uplink's MTU")?,
+    };
+    let mut made = NetworkConfig::new(pod_cidr, cluster, mtu, config.state_dir.join("network"));
+    if !config.network.plugin_dirs.is_empty() {
+        made.plugin_dirs.clone_from(&config.network.plugin_dirs);
+    }
+    kvmlet_network::host::prepare(&made).await.context("prepare the host's network")?;
+    info!(%pod_cidr, mtu, "the pods' network stands");
+    let _ = network.set(PodNetworks::new(made));
+    Ok(())
+}
