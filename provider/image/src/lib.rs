@@ -5,6 +5,7 @@
 //! Nothing of an image is ever unpacked onto the host's file system, and nothing in it is ever run or resolved there.
 #![forbid(unsafe_code)]
 
+mod compose;
 mod erofs;
 mod error;
 mod image;
@@ -12,6 +13,7 @@ mod keyring;
 mod layer;
 mod layout;
 mod merge;
+mod pieces;
 mod pull;
 mod reference;
 mod registry;

@@ -1,27 +1,24 @@
 //! A pull from name to device: endpoints and credentials in turn, layers side by side, then the merged metadata.
 
-use std::io::{self, Read};
+use std::io::Read;
 use std::path::Path;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
 use sha2::{Digest, Sha256};
-use tokio::sync::mpsc;
 
 use crate::error::PullError;
 use crate::image::PulledImage;
 use crate::keyring::Credential;
 use crate::layer::{Expected, LayerError, LayerIndex, Limit, sha256_text};
 use crate::layout::Layout;
-use crate::merge::{MergeError, merge};
+use crate::pieces::{Piece, pieces};
 use crate::reference::ImageReference;
 use crate::registry::{Config, Descriptor, Endpoint, FetchError, Manifest, ParseFailure, Source};
-use crate::store::{ImageRecord, ImageStore, LayerRecord, blocking};
+use crate::store::{ImageStore, blocking};
 
 /// Largest manifest or configuration: what registries accept.
 const DOCUMENT_MAX: u64 = 8 << 20;
-/// Transferred pieces that wait for a layer's conversion.
-const QUEUE: usize = 32;
 
 /// What a pull tells while it runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -237,7 +234,7 @@ impl ImageStore {
                 (Ok(()), convert(Box::new(file)).await)
             }
             Origin::Registry(source) => {
-                let (pieces, queue) = mpsc::channel(QUEUE);
+                let (pieces, reader) = pieces();
                 let transfer = async {
                     let mut received = 0;
                     let result = source
@@ -259,12 +256,7 @@ impl ImageStore {
                     drop(pieces);
                     result
                 };
-                let input = Box::new(Pieces {
-                    queue,
-                    current: Bytes::new(),
-                    ended: false,
-                });
-                tokio::join!(transfer, convert(input))
+                tokio::join!(transfer, convert(Box::new(reader)))
             }
         };
         match (transfer, converted) {
@@ -281,87 +273,6 @@ impl ImageStore {
                 Err(Failure::Final(PullError::layer(name, &layer.digest, store, error)))
             }
         }
-    }
-
-    /// Merges the layers, writes the image's metadata and record, and notes its names.
-    async fn compose(
-        &self,
-        image: &ImageReference,
-        digest: &str,
-        id: &str,
-        config: Config,
-        indexes: Vec<LayerIndex>,
-    ) -> Result<PulledImage, PullError> {
-        let flight = self.inner.flights.enter(id).await;
-        let inner = self.inner.clone();
-        let (image, digest, id) = (image.clone(), digest.to_owned(), id.to_owned());
-        blocking(move || {
-            let _flight = flight;
-            let name = image.to_string();
-            let known = inner.catalog().image(&id).cloned();
-            let record = match known {
-                Some(record) => record,
-                None => inner.merge_image(&name, &id, config, &indexes)?,
-            };
-            let added = inner.catalog().add(&inner.disk, &image, &digest, record.clone());
-            added.map_err(|error| PullError::store(&name, inner.disk.dir().to_path_buf(), &error))?;
-            Ok(inner.image(&name, &digest, &record))
-        })
-        .await
-    }
-}
-
-impl crate::store::Inner {
-    fn merge_image(&self, name: &str, id: &str, config: Config, indexes: &[LayerIndex]) -> Result<ImageRecord, PullError> {
-        let limits = &self.config.limits;
-        let too_large = |limit, max| PullError::TooLarge {
-            image: name.to_owned(),
-            what: "the image".to_owned(),
-            limit,
-            max,
-        };
-        let total: u64 = indexes.iter().map(|index| index.tar_len).sum();
-        if total > limits.image_bytes {
-            return Err(too_large(Limit::ImageBytes, limits.image_bytes));
-        }
-        // A layer that comes twice has its data once.
-        let mut extents: Vec<(&str, u64)> = Vec::new();
-        let mut parts = Vec::new();
-        for (diff_id, index) in config.diff_ids.iter().zip(indexes) {
-            let extent = extents.iter().position(|(known, _)| known == diff_id).unwrap_or_else(|| {
-                extents.push((diff_id, index.data_len));
-                extents.len() - 1
-            });
-            parts.push((index, extent));
-        }
-        let tree = merge(parts, limits.image_entries).map_err(|error| match error {
-            MergeError::TooManyEntries { max } => too_large(Limit::ImageEntries, max),
-            MergeError::BadEntry { .. } => PullError::BadEntry {
-                image: name.to_owned(),
-                what: "its layers do not fit".to_owned(),
-                reason: error.to_string(),
-            },
-        })?;
-        let lengths: Vec<u64> = extents.iter().map(|(_, length)| *length).collect();
-        let encoder = crate::erofs::Encoder::new(&tree, &lengths).map_err(|error| PullError::InvalidImage {
-            image: name.to_owned(),
-            reason: error.to_string(),
-        })?;
-        let mut uuid = [0; 16];
-        uuid.copy_from_slice(&Sha256::digest(id.as_bytes())[..16]);
-        let written = self.disk.write_meta(id, &encoder, uuid);
-        written.map_err(|error| PullError::store(name, self.disk.dir().to_path_buf(), &error))?;
-        let layers = config.diff_ids.iter().zip(indexes).map(|(diff_id, index)| LayerRecord {
-            diff_id: diff_id.clone(),
-            data_len: index.data_len,
-            tar_len: index.tar_len,
-        });
-        Ok(ImageRecord {
-            id: id.to_owned(),
-            layers: layers.collect(),
-            config: config.image,
-            meta_len: encoder.meta_len(),
-        })
     }
 }
 
@@ -435,34 +346,5 @@ fn verdict(image: &str, failures: Vec<(String, FetchError)>) -> PullError {
             image,
             detail: "no endpoint is configured".to_owned(),
         },
-    }
-}
-
-/// A piece of a transfer; without an end, it was given up.
-enum Piece {
-    Bytes(Bytes),
-    End,
-}
-
-/// The pieces of a transfer as a blocking reader.
-struct Pieces {
-    queue: mpsc::Receiver<Piece>,
-    current: Bytes,
-    ended: bool,
-}
-
-impl Read for Pieces {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        while self.current.is_empty() && !self.ended {
-            match self.queue.blocking_recv() {
-                Some(Piece::Bytes(bytes)) => self.current = bytes,
-                Some(Piece::End) => self.ended = true,
-                None => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the transfer was given up")),
-            }
-        }
-        let count = buf.len().min(self.current.len());
-        buf[..count].copy_from_slice(&self.current[..count]);
-        self.current.advance(count);
-        Ok(count)
     }
 }
