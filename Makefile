@@ -7,7 +7,7 @@ FILTER ?=
 CARGO ?= cargo
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 # Built together: apart, cargo would settle on other features of what they share and build it twice.
-E2E = $(CARGO) build --release -p kvmlet -p kvmlet-e2e && $(TARGET)/release/kvmlet-e2e
+E2E = $(CARGO) build --release --workspace && $(TARGET)/release/kvmlet-e2e
 
 .PHONY: help demo test bench lint cluster cluster-down
 .DEFAULT_GOAL := help

@@ -9,7 +9,9 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
-    rustls::crypto::ring::default_provider().install_default().expect("nothing has installed a provider before main");
+    rustls::crypto::ring::default_provider()
+        .install_default()
+        .expect("nothing has installed a provider before main");
     let result = match cli::Cli::parse().command {
         cli::Command::Node(arguments) => node::run(&arguments),
         cli::Command::Vm(arguments) => vm::run(&arguments),

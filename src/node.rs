@@ -40,7 +40,11 @@ const CONNECT_TIME: Duration = Duration::from_secs(10);
 /// Runs the node until SIGTERM or SIGINT.
 pub(crate) fn run(arguments: &NodeArguments) -> anyhow::Result<ExitCode> {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
     let config = Config::load(&arguments.config)?;
     vmm_lib::kvm::check().context("this host cannot run machines")?;
     for (what, path) in [("guest.kernel", &config.guest.kernel), ("guest.initramfs", &config.guest.initramfs)] {
@@ -50,7 +54,11 @@ pub(crate) fn run(arguments: &NodeArguments) -> anyhow::Result<ExitCode> {
         println!("configuration and KVM are usable");
         return Ok(ExitCode::SUCCESS);
     }
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(serve(config))?;
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?
+        .block_on(serve(config))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -89,10 +97,28 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         config: config.clone(),
         client: client.clone(),
     });
-    let server = server(&config, &client, Provider { pods: pods.clone(), context: context.clone() }).await?;
+    let server = server(
+        &config,
+        &client,
+        Provider {
+            pods: pods.clone(),
+            context: context.clone(),
+        },
+    )
+    .await?;
 
-    let keeper = NodeKeeper { client: client.clone(), config: config.clone(), host: host.clone(), troubles, images };
-    let kubelet = Kubelet { context: context.clone(), host, pods };
+    let keeper = NodeKeeper {
+        client: client.clone(),
+        config: config.clone(),
+        host: host.clone(),
+        troubles,
+        images,
+    };
+    let kubelet = Kubelet {
+        context: context.clone(),
+        host,
+        pods,
+    };
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let stop = tokio_util::sync::CancellationToken::new();
@@ -148,8 +174,23 @@ fn image_config(config: &Config) -> StoreConfig {
         .registries
         .iter()
         .map(|(name, registry)| {
-            let mirrors = registry.mirrors.iter().map(|endpoint| Mirror { endpoint: endpoint.clone(), skip_verify: false, send_credentials: false }).collect();
-            (name.clone(), RegistryHost { mirrors, plain_http: registry.insecure, ..RegistryHost::default() })
+            let mirrors = registry
+                .mirrors
+                .iter()
+                .map(|endpoint| Mirror {
+                    endpoint: endpoint.clone(),
+                    skip_verify: false,
+                    send_credentials: false,
+                })
+                .collect();
+            (
+                name.clone(),
+                RegistryHost {
+                    mirrors,
+                    plain_http: registry.insecure,
+                    ..RegistryHost::default()
+                },
+            )
         })
         .collect();
     let limits = Limits {
@@ -157,13 +198,18 @@ fn image_config(config: &Config) -> StoreConfig {
         layer_entries: config.images.max_layer_files,
         ..Limits::default()
     };
-    StoreConfig { registries: RegistryConfig { hosts }, limits, ..StoreConfig::default() }
+    StoreConfig {
+        registries: RegistryConfig { hosts },
+        limits,
+        ..StoreConfig::default()
+    }
 }
 
 async fn server(config: &Config, client: &Client, backend: Provider) -> anyhow::Result<Server> {
     let read = |path: &std::path::Path| -> anyhow::Result<Vec<CertificateDer<'static>>> {
-        let list: Vec<_> =
-            CertificateDer::pem_file_iter(path).and_then(Iterator::collect).with_context(|| format!("read certificates of {}", path.display()))?;
+        let list: Vec<_> = CertificateDer::pem_file_iter(path)
+            .and_then(Iterator::collect)
+            .with_context(|| format!("read certificates of {}", path.display()))?;
         if list.is_empty() {
             bail!("{} holds no certificate", path.display());
         }
@@ -206,7 +252,9 @@ async fn join_network(config: &Config, client: &Client, network: &OnceCell<PodNe
     };
     let mtu = match config.network.mtu {
         Some(mtu) => mtu,
-        None => kvmlet_network::host::mtu_of(config.node_ip).await.context("find the uplink's MTU")?,
+        None => kvmlet_network::host::mtu_of(config.node_ip)
+            .await
+            .context("find the uplink's MTU")?,
     };
     let mut made = NetworkConfig::new(pod_cidr, cluster, mtu, config.state_dir.join("network"));
     if !config.network.plugin_dirs.is_empty() {

@@ -35,7 +35,9 @@ pub(crate) fn run(arguments: &VmArguments) -> anyhow::Result<ExitCode> {
 }
 
 fn probe(arguments: &VmArguments) -> anyhow::Result<ExitCode> {
-    let (Some(kernel), Some(initramfs)) = (&arguments.kernel, &arguments.initramfs) else { bail!("--probe needs --kernel and --initramfs") };
+    let (Some(kernel), Some(initramfs)) = (&arguments.kernel, &arguments.initramfs) else {
+        bail!("--probe needs --kernel and --initramfs")
+    };
     let directory = std::env::temp_dir().join(format!("kvmlet-probe-{}", std::process::id()));
     std::fs::create_dir_all(&directory)?;
     let result = boot(arguments, kernel, initramfs, &directory);
@@ -47,12 +49,22 @@ fn boot(arguments: &VmArguments, kernel: &Path, initramfs: &Path, directory: &Pa
     let mut disks = Vec::new();
     for (i, path) in arguments.disk.iter().enumerate() {
         let length = std::fs::metadata(path).with_context(|| format!("disk {}", path.display()))?.len();
-        let extents = vec![Extent { file: FileSource::Path(path.clone()), offset: 0, length }];
-        disks.push(Disk { serial: format!("disk{i}"), extents, read_only: true });
+        let extents = vec![Extent {
+            file: FileSource::Path(path.clone()),
+            offset: 0,
+            length,
+        }];
+        disks.push(Disk {
+            serial: format!("disk{i}"),
+            extents,
+            read_only: true,
+        });
     }
     let mut command_line = vmm_lib::boot::FAST_COMMAND_LINE.to_owned();
     if arguments.serial {
-        command_line = command_line.replace("8250.nr_uarts=0", "8250.nr_uarts=1 console=ttyS0").replace("quiet", "");
+        command_line = command_line
+            .replace("8250.nr_uarts=0", "8250.nr_uarts=1 console=ttyS0")
+            .replace("quiet", "");
     }
     let vsock = directory.join("vsock.sock");
     let spec = MachineSpec {
@@ -60,12 +72,21 @@ fn boot(arguments: &VmArguments, kernel: &Path, initramfs: &Path, directory: &Pa
         name: "probe".into(),
         cpus: arguments.cpus,
         memory: arguments.memory << 20,
-        boot: Boot { kernel: FileSource::Path(kernel.into()), initramfs: Some(FileSource::Path(initramfs.into())), command_line },
+        boot: Boot {
+            kernel: FileSource::Path(kernel.into()),
+            initramfs: Some(FileSource::Path(initramfs.into())),
+            command_line,
+        },
         disks,
         nets: Vec::new(),
-        vsock: Some(Vsock { cid: 3, socket: FileSource::Path(vsock.clone()) }),
+        vsock: Some(Vsock {
+            cid: 3,
+            socket: FileSource::Path(vsock.clone()),
+        }),
         rng: true,
-        serial: arguments.serial.then(|| Serial { output: FileSource::Path("/dev/stderr".into()) }),
+        serial: arguments.serial.then(|| Serial {
+            output: FileSource::Path("/dev/stderr".into()),
+        }),
         count_exits: arguments.count_exits,
     };
     let begun = Instant::now();
@@ -95,13 +116,19 @@ fn boot(arguments: &VmArguments, kernel: &Path, initramfs: &Path, directory: &Pa
         eprintln!("the guest's agent answered after {} ms", elapsed.as_millis());
         return Ok(ExitCode::SUCCESS);
     }
-    eprintln!("this host's KVM does not boot a guest: no answer within {} ms ({:?})", elapsed.as_millis(), report.exit);
+    eprintln!(
+        "this host's KVM does not boot a guest: no answer within {} ms ({:?})",
+        elapsed.as_millis(),
+        report.exit
+    );
     Ok(ExitCode::FAILURE)
 }
 
 /// Whether the guest's agent takes a connection.
 fn hello(socket: &Path) -> bool {
-    let Ok(mut stream) = UnixStream::connect(socket) else { return false };
+    let Ok(mut stream) = UnixStream::connect(socket) else {
+        return false;
+    };
     let limit = Some(Duration::from_secs(1));
     if stream.set_read_timeout(limit).is_err() || stream.write_all(format!("CONNECT {AGENT_PORT}\n").as_bytes()).is_err() {
         return false;

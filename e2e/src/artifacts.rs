@@ -96,8 +96,8 @@ pub fn kvmlet() -> Result<PathBuf> {
         return Ok(program.into());
     }
     step("kvmlet (release)", || {
-        // Both packages, as the Makefile does: with one alone cargo would settle on other features and build twice.
-        Ok(cargo_build(&["-p", "kvmlet", "-p", "kvmlet-e2e"], None)?.join("release/kvmlet"))
+        // All packages, as the Makefile does: with a few alone cargo would settle on other features and build twice.
+        Ok(cargo_build(&["--workspace"], None)?.join("release/kvmlet"))
     })
 }
 

@@ -97,7 +97,12 @@ pub fn begin(act: &Act, desired: &Arc<DesiredPod>, state: &PodState, action: Act
                 Event::MachineStarted(result)
             });
         }
-        Action::StartContainer { container, id, restarts, replaces } => {
+        Action::StartContainer {
+            container,
+            id,
+            restarts,
+            replaces,
+        } => {
             let images = prepare::distinct_images(state);
             let image = state.containers[container].image.id().unwrap_or_default().to_owned();
             let ips = state.ips.clone();
@@ -112,10 +117,22 @@ pub fn begin(act: &Act, desired: &Arc<DesiredPod>, state: &PodState, action: Act
             });
         }
         Action::Signal { id, kill, container } => {
-            let signal = if kill { 9 } else { pull::stop_signal(&act.context, state, container) };
+            let signal = if kill {
+                9
+            } else {
+                pull::stop_signal(&act.context, state, container)
+            };
             act.spawn(async move |act| {
                 if let Ok(socket) = act.vsock()
-                    && let Err(error) = request(&socket, &Request::Signal { container: id, signal, all: kill }).await
+                    && let Err(error) = request(
+                        &socket,
+                        &Request::Signal {
+                            container: id,
+                            signal,
+                            all: kill,
+                        },
+                    )
+                    .await
                 {
                     warn!(%error, signal, "signal a container");
                 }
@@ -236,7 +253,10 @@ pub async fn adopt(act: &Act, desired: &Arc<DesiredPod>, state: &PodState) -> Re
 pub async fn destroy(context: &Arc<Context>, uid: &str) -> Result<(), String> {
     machine::destroy(context, uid).await?;
     if let Some(network) = context.network.get() {
-        network.teardown(uid).await.map_err(|e| format!("tear the pod's network down: {}", chain(&e)))?;
+        network
+            .teardown(uid)
+            .await
+            .map_err(|e| format!("tear the pod's network down: {}", chain(&e)))?;
     }
     Ok(())
 }
@@ -263,8 +283,15 @@ pub async fn delete_object(act: Act, pod: Arc<Pod>, reported: Option<(u64, watch
     }
     let meta = &pod.metadata;
     let api: Api<Pod> = Api::namespaced(act.context.client.clone(), meta.namespace.as_deref().unwrap_or_default());
-    let preconditions = Preconditions { uid: meta.uid.clone(), resource_version: None };
-    let params = DeleteParams { grace_period_seconds: Some(0), preconditions: Some(preconditions), ..DeleteParams::default() };
+    let preconditions = Preconditions {
+        uid: meta.uid.clone(),
+        resource_version: None,
+    };
+    let params = DeleteParams {
+        grace_period_seconds: Some(0),
+        preconditions: Some(preconditions),
+        ..DeleteParams::default()
+    };
     let mut wait = Duration::from_millis(100);
     loop {
         match api.delete(meta.name.as_deref().unwrap_or_default(), &params).await {
@@ -283,7 +310,10 @@ pub fn log_directory(context: &Context, desired: &DesiredPod, container: &str) -
 }
 
 fn pod_log_directory(context: &Context, desired: &DesiredPod) -> PathBuf {
-    context.config.log_dir.join(format!("{}_{}_{}", desired.namespace, desired.name, desired.uid))
+    context
+        .config
+        .log_dir
+        .join(format!("{}_{}_{}", desired.namespace, desired.name, desired.uid))
 }
 
 /// Removes a pod's logs.

@@ -4,8 +4,8 @@
 use std::{path::Path, time::Duration};
 
 use kvmlet_protocol::{
-    CONTROL_PORT, ErrorKind, Failure, FrameError, Hello, MAX_GUEST_FRAME, OLDEST_VERSION, Request, Response, VERSION, Welcome, decode, encode,
-    frame::check_length,
+    CONTROL_PORT, ErrorKind, Failure, FrameError, Hello, MAX_GUEST_FRAME, OLDEST_VERSION, Request, Response, VERSION, Welcome, decode,
+    encode, frame::check_length,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
@@ -55,7 +55,11 @@ pub enum AgentError {
 impl AgentError {
     /// The kind of a failure that the agent itself reported.
     pub fn kind(&self) -> Option<ErrorKind> {
-        if let Self::Failed(failure) = self { Some(failure.kind) } else { None }
+        if let Self::Failed(failure) = self {
+            Some(failure.kind)
+        } else {
+            None
+        }
     }
 }
 
@@ -69,7 +73,12 @@ pub struct Agent {
 impl Agent {
     /// Connects once.
     pub async fn connect(socket: &Path) -> Result<Self, AgentError> {
-        timeout(HANDSHAKE_TIME, Self::handshake(socket)).await.map_err(|_| AgentError::Silent { what: "the handshake", after: HANDSHAKE_TIME })?
+        timeout(HANDSHAKE_TIME, Self::handshake(socket))
+            .await
+            .map_err(|_| AgentError::Silent {
+                what: "the handshake",
+                after: HANDSHAKE_TIME,
+            })?
     }
 
     /// Connects as soon as the agent of a booting guest listens; gives up after `limit`.
@@ -83,12 +92,18 @@ impl Agent {
                 }
             }
         };
-        timeout(limit, attempts).await.unwrap_or(Err(AgentError::Silent { what: "the first hello", after: limit }))
+        timeout(limit, attempts).await.unwrap_or(Err(AgentError::Silent {
+            what: "the first hello",
+            after: limit,
+        }))
     }
 
     async fn handshake(socket: &Path) -> Result<Self, AgentError> {
         let mut stream = UnixStream::connect(socket).await.map_err(AgentError::Connect)?;
-        stream.write_all(format!("CONNECT {CONTROL_PORT}\n").as_bytes()).await.map_err(AgentError::Connect)?;
+        stream
+            .write_all(format!("CONNECT {CONTROL_PORT}\n").as_bytes())
+            .await
+            .map_err(AgentError::Connect)?;
         let mut line = Vec::with_capacity(32);
         loop {
             match stream.read_u8().await {
@@ -100,7 +115,14 @@ impl Agent {
         if !line.starts_with(b"OK ") {
             return Err(AgentError::Refused);
         }
-        send(&mut stream, &Hello { oldest: OLDEST_VERSION, newest: VERSION }).await?;
+        send(
+            &mut stream,
+            &Hello {
+                oldest: OLDEST_VERSION,
+                newest: VERSION,
+            },
+        )
+        .await?;
         let welcome: Welcome = receive(&mut stream).await?;
         if !(OLDEST_VERSION..=VERSION).contains(&welcome.version) {
             return Err(AgentError::Version(welcome.version));
@@ -115,7 +137,11 @@ impl Agent {
 
     /// One request and its answer; a failure of the agent's is an error.
     pub async fn ask(&mut self, request: &Request) -> Result<Response, AgentError> {
-        let limit = if matches!(request, Request::Watch { .. }) { WATCH_TIME } else { REQUEST_TIME };
+        let limit = if matches!(request, Request::Watch { .. }) {
+            WATCH_TIME
+        } else {
+            REQUEST_TIME
+        };
         let exchange = async {
             send(&mut self.stream, request).await?;
             receive::<Response>(&mut self.stream).await
@@ -123,7 +149,10 @@ impl Agent {
         match timeout(limit, exchange).await {
             Ok(Ok(Response::Failed(failure))) => Err(AgentError::Failed(failure)),
             Ok(answer) => answer,
-            Err(_) => Err(AgentError::Silent { what: "a request", after: limit }),
+            Err(_) => Err(AgentError::Silent {
+                what: "a request",
+                after: limit,
+            }),
         }
     }
 
@@ -143,13 +172,20 @@ impl Agent {
 
 /// Writes a frame.
 pub async fn send<T: Serialize>(stream: &mut (impl AsyncWriteExt + Unpin), message: &T) -> Result<(), AgentError> {
-    stream.write_all(&encode(message)).await.map_err(|e| AgentError::Protocol(FrameError::Io(e)))
+    stream
+        .write_all(&encode(message))
+        .await
+        .map_err(|e| AgentError::Protocol(FrameError::Io(e)))
 }
 
 /// Reads a frame of at most [`MAX_GUEST_FRAME`] bytes.
 pub async fn receive<T: DeserializeOwned>(stream: &mut (impl AsyncReadExt + Unpin)) -> Result<T, AgentError> {
     let io = |e: std::io::Error| {
-        AgentError::Protocol(if e.kind() == std::io::ErrorKind::UnexpectedEof { FrameError::Closed } else { FrameError::Io(e) })
+        AgentError::Protocol(if e.kind() == std::io::ErrorKind::UnexpectedEof {
+            FrameError::Closed
+        } else {
+            FrameError::Io(e)
+        })
     };
     let mut length = [0; 4];
     stream.read_exact(&mut length).await.map_err(io)?;

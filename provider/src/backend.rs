@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 use kvmlet_protocol::{ExecInput, ExecOutput, ExecSpec, MAX_CHUNK, Request, Response};
-use kvmlet_server::{Backend, ExecExit, ExecRequest, ExecSession, LogError, LogSource, LogTarget, StreamError};
+use kvmlet_server::{Backend, ExecExit, ExecRequest, ExecSession, LogError, LogSource, LogTarget, StreamError, TerminalSize};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::watch,
@@ -45,18 +45,29 @@ impl Provider {
     }
 
     fn views(&self) -> Vec<Arc<View>> {
-        self.pods.lock().expect("no holder panics").values().map(|handle| handle.view.borrow().clone()).collect()
+        self.pods
+            .lock()
+            .expect("no holder panics")
+            .values()
+            .map(|handle| handle.view.borrow().clone())
+            .collect()
     }
 
     /// The running container that a command is for.
     fn container(&self, request: &ExecRequest) -> Result<(Arc<Handle>, String), StreamError> {
-        let (handle, view) = self.find(&request.namespace, &request.pod, request.uid.as_deref()).ok_or(StreamError::UnknownPod)?;
+        let (handle, view) = self
+            .find(&request.namespace, &request.pod, request.uid.as_deref())
+            .ok_or(StreamError::UnknownPod)?;
         let container = view.state.containers.iter().find(|c| c.name == request.container);
-        let container =
-            container.ok_or_else(|| StreamError::UnknownContainer { container: request.container.clone() })?;
+        let container = container.ok_or_else(|| StreamError::UnknownContainer {
+            container: request.container.clone(),
+        })?;
         match &container.slot {
             Slot::Running { id, .. } => Ok((handle, id.clone())),
-            _ => Err(StreamError::NotRunning { container: request.container.clone(), pod: request.pod.clone() }),
+            _ => Err(StreamError::NotRunning {
+                container: request.container.clone(),
+                pod: request.pod.clone(),
+            }),
         }
     }
 }
@@ -81,28 +92,43 @@ impl Backend for Provider {
     }
 
     async fn running_pods(&self) -> Vec<Pod> {
-        self.views().iter().filter(|v| v.state.containers.iter().any(|c| matches!(c.slot, Slot::Running { .. }))).map(|v| object(v)).collect()
+        self.views()
+            .iter()
+            .filter(|v| v.state.containers.iter().any(|c| matches!(c.slot, Slot::Running { .. })))
+            .map(|v| object(v))
+            .collect()
     }
 
     async fn log_source(&self, target: LogTarget) -> Result<LogSource, LogError> {
-        let (handle, view) =
-            self.find(&target.namespace, &target.pod, None).ok_or_else(|| LogError::UnknownPod { pod: target.pod.clone() })?;
+        let (handle, view) = self
+            .find(&target.namespace, &target.pod, None)
+            .ok_or_else(|| LogError::UnknownPod { pod: target.pod.clone() })?;
         let (container, pod) = (target.container.clone(), target.pod.clone());
         let c = view
             .state
             .containers
             .iter()
             .find(|c| c.name == container)
-            .ok_or_else(|| LogError::UnknownContainer { container: container.clone(), pod: pod.clone() })?;
+            .ok_or_else(|| LogError::UnknownContainer {
+                container: container.clone(),
+                pod: pod.clone(),
+            })?;
         let number = if target.previous {
-            instance(c).and_then(|n| n.checked_sub(1)).ok_or(LogError::NoPrevious { container: container.clone(), pod })?
+            instance(c).and_then(|n| n.checked_sub(1)).ok_or(LogError::NoPrevious {
+                container: container.clone(),
+                pod,
+            })?
         } else {
             let waiting = || {
                 let reason = match (&c.slot, &c.image) {
                     (Slot::Waiting { reason: Some(reason), .. }, _) | (_, ImageState::Failed { reason, .. }) => reason.clone(),
                     _ => "ContainerCreating".into(),
                 };
-                LogError::Waiting { container: container.clone(), pod: pod.clone(), reason }
+                LogError::Waiting {
+                    container: container.clone(),
+                    pod: pod.clone(),
+                    reason,
+                }
             };
             instance(c).ok_or_else(waiting)?
         };
@@ -110,7 +136,12 @@ impl Backend for Provider {
         let mut views = handle.view.clone();
         tokio::spawn(async move {
             loop {
-                let alive = views.borrow().state.containers.iter().any(|c| c.name == container && c.restarts == number && c.slot.is_alive());
+                let alive = views
+                    .borrow()
+                    .state
+                    .containers
+                    .iter()
+                    .any(|c| c.name == container && c.restarts == number && c.slot.is_alive());
                 sender.send_replace(alive);
                 tokio::select! {
                     changed = views.changed() => if changed.is_err() { return },
@@ -121,13 +152,14 @@ impl Backend for Provider {
                 }
             }
         });
-        Ok(LogSource { directory: log_directory(&self.context, &view.desired, &target.container), restart_count: number, running })
+        Ok(LogSource {
+            directory: log_directory(&self.context, &view.desired, &target.container),
+            restart_count: number,
+            running,
+        })
     }
 
     async fn check_exec(&self, request: &ExecRequest) -> Result<(), StreamError> {
-        if request.tty {
-            return Err(StreamError::NotImplemented("terminals (kubectl exec -t) are not supported by this node yet".into()));
-        }
         self.container(request).map(|_| ())
     }
 
@@ -150,13 +182,13 @@ impl Backend for Provider {
             Ok(_) => return Err(StreamError::Failed("the agent answered with something else".into())),
             Err(error) => return Err(internal(error)),
         }
-        Ok(session(agent, request.stdin))
+        Ok(session(agent, request.stdin, request.tty))
     }
 }
 
 /// Joins the agent's frames to streams. Each direction holds at most a pipe's worth; dropping the session closes the connection, which ends
 /// the command.
-fn session(agent: Agent, wants_input: bool) -> ExecSession {
+fn session(agent: Agent, wants_input: bool, terminal: bool) -> ExecSession {
     let (mut from_guest, mut to_guest) = agent.into_stream().into_split();
     let (stdin, mut input) = tokio::io::duplex(PIPE);
     let (mut out_in, stdout) = tokio::io::duplex(PIPE);
@@ -175,30 +207,47 @@ fn session(agent: Agent, wants_input: bool) -> ExecSession {
         };
         let _ = exit_in.send(result);
     });
+    let (resize, mut sizes) = tokio::sync::mpsc::channel::<TerminalSize>(4);
     let writer = tokio::spawn(async move {
         let mut buffer = vec![0; MAX_CHUNK];
-        while wants_input {
-            match input.read(&mut buffer).await {
-                Ok(0) | Err(_) => break,
-                Ok(n) => {
-                    if agent::send(&mut to_guest, &ExecInput::Stdin(buffer[..n].to_vec())).await.is_err() {
-                        return;
+        let (mut open, mut sized) = (wants_input, terminal);
+        if !open {
+            let _ = agent::send(&mut to_guest, &ExecInput::StdinClosed).await;
+        }
+        // Goes on after the input's end: closing the connection would end the command.
+        loop {
+            let frame = tokio::select! {
+                read = input.read(&mut buffer), if open => match read {
+                    Ok(n) if n > 0 => ExecInput::Stdin(buffer[..n].to_vec()),
+                    _ => {
+                        open = false;
+                        ExecInput::StdinClosed
                     }
-                }
+                },
+                size = sizes.recv(), if sized => match size {
+                    Some(size) => ExecInput::Resize { width: size.width, height: size.height },
+                    None => {
+                        sized = false;
+                        continue;
+                    }
+                },
+                else => std::future::pending().await,
+            };
+            if agent::send(&mut to_guest, &frame).await.is_err() {
+                return;
             }
         }
-        let _ = agent::send(&mut to_guest, &ExecInput::StdinClosed).await;
-        // Held open: closing would end the command.
-        std::future::pending::<()>().await;
     });
     let guard = (Abort(reader.abort_handle()), Abort(writer.abort_handle()));
     ExecSession {
         stdin: wants_input.then(|| Box::new(stdin) as _),
         stdout: Some(Box::new(stdout)),
         stderr: Some(Box::new(stderr)),
-        resize: None,
+        resize: terminal.then_some(resize),
         exit: Box::pin(async move {
-            let result = exit.await.unwrap_or_else(|_| Err(StreamError::Failed("the session was cut".into())));
+            let result = exit
+                .await
+                .unwrap_or_else(|_| Err(StreamError::Failed("the session was cut".into())));
             drop(guard);
             result
         }),

@@ -127,7 +127,11 @@ pub struct Reserved {
 
 impl Default for Reserved {
     fn default() -> Self {
-        Self { cpu: Quantity::millis(0), memory: Quantity::bytes(512 << 20), ephemeral_storage: Quantity::bytes(1 << 30) }
+        Self {
+            cpu: Quantity::millis(0),
+            memory: Quantity::bytes(512 << 20),
+            ephemeral_storage: Quantity::bytes(1 << 30),
+        }
     }
 }
 
@@ -145,7 +149,11 @@ pub struct PodDefaults {
 
 impl Default for PodDefaults {
     fn default() -> Self {
-        Self { memory: Quantity::bytes(256 << 20), cpu: Quantity::millis(1000), ephemeral_storage: Quantity::bytes(4 << 30) }
+        Self {
+            memory: Quantity::bytes(256 << 20),
+            cpu: Quantity::millis(1000),
+            ephemeral_storage: Quantity::bytes(4 << 30),
+        }
     }
 }
 
@@ -161,7 +169,10 @@ pub struct Logs {
 
 impl Default for Logs {
     fn default() -> Self {
-        Self { max_size: Quantity::bytes(10 << 20), max_files: 5 }
+        Self {
+            max_size: Quantity::bytes(10 << 20),
+            max_files: 5,
+        }
     }
 }
 
@@ -187,7 +198,10 @@ pub struct Images {
 
 impl Default for Images {
     fn default() -> Self {
-        Self { max_layer_size: Quantity::bytes(32 << 30), max_layer_files: 2_000_000 }
+        Self {
+            max_layer_size: Quantity::bytes(32 << 30),
+            max_layer_files: 2_000_000,
+        }
     }
 }
 
@@ -267,9 +281,17 @@ impl Config {
 
     /// Checks a configuration's text; `path` is for messages only.
     pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
-        let config: Self =
-            serde_saphyr::from_str(text).map_err(|e| ConfigError::Parse { path: path.into(), message: e.to_string() })?;
-        let value = |key, message: String| Err(ConfigError::Value { path: path.into(), key, message });
+        let config: Self = serde_saphyr::from_str(text).map_err(|e| ConfigError::Parse {
+            path: path.into(),
+            message: e.to_string(),
+        })?;
+        let value = |key, message: String| {
+            Err(ConfigError::Value {
+                path: path.into(),
+                key,
+                message,
+            })
+        };
         if config.api_version != "kvmlet.io/v1alpha1" {
             return value("apiVersion", format!("{:?} is not kvmlet.io/v1alpha1", config.api_version));
         }

@@ -10,7 +10,9 @@ use kvmlet_image::ImageStore;
 use kvmlet_network::PodNetworks;
 use tokio::sync::OnceCell;
 
-use crate::{config::Config, downward::Facts, events::Recorder, names::Dns, node::Troubles, objects::Objects, report::Reporter, store::Store};
+use crate::{
+    config::Config, downward::Facts, events::Recorder, names::Dns, node::Troubles, objects::Objects, report::Reporter, store::Store,
+};
 
 /// Shared by all pods.
 pub struct Context {

@@ -106,13 +106,21 @@ impl Amounts {
     /// The sum of each.
     #[must_use]
     pub fn plus(self, other: Self) -> Self {
-        Self { cpu: self.cpu.plus(other.cpu), memory: self.memory.plus(other.memory), storage: self.storage.plus(other.storage) }
+        Self {
+            cpu: self.cpu.plus(other.cpu),
+            memory: self.memory.plus(other.memory),
+            storage: self.storage.plus(other.storage),
+        }
     }
 
     /// The larger of each.
     #[must_use]
     pub fn max(self, other: Self) -> Self {
-        Self { cpu: self.cpu.max(other.cpu), memory: self.memory.max(other.memory), storage: self.storage.max(other.storage) }
+        Self {
+            cpu: self.cpu.max(other.cpu),
+            memory: self.memory.max(other.memory),
+            storage: self.storage.max(other.storage),
+        }
     }
 }
 
@@ -122,12 +130,21 @@ impl DesiredPod {
         let spec = pod.spec.clone().unwrap_or_default();
         let meta = &pod.metadata;
         let mut containers = Vec::new();
-        for (init, list) in [(true, spec.init_containers.as_deref().unwrap_or_default()), (false, &spec.containers[..])] {
+        for (init, list) in [
+            (true, spec.init_containers.as_deref().unwrap_or_default()),
+            (false, &spec.containers[..]),
+        ] {
             containers.extend(list.iter().enumerate().map(|(index, c)| DesiredContainer::read(c, init, index)));
         }
-        let grace = spec.termination_grace_period_seconds.and_then(|s| u64::try_from(s).ok()).unwrap_or(30);
+        let grace = spec
+            .termination_grace_period_seconds
+            .and_then(|s| u64::try_from(s).ok())
+            .unwrap_or(30);
         let deletion = meta.deletion_timestamp.as_ref().map(|at| Deletion {
-            grace: meta.deletion_grace_period_seconds.and_then(|s| u64::try_from(s).ok()).unwrap_or(grace),
+            grace: meta
+                .deletion_grace_period_seconds
+                .and_then(|s| u64::try_from(s).ok())
+                .unwrap_or(grace),
             at: at.0,
         });
         let desired = Self {
@@ -156,7 +173,12 @@ impl DesiredPod {
 
     /// `amount` over the pod: the sum of its containers, or an init container's if that is larger.
     pub fn total(&self, amount: impl Fn(&DesiredContainer) -> Amounts) -> Amounts {
-        let sum = self.containers.iter().filter(|c| !c.init).map(&amount).fold(Amounts::default(), Amounts::plus);
+        let sum = self
+            .containers
+            .iter()
+            .filter(|c| !c.init)
+            .map(&amount)
+            .fold(Amounts::default(), Amounts::plus);
         self.containers.iter().filter(|c| c.init).map(&amount).fold(sum, Amounts::max)
     }
 
@@ -176,17 +198,28 @@ impl DesiredPod {
     }
 
     fn overhead(&self) -> Amounts {
-        self.pod.spec.as_ref().and_then(|s| s.overhead.as_ref()).map(amounts).unwrap_or_default()
+        self.pod
+            .spec
+            .as_ref()
+            .and_then(|s| s.overhead.as_ref())
+            .map(amounts)
+            .unwrap_or_default()
     }
 
     fn refusal(&self) -> Option<Refusal> {
         let Some(spec) = &self.pod.spec else {
-            return Some(Refusal { reason: "PodFeatureUnsupported", message: "the pod has no spec".into() });
+            return Some(Refusal {
+                reason: "PodFeatureUnsupported",
+                message: "the pod has no spec".into(),
+            });
         };
         if let Some(os) = spec.os.as_ref().filter(|os| os.name != "linux") {
             return Some(Refusal {
                 reason: "PodOSNotSupported",
-                message: format!("Failed to admit pod as the OS field doesn't match node OS: {} is not linux", os.name),
+                message: format!(
+                    "Failed to admit pod as the OS field doesn't match node OS: {} is not linux",
+                    os.name
+                ),
             });
         }
         let value = serde_json::to_value(spec).expect("a pod that was read from JSON can be written as JSON");
@@ -201,7 +234,10 @@ impl DesiredPod {
                 None => u.path,
             })
             .collect();
-        Some(Refusal { reason: "PodFeatureUnsupported", message: format!("This node does not support: {}", fields.join(", ")) })
+        Some(Refusal {
+            reason: "PodFeatureUnsupported",
+            message: format!("This node does not support: {}", fields.join(", ")),
+        })
     }
 }
 
@@ -232,5 +268,9 @@ impl DesiredContainer {
 
 fn amounts(map: &BTreeMap<String, k8s_openapi::apimachinery::pkg::api::resource::Quantity>) -> Amounts {
     let get = |name| map.get(name).map(Quantity::of).unwrap_or_default();
-    Amounts { cpu: get("cpu"), memory: get("memory"), storage: get("ephemeral-storage") }
+    Amounts {
+        cpu: get("cpu"),
+        memory: get("memory"),
+        storage: get("ephemeral-storage"),
+    }
 }

@@ -52,7 +52,11 @@ pub fn field(pod: &Pod, facts: &Facts, path: &str) -> Result<String, String> {
 /// The value of a `resourceFieldRef`; `own` is the container it stands in.
 pub fn resource(pod: &DesiredPod, own: &DesiredContainer, facts: &Facts, selector: &ResourceFieldSelector) -> Result<String, String> {
     let container = match selector.container_name.as_deref().filter(|n| !n.is_empty()) {
-        Some(name) => pod.containers.iter().find(|c| c.name == name).ok_or_else(|| format!("container {name} not found"))?,
+        Some(name) => pod
+            .containers
+            .iter()
+            .find(|c| c.name == name)
+            .ok_or_else(|| format!("container {name} not found"))?,
         None => own,
     };
     let or_all = |limit: Quantity, all: Quantity| if limit == Quantity::default() { all } else { limit };
@@ -73,7 +77,12 @@ pub fn resource(pod: &DesiredPod, own: &DesiredContainer, facts: &Facts, selecto
 
 /// As pkg/fieldpath FormatMap: `key="value"` lines, sorted, quoted as Go does.
 fn map(values: Option<&BTreeMap<String, String>>) -> String {
-    values.into_iter().flatten().map(|(key, value)| format!("{key}={value:?}")).collect::<Vec<_>>().join("\n")
+    values
+        .into_iter()
+        .flatten()
+        .map(|(key, value)| format!("{key}={value:?}"))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 #[cfg(test)]
@@ -95,7 +104,12 @@ mod tests {
     #[test]
     fn fields_of_the_pod_are_found() {
         let desired = pod();
-        let facts = Facts { node_name: "node".into(), host_ips: vec!["1.1.1.1".into()], pod_ips: vec!["2.2.2.2".into(), "::2".into()], ..Facts::default() };
+        let facts = Facts {
+            node_name: "node".into(),
+            host_ips: vec!["1.1.1.1".into()],
+            pod_ips: vec!["2.2.2.2".into(), "::2".into()],
+            ..Facts::default()
+        };
         for (path, value) in [
             ("metadata.name", "p"),
             ("metadata.uid", "u"),
@@ -115,7 +129,13 @@ mod tests {
     #[test]
     fn resources_are_divided_and_rounded_up() {
         let desired = pod();
-        let facts = Facts { allocatable: Amounts { cpu: Quantity::millis(4000), ..Amounts::default() }, ..Facts::default() };
+        let facts = Facts {
+            allocatable: Amounts {
+                cpu: Quantity::millis(4000),
+                ..Amounts::default()
+            },
+            ..Facts::default()
+        };
         let ask = |name: &str, container: Option<&str>, divisor: Option<&str>| {
             let selector: ResourceFieldSelector =
                 serde_json::from_value(json!({"resource": name, "containerName": container, "divisor": divisor})).unwrap();

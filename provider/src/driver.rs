@@ -71,12 +71,33 @@ pub fn start(context: Arc<Context>, desired: DesiredPod, begin: Start) -> Handle
         Start::Recovered(state) => (true, state),
     };
     let first = status::status(&desired, &state, &context.facts.host_ips, None, Timestamp::now());
-    let view = watch::Sender::new(Arc::new(View { desired: desired.clone(), state: state.clone(), status: Arc::new(first) }));
+    let view = watch::Sender::new(Arc::new(View {
+        desired: desired.clone(),
+        state: state.clone(),
+        status: Arc::new(first),
+    }));
     let machine = Arc::new(std::sync::Mutex::new(None));
-    let handle = Handle { updates, view: view.subscribe(), machine: machine.clone() };
+    let handle = Handle {
+        updates,
+        view: view.subscribe(),
+        machine: machine.clone(),
+    };
     let span = info_span!("pod", namespace = desired.namespace, name = desired.name, uid = desired.uid);
-    let act = Act { context: context.clone(), events: events_in, machine, token: CancellationToken::new() };
-    let driver = Driver { context, desired, state, act, view, written: Vec::new(), reported: None };
+    let act = Act {
+        context: context.clone(),
+        events: events_in,
+        machine,
+        token: CancellationToken::new(),
+    };
+    let driver = Driver {
+        context,
+        desired,
+        state,
+        act,
+        view,
+        written: Vec::new(),
+        reported: None,
+    };
     tokio::spawn(driver.run(events, api, recovered).instrument(span));
     handle
 }
@@ -159,7 +180,10 @@ impl Driver {
                     return true;
                 }
                 Action::DeleteObject => {
-                    let (pod, taken) = (self.desired.pod.clone(), self.reported.as_ref().map(|(_, number, taken)| (*number, taken.clone())));
+                    let (pod, taken) = (
+                        self.desired.pod.clone(),
+                        self.reported.as_ref().map(|(_, number, taken)| (*number, taken.clone())),
+                    );
                     self.act.spawn(async move |act| act::delete_object(act, pod, taken).await);
                 }
                 other => act::begin(&self.act, &self.desired, &self.state, other),
@@ -170,7 +194,10 @@ impl Driver {
 
     /// Writes the record when it changed.
     fn save(&mut self) {
-        let record = Record { pod: self.desired.pod.clone(), state: self.state.clone() };
+        let record = Record {
+            pod: self.desired.pod.clone(),
+            state: self.state.clone(),
+        };
         let bytes = serde_json::to_vec(&record).expect("plain data becomes JSON");
         if bytes == self.written {
             return;
@@ -192,7 +219,11 @@ impl Driver {
     fn publish(&mut self, now: Timestamp) {
         let previous = self.reported.as_ref().map(|(status, ..)| status);
         let status = status::status(&self.desired, &self.state, &self.context.facts.host_ips, previous, now);
-        self.view.send_replace(Arc::new(View { desired: self.desired.clone(), state: self.state.clone(), status: Arc::new(status.clone()) }));
+        self.view.send_replace(Arc::new(View {
+            desired: self.desired.clone(),
+            state: self.state.clone(),
+            status: Arc::new(status.clone()),
+        }));
         let gone = self.state.deletion.as_ref().is_some_and(|d| d.object_gone);
         if gone || previous == Some(&status) {
             return;

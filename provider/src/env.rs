@@ -73,7 +73,11 @@ pub fn process(pod: &DesiredPod, container: &DesiredContainer, image: &ImageConf
         (false, _) => expanded(command).into_iter().chain(expanded(arguments)).collect(),
     };
     let mut env = Env::new();
-    set(&mut env, "PATH".into(), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into());
+    set(
+        &mut env,
+        "PATH".into(),
+        "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into(),
+    );
     set(&mut env, "HOSTNAME".into(), hostname.into());
     for variable in &image.env {
         let (name, value) = variable.split_once('=').unwrap_or((variable, ""));
@@ -99,8 +103,12 @@ fn services(services: &[std::sync::Arc<Service>], namespace: &str, links: bool) 
     let mut env = Env::new();
     for service in wanted {
         let Some(spec) = &service.spec else { continue };
-        let Some(ip) = spec.cluster_ip.as_deref().filter(|ip| !ip.is_empty() && *ip != "None") else { continue };
-        let Some(ports) = spec.ports.as_ref().filter(|p| !p.is_empty()) else { continue };
+        let Some(ip) = spec.cluster_ip.as_deref().filter(|ip| !ip.is_empty() && *ip != "None") else {
+            continue;
+        };
+        let Some(ports) = spec.ports.as_ref().filter(|p| !p.is_empty()) else {
+            continue;
+        };
         let upper = |text: &str| text.to_uppercase().replace('-', "_");
         let name = upper(service.metadata.name.as_deref().unwrap_or_default());
         set(&mut env, format!("{name}_SERVICE_HOST"), ip.into());
@@ -145,11 +153,19 @@ fn key_of(
     key: &str,
     is_optional: Option<bool>,
 ) -> Result<Option<String>, String> {
-    let Some(mut entries) = optional(entries, is_optional)? else { return Ok(None) };
+    let Some(mut entries) = optional(entries, is_optional)? else {
+        return Ok(None);
+    };
     match entries.remove(key) {
         Some(value) => Ok(Some(text(value))),
         None if is_optional == Some(true) => Ok(None),
-        None => Err(ObjectError::NoKey { kind, namespace: namespace.into(), name: name.into(), key: key.into() }.to_string()),
+        None => Err(ObjectError::NoKey {
+            kind,
+            namespace: namespace.into(),
+            name: name.into(),
+            key: key.into(),
+        }
+        .to_string()),
     }
 }
 
@@ -183,7 +199,12 @@ mod tests {
                 .unwrap(),
             )
         };
-        let all = [service("default", "kubernetes", "10.0.0.1"), service("n", "my-db", "10.0.0.2"), service("other", "x", "10.0.0.3"), service("n", "headless", "None")];
+        let all = [
+            service("default", "kubernetes", "10.0.0.1"),
+            service("n", "my-db", "10.0.0.2"),
+            service("other", "x", "10.0.0.3"),
+            service("n", "headless", "None"),
+        ];
         let env = services(&all, "n", true);
         for (name, value) in [
             ("KUBERNETES_SERVICE_HOST", "10.0.0.1"),
@@ -201,7 +222,12 @@ mod tests {
 
     #[test]
     fn command_and_args_replace_entrypoint_and_cmd_by_the_known_table() {
-        let image = ImageConfig { entrypoint: vec!["e".into()], cmd: vec!["c".into()], env: vec!["A=img".into()], ..ImageConfig::default() };
+        let image = ImageConfig {
+            entrypoint: vec!["e".into()],
+            cmd: vec!["c".into()],
+            env: vec!["A=img".into()],
+            ..ImageConfig::default()
+        };
         let run = |command: serde_json::Value, args: serde_json::Value| {
             let pod: k8s_openapi::api::core::v1::Pod =
                 serde_json::from_value(json!({"spec": {"containers": [{"name": "x", "command": command, "args": args}]}})).unwrap();

@@ -31,12 +31,22 @@ pub struct Note {
 impl Note {
     /// A normal event.
     pub fn normal(reason: &'static str, field: Option<String>, message: String) -> Self {
-        Self { kind: "Normal", reason, field, message }
+        Self {
+            kind: "Normal",
+            reason,
+            field,
+            message,
+        }
     }
 
     /// A warning.
     pub fn warning(reason: &'static str, field: Option<String>, message: String) -> Self {
-        Self { kind: "Warning", reason, field, message }
+        Self {
+            kind: "Warning",
+            reason,
+            field,
+            message,
+        }
     }
 }
 
@@ -78,8 +88,12 @@ impl Recorder {
 
     /// An event on the node.
     pub fn node(&self, name: &str, note: Note) {
-        let reference =
-            ObjectReference { kind: Some("Node".into()), name: Some(name.into()), uid: Some(name.into()), ..Default::default() };
+        let reference = ObjectReference {
+            kind: Some("Node".into()),
+            name: Some(name.into()),
+            uid: Some(name.into()),
+            ..Default::default()
+        };
         self.send(reference, note);
     }
 
@@ -121,12 +135,19 @@ async fn write(client: Client, host: String, mut receiver: mpsc::Receiver<(Objec
             message.push_str("...");
         }
         let event = Event {
-            metadata: ObjectMeta { name: Some(name.clone()), namespace: Some(namespace), ..Default::default() },
+            metadata: ObjectMeta {
+                name: Some(name.clone()),
+                namespace: Some(namespace),
+                ..Default::default()
+            },
             involved_object: about,
             type_: Some(note.kind.into()),
             reason: Some(note.reason.into()),
             message: Some(message),
-            source: Some(EventSource { component: Some("kvmlet".into()), host: Some(host.clone()) }),
+            source: Some(EventSource {
+                component: Some("kvmlet".into()),
+                host: Some(host.clone()),
+            }),
             first_timestamp: Some(now.clone()),
             last_timestamp: Some(now),
             count: Some(1),

@@ -59,7 +59,10 @@ impl Kubelet {
                     self.begin(desired, Start::Recovered(record.state));
                 }
                 Err(error) => {
-                    warn!(error = &error as &dyn std::error::Error, uid, "a pod's record cannot be used: what it had is removed");
+                    warn!(
+                        error = &error as &dyn std::error::Error,
+                        uid, "a pod's record cannot be used: what it had is removed"
+                    );
                     if let Err(error) = act::destroy(&self.context, &uid).await {
                         warn!(error, uid, "remove what a lost pod had");
                     }
@@ -155,13 +158,27 @@ impl Kubelet {
             some => some,
         };
         if let Some(refusal) = &refusal {
-            info!(name = desired.name, namespace = desired.namespace, reason = refusal.reason, "a pod is refused");
-            self.context.recorder.pod(&desired.pod, Note::warning(refusal.reason, None, refusal.message.clone()));
+            info!(
+                name = desired.name,
+                namespace = desired.namespace,
+                reason = refusal.reason,
+                "a pod is refused"
+            );
+            self.context
+                .recorder
+                .pod(&desired.pod, Note::warning(refusal.reason, None, refusal.message.clone()));
         }
         let verdict = refusal.map(|r| {
             // As the kubelet's lifecycle handler words it.
-            let message = if r.reason.starts_with("OutOf") { format!("Pod was rejected: {}", r.message) } else { r.message };
-            Verdict { reason: r.reason.into(), message }
+            let message = if r.reason.starts_with("OutOf") {
+                format!("Pod was rejected: {}", r.message)
+            } else {
+                r.message
+            };
+            Verdict {
+                reason: r.reason.into(),
+                message,
+            }
         });
         let state = PodState::new(&desired, verdict, Timestamp::now());
         self.begin(desired, Start::New(state));
@@ -192,13 +209,27 @@ impl Kubelet {
             used = used.plus(view.desired.requests());
             count += 1;
         }
-        size::admit(desired, used, count, self.host.allocatable, self.host.capacity, self.context.config.max_pods)
+        size::admit(
+            desired,
+            used,
+            count,
+            self.host.allocatable,
+            self.host.capacity,
+            self.context.config.max_pods,
+        )
     }
 
     async fn delete_ended(&self, pod: &Pod) {
         let api: Api<Pod> = Api::namespaced(self.context.client.clone(), &pod.namespace().unwrap_or_default());
-        let preconditions = Preconditions { uid: pod.uid(), resource_version: None };
-        let params = DeleteParams { grace_period_seconds: Some(0), preconditions: Some(preconditions), ..DeleteParams::default() };
+        let preconditions = Preconditions {
+            uid: pod.uid(),
+            resource_version: None,
+        };
+        let params = DeleteParams {
+            grace_period_seconds: Some(0),
+            preconditions: Some(preconditions),
+            ..DeleteParams::default()
+        };
         if let Err(error) = api.delete(&pod.name_any(), &params).await {
             warn!(%error, "delete a pod that has ended");
         }

@@ -158,8 +158,15 @@ pub fn next_tick(state: &PodState, desired: &DesiredPod) -> Option<Timestamp> {
         if let Slot::Waiting { not_before, .. } = &c.slot {
             times.extend(*not_before);
         }
-        if let ImageState::Failed { at, not_before, reason, .. } = &c.image {
-            times.push(if reason == "ErrImagePull" { at.saturating_add(PULL_ERROR_SHOWN).unwrap_or(*not_before) } else { *not_before });
+        if let ImageState::Failed {
+            at, not_before, reason, ..
+        } = &c.image
+        {
+            times.push(if reason == "ErrImagePull" {
+                at.saturating_add(PULL_ERROR_SHOWN).unwrap_or(*not_before)
+            } else {
+                *not_before
+            });
         }
     }
     if state.verdict.is_none() && !is_over(state, desired) {
@@ -174,7 +181,10 @@ pub fn is_over(state: &PodState, desired: &DesiredPod) -> bool {
         return state.containers.iter().all(|c| !c.slot.is_alive());
     }
     let ended_for_good = |c: &ContainerState| matches!(&c.slot, Slot::Ended(e) if !restarts(desired.restart, c.init, e.code));
-    let init_failed = state.containers.iter().any(|c| c.init && matches!(&c.slot, Slot::Ended(e) if e.code != 0) && ended_for_good(c));
+    let init_failed = state
+        .containers
+        .iter()
+        .any(|c| c.init && matches!(&c.slot, Slot::Ended(e) if e.code != 0) && ended_for_good(c));
     init_failed || state.containers.iter().filter(|c| !c.init).all(ended_for_good)
 }
 
@@ -192,7 +202,8 @@ fn deadline(state: &PodState, desired: &DesiredPod) -> Option<Timestamp> {
 }
 
 fn later(now: Timestamp, seconds: u64) -> Timestamp {
-    now.saturating_add(SignedDuration::from_secs(i64::try_from(seconds).unwrap_or(i64::MAX))).unwrap_or(Timestamp::MAX)
+    now.saturating_add(SignedDuration::from_secs(i64::try_from(seconds).unwrap_or(i64::MAX)))
+        .unwrap_or(Timestamp::MAX)
 }
 
 fn apply(state: &mut PodState, desired: &DesiredPod, event: Event, now: Timestamp, actions: &mut Vec<Action>) {
@@ -202,20 +213,36 @@ fn apply(state: &mut PodState, desired: &DesiredPod, event: Event, now: Timestam
             let kill_at = later(now, deletion.grace);
             let old = state.deletion.take();
             let kill_at = old.as_ref().map_or(kill_at, |d| d.kill_at.min(kill_at));
-            state.deletion = Some(DeletionState { kill_at, object_gone: old.is_some_and(|d| d.object_gone) });
+            state.deletion = Some(DeletionState {
+                kill_at,
+                object_gone: old.is_some_and(|d| d.object_gone),
+            });
         }
-        Event::ObjectGone => state.deletion = Some(DeletionState { kill_at: now, object_gone: true }),
+        Event::ObjectGone => {
+            state.deletion = Some(DeletionState {
+                kill_at: now,
+                object_gone: true,
+            })
+        }
         Event::Pulled { container, result } => {
             state.busy.remove(&Work::Pull(container));
             let c = &mut state.containers[container];
-            let attempts = if let ImageState::Failed { attempts, .. } = c.image { attempts } else { 0 };
+            let attempts = if let ImageState::Failed { attempts, .. } = c.image {
+                attempts
+            } else {
+                0
+            };
             c.image = match result {
                 Ok(facts) => ImageState::Ready(facts),
                 Err(failure) => {
                     let wait = (FIRST_BACKOFF << attempts.min(6)).min(MAX_BACKOFF);
                     let field = Some(desired.containers[container].field_path());
                     actions.push(Action::Tell(Note::warning("Failed", field, failure.message.clone())));
-                    actions.push(Action::Tell(Note::warning("Failed", Some(desired.containers[container].field_path()), format!("Error: {}", failure.reason))));
+                    actions.push(Action::Tell(Note::warning(
+                        "Failed",
+                        Some(desired.containers[container].field_path()),
+                        format!("Error: {}", failure.reason),
+                    )));
                     ImageState::Failed {
                         reason: failure.reason.into(),
                         message: failure.message,
@@ -238,7 +265,9 @@ fn apply(state: &mut PodState, desired: &DesiredPod, event: Event, now: Timestam
                     actions.push(Action::Tell(Note::warning(failure.reason, None, failure.message)));
                     state.machine_failures += 1;
                     let wait = (1u64 << state.machine_failures.min(9)).min(MAX_BACKOFF);
-                    state.machine = Machine::None { not_before: Some(later(now, wait)) };
+                    state.machine = Machine::None {
+                        not_before: Some(later(now, wait)),
+                    };
                 }
             }
         }
@@ -259,7 +288,9 @@ fn apply(state: &mut PodState, desired: &DesiredPod, event: Event, now: Timestam
                 }
                 Err(message) => {
                     actions.push(Action::Tell(Note::warning("FailedKillPod", None, message)));
-                    state.machine = Machine::None { not_before: Some(later(now, 2)) };
+                    state.machine = Machine::None {
+                        not_before: Some(later(now, 2)),
+                    };
                 }
             }
         }
@@ -272,24 +303,50 @@ fn apply(state: &mut PodState, desired: &DesiredPod, event: Event, now: Timestam
     }
 }
 
-fn started(state: &mut PodState, desired: &DesiredPod, index: usize, result: Result<Timestamp, StartFailure>, now: Timestamp, actions: &mut Vec<Action>) {
+fn started(
+    state: &mut PodState,
+    desired: &DesiredPod,
+    index: usize,
+    result: Result<Timestamp, StartFailure>,
+    now: Timestamp,
+    actions: &mut Vec<Action>,
+) {
     state.busy.remove(&Work::Start(index));
     let container = &mut state.containers[index];
-    let Slot::Starting { id } = container.slot.clone() else { return };
+    let (id, seen) = match container.slot.clone() {
+        Slot::Starting { id } => (id, false),
+        // The agent's list was quicker than its answer.
+        Slot::Running { id, .. } => (id, true),
+        Slot::Waiting { .. } | Slot::Ended(_) => return,
+    };
     let field = Some(desired.containers[index].field_path());
     match result {
         Ok(at) => {
             actions.push(Action::Tell(Note::normal("Started", field, "Container started".into())));
-            container.slot = Slot::Running { id, started: at };
+            if !seen {
+                container.slot = Slot::Running { id, started: at };
+            }
         }
+        Err(_) if seen => {}
         Err(StartFailure::Config { reason, message }) => {
             actions.push(Action::Tell(Note::warning("Failed", field, format!("Error: {message}"))));
-            container.slot = Slot::Waiting { reason: Some(reason.into()), message, not_before: Some(later(now, 5)) };
+            container.slot = Slot::Waiting {
+                reason: Some(reason.into()),
+                message,
+                not_before: Some(later(now, 5)),
+            };
         }
         Err(StartFailure::Process { code, message }) => {
             actions.push(Action::Tell(Note::warning("Failed", field, format!("Error: {message}"))));
-            container.slot =
-                Slot::Ended(Ended { id, code, signal: 0, reason: "StartError".into(), message, started: Timestamp::UNIX_EPOCH, finished: now });
+            container.slot = Slot::Ended(Ended {
+                id,
+                code,
+                signal: 0,
+                reason: "StartError".into(),
+                message,
+                started: Timestamp::UNIX_EPOCH,
+                finished: now,
+            });
         }
     }
 }
@@ -299,7 +356,10 @@ fn observe(state: &mut PodState, status: &protocol::ContainerStatus) {
     let Some(container) = state.by_id(&status.id) else { return };
     match (&status.state, &container.slot) {
         (protocol::ContainerState::Running { started, .. }, Slot::Starting { id }) => {
-            container.slot = Slot::Running { id: id.clone(), started: timestamp(*started) };
+            container.slot = Slot::Running {
+                id: id.clone(),
+                started: timestamp(*started),
+            };
         }
         (protocol::ContainerState::Exited(exit), _) => {
             let reason = match exit {
@@ -339,7 +399,9 @@ fn machine_died(state: &mut PodState, desired: &DesiredPod, why: &str, now: Time
     }
     state.machine_failures += 1;
     let wait = (1u64 << state.machine_failures.min(9)).min(MAX_BACKOFF);
-    state.machine = Machine::None { not_before: Some(later(now, wait)) };
+    state.machine = Machine::None {
+        not_before: Some(later(now, wait)),
+    };
     actions.push(Action::Tell(Note::warning(
         "SandboxChanged",
         None,
@@ -377,9 +439,17 @@ fn lose_containers(state: &mut PodState, why: &str, now: Timestamp) {
 }
 
 fn decide(state: &mut PodState, desired: &DesiredPod, now: Timestamp, new_id: &mut dyn FnMut() -> String, actions: &mut Vec<Action>) {
-    if state.verdict.is_none() && state.deletion.is_none() && !is_over(state, desired) && deadline(state, desired).is_some_and(|d| d <= now) {
-        state.verdict = Some(Verdict { reason: "DeadlineExceeded".into(), message: "Pod was active on the node longer than the specified deadline".into() });
-        actions.push(Action::Tell(Note::normal("DeadlineExceeded", None, "Pod was active on the node longer than the specified deadline".into())));
+    if state.verdict.is_none() && state.deletion.is_none() && !is_over(state, desired) && deadline(state, desired).is_some_and(|d| d <= now)
+    {
+        state.verdict = Some(Verdict {
+            reason: "DeadlineExceeded".into(),
+            message: "Pod was active on the node longer than the specified deadline".into(),
+        });
+        actions.push(Action::Tell(Note::normal(
+            "DeadlineExceeded",
+            None,
+            "Pod was active on the node longer than the specified deadline".into(),
+        )));
     }
     if state.deletion.is_some() || state.verdict.is_some() || is_over(state, desired) {
         wind_down(state, desired, now, actions);
@@ -421,13 +491,25 @@ fn stop_containers(state: &mut PodState, desired: &DesiredPod, now: Timestamp, a
         let own = c.kill_at.unwrap_or_else(|| later(now, desired.grace));
         let kill_at = limit.map_or(own, |l| if first { l } else { own.min(l) });
         if kill_at <= now {
-            actions.push(Action::Signal { id: id.clone(), kill: true, container: index });
+            actions.push(Action::Signal {
+                id: id.clone(),
+                kill: true,
+                container: index,
+            });
             // Asked again if it does not help.
             c.kill_at = Some(later(now, 2));
         } else if first {
             let field = Some(desired.containers[index].field_path());
-            actions.push(Action::Tell(Note::normal("Killing", field, format!("Stopping container {}", c.name))));
-            actions.push(Action::Signal { id: id.clone(), kill: false, container: index });
+            actions.push(Action::Tell(Note::normal(
+                "Killing",
+                field,
+                format!("Stopping container {}", c.name),
+            )));
+            actions.push(Action::Signal {
+                id: id.clone(),
+                kill: false,
+                container: index,
+            });
             c.kill_at = Some(kill_at);
         } else {
             c.kill_at = Some(kill_at);
@@ -436,17 +518,33 @@ fn stop_containers(state: &mut PodState, desired: &DesiredPod, now: Timestamp, a
 }
 
 /// Towards running: images, machine, init containers in order, then all others.
-fn make_progress(state: &mut PodState, desired: &DesiredPod, now: Timestamp, new_id: &mut dyn FnMut() -> String, actions: &mut Vec<Action>) {
+fn make_progress(
+    state: &mut PodState,
+    desired: &DesiredPod,
+    now: Timestamp,
+    new_id: &mut dyn FnMut() -> String,
+    actions: &mut Vec<Action>,
+) {
     for (index, c) in state.containers.iter_mut().enumerate() {
         let wanted = match &mut c.image {
             ImageState::Wanted => true,
-            ImageState::Failed { reason, message, at, not_before, .. } => {
+            ImageState::Failed {
+                reason,
+                message,
+                at,
+                not_before,
+                ..
+            } => {
                 let image = &desired.containers[index].image;
                 if reason == "ErrImagePull" && at.saturating_add(PULL_ERROR_SHOWN).is_ok_and(|t| t <= now) {
                     *reason = "ImagePullBackOff".into();
                     *message = format!("Back-off pulling image {image:?}: ErrImagePull: {message}");
                     let field = Some(desired.containers[index].field_path());
-                    actions.push(Action::Tell(Note::normal("BackOff", field, format!("Back-off pulling image {image:?}"))));
+                    actions.push(Action::Tell(Note::normal(
+                        "BackOff",
+                        field,
+                        format!("Back-off pulling image {image:?}"),
+                    )));
                 }
                 *not_before <= now
             }
@@ -470,10 +568,21 @@ fn make_progress(state: &mut PodState, desired: &DesiredPod, now: Timestamp, new
     }
 }
 
-fn start_containers(state: &mut PodState, desired: &DesiredPod, now: Timestamp, new_id: &mut dyn FnMut() -> String, actions: &mut Vec<Action>) {
+fn start_containers(
+    state: &mut PodState,
+    desired: &DesiredPod,
+    now: Timestamp,
+    new_id: &mut dyn FnMut() -> String,
+    actions: &mut Vec<Action>,
+) {
     for index in 0..state.containers.len() {
         let init = state.containers[index].init;
-        if !init && state.containers.iter().any(|c| c.init && !matches!(&c.slot, Slot::Ended(e) if e.code == 0)) {
+        if !init
+            && state
+                .containers
+                .iter()
+                .any(|c| c.init && !matches!(&c.slot, Slot::Ended(e) if e.code == 0))
+        {
             return;
         }
         consider_restart(&mut state.containers[index], desired, index, now, actions);
@@ -485,7 +594,12 @@ fn start_containers(state: &mut PodState, desired: &DesiredPod, now: Timestamp, 
             let id = new_id();
             let replaces = c.last.as_ref().map(|e| e.id.clone()).filter(|id| !id.is_empty());
             c.slot = Slot::Starting { id: id.clone() };
-            actions.push(Action::StartContainer { container: index, id, restarts: c.restarts, replaces });
+            actions.push(Action::StartContainer {
+                container: index,
+                id,
+                restarts: c.restarts,
+                replaces,
+            });
         }
         // One init container at a time.
         if init && !matches!(&state.containers[index].slot, Slot::Ended(e) if e.code == 0) {
@@ -508,20 +622,42 @@ fn consider_restart(c: &mut ContainerState, desired: &DesiredPod, index: usize, 
     c.last = Some(ended.clone());
     c.restarts += 1;
     c.slot = if waits {
-        let message = format!("back-off {} restarting failed container={} pod={}_{}({})", go_duration(c.backoff), c.name, desired.name, desired.namespace, desired.uid);
+        let message = format!(
+            "back-off {} restarting failed container={} pod={}_{}({})",
+            go_duration(c.backoff),
+            c.name,
+            desired.name,
+            desired.namespace,
+            desired.uid
+        );
         actions.push(Action::Tell(Note::warning(
             "BackOff",
             Some(desired.containers[index].field_path()),
-            format!("Back-off restarting failed container {} in pod {}_{}({})", c.name, desired.name, desired.namespace, desired.uid),
+            format!(
+                "Back-off restarting failed container {} in pod {}_{}({})",
+                c.name, desired.name, desired.namespace, desired.uid
+            ),
         )));
-        Slot::Waiting { reason: Some("CrashLoopBackOff".into()), message, not_before: Some(not_before) }
+        Slot::Waiting {
+            reason: Some("CrashLoopBackOff".into()),
+            message,
+            not_before: Some(not_before),
+        }
     } else {
         Slot::waiting()
     };
-    c.backoff = if c.backoff == 0 { FIRST_BACKOFF } else { (c.backoff * 2).min(MAX_BACKOFF) };
+    c.backoff = if c.backoff == 0 {
+        FIRST_BACKOFF
+    } else {
+        (c.backoff * 2).min(MAX_BACKOFF)
+    };
 }
 
 /// Seconds as Go prints a duration: `10s`, `1m20s`, `5m0s`.
 fn go_duration(seconds: u64) -> String {
-    if seconds < 60 { format!("{seconds}s") } else { format!("{}m{}s", seconds / 60, seconds % 60) }
+    if seconds < 60 {
+        format!("{seconds}s")
+    } else {
+        format!("{}m{}s", seconds / 60, seconds % 60)
+    }
 }

@@ -13,11 +13,22 @@ use tracing::warn;
 use crate::{act::log_directory, context::Context, desired::DesiredPod, machine::Running};
 
 /// Opens the log of a container's new instance and hands it to the machine.
-pub async fn open(context: &Arc<Context>, desired: &DesiredPod, running: &Running, container: &str, id: &str, restarts: u32) -> Result<(), String> {
+pub async fn open(
+    context: &Arc<Context>,
+    desired: &DesiredPod,
+    running: &Running,
+    container: &str,
+    id: &str,
+    restarts: u32,
+) -> Result<(), String> {
     let dir = log_directory(context, desired, container);
     let file = create(&dir, restarts).map_err(|e| format!("{}: {e}", dir.display()))?;
     remove_old_instances(&dir, restarts);
-    running.logs.lock().expect("no holder panics").insert(id.to_owned(), (dir, restarts));
+    running
+        .logs
+        .lock()
+        .expect("no holder panics")
+        .insert(id.to_owned(), (dir, restarts));
     running.log_file(id, file, context.config.logs.max_size.value()).await
 }
 
@@ -43,12 +54,20 @@ pub async fn keep_rotating(context: &Arc<Context>, desired: &DesiredPod, running
 
 fn create(dir: &Path, number: u32) -> io::Result<File> {
     fs::create_dir_all(dir)?;
-    OpenOptions::new().append(true).create(true).mode(0o640).open(dir.join(format!("{number}.log")))
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o640)
+        .open(dir.join(format!("{number}.log")))
 }
 
 /// `<n>.log` becomes `<n>.log.<time>`; of these the newest are kept so that there are `most` files in all.
 fn rotate(dir: &Path, number: u32, most: usize) -> io::Result<File> {
-    let stamp = jiff::Zoned::now().with_time_zone(jiff::tz::TimeZone::UTC).strftime("%Y%m%d-%H%M%S%.9f").to_string().replace('.', "");
+    let stamp = jiff::Zoned::now()
+        .with_time_zone(jiff::tz::TimeZone::UTC)
+        .strftime("%Y%m%d-%H%M%S%.9f")
+        .to_string()
+        .replace('.', "");
     fs::rename(dir.join(format!("{number}.log")), dir.join(format!("{number}.log.{stamp}")))?;
     let file = create(dir, number)?;
     let mut rotated = parts(dir, &format!("{number}.log."))?;
@@ -75,7 +94,11 @@ fn remove_old_instances(dir: &Path, restarts: u32) {
 
 fn parts(dir: &Path, prefix: &str) -> io::Result<Vec<PathBuf>> {
     let entries = fs::read_dir(dir)?;
-    Ok(entries.flatten().filter(|e| e.file_name().to_string_lossy().starts_with(prefix)).map(|e| e.path()).collect())
+    Ok(entries
+        .flatten()
+        .filter(|e| e.file_name().to_string_lossy().starts_with(prefix))
+        .map(|e| e.path())
+        .collect())
 }
 
 #[cfg(test)]

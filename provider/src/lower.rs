@@ -83,7 +83,14 @@ const ALL_CAPABILITIES: &[&str] = &[
 ];
 
 /// The machine of a pod. `images` are its distinct images in the order of their devices; the tap is passed descriptor 0.
-pub fn machine(pod: &DesiredPod, size: Size, guest: &Guest, images: &[&ImageDevice], net: Option<([u8; 6], u16)>, dir: &Path) -> MachineSpec {
+pub fn machine(
+    pod: &DesiredPod,
+    size: Size,
+    guest: &Guest,
+    images: &[&ImageDevice],
+    net: Option<([u8; 6], u16)>,
+    dir: &Path,
+) -> MachineSpec {
     let mut disks: Vec<Disk> = images
         .iter()
         .enumerate()
@@ -92,14 +99,22 @@ pub fn machine(pod: &DesiredPod, size: Size, guest: &Guest, images: &[&ImageDevi
             extents: image
                 .extents
                 .iter()
-                .map(|e| Extent { file: FileSource::Path(e.path.clone()), offset: e.offset, length: e.length })
+                .map(|e| Extent {
+                    file: FileSource::Path(e.path.clone()),
+                    offset: e.offset,
+                    length: e.length,
+                })
                 .collect(),
             read_only: true,
         })
         .collect();
     disks.push(Disk {
         serial: SCRATCH.into(),
-        extents: vec![Extent { file: FileSource::Path(scratch_path(dir)), offset: 0, length: size.scratch }],
+        extents: vec![Extent {
+            file: FileSource::Path(scratch_path(dir)),
+            offset: 0,
+            length: size.scratch,
+        }],
         read_only: false,
     });
     let mut command_line = vmm_lib::boot::FAST_COMMAND_LINE.to_owned();
@@ -122,10 +137,22 @@ pub fn machine(pod: &DesiredPod, size: Size, guest: &Guest, images: &[&ImageDevi
             command_line,
         },
         disks,
-        nets: net.map(|(mac, mtu)| Net { tap: FileSource::Passed(0), mac, mtu }).into_iter().collect(),
-        vsock: Some(Vsock { cid: GUEST_CID, socket: FileSource::Path(dir.join("vsock.sock")) }),
+        nets: net
+            .map(|(mac, mtu)| Net {
+                tap: FileSource::Passed(0),
+                mac,
+                mtu,
+            })
+            .into_iter()
+            .collect(),
+        vsock: Some(Vsock {
+            cid: GUEST_CID,
+            socket: FileSource::Path(dir.join("vsock.sock")),
+        }),
         rng: true,
-        serial: guest.serial.then(|| Serial { output: FileSource::Path(dir.join("console.log")) }),
+        serial: guest.serial.then(|| Serial {
+            output: FileSource::Path(dir.join("console.log")),
+        }),
         count_exits: false,
     }
 }
@@ -171,7 +198,10 @@ pub fn container(
     let spec = pod.spec_of(desired);
     let (args, env) = crate::env::process(pod, desired, image, own_env, hostname);
     if args.is_empty() {
-        return Err(format!("no command specified: image {:?} has neither ENTRYPOINT nor CMD, and the container names no command", desired.image));
+        return Err(format!(
+            "no command specified: image {:?} has neither ENTRYPOINT nor CMD, and the container names no command",
+            desired.image
+        ));
     }
     let security = spec.security_context.clone().unwrap_or_default();
     let user = user(pod, desired, &security, image)?;
@@ -179,21 +209,35 @@ pub fn container(
     Ok(ContainerSpec {
         id: id.into(),
         name: desired.name.clone(),
-        root: RootFs { device: image_serial(device), read_only: security.read_only_root_filesystem.unwrap_or(false) },
+        root: RootFs {
+            device: image_serial(device),
+            read_only: security.read_only_root_filesystem.unwrap_or(false),
+        },
         process: Process {
             args,
             env,
-            cwd: spec.working_dir.clone().filter(|d| !d.is_empty()).unwrap_or_else(|| image.working_dir.clone()),
+            cwd: spec
+                .working_dir
+                .clone()
+                .filter(|d| !d.is_empty())
+                .unwrap_or_else(|| image.working_dir.clone()),
             user,
             capabilities: capabilities(&security),
             no_new_privs: !privileges,
             seccomp: seccomp(pod, &security),
-            rlimits: vec![Rlimit { name: "RLIMIT_NOFILE".into(), soft: 1024 * 1024, hard: 1024 * 1024 }],
+            rlimits: vec![Rlimit {
+                name: "RLIMIT_NOFILE".into(),
+                soft: 1024 * 1024,
+                hard: 1024 * 1024,
+            }],
             oom_score_adj: 0,
         },
         mounts: mounts(spec)?,
         resources: resources(desired),
-        termination_message_path: spec.termination_message_path.clone().unwrap_or_else(|| "/dev/termination-log".into()),
+        termination_message_path: spec
+            .termination_message_path
+            .clone()
+            .unwrap_or_else(|| "/dev/termination-log".into()),
         termination_message_from_log: spec.termination_message_policy.as_deref() == Some("FallbackToLogsOnError"),
         stdin: false,
     })
@@ -208,21 +252,35 @@ fn user(pod: &DesiredPod, desired: &DesiredContainer, security: &SecurityContext
     };
     if security.run_as_non_root.or(of_pod.run_as_non_root).unwrap_or(false) {
         let name = text.split(':').next().unwrap_or_default();
-        let describe = format!("(pod: \"{}_{}({})\", container: {})", pod.name, pod.namespace, pod.uid, desired.name);
+        let describe = format!(
+            "(pod: \"{}_{}({})\", container: {})",
+            pod.name, pod.namespace, pod.uid, desired.name
+        );
         match name.parse::<u32>() {
             Ok(0) if run_as.is_some() => return Err(format!("container's runAsUser breaks non-root policy {describe}")),
             Ok(0) => return Err(format!("container has runAsNonRoot and image will run as root {describe}")),
             Err(_) if name.is_empty() => return Err(format!("container has runAsNonRoot and image will run as root {describe}")),
             Err(_) => {
-                return Err(format!("container has runAsNonRoot and image has non-numeric user ({name}), cannot verify user is non-root {describe}"));
+                return Err(format!(
+                    "container has runAsNonRoot and image has non-numeric user ({name}), cannot verify user is non-root {describe}"
+                ));
             }
             Ok(_) => {}
         }
     }
     let group = |g: i64| u32::try_from(g).map_err(|_| format!("group {g} is out of range"));
-    let mut groups = of_pod.supplemental_groups.unwrap_or_default().into_iter().map(group).collect::<Result<Vec<_>, _>>()?;
+    let mut groups = of_pod
+        .supplemental_groups
+        .unwrap_or_default()
+        .into_iter()
+        .map(group)
+        .collect::<Result<Vec<_>, _>>()?;
     groups.extend(of_pod.fs_group.map(group).transpose()?);
-    Ok(User { user: text, group: security.run_as_group.or(of_pod.run_as_group).map(group).transpose()?, groups })
+    Ok(User {
+        user: text,
+        group: security.run_as_group.or(of_pod.run_as_group).map(group).transpose()?,
+        groups,
+    })
 }
 
 fn capabilities(security: &SecurityContext) -> Vec<String> {
@@ -247,8 +305,17 @@ fn capabilities(security: &SecurityContext) -> Vec<String> {
 }
 
 fn seccomp(pod: &DesiredPod, security: &SecurityContext) -> bool {
-    let of_pod = pod.pod.spec.as_ref().and_then(|s| s.security_context.as_ref()).and_then(|s| s.seccomp_profile.as_ref());
-    security.seccomp_profile.as_ref().or(of_pod).is_some_and(|p| p.type_ == "RuntimeDefault")
+    let of_pod = pod
+        .pod
+        .spec
+        .as_ref()
+        .and_then(|s| s.security_context.as_ref())
+        .and_then(|s| s.seccomp_profile.as_ref());
+    security
+        .seccomp_profile
+        .as_ref()
+        .or(of_pod)
+        .is_some_and(|p| p.type_ == "RuntimeDefault")
 }
 
 fn mounts(spec: &Container) -> Result<Vec<Mount>, String> {
@@ -256,7 +323,10 @@ fn mounts(spec: &Container) -> Result<Vec<Mount>, String> {
     for mount in spec.volume_mounts.iter().flatten() {
         let sub_path = mount.sub_path.clone().unwrap_or_default();
         if sub_path.split('/').any(|part| part == "..") {
-            return Err(format!("subPath {sub_path:?} of volume mount {:?} must not contain '..'", mount.name));
+            return Err(format!(
+                "subPath {sub_path:?} of volume mount {:?} must not contain '..'",
+                mount.name
+            ));
         }
         mounts.push(Mount {
             volume: mount.name.clone(),
@@ -279,7 +349,11 @@ fn resources(desired: &DesiredContainer) -> Resources {
     };
     Resources {
         memory_max: desired.limits.memory.value(),
-        cpu_quota: if desired.limits.cpu == none { 0 } else { (desired.limits.cpu.milli_value() * 100).max(1000) },
+        cpu_quota: if desired.limits.cpu == none {
+            0
+        } else {
+            (desired.limits.cpu.milli_value() * 100).max(1000)
+        },
         cpu_weight: weight(desired.requests.cpu),
         pids_max: 0,
     }
@@ -298,21 +372,36 @@ mod tests {
     }
 
     fn image() -> ImageConfig {
-        ImageConfig { cmd: vec!["sh".into()], user: "web".into(), working_dir: "/srv".into(), ..ImageConfig::default() }
+        ImageConfig {
+            cmd: vec!["sh".into()],
+            user: "web".into(),
+            working_dir: "/srv".into(),
+            ..ImageConfig::default()
+        }
     }
 
     #[test]
     fn the_image_speaks_where_the_pod_is_silent() {
         let spec = lowered(json!({"name": "c"}), json!({}), &image()).unwrap();
-        assert_eq!((spec.process.args, spec.process.cwd.as_str(), spec.process.user.user.as_str()), (vec!["sh".to_owned()], "/srv", "web"));
+        assert_eq!(
+            (spec.process.args, spec.process.cwd.as_str(), spec.process.user.user.as_str()),
+            (vec!["sh".to_owned()], "/srv", "web")
+        );
         assert!(spec.process.capabilities.contains(&"CAP_CHOWN".to_owned()) && !spec.process.no_new_privs);
         assert_eq!(spec.termination_message_path, "/dev/termination-log");
     }
 
     #[test]
     fn run_as_non_root_is_refused_with_the_kubelets_words() {
-        for (user, words) in [(None, "image will run as root"), (Some("web"), "non-numeric user (web)"), (Some("0"), "image will run as root")] {
-            let image = ImageConfig { user: user.unwrap_or_default().into(), ..image() };
+        for (user, words) in [
+            (None, "image will run as root"),
+            (Some("web"), "non-numeric user (web)"),
+            (Some("0"), "image will run as root"),
+        ] {
+            let image = ImageConfig {
+                user: user.unwrap_or_default().into(),
+                ..image()
+            };
             let error = lowered(json!({"name": "c", "securityContext": {"runAsNonRoot": true}}), json!({}), &image).unwrap_err();
             assert!(error.contains(words), "{error}");
         }
@@ -334,7 +423,10 @@ mod tests {
     fn limits_become_cgroup_values() {
         let c = json!({"name": "c", "resources": {"limits": {"cpu": "500m", "memory": "32Mi"}, "requests": {"cpu": "1"}}});
         let resources = lowered(c, json!({}), &image()).unwrap().resources;
-        assert_eq!((resources.memory_max, resources.cpu_quota, resources.cpu_weight), (32 << 20, 50_000, 39));
+        assert_eq!(
+            (resources.memory_max, resources.cpu_quota, resources.cpu_weight),
+            (32 << 20, 50_000, 39)
+        );
     }
 
     #[test]

@@ -56,7 +56,11 @@ pub async fn launch(context: &Arc<Context>, uid: &str, spec: MachineSpec, tap: O
         if let Err(error) = place(&uid, spawned.pid()) {
             debug!(%error, "the machine process stays in the daemon's control group");
         }
-        let order = Start { version: process::VERSION, spec, log_filter: "info".into() };
+        let order = Start {
+            version: process::VERSION,
+            spec,
+            log_filter: "info".into(),
+        };
         let machine = spawned.start(&order, &[tap]).map_err(|e| chain(&e))?;
         Ok(Running::new(machine, &dir))
     })
@@ -152,11 +156,14 @@ impl Running {
         };
         let (machine, gone) = (running.machine.clone(), running.gone.clone());
         // A thread of its own: a pidfd in the event loop would need unsafe code.
-        let watch = std::thread::Builder::new().name("machine end".into()).stack_size(64 << 10).spawn(move || {
-            while !machine.wait(None).unwrap_or(true) {}
-            machine.reap();
-            gone.cancel();
-        });
+        let watch = std::thread::Builder::new()
+            .name("machine end".into())
+            .stack_size(64 << 10)
+            .spawn(move || {
+                while !machine.wait(None).unwrap_or(true) {}
+                machine.reap();
+                gone.cancel();
+            });
         if let Err(error) = watch {
             warn!(%error, "watch a machine process");
         }
@@ -207,26 +214,29 @@ impl Running {
     pub fn spent_budgets(&self) -> mpsc::Receiver<String> {
         let (sender, receiver) = mpsc::channel(16);
         let (machine, token) = (self.machine.clone(), self.token.clone());
-        let watch = std::thread::Builder::new().name("log budgets".into()).stack_size(256 << 10).spawn(move || {
-            while !token.is_cancelled() && !machine.wait(Some(Duration::ZERO)).unwrap_or(true) {
-                let Ok(mut events) = machine.events() else {
-                    std::thread::sleep(Duration::from_millis(200));
-                    continue;
-                };
-                // Looks now and then whether anybody still wants to know.
-                while !token.is_cancelled() {
-                    match events.next(Some(Duration::from_secs(2))) {
-                        Ok(Some(Event::BudgetSpent { container })) => {
-                            if sender.blocking_send(container).is_err() {
-                                return;
+        let watch = std::thread::Builder::new()
+            .name("log budgets".into())
+            .stack_size(256 << 10)
+            .spawn(move || {
+                while !token.is_cancelled() && !machine.wait(Some(Duration::ZERO)).unwrap_or(true) {
+                    let Ok(mut events) = machine.events() else {
+                        std::thread::sleep(Duration::from_millis(200));
+                        continue;
+                    };
+                    // Looks now and then whether anybody still wants to know.
+                    while !token.is_cancelled() {
+                        match events.next(Some(Duration::from_secs(2))) {
+                            Ok(Some(Event::BudgetSpent { container })) => {
+                                if sender.blocking_send(container).is_err() {
+                                    return;
+                                }
                             }
+                            Ok(_) => {}
+                            Err(_) => break,
                         }
-                        Ok(_) => {}
-                        Err(_) => break,
                     }
                 }
-            }
-        });
+            });
         if let Err(error) = watch {
             warn!(%error, "watch the budgets of a machine's logs");
         }

@@ -24,7 +24,10 @@ const MAX_HOSTNAME: usize = 63;
 /// The pod's host name and its domain (empty without a subdomain).
 pub fn hostname(pod: &DesiredPod, domain: &str) -> (String, String) {
     let spec = pod.pod.spec.as_ref();
-    let mut name = spec.and_then(|s| s.hostname.clone()).filter(|h| !h.is_empty()).unwrap_or_else(|| pod.name.clone());
+    let mut name = spec
+        .and_then(|s| s.hostname.clone())
+        .filter(|h| !h.is_empty())
+        .unwrap_or_else(|| pod.name.clone());
     name.truncate(MAX_HOSTNAME);
     let name = name.trim_end_matches(['-', '.']).to_owned();
     let domain = spec
@@ -60,7 +63,11 @@ pub fn hosts(pod: &DesiredPod, domain: &str, ips: &[String]) -> String {
     if !aliases.is_empty() {
         text.push_str("\n# Entries added by HostAliases.\n");
         for alias in aliases {
-            text.push_str(&format!("{}\t{}\n", alias.ip, alias.hostnames.clone().unwrap_or_default().join("\t")));
+            text.push_str(&format!(
+                "{}\t{}\n",
+                alias.ip,
+                alias.hostnames.clone().unwrap_or_default().join("\t")
+            ));
         }
     }
     text
@@ -75,10 +82,17 @@ pub fn resolv_conf(pod: &DesiredPod, dns: &Dns) -> String {
         "None" => Resolver::default(),
         // Without a cluster resolver the kubelet falls back to the host's.
         "ClusterFirst" | "ClusterFirstWithHostNet" if !dns.servers.is_empty() && policy == "ClusterFirst" => {
-            let mut search =
-                vec![format!("{}.svc.{}", pod.namespace, dns.domain), format!("svc.{}", dns.domain), dns.domain.clone()];
+            let mut search = vec![
+                format!("{}.svc.{}", pod.namespace, dns.domain),
+                format!("svc.{}", dns.domain),
+                dns.domain.clone(),
+            ];
             search.extend(host.search);
-            Resolver { servers: dns.servers.iter().map(ToString::to_string).collect(), search, options: vec!["ndots:5".into()] }
+            Resolver {
+                servers: dns.servers.iter().map(ToString::to_string).collect(),
+                search,
+                options: vec!["ndots:5".into()],
+            }
         }
         _ => host,
     };
@@ -157,7 +171,11 @@ mod tests {
     }
 
     fn dns() -> Dns {
-        Dns { servers: vec!["10.96.0.10".parse().unwrap()], domain: "cluster.local".into(), host: "nameserver 9.9.9.9\nsearch corp\n".into() }
+        Dns {
+            servers: vec!["10.96.0.10".parse().unwrap()],
+            domain: "cluster.local".into(),
+            host: "nameserver 9.9.9.9\nsearch corp\n".into(),
+        }
     }
 
     #[test]
@@ -173,15 +191,18 @@ mod tests {
     fn default_is_the_host_and_none_is_only_what_the_pod_says() {
         let text = resolv_conf(&pod(json!({"containers": [], "dnsPolicy": "Default"})), &dns());
         assert_eq!(text, "search corp\nnameserver 9.9.9.9\n");
-        let config = json!({"nameservers": ["1.1.1.1"], "searches": ["a"], "options": [{"name": "ndots", "value": "2"}, {"name": "edns0"}]});
+        let config =
+            json!({"nameservers": ["1.1.1.1"], "searches": ["a"], "options": [{"name": "ndots", "value": "2"}, {"name": "edns0"}]});
         let text = resolv_conf(&pod(json!({"containers": [], "dnsPolicy": "None", "dnsConfig": config})), &dns());
         assert_eq!(text, "search a\nnameserver 1.1.1.1\noptions ndots:2 edns0\n");
     }
 
     #[test]
     fn a_subdomain_and_aliases_stand_in_hosts() {
-        let pod = pod(json!({"containers": [], "hostname": "h", "subdomain": "db", "hostAliases": [{"ip": "1.2.3.4", "hostnames": ["x", "y"]}],
-            "setHostnameAsFQDN": true}));
+        let pod = pod(
+            json!({"containers": [], "hostname": "h", "subdomain": "db", "hostAliases": [{"ip": "1.2.3.4", "hostnames": ["x", "y"]}],
+            "setHostnameAsFQDN": true}),
+        );
         let text = hosts(&pod, "cluster.local", &["10.0.0.5".into()]);
         assert!(text.contains("10.0.0.5\th.db.shop.svc.cluster.local\th\n"), "{text}");
         assert!(text.ends_with("1.2.3.4\tx\ty\n"), "{text}");

@@ -13,7 +13,8 @@ use k8s_openapi::{
     api::{
         coordination::v1::{Lease, LeaseSpec},
         core::v1::{
-            ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec, NodeStatus, NodeSystemInfo, Taint,
+            ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec, NodeStatus, NodeSystemInfo,
+            Taint,
         },
     },
     apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference, Time},
@@ -25,11 +26,7 @@ use kube::{
 use serde_json::json;
 use tracing::{info, warn};
 
-use crate::{
-    config::Config,
-    desired::Amounts,
-    quantity::Quantity,
-};
+use crate::{config::Config, desired::Amounts, quantity::Quantity};
 
 /// Lease duration and how often it is renewed (the kubelet's).
 const LEASE_SECONDS: i32 = 40;
@@ -87,7 +84,12 @@ impl Host {
             architecture: "amd64".into(),
             operating_system: "linux".into(),
             kernel_version: text(uname.release()),
-            os_image: os.lines().find_map(|l| l.strip_prefix("PRETTY_NAME=")).unwrap_or("Linux").trim_matches('"').into(),
+            os_image: os
+                .lines()
+                .find_map(|l| l.strip_prefix("PRETTY_NAME="))
+                .unwrap_or("Linux")
+                .trim_matches('"')
+                .into(),
             container_runtime_version: format!("kvmlet://{}", env!("CARGO_PKG_VERSION")),
             kubelet_version: KUBELET_VERSION.into(),
             machine_id: line("/etc/machine-id"),
@@ -95,7 +97,12 @@ impl Host {
             system_uuid: line("/sys/class/dmi/id/product_uuid"),
             ..NodeSystemInfo::default()
         };
-        Ok(Self { capacity, allocatable, info, hostname: text(uname.nodename()) })
+        Ok(Self {
+            capacity,
+            allocatable,
+            info,
+            hostname: text(uname.nodename()),
+        })
     }
 }
 
@@ -135,14 +142,22 @@ impl NodeKeeper {
         let node = match api.get_opt(name).await? {
             Some(node) => {
                 let patch = json!({"metadata": {"labels": self.labels()}});
-                api.patch(name, &PatchParams::default(), &Patch::Strategic(patch)).await.unwrap_or(node)
+                api.patch(name, &PatchParams::default(), &Patch::Strategic(patch))
+                    .await
+                    .unwrap_or(node)
             }
             None => {
                 info!(node = name, "registering the node");
                 api.create(&PostParams::default(), &self.node()).await?
             }
         };
-        let _ = api.patch_status(name, &PatchParams::default(), &Patch::Strategic(json!({"status": self.status(&node)}))).await?;
+        let _ = api
+            .patch_status(
+                name,
+                &PatchParams::default(),
+                &Patch::Strategic(json!({"status": self.status(&node)})),
+            )
+            .await?;
         Ok(node)
     }
 
@@ -174,7 +189,10 @@ impl NodeKeeper {
             for condition in compared["conditions"].as_array_mut().into_iter().flatten() {
                 condition["lastHeartbeatTime"] = serde_json::Value::Null;
             }
-            if last.as_ref().is_some_and(|(old, at)| *old == compared && at.elapsed() < STATUS_AT_LEAST) {
+            if last
+                .as_ref()
+                .is_some_and(|(old, at)| *old == compared && at.elapsed() < STATUS_AT_LEAST)
+            {
                 continue;
             }
             let patch = Patch::Strategic(json!({"status": status}));
@@ -240,7 +258,11 @@ impl NodeKeeper {
 
     fn node(&self) -> Node {
         Node {
-            metadata: ObjectMeta { name: Some(self.config.node_name.clone()), labels: Some(self.labels()), ..ObjectMeta::default() },
+            metadata: ObjectMeta {
+                name: Some(self.config.node_name.clone()),
+                labels: Some(self.labels()),
+                ..ObjectMeta::default()
+            },
             spec: Some(NodeSpec {
                 taints: Some(vec![Taint {
                     key: "virtual-kubelet.io/provider".into(),
@@ -264,18 +286,31 @@ impl NodeKeeper {
             ])
         };
         let max_pods = self.config.max_pods;
-        let address = |kind: &str, address: String| NodeAddress { type_: kind.into(), address };
+        let address = |kind: &str, address: String| NodeAddress {
+            type_: kind.into(),
+            address,
+        };
         let images = self.images.list().into_iter().take(MAX_IMAGES);
         NodeStatus {
             capacity: Some(amounts(self.host.capacity, max_pods)),
             allocatable: Some(amounts(self.host.allocatable, max_pods)),
-            addresses: Some(vec![address("InternalIP", self.config.node_ip.to_string()), address("Hostname", self.config.node_name.clone())]),
-            daemon_endpoints: Some(NodeDaemonEndpoints { kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(self.config.port) }) }),
+            addresses: Some(vec![
+                address("InternalIP", self.config.node_ip.to_string()),
+                address("Hostname", self.config.node_name.clone()),
+            ]),
+            daemon_endpoints: Some(NodeDaemonEndpoints {
+                kubelet_endpoint: Some(DaemonEndpoint {
+                    port: i32::from(self.config.port),
+                }),
+            }),
             node_info: Some(self.host.info.clone()),
             conditions: Some(self.conditions(node)),
             images: Some(
                 images
-                    .map(|i| ContainerImage { names: Some(vec![i.digest, i.reference]), size_bytes: i64::try_from(i.size).ok() })
+                    .map(|i| ContainerImage {
+                        names: Some(vec![i.digest, i.reference]),
+                        size_bytes: i64::try_from(i.size).ok(),
+                    })
                     .collect(),
             ),
             ..NodeStatus::default()
@@ -288,7 +323,10 @@ impl NodeKeeper {
         let old = node.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
         let condition = |kind: &str, value: bool, reason: &str, message: String| {
             let status = if value { "True" } else { "False" };
-            let since = old.iter().find(|c| c.type_ == kind && c.status == status).and_then(|c| c.last_transition_time.clone());
+            let since = old
+                .iter()
+                .find(|c| c.type_ == kind && c.status == status)
+                .and_then(|c| c.last_transition_time.clone());
             NodeCondition {
                 type_: kind.into(),
                 status: status.into(),
@@ -302,12 +340,22 @@ impl NodeKeeper {
         let memory = memory_is_short();
         let pids = pids_are_short();
         let pressure = |kind: &str, short: bool, yes: &str, no: &str, what: &str| {
-            let message = if short { format!("kvmlet has {what} shortage") } else { format!("kvmlet has no {what} shortage") };
+            let message = if short {
+                format!("kvmlet has {what} shortage")
+            } else {
+                format!("kvmlet has no {what} shortage")
+            };
             condition(kind, short, if short { yes } else { no }, message)
         };
         let text: Vec<String> = troubles.iter().map(|(what, why)| format!("{what}: {why}")).collect();
         vec![
-            pressure("MemoryPressure", memory, "KvmletHasInsufficientMemory", "KvmletHasSufficientMemory", "memory"),
+            pressure(
+                "MemoryPressure",
+                memory,
+                "KvmletHasInsufficientMemory",
+                "KvmletHasSufficientMemory",
+                "memory",
+            ),
             pressure("DiskPressure", disk, "KvmletHasDiskPressure", "KvmletHasNoDiskPressure", "disk"),
             pressure("PIDPressure", pids, "KvmletHasInsufficientPID", "KvmletHasSufficientPID", "PID"),
             if text.is_empty() {
@@ -327,13 +375,22 @@ fn disk_is_short(dir: &Path) -> bool {
 /// Less than 100 MiB is available (the kubelet's memory.available default).
 fn memory_is_short() -> bool {
     let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let available = meminfo.lines().find_map(|l| l.strip_prefix("MemAvailable:")?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    let available = meminfo.lines().find_map(|l| {
+        l.strip_prefix("MemAvailable:")?
+            .trim()
+            .strip_suffix("kB")?
+            .trim()
+            .parse::<u64>()
+            .ok()
+    });
     available.is_some_and(|kib| kib < 100 << 10)
 }
 
 /// More than nine tenths of the host's process identifiers are in use.
 fn pids_are_short() -> bool {
     let number = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
-    let used = std::fs::read_to_string("/proc/loadavg").ok().and_then(|t| t.split_whitespace().nth(3)?.split('/').nth(1)?.parse::<u64>().ok());
+    let used = std::fs::read_to_string("/proc/loadavg")
+        .ok()
+        .and_then(|t| t.split_whitespace().nth(3)?.split('/').nth(1)?.parse::<u64>().ok());
     matches!((used, number("/proc/sys/kernel/pid_max")), (Some(used), Some(most)) if used * 10 > most * 9)
 }

@@ -107,7 +107,12 @@ impl Objects {
     pub async fn token(&self, pod: &Pod, audience: Option<&str>, seconds: i64) -> Result<String, ObjectError> {
         let meta = &pod.metadata;
         let namespace = meta.namespace.as_deref().unwrap_or_default();
-        let account = pod.spec.as_ref().and_then(|s| s.service_account_name.as_deref()).filter(|a| !a.is_empty()).unwrap_or("default");
+        let account = pod
+            .spec
+            .as_ref()
+            .and_then(|s| s.service_account_name.as_deref())
+            .filter(|a| !a.is_empty())
+            .unwrap_or("default");
         let request = TokenRequest {
             metadata: ObjectMeta::default(),
             spec: Some(TokenRequestSpec {
@@ -123,22 +128,36 @@ impl Objects {
             }),
             status: None,
         };
-        let failed = |message: String| ObjectError::Api { kind: "token of service account", name: account.into(), message };
+        let failed = |message: String| ObjectError::Api {
+            kind: "token of service account",
+            name: account.into(),
+            message,
+        };
         let answer = Api::<ServiceAccount>::namespaced(self.client.clone(), namespace)
             .create_token_request(account, &PostParams::default(), &request)
             .await
             .map_err(|e| failed(e.to_string()))?;
-        answer.status.and_then(|s| s.token).ok_or_else(|| failed("the answer holds no token".into()))
+        answer
+            .status
+            .and_then(|s| s.token)
+            .ok_or_else(|| failed("the answer holds no token".into()))
     }
 
     async fn get<K>(&self, kind: &'static str, namespace: &str, name: &str) -> Result<K, ObjectError>
     where
-        K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+        K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + std::fmt::Debug
+            + serde::de::DeserializeOwned,
     {
         match Api::<K>::namespaced(self.client.clone(), namespace).get_opt(name).await {
             Ok(Some(object)) => Ok(object),
             Ok(None) => Err(ObjectError::NotFound { kind, name: name.into() }),
-            Err(error) => Err(ObjectError::Api { kind, name: name.into(), message: error.to_string() }),
+            Err(error) => Err(ObjectError::Api {
+                kind,
+                name: name.into(),
+                message: error.to_string(),
+            }),
         }
     }
 }

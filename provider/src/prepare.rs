@@ -42,9 +42,19 @@ pub fn distinct_images(state: &PodState) -> Vec<String> {
 /// Makes the machine and its surroundings. What was made before a failure is for the caller to destroy.
 pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String]) -> Result<(), Failure> {
     let context = &act.context;
-    let mount = |message: String| Failure { reason: "FailedMount", message };
-    let sandbox = |message: String| Failure { reason: "FailedCreatePodSandBox", message: format!("Failed to create pod sandbox: {message}") };
-    let images = images.iter().map(|id| image(context, id)).collect::<Result<Vec<_>, _>>().map_err(sandbox)?;
+    let mount = |message: String| Failure {
+        reason: "FailedMount",
+        message,
+    };
+    let sandbox = |message: String| Failure {
+        reason: "FailedCreatePodSandBox",
+        message: format!("Failed to create pod sandbox: {message}"),
+    };
+    let images = images
+        .iter()
+        .map(|id| image(context, id))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(sandbox)?;
     let begun = std::time::Instant::now();
     let network = network(context, desired).await.map_err(sandbox)?;
     let ips: Vec<String> = network.interface.addresses.iter().map(|a| a.addr().to_string()).collect();
@@ -65,7 +75,14 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String]) ->
 
     let mtu = u16::try_from(network.interface.mtu).unwrap_or(1500);
     let devices: Vec<_> = images.iter().map(|i| &i.device).collect();
-    let spec = lower::machine(desired, size, &context.config.guest, &devices, Some((network.interface.mac, mtu)), &dir);
+    let spec = lower::machine(
+        desired,
+        size,
+        &context.config.guest,
+        &devices,
+        Some((network.interface.mac, mtu)),
+        &dir,
+    );
     let running = machine::launch(context, &desired.uid, spec, network.tap).await.map_err(sandbox)?;
     *act.machine.lock().expect("no holder panics") = Some(running.clone());
 
@@ -103,24 +120,49 @@ pub async fn container(
 ) -> Result<Timestamp, StartFailure> {
     let context = &act.context;
     let own = &desired.containers[index];
-    let config_error = |message: String| StartFailure::Config { reason: "CreateContainerConfigError", message };
-    let create_error = |message: String| StartFailure::Config { reason: "CreateContainerError", message };
+    let config_error = |message: String| StartFailure::Config {
+        reason: "CreateContainerConfigError",
+        message,
+    };
+    let create_error = |message: String| StartFailure::Config {
+        reason: "CreateContainerError",
+        message,
+    };
     let facts = facts(context, ips.to_vec());
     let image = image(context, image_id).map_err(create_error)?;
-    let device = images.iter().position(|i| i == image_id).ok_or_else(|| create_error(format!("image {image_id} is not in the machine")))?;
+    let device = images
+        .iter()
+        .position(|i| i == image_id)
+        .ok_or_else(|| create_error(format!("image {image_id} is not in the machine")))?;
     let variables = env::variables(desired, own, &facts, &context.objects).await.map_err(config_error)?;
     let hostname = names::kernel_hostname(desired, &context.dns.domain);
     let spec = lower::container(desired, own, id, device, &image.config, &variables, &hostname).map_err(config_error)?;
-    let running = act.machine.lock().expect("no holder panics").clone().ok_or_else(|| create_error("the machine is not there".into()))?;
-    logs::open(context, desired, &running, &own.name, id, restarts).await.map_err(|e| create_error(format!("open the container's log: {e}")))?;
-    context.recorder.pod(&desired.pod, Note::normal("Created", Some(own.field_path()), "Container created".into()));
+    let running = act
+        .machine
+        .lock()
+        .expect("no holder panics")
+        .clone()
+        .ok_or_else(|| create_error("the machine is not there".into()))?;
+    logs::open(context, desired, &running, &own.name, id, restarts)
+        .await
+        .map_err(|e| create_error(format!("open the container's log: {e}")))?;
+    context.recorder.pod(
+        &desired.pod,
+        Note::normal("Created", Some(own.field_path()), "Container created".into()),
+    );
     let answer = async { Agent::connect(&running.vsock).await?.ask(&Request::Start(Box::new(spec))).await }.await;
     match answer {
         Ok(Response::Started { .. }) => Ok(Timestamp::now()),
         Ok(_) => Err(create_error("the agent answered with something else".into())),
         Err(AgentError::Failed(failure)) => Err(match failure.kind {
-            ErrorKind::CommandNotFound => StartFailure::Process { code: 128, message: start_message(&failure.message) },
-            ErrorKind::CommandNotExecutable => StartFailure::Process { code: 128, message: start_message(&failure.message) },
+            ErrorKind::CommandNotFound => StartFailure::Process {
+                code: 128,
+                message: start_message(&failure.message),
+            },
+            ErrorKind::CommandNotExecutable => StartFailure::Process {
+                code: 128,
+                message: start_message(&failure.message),
+            },
             _ => create_error(failure.message),
         }),
         Err(error) => Err(create_error(chain(&error))),
@@ -133,11 +175,17 @@ fn start_message(message: &str) -> String {
 }
 
 fn image(context: &Context, id: &str) -> Result<PulledImage, String> {
-    context.images.get(id).ok_or_else(|| format!("image {id} is no longer in the store"))
+    context
+        .images
+        .get(id)
+        .ok_or_else(|| format!("image {id} is no longer in the store"))
 }
 
 fn facts(context: &Context, pod_ips: Vec<String>) -> Facts {
-    Facts { pod_ips, ..context.facts.clone() }
+    Facts {
+        pod_ips,
+        ..context.facts.clone()
+    }
 }
 
 async fn network(context: &Context, desired: &DesiredPod) -> Result<PodNetwork, String> {
@@ -151,7 +199,12 @@ async fn network(context: &Context, desired: &DesiredPod) -> Result<PodNetwork, 
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     };
-    let ports = desired.pod.spec.iter().flat_map(|s| &s.containers).flat_map(|c| c.ports.iter().flatten());
+    let ports = desired
+        .pod
+        .spec
+        .iter()
+        .flat_map(|s| &s.containers)
+        .flat_map(|c| c.ports.iter().flatten());
     let request = PodNetworkRequest {
         uid: desired.uid.clone(),
         namespace: desired.namespace.clone(),
@@ -179,12 +232,18 @@ fn interface(from: &PodInterface) -> Interface {
     let mut routes: Vec<Route> = from
         .routes
         .iter()
-        .map(|r| Route { destination: r.destination.to_string(), gateway: r.via.or(from.gateway).map(|g| g.to_string()).unwrap_or_default() })
+        .map(|r| Route {
+            destination: r.destination.to_string(),
+            gateway: r.via.or(from.gateway).map(|g| g.to_string()).unwrap_or_default(),
+        })
         .collect();
     if routes.is_empty()
         && let Some(gateway) = from.gateway
     {
-        routes.push(Route { destination: "0.0.0.0/0".into(), gateway: gateway.to_string() });
+        routes.push(Route {
+            destination: "0.0.0.0/0".into(),
+            gateway: gateway.to_string(),
+        });
     }
     Interface {
         name: "eth0".into(),

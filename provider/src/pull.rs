@@ -24,13 +24,20 @@ pub async fn pull(context: &Arc<Context>, desired: &DesiredPod, index: usize) ->
     let local = context.images.get(image);
     match (container.pull, local) {
         (PullPolicy::IfNotPresent | PullPolicy::Never, Some(local)) => {
-            tell(Note::normal("Pulled", field(), format!("Container image {image:?} already present on machine")));
+            tell(Note::normal(
+                "Pulled",
+                field(),
+                format!("Container image {image:?} already present on machine"),
+            ));
             return Ok(facts(local));
         }
         (PullPolicy::Never, None) => {
             let message = format!("Container image {image:?} is not present with pull policy of Never");
             tell(Note::warning("ErrImageNeverPull", field(), message.clone()));
-            return Err(PullFailure { reason: "ErrImageNeverPull", message });
+            return Err(PullFailure {
+                reason: "ErrImageNeverPull",
+                message,
+            });
         }
         (PullPolicy::Always, _) | (PullPolicy::IfNotPresent, None) => {}
     }
@@ -38,13 +45,22 @@ pub async fn pull(context: &Arc<Context>, desired: &DesiredPod, index: usize) ->
     let begun = std::time::Instant::now();
     let credentials = credentials(context, desired, &reference).await;
     let pulled = context.images.pull(image, &credentials, |_| {}).await.map_err(|e| failure(&e))?;
-    let message = format!("Successfully pulled image {image:?} in {:.3?}. Image size: {} bytes.", begun.elapsed(), pulled.size);
+    let message = format!(
+        "Successfully pulled image {image:?} in {:.3?}. Image size: {} bytes.",
+        begun.elapsed(),
+        pulled.size
+    );
     tell(Note::normal("Pulled", field(), message));
     Ok(facts(pulled))
 }
 
 fn facts(image: PulledImage) -> ImageFacts {
-    ImageFacts { reference: image.reference, digest: image.image_id, id: image.id, size: image.size }
+    ImageFacts {
+        reference: image.reference,
+        digest: image.image_id,
+        id: image.id,
+        size: image.size,
+    }
 }
 
 fn failure(error: &PullError) -> PullFailure {
@@ -52,20 +68,35 @@ fn failure(error: &PullError) -> PullFailure {
         "InvalidImageName" => "InvalidImageName",
         _ => "ErrImagePull",
     };
-    PullFailure { reason, message: chain(error) }
+    PullFailure {
+        reason,
+        message: chain(error),
+    }
 }
 
 /// Credentials of the pod's imagePullSecrets; one that is missing is told, and the pull goes on without it, as the kubelet's does.
 async fn credentials(context: &Arc<Context>, desired: &DesiredPod, image: &ImageReference) -> Vec<Credential> {
     let mut keyring = Keyring::default();
-    let references = desired.pod.spec.as_ref().and_then(|s| s.image_pull_secrets.as_deref()).unwrap_or_default();
+    let references = desired
+        .pod
+        .spec
+        .as_ref()
+        .and_then(|s| s.image_pull_secrets.as_deref())
+        .unwrap_or_default();
     for secret in references {
-        let note = |message: String| context.recorder.pod(&desired.pod, Note::warning("FailedToRetrieveImagePullSecret", None, message));
+        let note = |message: String| {
+            context
+                .recorder
+                .pod(&desired.pod, Note::warning("FailedToRetrieveImagePullSecret", None, message))
+        };
         let entries = match context.objects.secret(&desired.namespace, &secret.name).await {
             Ok(entries) => entries,
             Err(error) => {
                 let what = "attempting to pull the image may not succeed";
-                note(format!("Unable to retrieve some image pull secrets ({}); {what}: {error}", secret.name));
+                note(format!(
+                    "Unable to retrieve some image pull secrets ({}); {what}: {error}",
+                    secret.name
+                ));
                 continue;
             }
         };
@@ -73,7 +104,10 @@ async fn credentials(context: &Arc<Context>, desired: &DesiredPod, image: &Image
             (Some(data), _) => keyring.add_docker_config_json(data),
             (None, Some(data)) => keyring.add_docker_cfg(data),
             (None, None) => {
-                note(format!("image pull secret {} holds neither .dockerconfigjson nor .dockercfg", secret.name));
+                note(format!(
+                    "image pull secret {} holds neither .dockerconfigjson nor .dockercfg",
+                    secret.name
+                ));
                 continue;
             }
         };
@@ -86,7 +120,9 @@ async fn credentials(context: &Arc<Context>, desired: &DesiredPod, image: &Image
 
 /// The signal that asks a container to end: its image's, else SIGTERM.
 pub fn stop_signal(context: &Context, state: &PodState, container: usize) -> i32 {
-    let Some(id) = state.containers[container].image.id() else { return 15 };
+    let Some(id) = state.containers[container].image.id() else {
+        return 15;
+    };
     let name = context.images.get(id).map(|i| i.config.stop_signal).unwrap_or_default();
     signal_number(&name).unwrap_or(15)
 }
@@ -94,8 +130,8 @@ pub fn stop_signal(context: &Context, state: &PodState, container: usize) -> i32
 /// `SIGQUIT`, `QUIT`, `3`, `RTMIN+3`.
 fn signal_number(name: &str) -> Option<i32> {
     const NAMES: &[&str] = &[
-        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM", "TERM", "STKFLT", "CHLD",
-        "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
+        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM", "TERM", "STKFLT",
+        "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
     ];
     let name = name.trim().to_ascii_uppercase();
     let name = name.strip_prefix("SIG").unwrap_or(&name);
@@ -103,7 +139,11 @@ fn signal_number(name: &str) -> Option<i32> {
         return (1..=64).contains(&number).then_some(number);
     }
     if let Some(offset) = name.strip_prefix("RTMIN") {
-        let offset = if offset.is_empty() { 0 } else { offset.strip_prefix('+')?.parse::<i32>().ok()? };
+        let offset = if offset.is_empty() {
+            0
+        } else {
+            offset.strip_prefix('+')?.parse::<i32>().ok()?
+        };
         return (0..=30).contains(&offset).then_some(34 + offset);
     }
     NAMES.iter().position(|n| *n == name).and_then(|i| i32::try_from(i + 1).ok())
@@ -115,7 +155,15 @@ mod tests {
 
     #[test]
     fn stop_signals_are_read_as_images_write_them() {
-        for (name, number) in [("SIGQUIT", Some(3)), ("TERM", Some(15)), ("9", Some(9)), ("SIGRTMIN+3", Some(37)), ("", None), ("NOPE", None), ("99", None)] {
+        for (name, number) in [
+            ("SIGQUIT", Some(3)),
+            ("TERM", Some(15)),
+            ("9", Some(9)),
+            ("SIGRTMIN+3", Some(37)),
+            ("", None),
+            ("NOPE", None),
+            ("99", None),
+        ] {
             assert_eq!(signal_number(name), number, "{name}");
         }
     }

@@ -50,7 +50,9 @@ impl Quantity {
     /// Reads `100m`, `1.5Gi`, `12E`, `1e3`.
     pub fn parse(text: &str) -> Result<Self, NotAQuantity> {
         let bad = || NotAQuantity(text.into());
-        let split = text.find(|c: char| !(c.is_ascii_digit() || c == '.' || c == '+')).unwrap_or(text.len());
+        let split = text
+            .find(|c: char| !(c.is_ascii_digit() || c == '.' || c == '+'))
+            .unwrap_or(text.len());
         let (number, suffix) = text.split_at(split);
         let number = number.strip_prefix('+').unwrap_or(number);
         let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
@@ -76,7 +78,14 @@ impl Quantity {
             "Ti" => (1 << 40, 0),
             "Pi" => (1 << 50, 0),
             "Ei" => (1 << 60, 0),
-            other => (1, other.strip_prefix(['e', 'E']).and_then(|e| e.parse().ok()).filter(|e: &i32| e.abs() <= 18).ok_or_else(bad)?),
+            other => (
+                1,
+                other
+                    .strip_prefix(['e', 'E'])
+                    .and_then(|e| e.parse().ok())
+                    .filter(|e: &i32| e.abs() <= 18)
+                    .ok_or_else(bad)?,
+            ),
         };
         let shift = exponent + 3 - i32::try_from(fraction.len()).expect("at most 24 digits");
         let value = digits.saturating_mul(multiplier);

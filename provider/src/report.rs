@@ -92,7 +92,13 @@ impl Shared {
             let meta = &pod.metadata;
             let api: Api<Pod> = Api::namespaced(self.client.clone(), meta.namespace.as_deref().unwrap_or_default());
             let patch = patch(&uid, &status);
-            let result = api.patch_status(meta.name.as_deref().unwrap_or_default(), &PatchParams::default(), &Patch::Strategic(patch)).await;
+            let result = api
+                .patch_status(
+                    meta.name.as_deref().unwrap_or_default(),
+                    &PatchParams::default(),
+                    &Patch::Strategic(patch),
+                )
+                .await;
             drop(permit);
             match result {
                 Ok(_) => {
@@ -102,7 +108,9 @@ impl Shared {
                     }
                 }
                 // Gone, or another pod by this name (the UID in the patch does not match).
-                Err(kube::Error::Api(answer)) if answer.code == 404 || answer.code == 409 || (answer.code == 422 && answer.message.contains("uid")) => {
+                Err(kube::Error::Api(answer))
+                    if answer.code == 404 || answer.code == 409 || (answer.code == 422 && answer.message.contains("uid")) =>
+                {
                     debug!(uid, "the pod is gone from the API server: its status is not needed");
                     self.done(&uid, u64::MAX);
                     return;
@@ -147,6 +155,14 @@ fn patch(uid: &str, status: &PodStatus) -> Value {
         // Lists without a merge key are replaced as a whole.
         if status.get(key).is_none() {
             status[key] = Value::Null;
+        }
+    }
+    // Conditions are merged by type: what one no longer says has to be taken out.
+    for condition in status["conditions"].as_array_mut().into_iter().flatten() {
+        for key in ["reason", "message"] {
+            if condition.get(key).is_none() {
+                condition[key] = Value::Null;
+            }
         }
     }
     json!({"metadata": {"uid": uid}, "status": status})

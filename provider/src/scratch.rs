@@ -37,17 +37,36 @@ pub fn make(templates: &Path, target: &Path, size: u64) -> Result<(), ScratchErr
 }
 
 fn on<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> ScratchError + 'a {
-    move |source| ScratchError::Io { what, path: path.into(), source }
+    move |source| ScratchError::Io {
+        what,
+        path: path.into(),
+        source,
+    }
 }
 
 fn format(dir: &Path, template: &Path, size: u64) -> Result<(), ScratchError> {
     fs::create_dir_all(dir).map_err(on("create", dir))?;
     let temporary = template.with_extension("new");
-    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary).map_err(on("create", &temporary))?;
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&temporary)
+        .map_err(on("create", &temporary))?;
     file.set_len(size).map_err(on("size", &temporary))?;
     // No journal: a scratch disk does not outlive its machine. Tables are written lazily, the file stays sparse.
     let output = Command::new("mkfs.ext4")
-        .args(["-q", "-F", "-m", "0", "-O", "^has_journal,^resize_inode", "-E", "lazy_itable_init=1,nodiscard,root_owner=0:0"])
+        .args([
+            "-q",
+            "-F",
+            "-m",
+            "0",
+            "-O",
+            "^has_journal,^resize_inode",
+            "-E",
+            "lazy_itable_init=1,nodiscard,root_owner=0:0",
+        ])
         .arg(&temporary)
         .stdin(Stdio::null())
         .output()
@@ -62,7 +81,13 @@ fn format(dir: &Path, template: &Path, size: u64) -> Result<(), ScratchError> {
 /// Copies only what is not a hole.
 fn copy_sparse(from: &Path, to: &Path, size: u64) -> Result<(), ScratchError> {
     let source = File::open(from).map_err(on("open", from))?;
-    let target = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(to).map_err(on("create", to))?;
+    let target = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(to)
+        .map_err(on("create", to))?;
     target.set_len(size).map_err(on("size", to))?;
     let mut at = 0;
     let mut buffer = vec![0; 64 << 10];

@@ -31,22 +31,46 @@ pub fn size(pod: &DesiredPod, defaults: &PodDefaults) -> Size {
         let none = Quantity::default();
         Amounts {
             cpu: if c.limits.cpu == none { c.requests.cpu } else { c.limits.cpu },
-            memory: if c.limits.memory == none { c.requests.memory.max(defaults.memory) } else { c.limits.memory },
-            storage: if c.limits.storage == none { c.requests.storage } else { c.limits.storage },
+            memory: if c.limits.memory == none {
+                c.requests.memory.max(defaults.memory)
+            } else {
+                c.limits.memory
+            },
+            storage: if c.limits.storage == none {
+                c.requests.storage
+            } else {
+                c.limits.storage
+            },
         }
     };
     let total = pod.total(or_default);
-    let limited = pod.containers.iter().filter(|c| !c.init).all(|c| c.limits.cpu != Quantity::default());
+    let limited = pod
+        .containers
+        .iter()
+        .filter(|c| !c.init)
+        .all(|c| c.limits.cpu != Quantity::default());
     let cpu = if limited { total.cpu } else { total.cpu.max(defaults.cpu) };
     let containers = total.memory.value();
     let memory = containers.saturating_add(GUEST_BASE).saturating_add(containers / MEMORY_MAP_SHARE);
     let stated = pod.containers.iter().any(|c| c.limits.storage != Quantity::default());
-    let scratch = if stated { total.storage } else { total.storage.max(defaults.ephemeral_storage) };
+    let scratch = if stated {
+        total.storage
+    } else {
+        total.storage.max(defaults.ephemeral_storage)
+    };
     Size {
         cpus: u8::try_from(cpu.value().clamp(1, u64::from(vmm_lib::spec::MAX_CPUS))).expect("clamped"),
-        memory: memory.div_ceil(STEP).saturating_mul(STEP).clamp(128 << 20, vmm_lib::spec::MAX_MEMORY),
+        memory: memory
+            .div_ceil(STEP)
+            .saturating_mul(STEP)
+            .clamp(128 << 20, vmm_lib::spec::MAX_MEMORY),
         // Room for the file system's own structures.
-        scratch: scratch.value().saturating_add(32 << 20).div_ceil(STEP).saturating_mul(STEP).clamp(64 << 20, 8 << 40),
+        scratch: scratch
+            .value()
+            .saturating_add(32 << 20)
+            .div_ceil(STEP)
+            .saturating_mul(STEP)
+            .clamp(64 << 20, 8 << 40),
     }
 }
 
@@ -54,14 +78,44 @@ pub fn size(pod: &DesiredPod, defaults: &PodDefaults) -> Size {
 pub fn admit(pod: &DesiredPod, used: Amounts, pods: u32, allocatable: Amounts, capacity: Amounts, max_pods: u32) -> Result<(), Refusal> {
     if pods >= max_pods {
         let message = format!("Node didn't have enough resource: pods, requested: 1, used: {pods}, capacity: {max_pods}");
-        return Err(Refusal { reason: "OutOfpods", message });
+        return Err(Refusal {
+            reason: "OutOfpods",
+            message,
+        });
     }
     let wanted = pod.requests();
     let limits = pod.total(|c| c.limits);
     let checks = [
-        ("cpu", "OutOfcpu", wanted.cpu, used.cpu, allocatable.cpu, limits.cpu, capacity.cpu, true),
-        ("memory", "OutOfmemory", wanted.memory, used.memory, allocatable.memory, limits.memory, capacity.memory, false),
-        ("ephemeral-storage", "OutOfephemeral-storage", wanted.storage, used.storage, allocatable.storage, Quantity::default(), capacity.storage, false),
+        (
+            "cpu",
+            "OutOfcpu",
+            wanted.cpu,
+            used.cpu,
+            allocatable.cpu,
+            limits.cpu,
+            capacity.cpu,
+            true,
+        ),
+        (
+            "memory",
+            "OutOfmemory",
+            wanted.memory,
+            used.memory,
+            allocatable.memory,
+            limits.memory,
+            capacity.memory,
+            false,
+        ),
+        (
+            "ephemeral-storage",
+            "OutOfephemeral-storage",
+            wanted.storage,
+            used.storage,
+            allocatable.storage,
+            Quantity::default(),
+            capacity.storage,
+            false,
+        ),
     ];
     for (resource, reason, wanted, used, allocatable, limit, capacity, millis) in checks {
         let number = |q: Quantity| if millis { q.milli_value() } else { q.value() };
@@ -71,7 +125,8 @@ pub fn admit(pod: &DesiredPod, used: Amounts, pods: u32, allocatable: Amounts, c
             return Err(Refusal { reason, message });
         }
         if limit > capacity {
-            let message = format!("the pod's {resource} limit of {limit} is larger than this host, which has {capacity}: its machine cannot be made");
+            let message =
+                format!("the pod's {resource} limit of {limit} is larger than this host, which has {capacity}: its machine cannot be made");
             return Err(Refusal { reason, message });
         }
     }
@@ -112,16 +167,35 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_refused_with_the_kubelets_words() {
-        let host = Amounts { cpu: Quantity::millis(2000), memory: Quantity::bytes(4 << 30), storage: Quantity::bytes(10 << 30) };
+        let host = Amounts {
+            cpu: Quantity::millis(2000),
+            memory: Quantity::bytes(4 << 30),
+            storage: Quantity::bytes(10 << 30),
+        };
         let none = Amounts::default();
         let admit = |p: &DesiredPod, used| super::admit(p, used, 0, host, host, 10).map_err(|r| (r.reason, r.message));
         assert!(admit(&pod(json!([limits("1", "1Gi")]), json!([])), none).is_ok());
         let (reason, message) = admit(&pod(json!([limits("3", "1Gi")]), json!([])), none).unwrap_err();
-        assert_eq!((reason, message.as_str()), ("OutOfcpu", "Node didn't have enough resource: cpu, requested: 3000, used: 0, capacity: 2000"));
-        assert_eq!(admit(&pod(json!([limits("1", "8Gi")]), json!([])), none).unwrap_err().0, "OutOfmemory");
-        let used = Amounts { cpu: Quantity::millis(1500), ..none };
+        assert_eq!(
+            (reason, message.as_str()),
+            (
+                "OutOfcpu",
+                "Node didn't have enough resource: cpu, requested: 3000, used: 0, capacity: 2000"
+            )
+        );
+        assert_eq!(
+            admit(&pod(json!([limits("1", "8Gi")]), json!([])), none).unwrap_err().0,
+            "OutOfmemory"
+        );
+        let used = Amounts {
+            cpu: Quantity::millis(1500),
+            ..none
+        };
         assert_eq!(admit(&pod(json!([limits("1", "1Gi")]), json!([])), used).unwrap_err().0, "OutOfcpu");
-        let greedy = pod(json!([{"name": "c", "resources": {"limits": {"memory": "64Gi"}, "requests": {"memory": "1Mi"}}}]), json!([]));
+        let greedy = pod(
+            json!([{"name": "c", "resources": {"limits": {"memory": "64Gi"}, "requests": {"memory": "1Mi"}}}]),
+            json!([]),
+        );
         assert_eq!(admit(&greedy, none).unwrap_err().0, "OutOfmemory");
         assert_eq!(super::admit(&greedy, none, 10, host, host, 10).unwrap_err().reason, "OutOfpods");
     }

@@ -233,7 +233,11 @@ impl ImageState {
 impl Slot {
     /// Waiting for nothing in particular.
     pub fn waiting() -> Self {
-        Self::Waiting { reason: None, message: String::new(), not_before: None }
+        Self::Waiting {
+            reason: None,
+            message: String::new(),
+            not_before: None,
+        }
     }
 
     /// Identifier of what starts or runs.

@@ -3,8 +3,8 @@
 use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{
-        ContainerState as ApiState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, HostIP, Pod, PodCondition,
-        PodIP, PodStatus,
+        ContainerState as ApiState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, HostIP, Pod,
+        PodCondition, PodIP, PodStatus,
     },
     apimachinery::pkg::apis::meta::v1::Time,
 };
@@ -23,28 +23,56 @@ pub fn status(desired: &DesiredPod, state: &PodState, host_ips: &[String], previ
     let old = previous.or(desired.pod.status.as_ref());
     let phase = phase(desired, state);
     let generation = desired.pod.metadata.generation;
-    let initialized = state.containers.iter().filter(|c| c.init).all(|c| matches!(&c.slot, Slot::Ended(e) if e.code == 0));
+    let initialized = state
+        .containers
+        .iter()
+        .filter(|c| c.init)
+        .all(|c| matches!(&c.slot, Slot::Ended(e) if e.code == 0));
     let statuses = |init: bool| -> Vec<ContainerStatus> {
-        if state.verdict.as_ref().is_some_and(|_| state.released && state.containers.iter().all(|c| c.image == ImageState::Wanted)) {
+        if state
+            .verdict
+            .as_ref()
+            .is_some_and(|_| state.released && state.containers.iter().all(|c| c.image == ImageState::Wanted))
+        {
             return Vec::new();
         }
         let pairs = desired.containers.iter().zip(&state.containers).filter(|(c, _)| c.init == init);
-        pairs.map(|(d, c)| container(d, c, initialized, desired.containers.iter().any(|c| c.init))).collect()
+        pairs
+            .map(|(d, c)| container(d, c, initialized, desired.containers.iter().any(|c| c.init)))
+            .collect()
     };
     let mains = statuses(false);
     let ready = !mains.is_empty() && mains.iter().all(|c| c.ready) && phase == "Running" && state.deletion.is_none();
-    let unready = mains.iter().filter(|c| !c.ready).map(|c| c.name.as_str()).collect::<Vec<_>>().join(" ");
+    let unready = mains
+        .iter()
+        .filter(|c| !c.ready)
+        .map(|c| c.name.as_str())
+        .collect::<Vec<_>>()
+        .join(" ");
     let over = matches!(phase, "Succeeded" | "Failed");
     let not_ready = || -> (Option<&str>, Option<String>) {
         match phase {
             "Succeeded" => (Some("PodCompleted"), None),
             "Failed" => (Some("PodFailed"), None),
-            _ => (Some("ContainersNotReady"), Some(format!("containers with unready status: [{unready}]"))),
+            _ => (
+                Some("ContainersNotReady"),
+                Some(format!("containers with unready status: [{unready}]")),
+            ),
         }
     };
-    let mut conditions = Conditions { old, now, generation, list: Vec::new() };
+    let mut conditions = Conditions {
+        old,
+        now,
+        generation,
+        list: Vec::new(),
+    };
     conditions.set("PodReadyToStartContainers", state.machine == Machine::Ready, None, None);
-    let init_names = statuses(true).iter().filter(|c| !c.ready).map(|c| c.name.clone()).collect::<Vec<_>>().join(" ");
+    let init_names = statuses(true)
+        .iter()
+        .filter(|c| !c.ready)
+        .map(|c| c.name.clone())
+        .collect::<Vec<_>>()
+        .join(" ");
     if initialized || phase == "Succeeded" {
         conditions.set("Initialized", true, (phase == "Succeeded").then_some("PodCompleted"), None);
     } else {
@@ -80,7 +108,11 @@ pub fn status(desired: &DesiredPod, state: &PodState, host_ips: &[String], previ
         init_container_statuses: Some(statuses(true)).filter(|l| !l.is_empty()),
         container_statuses: Some(mains).filter(|l| !l.is_empty()),
         qos_class: desired.pod.status.as_ref().and_then(|s| s.qos_class.clone()),
-        observed_generation: if over { old.and_then(|o| o.observed_generation).or(generation) } else { generation },
+        observed_generation: if over {
+            old.and_then(|o| o.observed_generation).or(generation)
+        } else {
+            generation
+        },
         ..PodStatus::default()
     }
 }
@@ -101,7 +133,11 @@ fn phase(desired: &DesiredPod, state: &PodState) -> &'static str {
     }
     let begun = mains().any(|c| matches!(c.slot, Slot::Running { .. } | Slot::Ended(_)) || c.last.is_some());
     let all_begun = mains().all(|c| matches!(c.slot, Slot::Running { .. } | Slot::Ended(_)) || c.last.is_some());
-    if begun && (all_begun || desired.restart == RestartPolicy::Never && all_begun) { "Running" } else { "Pending" }
+    if begun && (all_begun || desired.restart == RestartPolicy::Never && all_begun) {
+        "Running"
+    } else {
+        "Pending"
+    }
 }
 
 fn container(desired: &DesiredContainer, c: &ContainerState, initialized: bool, has_init: bool) -> ContainerStatus {
@@ -123,7 +159,11 @@ fn container(desired: &DesiredContainer, c: &ContainerState, initialized: bool, 
         image_id,
         container_id: id.filter(|id| !id.is_empty()).map(|id| format!("{RUNTIME}://{id}")),
         restart_count: i32::try_from(c.restarts.saturating_sub(u32::from(backing_off))).unwrap_or(i32::MAX),
-        ready: if c.init { matches!(&c.slot, Slot::Ended(e) if e.code == 0) } else { running },
+        ready: if c.init {
+            matches!(&c.slot, Slot::Ended(e) if e.code == 0)
+        } else {
+            running
+        },
         started: Some(running),
         state: Some(state_of(c, initialized, has_init)),
         last_state: c.last.as_ref().map(terminated),
@@ -133,15 +173,28 @@ fn container(desired: &DesiredContainer, c: &ContainerState, initialized: bool, 
 
 fn state_of(c: &ContainerState, initialized: bool, has_init: bool) -> ApiState {
     let waiting = |reason: &str, message: &str| ApiState {
-        waiting: Some(ContainerStateWaiting { reason: Some(reason.into()), message: Some(message.to_owned()).filter(|m| !m.is_empty()) }),
+        waiting: Some(ContainerStateWaiting {
+            reason: Some(reason.into()),
+            message: Some(message.to_owned()).filter(|m| !m.is_empty()),
+        }),
         ..ApiState::default()
     };
     match (&c.slot, &c.image) {
-        (Slot::Running { started, .. }, _) => {
-            ApiState { running: Some(ContainerStateRunning { started_at: Some(Time(*started)) }), ..ApiState::default() }
-        }
+        (Slot::Running { started, .. }, _) => ApiState {
+            running: Some(ContainerStateRunning {
+                started_at: Some(Time(*started)),
+            }),
+            ..ApiState::default()
+        },
         (Slot::Ended(ended), _) => terminated(ended),
-        (Slot::Waiting { reason: Some(reason), message, .. }, _) => waiting(reason, message),
+        (
+            Slot::Waiting {
+                reason: Some(reason),
+                message,
+                ..
+            },
+            _,
+        ) => waiting(reason, message),
         (_, ImageState::Failed { reason, message, .. }) => waiting(reason, message),
         _ if has_init && !initialized => waiting("PodInitializing", ""),
         _ => waiting("ContainerCreating", ""),
@@ -169,8 +222,18 @@ fn gates_met(pod: &Pod) -> Result<(), String> {
     for gate in gates {
         match conditions.iter().find(|c| c.type_ == gate.condition_type) {
             Some(c) if c.status == "True" => {}
-            Some(c) => return Err(format!("the status of pod readiness gate {:?} is not \"True\", but {}", gate.condition_type, c.status)),
-            None => return Err(format!("corresponding condition of pod readiness gate {:?} does not exist.", gate.condition_type)),
+            Some(c) => {
+                return Err(format!(
+                    "the status of pod readiness gate {:?} is not \"True\", but {}",
+                    gate.condition_type, c.status
+                ));
+            }
+            None => {
+                return Err(format!(
+                    "corresponding condition of pod readiness gate {:?} does not exist.",
+                    gate.condition_type
+                ));
+            }
         }
     }
     Ok(())
@@ -189,12 +252,17 @@ const OWN: &[&str] = &["PodReadyToStartContainers", "Initialized", "Ready", "Con
 
 impl Conditions<'_> {
     fn old(&self, kind: &str) -> Option<&PodCondition> {
-        self.old.and_then(|o| o.conditions.as_ref()).and_then(|l| l.iter().find(|c| c.type_ == kind))
+        self.old
+            .and_then(|o| o.conditions.as_ref())
+            .and_then(|l| l.iter().find(|c| c.type_ == kind))
     }
 
     fn set(&mut self, kind: &str, value: bool, reason: Option<&str>, message: Option<String>) {
         let value = if value { "True" } else { "False" };
-        let since = self.old(kind).filter(|c| c.status == value).and_then(|c| c.last_transition_time.clone());
+        let since = self
+            .old(kind)
+            .filter(|c| c.status == value)
+            .and_then(|c| c.last_transition_time.clone());
         self.list.push(PodCondition {
             type_: kind.into(),
             status: value.into(),

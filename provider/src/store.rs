@@ -59,7 +59,11 @@ impl Store {
             .recursive(true)
             .mode(0o700)
             .create(&dir)
-            .map_err(|source| StoreError::Io { what: "create", path: dir.clone(), source })?;
+            .map_err(|source| StoreError::Io {
+                what: "create",
+                path: dir.clone(),
+                source,
+            })?;
         Ok(Self(dir))
     }
 
@@ -77,20 +81,35 @@ impl Store {
 
     /// Reads all records; a directory whose record is missing or damaged comes with the error, so that it can be swept.
     pub fn load(&self) -> Result<Vec<(String, Result<Record, StoreError>)>, StoreError> {
-        let entries = fs::read_dir(&self.0).map_err(|source| StoreError::Io { what: "list", path: self.0.clone(), source })?;
+        let entries = fs::read_dir(&self.0).map_err(|source| StoreError::Io {
+            what: "list",
+            path: self.0.clone(),
+            source,
+        })?;
         let mut records = Vec::new();
         for entry in entries.flatten() {
             let uid = entry.file_name().to_string_lossy().into_owned();
             let path = entry.path().join("state.json");
-            let record = fs::read(&path).map_err(|source| StoreError::Io { what: "read", path: path.clone(), source }).and_then(|bytes| {
-                let record: Record = serde_json::from_slice(&bytes)
-                    .map_err(|e| StoreError::Damaged { path: path.clone(), message: e.to_string() })?;
-                if record.state.version == STATE_VERSION {
-                    Ok(record)
-                } else {
-                    Err(StoreError::Damaged { path, message: format!("version {} is not known", record.state.version) })
-                }
-            });
+            let record = fs::read(&path)
+                .map_err(|source| StoreError::Io {
+                    what: "read",
+                    path: path.clone(),
+                    source,
+                })
+                .and_then(|bytes| {
+                    let record: Record = serde_json::from_slice(&bytes).map_err(|e| StoreError::Damaged {
+                        path: path.clone(),
+                        message: e.to_string(),
+                    })?;
+                    if record.state.version == STATE_VERSION {
+                        Ok(record)
+                    } else {
+                        Err(StoreError::Damaged {
+                            path,
+                            message: format!("version {} is not known", record.state.version),
+                        })
+                    }
+                });
             records.push((uid, record));
         }
         Ok(records)
@@ -100,7 +119,11 @@ impl Store {
     pub fn remove(&self, uid: &str) -> Result<(), StoreError> {
         let dir = self.dir(uid);
         match fs::remove_dir_all(&dir) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(StoreError::Io { what: "remove", path: dir, source }),
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(StoreError::Io {
+                what: "remove",
+                path: dir,
+                source,
+            }),
             _ => Ok(()),
         }
     }

@@ -154,12 +154,25 @@ fn walk(value: &Value, key: &str, path: &str, table: &[(&str, Rule)], found: &mu
     match table.iter().find(|(name, _)| *name == key) {
         Some((_, Any)) => return,
         Some((_, Only(text))) if value.to_string() == *text => return,
-        Some((_, Only(_))) => return found.push(Unsupported { path: path.into(), why: None }),
-        Some((_, Refused(why))) => return found.push(Unsupported { path: path.into(), why: Some(why) }),
+        Some((_, Only(_))) => {
+            return found.push(Unsupported {
+                path: path.into(),
+                why: None,
+            });
+        }
+        Some((_, Refused(why))) => {
+            return found.push(Unsupported {
+                path: path.into(),
+                why: Some(why),
+            });
+        }
         None => {}
     }
     let inner = |name: &str| if key.is_empty() { name.to_owned() } else { format!("{key}.{name}") };
-    let leads_on = key.is_empty() || table.iter().any(|(name, _)| name.strip_prefix(key).is_some_and(|rest| rest.starts_with('.')));
+    let leads_on = key.is_empty()
+        || table
+            .iter()
+            .any(|(name, _)| name.strip_prefix(key).is_some_and(|rest| rest.starts_with('.')));
     match value {
         Value::Object(fields) if leads_on => {
             for (name, value) in fields {
@@ -171,7 +184,10 @@ fn walk(value: &Value, key: &str, path: &str, table: &[(&str, Rule)], found: &mu
                 walk(item, key, &format!("{path}[{i}]"), table, found);
             }
         }
-        _ => found.push(Unsupported { path: path.into(), why: None }),
+        _ => found.push(Unsupported {
+            path: path.into(),
+            why: None,
+        }),
     }
 }
 
@@ -211,17 +227,44 @@ mod tests {
     #[test]
     fn each_unsupported_field_is_named_by_its_path() {
         for (spec, path) in [
-            (json!({"containers": [{"livenessProbe": {"httpGet": {"port": 80}}}]}), "spec.containers[0].livenessProbe"),
+            (
+                json!({"containers": [{"livenessProbe": {"httpGet": {"port": 80}}}]}),
+                "spec.containers[0].livenessProbe",
+            ),
             (json!({"containers": [{}, {"tty": true}]}), "spec.containers[1].tty"),
-            (json!({"containers": [{"lifecycle": {"preStop": {"sleep": {"seconds": 1}}}}]}), "spec.containers[0].lifecycle"),
-            (json!({"initContainers": [{"restartPolicy": "Always"}]}), "spec.initContainers[0].restartPolicy"),
-            (json!({"volumes": [{"name": "v", "hostPath": {"path": "/"}}]}), "spec.volumes[0].hostPath"),
-            (json!({"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]}), "spec.volumes[0].persistentVolumeClaim"),
-            (json!({"volumes": [{"projected": {"sources": [{"clusterTrustBundle": {"path": "p"}}]}}]}), "spec.volumes[0].projected.sources[0].clusterTrustBundle"),
+            (
+                json!({"containers": [{"lifecycle": {"preStop": {"sleep": {"seconds": 1}}}}]}),
+                "spec.containers[0].lifecycle",
+            ),
+            (
+                json!({"initContainers": [{"restartPolicy": "Always"}]}),
+                "spec.initContainers[0].restartPolicy",
+            ),
+            (
+                json!({"volumes": [{"name": "v", "hostPath": {"path": "/"}}]}),
+                "spec.volumes[0].hostPath",
+            ),
+            (
+                json!({"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]}),
+                "spec.volumes[0].persistentVolumeClaim",
+            ),
+            (
+                json!({"volumes": [{"projected": {"sources": [{"clusterTrustBundle": {"path": "p"}}]}}]}),
+                "spec.volumes[0].projected.sources[0].clusterTrustBundle",
+            ),
             (json!({"hostNetwork": true}), "spec.hostNetwork"),
-            (json!({"securityContext": {"sysctls": [{"name": "a", "value": "b"}]}}), "spec.securityContext.sysctls"),
-            (json!({"containers": [{"securityContext": {"privileged": true}}]}), "spec.containers[0].securityContext.privileged"),
-            (json!({"containers": [{"resources": {"limits": {"nvidia.com/gpu": "1"}}}]}), "spec.containers[0].resources.limits.nvidia.com/gpu"),
+            (
+                json!({"securityContext": {"sysctls": [{"name": "a", "value": "b"}]}}),
+                "spec.securityContext.sysctls",
+            ),
+            (
+                json!({"containers": [{"securityContext": {"privileged": true}}]}),
+                "spec.containers[0].securityContext.privileged",
+            ),
+            (
+                json!({"containers": [{"resources": {"limits": {"nvidia.com/gpu": "1"}}}]}),
+                "spec.containers[0].resources.limits.nvidia.com/gpu",
+            ),
             (json!({"runtimeClassName": "gvisor"}), "spec.runtimeClassName"),
             (json!({"somethingNew": {"a": 1}}), "spec.somethingNew"),
         ] {
@@ -231,7 +274,8 @@ mod tests {
 
     #[test]
     fn switches_that_are_off_ask_for_nothing() {
-        let spec = json!({"hostNetwork": false, "hostPID": false, "shareProcessNamespace": false, "containers": [{"tty": false, "stdin": false}]});
+        let spec =
+            json!({"hostNetwork": false, "hostPID": false, "shareProcessNamespace": false, "containers": [{"tty": false, "stdin": false}]});
         assert_eq!(paths(&spec), Vec::<String>::new());
     }
 }
