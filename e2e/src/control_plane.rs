@@ -184,17 +184,5 @@ pub fn bootstrap(state: &State, programs: &Path, manifests: &Path) -> Result<()>
     let file = state.root.join("bootstrap.yaml");
     write(&file, BOOTSTRAP)?;
     command::run(kubectl(state, programs).args(["apply", "-f"]).arg(&file))?;
-    if manifests.join("kustomization.yaml").exists() {
-        command::run(kubectl(state, programs).args(["apply", "-k"]).arg(manifests))?;
-    } else if has_yaml(manifests) {
-        command::run(kubectl(state, programs).args(["apply", "-f"]).arg(manifests))?;
-    }
-    Ok(())
-}
-
-fn has_yaml(folder: &Path) -> bool {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    entries
-        .map(|entry| entry.path())
-        .any(|path| path.extension().is_some_and(|extension| extension == "yaml"))
+    command::run(kubectl(state, programs).args(["apply", "-k"]).arg(manifests)).map(drop)
 }

@@ -5,7 +5,7 @@ use crate::{
     paths::{CLUSTER_DNS, GATEWAY, POD_CIDR, REGISTRY_PORT},
 };
 
-/// `/etc/kvmlet/config.yaml`. The identity of kube-proxy may list Nodes, as routes to their pods need; the node's own may not.
+/// `/etc/kvmlet/config.yaml`. Routes to other Nodes' pods need an identity that may list Nodes; the node's own may not.
 pub fn kvmlet(host: &Host) -> String {
     let mirrors: String = ["docker.io", "registry.k8s.io", "quay.io", "ghcr.io"]
         .map(|registry| format!("  {registry}:\n    mirrors: [\"http://{GATEWAY}:{REGISTRY_PORT}\"]\n"))

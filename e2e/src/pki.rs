@@ -149,6 +149,9 @@ pub fn make(state: &State, hosts: usize) -> Result<()> {
         let identity = ca.client(None, &format!("system:{name}"))?;
         write(&folder.join(format!("{name}.kubeconfig")), ca.kubeconfig(&identity))?;
     }
+    // What it may do is in the project's manifests.
+    let routes = ca.client(None, "kvmlet:network")?;
+    write(&folder.join("routes.kubeconfig"), ca.kubeconfig(&routes))?;
     for index in 1..=hosts {
         let name = host_name(index);
         let user = format!("system:node:{name}");
