@@ -15,6 +15,7 @@
 
 pub mod agent;
 pub mod artifacts;
+pub mod cargo_tests;
 pub mod cluster;
 pub mod command;
 pub mod control_plane;

@@ -11,7 +11,11 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, Parser, Subcommand};
-use kvmlet_e2e::{Cluster, ClusterOptions, agent, artifacts, paths, preflight, progress::say, suite};
+use kvmlet_e2e::{
+    Cluster, ClusterOptions, agent, artifacts, cargo_tests, packages, paths, preflight,
+    progress::say,
+    suite::{self, Summary},
+};
 
 /// A real cluster with real KVM hosts.
 #[derive(Parser)]
@@ -32,6 +36,9 @@ enum Command {
         /// Part of a test's name.
         #[arg(default_value = "")]
         filter: String,
+        /// First run the workspace's own tests, and count both.
+        #[arg(long, conflicts_with = "filter", conflicts_with = "list")]
+        all: bool,
         /// Leave a cluster running that was started for the tests.
         #[arg(long)]
         keep: bool,
@@ -119,7 +126,11 @@ fn run(command: Command) -> Result<ExitCode> {
             say("no cluster is left");
             Ok(ExitCode::SUCCESS)
         }
-        Command::Test { filter, keep, list } => test(&filter, keep, list),
+        Command::Test { list: true, filter, .. } => {
+            suite::select(&filter).iter().for_each(|test| println!("{}", test.name));
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Test { all, filter, keep, .. } => Ok(test(all, &filter, keep)),
         Command::ProbeHost { kvmlet, kernel, initramfs } => {
             let guest = kernel
                 .zip(initramfs)
@@ -181,13 +192,32 @@ fn bring_up(up: &Up) -> Result<()> {
     Ok(())
 }
 
-fn test(filter: &str, keep: bool, list: bool) -> Result<ExitCode> {
+/// Runs suites and says the sum in one line, the last; a suite that could not run counts as a failure.
+fn test(all: bool, filter: &str, keep: bool) -> ExitCode {
+    let mut sum = Summary::default();
+    let mut add = |suite: &str, result: Result<Summary>| {
+        sum += match result {
+            Ok(summary) => {
+                say(format_args!("{suite}: {} passed, {} failed", summary.passed, summary.failed));
+                summary
+            }
+            Err(error) => {
+                say(format_args!("{suite} could not run: {error:#}"));
+                Summary { passed: 0, failed: 1 }
+            }
+        }
+    };
+    if all {
+        add("workspace tests", packages::ensure().and_then(|()| cargo_tests::run()));
+    }
+    add("end-to-end tests", end_to_end(filter, keep));
+    println!("{} passed, {} failed", sum.passed, sum.failed);
+    if sum.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn end_to_end(filter: &str, keep: bool) -> Result<Summary> {
     let tests = suite::select(filter);
     ensure!(!tests.is_empty(), "no test's name contains {filter:?}");
-    if list {
-        tests.iter().for_each(|test| println!("{}", test.name));
-        return Ok(ExitCode::SUCCESS);
-    }
     let was_running = Cluster::running().is_ok();
     let hosts = tests.iter().map(|test| test.hosts).max().unwrap_or(1);
     let kvmlet = tests.iter().any(|test| test.kvmlet);
@@ -200,13 +230,7 @@ fn test(filter: &str, keep: bool, list: bool) -> Result<ExitCode> {
     if !keep && !was_running {
         Cluster::down()?;
     }
-    let summary = summary?;
-    println!("{} passed, {} failed", summary.passed, summary.failed);
-    Ok(if summary.failed == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    summary
 }
 
 fn exec(host: &str, argv: &[String]) -> Result<ExitCode> {

@@ -5,6 +5,7 @@ mod rig;
 
 use std::{
     any::Any,
+    ops::AddAssign,
     panic::{AssertUnwindSafe, catch_unwind},
     time::Instant,
 };
@@ -33,6 +34,13 @@ pub struct Summary {
     pub passed: usize,
     /// Did not.
     pub failed: usize,
+}
+
+impl AddAssign for Summary {
+    fn add_assign(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+    }
 }
 
 /// All tests whose name contains `filter`, in the order to run them.
