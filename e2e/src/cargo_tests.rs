@@ -35,7 +35,9 @@ pub fn run() -> Result<Summary> {
     }
     let status = child.wait().context("wait for cargo test")?;
     if !status.success() && summary.failed == 0 {
-        say(format_args!("cargo test: {status}: a test program was not built, or did not come to its end"));
+        say(format_args!(
+            "cargo test: {status}: a test program was not built, or did not come to its end"
+        ));
         summary.failed = 1;
     }
     Ok(summary)
@@ -44,11 +46,7 @@ pub fn run() -> Result<Summary> {
 /// What a test program says at its end: `test result: ok. 3 passed; 0 failed; …`.
 fn count(line: &str) -> Option<Summary> {
     let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
-    let number = |word: &str| {
-        counts
-            .split("; ")
-            .find_map(|part| part.strip_suffix(word)?.trim_end().parse().ok())
-    };
+    let number = |word: &str| counts.split("; ").find_map(|part| part.strip_suffix(word)?.trim_end().parse().ok());
     Some(Summary {
         passed: number("passed")?,
         failed: number("failed")?,
