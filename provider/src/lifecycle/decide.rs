@@ -1,0 +1,243 @@
+//! Says what to do next, from the state alone.
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::{Action, FIRST_BACKOFF, MAX_BACKOFF, PULL_ERROR_SHOWN, deadline, is_over, later, restarts};
+use crate::{
+    desired::DesiredPod,
+    events::Note,
+    state::{ContainerState, DeletionState, ImageState, Machine, PodState, Slot, Verdict, Work},
+};
+
+/// A container that ran this long starts over with the first wait.
+const BACKOFF_RESET: SignedDuration = SignedDuration::from_mins(10);
+
+pub(super) fn decide(
+    state: &mut PodState,
+    desired: &DesiredPod,
+    now: Timestamp,
+    new_id: &mut dyn FnMut() -> String,
+    actions: &mut Vec<Action>,
+) {
+    if state.verdict.is_none() && state.deletion.is_none() && !is_over(state, desired) && deadline(state, desired).is_some_and(|d| d <= now)
+    {
+        state.verdict = Some(Verdict {
+            reason: "DeadlineExceeded".into(),
+            message: "Pod was active on the node longer than the specified deadline".into(),
+        });
+        actions.push(Action::Tell(Note::normal(
+            "DeadlineExceeded",
+            None,
+            "Pod was active on the node longer than the specified deadline".into(),
+        )));
+    }
+    if state.deletion.is_some() || state.verdict.is_some() || is_over(state, desired) {
+        wind_down(state, desired, now, actions);
+    } else {
+        make_progress(state, desired, now, new_id, actions);
+    }
+}
+
+/// Towards nothing: containers, machine, network, then the object.
+fn wind_down(state: &mut PodState, desired: &DesiredPod, now: Timestamp, actions: &mut Vec<Action>) {
+    if !state.released {
+        let at_once = state.deletion.as_ref().is_some_and(|d| d.object_gone);
+        if matches!(state.machine, Machine::Ready) && !at_once {
+            stop_containers(state, desired, now, actions);
+            if state.containers.iter().any(|c| c.slot.is_alive()) {
+                return;
+            }
+        }
+        let waits = matches!(state.machine, Machine::None { not_before: Some(t) } if t > now);
+        // A machine that is being made is waited for: its end is certain and short.
+        if !waits && state.busy.insert(Work::Machine) {
+            state.machine = Machine::Stopping;
+            actions.push(Action::Release);
+        }
+        return;
+    }
+    match &state.deletion {
+        Some(DeletionState { object_gone: true, .. }) => actions.push(Action::Forget),
+        Some(_) if state.busy.insert(Work::Delete) => actions.push(Action::DeleteObject),
+        _ => {}
+    }
+}
+
+fn stop_containers(state: &mut PodState, desired: &DesiredPod, now: Timestamp, actions: &mut Vec<Action>) {
+    let limit = state.deletion.as_ref().map(|d| d.kill_at);
+    for (index, c) in state.containers.iter_mut().enumerate() {
+        let Slot::Running { id, .. } = &c.slot else { continue };
+        let first = c.kill_at.is_none();
+        let own = c.kill_at.unwrap_or_else(|| later(now, desired.grace));
+        let kill_at = limit.map_or(own, |l| if first { l } else { own.min(l) });
+        if kill_at <= now {
+            actions.push(Action::Signal {
+                id: id.clone(),
+                kill: true,
+                container: index,
+            });
+            // Asked again if it does not help.
+            c.kill_at = Some(later(now, 2));
+        } else if first {
+            let field = Some(desired.containers[index].field_path());
+            actions.push(Action::Tell(Note::normal(
+                "Killing",
+                field,
+                format!("Stopping container {}", c.name),
+            )));
+            actions.push(Action::Signal {
+                id: id.clone(),
+                kill: false,
+                container: index,
+            });
+            c.kill_at = Some(kill_at);
+        } else {
+            c.kill_at = Some(kill_at);
+        }
+    }
+}
+
+/// Towards running: images, machine, init containers in order, then all others.
+fn make_progress(
+    state: &mut PodState,
+    desired: &DesiredPod,
+    now: Timestamp,
+    new_id: &mut dyn FnMut() -> String,
+    actions: &mut Vec<Action>,
+) {
+    for (index, c) in state.containers.iter_mut().enumerate() {
+        let wanted = match &mut c.image {
+            ImageState::Wanted => true,
+            ImageState::Failed {
+                reason,
+                message,
+                at,
+                not_before,
+                ..
+            } => {
+                let image = &desired.containers[index].image;
+                if reason == "ErrImagePull" && at.saturating_add(PULL_ERROR_SHOWN).is_ok_and(|t| t <= now) {
+                    *reason = "ImagePullBackOff".into();
+                    *message = format!("Back-off pulling image {image:?}: ErrImagePull: {message}");
+                    let field = Some(desired.containers[index].field_path());
+                    actions.push(Action::Tell(Note::normal(
+                        "BackOff",
+                        field,
+                        format!("Back-off pulling image {image:?}"),
+                    )));
+                }
+                *not_before <= now
+            }
+            ImageState::Ready(_) => false,
+        };
+        if wanted && state.busy.insert(Work::Pull(index)) {
+            actions.push(Action::Pull(index));
+        }
+    }
+    match state.machine {
+        Machine::None { not_before }
+            if state.containers.iter().all(|c| matches!(c.image, ImageState::Ready(_)))
+                && not_before.is_none_or(|t| t <= now)
+                && state.busy.insert(Work::Machine) =>
+        {
+            state.machine = Machine::Starting;
+            actions.push(Action::StartMachine);
+        }
+        Machine::Ready => start_containers(state, desired, now, new_id, actions),
+        Machine::None { .. } | Machine::Starting | Machine::Stopping => {}
+    }
+}
+
+fn start_containers(
+    state: &mut PodState,
+    desired: &DesiredPod,
+    now: Timestamp,
+    new_id: &mut dyn FnMut() -> String,
+    actions: &mut Vec<Action>,
+) {
+    for index in 0..state.containers.len() {
+        let init = state.containers[index].init;
+        if !init
+            && state
+                .containers
+                .iter()
+                .any(|c| c.init && !matches!(&c.slot, Slot::Ended(e) if e.code == 0))
+        {
+            return;
+        }
+        consider_restart(&mut state.containers[index], desired, index, now, actions);
+        let c = &mut state.containers[index];
+        if let Slot::Waiting { not_before, .. } = &c.slot
+            && not_before.is_none_or(|t| t <= now)
+            && state.busy.insert(Work::Start(index))
+        {
+            let id = new_id();
+            let replaces = c.last.as_ref().map(|e| e.id.clone()).filter(|id| !id.is_empty());
+            c.slot = Slot::Starting { id: id.clone() };
+            actions.push(Action::StartContainer {
+                container: index,
+                id,
+                restarts: c.restarts,
+                replaces,
+            });
+        }
+        // One init container at a time.
+        if init && !matches!(&state.containers[index].slot, Slot::Ended(e) if e.code == 0) {
+            return;
+        }
+    }
+}
+
+/// An ended container that shall run again waits, at first for nothing, then 10 s doubling to 5 min (the kubelet's doBackOff).
+fn consider_restart(c: &mut ContainerState, desired: &DesiredPod, index: usize, now: Timestamp, actions: &mut Vec<Action>) {
+    let Slot::Ended(ended) = &c.slot else { return };
+    if !restarts(desired.restart, c.init, ended.code) {
+        return;
+    }
+    if ended.started != Timestamp::UNIX_EPOCH && ended.finished.duration_since(ended.started) >= BACKOFF_RESET {
+        c.backoff = 0;
+    }
+    let not_before = later(ended.finished.min(now), c.backoff);
+    let waits = not_before > now;
+    c.last = Some(ended.clone());
+    c.restarts += 1;
+    c.slot = if waits {
+        let message = format!(
+            "back-off {} restarting failed container={} pod={}_{}({})",
+            go_duration(c.backoff),
+            c.name,
+            desired.name,
+            desired.namespace,
+            desired.uid
+        );
+        actions.push(Action::Tell(Note::warning(
+            "BackOff",
+            Some(desired.containers[index].field_path()),
+            format!(
+                "Back-off restarting failed container {} in pod {}_{}({})",
+                c.name, desired.name, desired.namespace, desired.uid
+            ),
+        )));
+        Slot::Waiting {
+            reason: Some("CrashLoopBackOff".into()),
+            message,
+            not_before: Some(not_before),
+        }
+    } else {
+        Slot::waiting()
+    };
+    c.backoff = if c.backoff == 0 {
+        FIRST_BACKOFF
+    } else {
+        (c.backoff * 2).min(MAX_BACKOFF)
+    };
+}
+
+/// Seconds as Go prints a duration: `10s`, `1m20s`, `5m0s`.
+fn go_duration(seconds: u64) -> String {
+    if seconds < 60 {
+        format!("{seconds}s")
+    } else {
+        format!("{}m{}s", seconds / 60, seconds % 60)
+    }
+}

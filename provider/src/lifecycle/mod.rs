@@ -1,0 +1,215 @@
+//! A pod's life as a pure function: [`step`] takes a state, what happened and the time, and says what to do next. No I/O, no clock.
+//!
+//! ```text
+//!             images pulled        agent answered, pod set up       init containers, then the others
+//!  Wanted ───────────────▶ Starting ───────────────▶ Ready ──▶ Waiting ▶ Starting ▶ Running ▶ Ended ─┐
+//!    ▲  failed: backoff       │ failed: backoff        │                ▲──── restartPolicy, backoff ─┘
+//!    └────────────────────────┴── the machine died ────┘
+//!  all ended for good, deleted, or a verdict: TERM, KILL after the grace ▶ Stopping ▶ released ▶ (deleted) object removed
+//! ```
+//!
+//! Level-triggered: after any event the whole state is looked at again, so a lost or doubled event does no harm.
+
+mod apply;
+mod decide;
+#[cfg(test)]
+mod tests;
+
+use jiff::{SignedDuration, Timestamp};
+use kvmlet_protocol as protocol;
+
+use crate::{
+    desired::{Deletion, DesiredPod, RestartPolicy},
+    events::Note,
+    state::{ContainerState, ImageFacts, ImageState, Machine, PodState, Slot},
+};
+
+/// Longest wait between restarts and between pulls (the kubelet's MaxContainerBackOff).
+const MAX_BACKOFF: u64 = 300;
+/// First wait.
+const FIRST_BACKOFF: u64 = 10;
+/// How long a failed pull is shown as ErrImagePull before it becomes ImagePullBackOff.
+const PULL_ERROR_SHOWN: SignedDuration = SignedDuration::from_secs(2);
+
+/// What happened.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// Nothing but time.
+    Tick,
+    /// Deletion was asked for (again, with another grace).
+    Delete(Deletion),
+    /// The object is gone from the API server.
+    ObjectGone,
+    /// A pull ended.
+    Pulled {
+        /// Which container.
+        container: usize,
+        /// What came of it.
+        result: Result<ImageFacts, PullFailure>,
+    },
+    /// The network stands: the pod has its addresses.
+    Addressed(Vec<String>),
+    /// The machine is there and set up, or could not be made.
+    MachineStarted(Result<(), Failure>),
+    /// A start ended.
+    Started {
+        /// Which container.
+        container: usize,
+        /// What came of it.
+        result: Result<Timestamp, StartFailure>,
+    },
+    /// The agent's list of containers.
+    Containers(Vec<protocol::ContainerStatus>),
+    /// The machine's process ended without having been asked to.
+    MachineDied(String),
+    /// Machine, network and disks are gone, or could not be released.
+    Released(Result<(), String>),
+    /// The object was deleted, or could not be.
+    Deleted(bool),
+}
+
+/// Why an image could not be had.
+#[derive(Debug, Clone)]
+pub struct PullFailure {
+    /// Waiting reason.
+    pub reason: &'static str,
+    /// For people.
+    pub message: String,
+}
+
+/// Why a machine could not be made.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    /// Reason of the event: `FailedMount`, `FailedCreatePodSandBox`.
+    pub reason: &'static str,
+    /// For people.
+    pub message: String,
+}
+
+/// Why a container did not start.
+#[derive(Debug, Clone)]
+pub enum StartFailure {
+    /// Its configuration cannot be had (yet): stays waiting with this reason and message, tried again.
+    Config {
+        /// `CreateContainerConfigError`, `CreateContainerError`.
+        reason: &'static str,
+        /// For people.
+        message: String,
+    },
+    /// Its process could not be started: counts as an end with this code.
+    Process {
+        /// 126, 127 or 128.
+        code: i32,
+        /// For people.
+        message: String,
+    },
+}
+
+/// What to do; each has an event that tells how it ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Pull the image of a container; answered by [`Event::Pulled`].
+    Pull(usize),
+    /// Make network, disks, machine; answered by [`Event::MachineStarted`].
+    StartMachine,
+    /// Start a container; answered by [`Event::Started`].
+    StartContainer {
+        /// Which.
+        container: usize,
+        /// Its identifier.
+        id: String,
+        /// Number of its log file.
+        restarts: u32,
+        /// An ended instance to forget.
+        replaces: Option<String>,
+    },
+    /// Signal a container; its end comes by [`Event::Containers`].
+    Signal {
+        /// Identifier.
+        id: String,
+        /// Every process, with SIGKILL; else the image's stop signal to the first.
+        kill: bool,
+        /// Which.
+        container: usize,
+    },
+    /// End the machine and give back all it had; answered by [`Event::Released`].
+    Release,
+    /// Delete the API object after its last status is written; answered by [`Event::Deleted`].
+    DeleteObject,
+    /// Tell the pod's owner.
+    Tell(Note),
+    /// Nothing of the pod is left: forget it, logs and record too.
+    Forget,
+}
+
+/// Takes what happened into `state` and says what to do. `new_id` makes container identifiers.
+pub fn step(state: &mut PodState, desired: &DesiredPod, event: Event, now: Timestamp, new_id: &mut dyn FnMut() -> String) -> Vec<Action> {
+    let mut actions = Vec::new();
+    apply::apply(state, desired, event, now, &mut actions);
+    decide::decide(state, desired, now, new_id, &mut actions);
+    actions
+}
+
+/// When [`step`] wants a [`Event::Tick`] at the latest.
+pub fn next_tick(state: &PodState, desired: &DesiredPod) -> Option<Timestamp> {
+    let mut times = Vec::new();
+    if let Machine::None { not_before } = state.machine {
+        times.extend(not_before);
+    }
+    for c in &state.containers {
+        times.extend(c.kill_at);
+        if let Slot::Waiting { not_before, .. } = &c.slot {
+            times.extend(*not_before);
+        }
+        if let ImageState::Failed {
+            at, not_before, reason, ..
+        } = &c.image
+        {
+            times.push(if reason == "ErrImagePull" {
+                at.saturating_add(PULL_ERROR_SHOWN).unwrap_or(*not_before)
+            } else {
+                *not_before
+            });
+        }
+    }
+    if state.verdict.is_none() && !is_over(state, desired) {
+        times.extend(deadline(state, desired));
+    }
+    times.into_iter().min()
+}
+
+/// Whether all containers have ended for good: the phase is Succeeded or Failed.
+pub fn is_over(state: &PodState, desired: &DesiredPod) -> bool {
+    if state.verdict.is_some() {
+        return state.containers.iter().all(|c| !c.slot.is_alive());
+    }
+    let ended_for_good = |c: &ContainerState| matches!(&c.slot, Slot::Ended(e) if !restarts(desired.restart, c.init, e.code));
+    let init_failed = state
+        .containers
+        .iter()
+        .any(|c| c.init && matches!(&c.slot, Slot::Ended(e) if e.code != 0) && ended_for_good(c));
+    init_failed || state.containers.iter().filter(|c| !c.init).all(ended_for_good)
+}
+
+fn restarts(policy: RestartPolicy, init: bool, code: i32) -> bool {
+    match policy {
+        RestartPolicy::Never => false,
+        RestartPolicy::OnFailure => code != 0,
+        RestartPolicy::Always => !init || code != 0,
+    }
+}
+
+fn deadline(state: &PodState, desired: &DesiredPod) -> Option<Timestamp> {
+    let seconds = i64::try_from(desired.active_deadline?).ok()?;
+    state.accepted.checked_add(SignedDuration::from_secs(seconds)).ok()
+}
+
+fn later(now: Timestamp, seconds: u64) -> Timestamp {
+    now.saturating_add(SignedDuration::from_secs(i64::try_from(seconds).unwrap_or(i64::MAX)))
+        .unwrap_or(Timestamp::MAX)
+}
+
+/// A guest's nanoseconds; one that lies about its clock gets 1970.
+pub fn timestamp(nanoseconds: u64) -> Timestamp {
+    Timestamp::from_nanosecond(i128::from(nanoseconds)).unwrap_or(Timestamp::UNIX_EPOCH)
+}
