@@ -14,7 +14,7 @@ use kube::{
     api::{DeleteParams, Preconditions},
 };
 use kvmlet_network::PodNetworks;
-use kvmlet_protocol::{ContainerStatus, Request, Response};
+use kvmlet_protocol::{Request, Response};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, warn};
@@ -227,8 +227,9 @@ async fn follow_containers(running: &Running, events: &mpsc::Sender<Event>) {
     }
 }
 
-/// Takes a running machine over after a restart of the daemon; the error says why it is not there any more.
-pub async fn adopt(act: &Act, desired: &Arc<DesiredPod>, state: &PodState) -> Result<Vec<ContainerStatus>, String> {
+/// Takes a running machine over after a restart of the daemon; the error says why it is not there any more. How its containers stand is told
+/// by the agent's first list.
+pub async fn adopt(act: &Act, desired: &Arc<DesiredPod>, state: &PodState) -> Result<(), String> {
     let running = machine::adopt(&act.context, &desired.uid).await?;
     for c in &state.containers {
         if let Some(id) = c.slot.id() {
@@ -237,22 +238,16 @@ pub async fn adopt(act: &Act, desired: &Arc<DesiredPod>, state: &PodState) -> Re
         }
     }
     *act.machine.lock().expect("no holder panics") = Some(running.clone());
-    let list = match Agent::connect(&running.vsock).await {
-        Ok(mut agent) => match agent.ask(&Request::List).await {
-            Ok(Response::Containers { containers, .. }) => containers,
-            Ok(_) => return Err("the agent answered with something else".into()),
-            Err(error) => return Err(error.to_string()),
-        },
-        Err(error) => return Err(error.to_string()),
-    };
     watch_machine(act, desired, running);
-    Ok(list)
+    Ok(())
 }
 
 /// Ends whatever a pod has on this host: machine process, network, disks. Idempotent.
 pub async fn destroy(context: &Arc<Context>, uid: &str) -> Result<(), String> {
     machine::destroy(context, uid).await?;
-    if let Some(network) = context.network.get() {
+    // Right after the daemon's start the network may not stand yet: what it has to take down waits for it.
+    if context.network.initialized() || PodNetworks::has_trace(&context.config.network_dir(), uid) {
+        let network = context.standing_network().await?;
         network
             .teardown(uid)
             .await

@@ -273,6 +273,11 @@ pub enum ConfigError {
 }
 
 impl Config {
+    /// Where the records of pods' networks are.
+    pub fn network_dir(&self) -> PathBuf {
+        self.state_dir.join("network")
+    }
+
     /// Reads and checks a configuration file.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;

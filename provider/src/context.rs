@@ -3,6 +3,7 @@
 use std::{
     path::PathBuf,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use kube::Client;
@@ -44,7 +45,24 @@ pub struct Context {
     pub scratch: Mutex<()>,
 }
 
+/// How long the node may be without a podCIDR before whoever needs the network says so.
+const NETWORK_TIME: Duration = Duration::from_secs(20);
+
 impl Context {
+    /// The pods' network, once the node has its podCIDR.
+    pub async fn standing_network(&self) -> Result<&PodNetworks, String> {
+        let deadline = tokio::time::Instant::now() + NETWORK_TIME;
+        loop {
+            if let Some(networks) = self.network.get() {
+                return Ok(networks);
+            }
+            if tokio::time::Instant::now() >= deadline {
+                return Err("the node has no podCIDR yet (is the controller manager run with --allocate-node-cidrs?)".into());
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     /// Says what is wrong with the node.
     pub fn trouble(&self, what: &'static str, why: String) {
         self.troubles.lock().expect("no holder panics").insert(what, why);

@@ -15,7 +15,7 @@ use crate::{
     desired::{Deletion, DesiredPod},
     lifecycle::{self, Action, Event},
     machine::Running,
-    state::{Machine, PodState, Slot},
+    state::{Machine, PodState},
     status,
     store::Record,
 };
@@ -255,16 +255,7 @@ impl Driver {
             // Done again from the start: each part may be missing by now.
             Machine::Stopping => self.state.machine = Machine::None { not_before: None },
             Machine::Ready => match act::adopt(&self.act, &self.desired, &self.state).await {
-                Ok(list) => {
-                    info!("the machine is adopted");
-                    for c in &mut self.state.containers {
-                        if matches!(&c.slot, Slot::Starting { id } if !list.iter().any(|s| s.id == *id)) {
-                            c.slot = Slot::waiting();
-                        }
-                    }
-                    let events = Event::Containers(list);
-                    let _ = self.act.events.try_send(events);
-                }
+                Ok(()) => info!("the machine is adopted"),
                 Err(why) => {
                     info!(why, "the machine ended while no daemon watched");
                     let _ = self.act.events.try_send(Event::MachineDied(why));

@@ -4,6 +4,7 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use futures_util::StreamExt;
@@ -80,8 +81,18 @@ impl Kubelet {
         let config = watcher::Config::default().fields(&format!("spec.nodeName={}", self.context.config.node_name));
         let mut stream = std::pin::pin!(watcher::watcher(api, config).default_backoff());
         let mut listed = HashSet::new();
-        let mut swept = false;
-        while let Some(event) = stream.next().await {
+        let (mut complete, mut swept) = (false, false);
+        loop {
+            // Between events: no pod's task begins meanwhile, so what has none is left over.
+            if complete && !swept && self.context.network.initialized() {
+                swept = true;
+                self.sweep().await;
+            }
+            let event = tokio::select! {
+                event = stream.next() => event,
+                () = tokio::time::sleep(Duration::from_secs(1)), if !swept => continue,
+            };
+            let Some(event) = event else { return };
             match event {
                 Ok(watcher::Event::Init) => listed.clear(),
                 Ok(watcher::Event::InitApply(pod)) => {
@@ -90,10 +101,7 @@ impl Kubelet {
                 }
                 Ok(watcher::Event::InitDone) => {
                     self.compare(&listed).await;
-                    if !swept {
-                        swept = true;
-                        self.sweep().await;
-                    }
+                    complete = true;
                 }
                 Ok(watcher::Event::Apply(pod)) => self.upsert(pod).await,
                 Ok(watcher::Event::Delete(pod)) => {

@@ -10,7 +10,7 @@ use kvmlet_protocol::{ErrorKind, Interface, Request, Response, Route};
 use tracing::info;
 
 use crate::{
-    act::{Act, chain, now_nanoseconds},
+    act::{self, Act, chain, now_nanoseconds},
     agent::{Agent, AgentError},
     context::Context,
     desired::DesiredPod,
@@ -25,8 +25,6 @@ use crate::{
 
 /// How long a guest may take from spawn to its agent's hello. Far above any real boot, also on an emulated KVM under load.
 const BOOT_TIME: Duration = Duration::from_secs(120);
-/// How long the node may be without a podCIDR before a pod says so.
-const NETWORK_TIME: Duration = Duration::from_secs(20);
 
 /// The identifiers of a pod's images, each once, in the order of their devices.
 pub fn distinct_images(state: &PodState) -> Vec<String> {
@@ -56,6 +54,8 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String]) ->
         .collect::<Result<Vec<_>, _>>()
         .map_err(sandbox)?;
     let begun = std::time::Instant::now();
+    // Whatever an earlier machine of this pod has left.
+    act::destroy(context, &desired.uid).await.map_err(sandbox)?;
     let network = network(context, desired).await.map_err(sandbox)?;
     let ips: Vec<String> = network.interface.addresses.iter().map(|a| a.addr().to_string()).collect();
     let _ = act.events.send(Event::Addressed(ips.clone())).await;
@@ -189,16 +189,7 @@ fn facts(context: &Context, pod_ips: Vec<String>) -> Facts {
 }
 
 async fn network(context: &Context, desired: &DesiredPod) -> Result<PodNetwork, String> {
-    let deadline = tokio::time::Instant::now() + NETWORK_TIME;
-    let networks = loop {
-        if let Some(networks) = context.network.get() {
-            break networks;
-        }
-        if tokio::time::Instant::now() >= deadline {
-            return Err("the node has no podCIDR yet (is the controller manager run with --allocate-node-cidrs?)".into());
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    };
+    let networks = context.standing_network().await?;
     let ports = desired
         .pod
         .spec

@@ -8,6 +8,7 @@ use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use ipnet::Ipv4Net;
 use serde_json::Value;
 use tokio::sync::{OwnedMutexGuard, Semaphore};
 
@@ -102,6 +103,18 @@ impl PodNetworks {
                 config,
             }),
         }
+    }
+
+    /// Whether a pod has a record here, so that teardown has something to do; asked where no network stands yet.
+    #[must_use]
+    pub fn has_trace(state_dir: &std::path::Path, uid: &str) -> bool {
+        !matches!(Records::new(state_dir).load(uid), Ok(None))
+    }
+
+    /// All pods of this node.
+    #[must_use]
+    pub fn pod_cidr(&self) -> Ipv4Net {
+        self.inner.config.pod_cidr
     }
 
     /// Makes the pod's network. What a failure leaves is undone before it is reported, as far as that works.

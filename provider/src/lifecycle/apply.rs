@@ -77,8 +77,15 @@ pub(super) fn apply(state: &mut PodState, desired: &DesiredPod, event: Event, no
         }
         Event::Started { container, result } => started(state, desired, container, result, now, actions),
         Event::Containers(list) => {
-            for status in list {
-                observe(state, &status);
+            for status in &list {
+                observe(state, status);
+            }
+            // A start that a daemon before this one has not come to.
+            for (index, c) in state.containers.iter_mut().enumerate() {
+                let unknown = matches!(&c.slot, Slot::Starting { id } if !list.iter().any(|s| s.id == *id));
+                if unknown && !state.busy.contains(&Work::Start(index)) {
+                    c.slot = Slot::waiting();
+                }
             }
         }
         Event::MachineDied(why) => machine_died(state, desired, &why, now, actions),

@@ -454,6 +454,19 @@ fn the_active_deadline_ends_a_pod() {
 }
 
 #[test]
+fn a_start_that_a_dead_daemon_had_only_noted_is_done_again_and_one_it_had_made_is_not() {
+    let mut life = Life::simple("Always", 2);
+    assert_eq!(life.boot(), [start(0, "id1", 0, None), start(1, "id2", 0, None)]);
+    // As after a restart of the daemon.
+    life.state.busy.clear();
+    let made = ContainerStatus {
+        id: "id2".into(),
+        state: Seen::Running { pid: 9, started: 1 },
+    };
+    assert_eq!(life.on(Event::Containers(vec![made])), [start(0, "id3", 0, None)]);
+}
+
+#[test]
 fn what_is_late_or_doubled_does_no_harm() {
     let mut life = Life::simple("Always", 1);
     life.boot();
