@@ -113,6 +113,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         host: host.clone(),
         troubles,
         images,
+        network: network.clone(),
     };
     let kubelet = Kubelet {
         context: context.clone(),
@@ -256,7 +257,7 @@ async fn join_network(config: &Config, client: &Client, network: &OnceCell<PodNe
             .await
             .context("find the uplink's MTU")?,
     };
-    let mut made = NetworkConfig::new(pod_cidr, cluster, mtu, config.state_dir.join("network"));
+    let mut made = NetworkConfig::new(pod_cidr, cluster, mtu, config.network_dir());
     if !config.network.plugin_dirs.is_empty() {
         made.plugin_dirs.clone_from(&config.network.plugin_dirs);
     }

@@ -68,7 +68,11 @@ fn rotate(dir: &Path, number: u32, most: usize) -> io::Result<File> {
         .strftime("%Y%m%d-%H%M%S%.9f")
         .to_string()
         .replace('.', "");
-    fs::rename(dir.join(format!("{number}.log")), dir.join(format!("{number}.log.{stamp}")))?;
+    match fs::rename(dir.join(format!("{number}.log")), dir.join(format!("{number}.log.{stamp}"))) {
+        // A daemon that died between this and the next step has done it.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        done => done?,
+    }
     let file = create(dir, number)?;
     let mut rotated = parts(dir, &format!("{number}.log."))?;
     rotated.sort();

@@ -23,7 +23,9 @@ use kube::{
     Api, Client,
     api::{Patch, PatchParams, PostParams},
 };
+use kvmlet_network::PodNetworks;
 use serde_json::json;
+use tokio::sync::OnceCell;
 use tracing::{info, warn};
 
 use crate::{config::Config, desired::Amounts, quantity::Quantity};
@@ -118,6 +120,8 @@ pub struct NodeKeeper {
     pub troubles: Troubles,
     /// The image store, for the list of images.
     pub images: Arc<kvmlet_image::ImageStore>,
+    /// The pods' network, once it stands.
+    pub network: Arc<OnceCell<PodNetworks>>,
 }
 
 impl NodeKeeper {
@@ -270,6 +274,9 @@ impl NodeKeeper {
                     effect: "NoSchedule".into(),
                     ..Taint::default()
                 }]),
+                // A Node that somebody deleted gets back the addresses that its pods have.
+                pod_cidr: self.network.get().map(|n| n.pod_cidr().trunc().to_string()),
+                pod_cidrs: self.network.get().map(|n| vec![n.pod_cidr().trunc().to_string()]),
                 ..NodeSpec::default()
             }),
             status: None,
