@@ -24,12 +24,13 @@ cluster-down: ## the end of that cluster
 demo: ## one pod through the whole path, in one screen
 	@$(E2E) demo
 
-test: ## all tests, ending with one line
-	@$(E2E) test "$(FILTER)"
+test: ## all tests, ending with one line; with FILTER=s end-to-end ones only
+	@$(E2E) test $(if $(FILTER),"$(FILTER)",--all)
 
 bench: ## speed and memory, beside peers
 	@$(E2E) bench
 
-lint: ## formatting and lints
+lint: ## formatting, lints, licences and sources of what is linked
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
+	@.ci/deny
