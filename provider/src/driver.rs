@@ -95,6 +95,7 @@ pub fn start(context: Arc<Context>, desired: DesiredPod, begin: Start) -> Handle
         state,
         act,
         view,
+        stepped: Timestamp::UNIX_EPOCH,
         written: Vec::new(),
         reported: None,
     };
@@ -108,6 +109,8 @@ struct Driver {
     state: PodState,
     act: Act,
     view: watch::Sender<Arc<View>>,
+    /// When the last step was.
+    stepped: Timestamp,
     written: Vec<u8>,
     reported: Option<(PodStatus, u64, watch::Receiver<u64>)>,
 }
@@ -126,7 +129,7 @@ impl Driver {
             if self.take(next) {
                 return;
             }
-            let tick = lifecycle::next_tick(&self.state, &self.desired);
+            let tick = lifecycle::next_tick(&self.state, &self.desired, self.stepped);
             let sleep = async {
                 match tick {
                     Some(at) => {
@@ -169,6 +172,7 @@ impl Driver {
             tracing::debug!(?event, "step");
         }
         let now = Timestamp::now();
+        self.stepped = now;
         let actions = lifecycle::step(&mut self.state, &self.desired, event, now, &mut crate::context::new_id);
         self.save();
         self.publish(now);

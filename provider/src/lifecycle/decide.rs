@@ -2,7 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Action, FIRST_BACKOFF, MAX_BACKOFF, PULL_ERROR_SHOWN, deadline, is_over, later, restarts};
+use super::{Action, FIRST_BACKOFF, KILL_PATIENCE, MAX_BACKOFF, PULL_ERROR_SHOWN, deadline, is_over, later, restarts};
 use crate::{
     desired::DesiredPod,
     events::Note,
@@ -41,7 +41,9 @@ pub(super) fn decide(
 /// Towards nothing: containers, machine, network, then the object.
 fn wind_down(state: &mut PodState, desired: &DesiredPod, now: Timestamp, actions: &mut Vec<Action>) {
     if !state.released {
-        let at_once = state.deletion.as_ref().is_some_and(|d| d.object_gone);
+        // A guest that hangs does not hear of it.
+        let unheard = |d: &DeletionState| d.kill_at.saturating_add(KILL_PATIENCE).is_ok_and(|t| t <= now);
+        let at_once = state.deletion.as_ref().is_some_and(|d| d.object_gone || unheard(d));
         if matches!(state.machine, Machine::Ready) && !at_once {
             stop_containers(state, desired, now, actions);
             if state.containers.iter().any(|c| c.slot.is_alive()) {

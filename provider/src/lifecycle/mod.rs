@@ -30,6 +30,8 @@ const MAX_BACKOFF: u64 = 300;
 const FIRST_BACKOFF: u64 = 10;
 /// How long a failed pull is shown as ErrImagePull before it becomes ImagePullBackOff.
 const PULL_ERROR_SHOWN: SignedDuration = SignedDuration::from_secs(2);
+/// How long containers may take to be gone after SIGKILL before their machine is ended with them.
+const KILL_PATIENCE: SignedDuration = SignedDuration::from_secs(10);
 
 /// What happened.
 #[derive(Debug, Clone)]
@@ -151,7 +153,9 @@ pub fn step(state: &mut PodState, desired: &DesiredPod, event: Event, now: Times
 }
 
 /// When [`step`] wants a [`Event::Tick`] at the latest.
-pub fn next_tick(state: &PodState, desired: &DesiredPod) -> Option<Timestamp> {
+///
+/// `stepped` is the time of the last step: what was due by then has been looked at, and waits for something else.
+pub fn next_tick(state: &PodState, desired: &DesiredPod, stepped: Timestamp) -> Option<Timestamp> {
     let mut times = Vec::new();
     if let Machine::None { not_before } = state.machine {
         times.extend(not_before);
@@ -175,7 +179,10 @@ pub fn next_tick(state: &PodState, desired: &DesiredPod) -> Option<Timestamp> {
     if state.verdict.is_none() && !is_over(state, desired) {
         times.extend(deadline(state, desired));
     }
-    times.into_iter().min()
+    if let Some(deletion) = state.deletion.as_ref().filter(|_| !state.released) {
+        times.extend(deletion.kill_at.saturating_add(KILL_PATIENCE));
+    }
+    times.into_iter().filter(|time| *time > stepped).min()
 }
 
 /// Whether all containers have ended for good: the phase is Succeeded or Failed.

@@ -266,6 +266,30 @@ fn a_deleted_pod_gets_its_signal_then_its_kill_then_its_end() {
 }
 
 #[test]
+fn a_guest_that_hears_no_kill_loses_its_machine() {
+    let mut life = Life::simple("Always", 1);
+    life.boot();
+    life.started(0);
+    life.delete(1);
+    life.pass(1);
+    assert!(life.pass(9).iter().all(|a| matches!(a, Action::Signal { kill: true, .. })));
+    assert_eq!(life.pass(1), [Action::Release]);
+}
+
+#[test]
+fn what_is_due_but_waits_for_something_else_asks_for_no_tick() {
+    let mut life = Life::simple("Always", 1);
+    life.on(Event::Tick);
+    let result = Err(PullFailure {
+        reason: "ErrImagePull",
+        message: "m".into(),
+    });
+    life.on(Event::Pulled { container: 0, result });
+    assert_eq!(life.pass(10), [Action::Pull(0)]);
+    assert_eq!(next_tick(&life.state, &life.desired, life.now), None);
+}
+
+#[test]
 fn a_second_deletion_can_only_shorten_the_grace() {
     let mut life = Life::simple("Always", 1);
     life.boot();
@@ -517,7 +541,7 @@ proptest! {
             }
             open.extend(more);
         }
-        prop_assert!(false, "it never ended: {:?}, over: {}, next tick {:?}", life.state, is_over(&life.state, &life.desired), next_tick(&life.state, &life.desired));
+        prop_assert!(false, "it never ended: {:?}, over: {}, next tick {:?}", life.state, is_over(&life.state, &life.desired), next_tick(&life.state, &life.desired, life.now));
     }
 }
 
