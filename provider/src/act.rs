@@ -103,16 +103,21 @@ pub fn begin(act: &Act, desired: &Arc<DesiredPod>, state: &PodState, action: Act
             restarts,
             replaces,
         } => {
-            let images = prepare::distinct_images(state);
-            let image = state.containers[container].image.id().unwrap_or_default().to_owned();
-            let ips = state.ips.clone();
+            let instance = prepare::Instance {
+                container,
+                id,
+                restarts,
+                images: prepare::distinct_images(state),
+                image: state.containers[container].image.id().unwrap_or_default().to_owned(),
+                ips: state.ips.clone(),
+            };
             act.spawn(async move |act| {
                 if let (Some(old), Some(running)) = (replaces, act.running()) {
                     // A machine that is new does not know it: that is as good.
                     let _ = request(&running.vsock, &Request::Remove { container: old.clone() }).await;
                     running.close_log(&old).await;
                 }
-                let result = prepare::container(&act, &desired, container, &id, restarts, &images, &image, &ips).await;
+                let result = prepare::container(&act, &desired, instance).await;
                 Event::Started { container, result }
             });
         }

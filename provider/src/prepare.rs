@@ -107,19 +107,26 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String]) ->
     }
 }
 
+/// What one instance of a container is started with.
+pub struct Instance {
+    /// Which container.
+    pub container: usize,
+    /// The instance's identifier.
+    pub id: String,
+    /// Number of its log file.
+    pub restarts: u32,
+    /// The pod's images, in the order of their devices.
+    pub images: Vec<String>,
+    /// Its own image.
+    pub image: String,
+    /// The pod's addresses.
+    pub ips: Vec<String>,
+}
+
 /// Starts a container.
-pub async fn container(
-    act: &Act,
-    desired: &Arc<DesiredPod>,
-    index: usize,
-    id: &str,
-    restarts: u32,
-    images: &[String],
-    image_id: &str,
-    ips: &[String],
-) -> Result<Timestamp, StartFailure> {
+pub async fn container(act: &Act, desired: &Arc<DesiredPod>, instance: Instance) -> Result<Timestamp, StartFailure> {
     let context = &act.context;
-    let own = &desired.containers[index];
+    let own = &desired.containers[instance.container];
     let config_error = |message: String| StartFailure::Config {
         reason: "CreateContainerConfigError",
         message,
@@ -128,22 +135,23 @@ pub async fn container(
         reason: "CreateContainerError",
         message,
     };
-    let facts = facts(context, ips.to_vec());
-    let image = image(context, image_id).map_err(create_error)?;
-    let device = images
+    let facts = facts(context, instance.ips);
+    let image = image(context, &instance.image).map_err(create_error)?;
+    let device = instance
+        .images
         .iter()
-        .position(|i| i == image_id)
-        .ok_or_else(|| create_error(format!("image {image_id} is not in the machine")))?;
+        .position(|i| *i == instance.image)
+        .ok_or_else(|| create_error(format!("image {} is not in the machine", instance.image)))?;
     let variables = env::variables(desired, own, &facts, &context.objects).await.map_err(config_error)?;
     let hostname = names::kernel_hostname(desired, &context.dns.domain);
-    let spec = lower::container(desired, own, id, device, &image.config, &variables, &hostname).map_err(config_error)?;
+    let spec = lower::container(desired, own, &instance.id, device, &image.config, &variables, &hostname).map_err(config_error)?;
     let running = act
         .machine
         .lock()
         .expect("no holder panics")
         .clone()
         .ok_or_else(|| create_error("the machine is not there".into()))?;
-    logs::open(context, desired, &running, &own.name, id, restarts)
+    logs::open(context, desired, &running, &own.name, &instance.id, instance.restarts)
         .await
         .map_err(|e| create_error(format!("open the container's log: {e}")))?;
     context.recorder.pod(

@@ -109,12 +109,12 @@ impl Quantity {
 
 impl fmt::Display for Quantity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0 % 1000 != 0 {
+        if !self.0.is_multiple_of(1000) {
             return write!(f, "{}m", self.0);
         }
         let units = self.0 / 1000;
         for (shift, suffix) in [(30, "Gi"), (20, "Mi"), (10, "Ki")] {
-            if units != 0 && units % (1 << shift) == 0 {
+            if units != 0 && units.is_multiple_of(1 << shift) {
                 return write!(f, "{}{suffix}", units >> shift);
             }
         }

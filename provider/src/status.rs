@@ -10,7 +10,7 @@ use k8s_openapi::{
 };
 
 use crate::{
-    desired::{DesiredContainer, DesiredPod, RestartPolicy},
+    desired::{DesiredContainer, DesiredPod},
     lifecycle::is_over,
     state::{ContainerState, Ended, ImageState, Machine, PodState, Slot},
 };
@@ -131,13 +131,8 @@ fn phase(desired: &DesiredPod, state: &PodState) -> &'static str {
         });
         return if failed { "Failed" } else { "Succeeded" };
     }
-    let begun = mains().any(|c| matches!(c.slot, Slot::Running { .. } | Slot::Ended(_)) || c.last.is_some());
-    let all_begun = mains().all(|c| matches!(c.slot, Slot::Running { .. } | Slot::Ended(_)) || c.last.is_some());
-    if begun && (all_begun || desired.restart == RestartPolicy::Never && all_begun) {
-        "Running"
-    } else {
-        "Pending"
-    }
+    let has_begun = |c: &ContainerState| matches!(c.slot, Slot::Running { .. } | Slot::Ended(_)) || c.last.is_some();
+    if mains().all(has_begun) { "Running" } else { "Pending" }
 }
 
 fn container(desired: &DesiredContainer, c: &ContainerState, initialized: bool, has_init: bool) -> ContainerStatus {

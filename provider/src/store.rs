@@ -26,6 +26,9 @@ pub struct Record {
     pub state: PodState,
 }
 
+/// A pod's UID with its record, or why that cannot be used.
+pub type Loaded = (String, Result<Record, StoreError>);
+
 /// Why a record cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -79,8 +82,8 @@ impl Store {
         write_atomically(&dir, "state.json", &bytes)
     }
 
-    /// Reads all records; a directory whose record is missing or damaged comes with the error, so that it can be swept.
-    pub fn load(&self) -> Result<Vec<(String, Result<Record, StoreError>)>, StoreError> {
+    /// Reads all records, by UID; a directory whose record is missing or damaged comes with the error, so that it can be swept.
+    pub fn load(&self) -> Result<Vec<Loaded>, StoreError> {
         let entries = fs::read_dir(&self.0).map_err(|source| StoreError::Io {
             what: "list",
             path: self.0.clone(),

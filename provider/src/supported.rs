@@ -16,13 +16,15 @@ pub struct Unsupported {
 enum Rule {
     /// Anything in it.
     Any,
-    /// Only this JSON text.
+    /// Only this word.
     Only(&'static str),
+    /// Only this position of a switch.
+    Switch(bool),
     /// Nothing, with a reason.
     Refused(&'static str),
 }
 
-use Rule::{Any, Only, Refused};
+use Rule::{Any, Only, Refused, Switch};
 
 const NO_HOST: &str = "the pod has a kernel of its own, there is no host to share";
 
@@ -38,7 +40,7 @@ const POD: &[(&str, Rule)] = &[
     ("hostIPC", Refused(NO_HOST)),
     ("hostNetwork", Refused(NO_HOST)),
     ("hostPID", Refused(NO_HOST)),
-    ("hostUsers", Only("true")),
+    ("hostUsers", Switch(true)),
     ("hostname", Any),
     ("imagePullSecrets", Any),
     ("nodeName", Any),
@@ -50,7 +52,7 @@ const POD: &[(&str, Rule)] = &[
     ("priorityClassName", Any),
     ("readinessGates", Any),
     ("restartPolicy", Any),
-    ("runtimeClassName", Only("\"kvmlet\"")),
+    ("runtimeClassName", Only("kvmlet")),
     ("schedulerName", Any),
     ("securityContext.fsGroup", Any),
     ("securityContext.fsGroupChangePolicy", Any),
@@ -59,18 +61,18 @@ const POD: &[(&str, Rule)] = &[
     ("securityContext.runAsUser", Any),
     ("securityContext.seccompProfile.type", Any),
     ("securityContext.supplementalGroups", Any),
-    ("securityContext.supplementalGroupsPolicy", Only("\"Merge\"")),
+    ("securityContext.supplementalGroupsPolicy", Only("Merge")),
     ("serviceAccount", Any),
     ("serviceAccountName", Any),
     ("setHostnameAsFQDN", Any),
-    ("shareProcessNamespace", Only("false")),
+    ("shareProcessNamespace", Switch(false)),
     ("subdomain", Any),
     ("terminationGracePeriodSeconds", Any),
     ("tolerations", Any),
     ("topologySpreadConstraints", Any),
     ("volumes.configMap", Any),
     ("volumes.downwardAPI", Any),
-    ("volumes.emptyDir.medium", Any),
+    ("volumes.emptyDir.medium", Only("Memory")),
     ("volumes.emptyDir.sizeLimit", Any),
     ("volumes.name", Any),
     ("volumes.projected.defaultMode", Any),
@@ -105,23 +107,23 @@ const CONTAINER: &[(&str, Rule)] = &[
     ("resources.requests.memory", Any),
     ("securityContext.allowPrivilegeEscalation", Any),
     ("securityContext.capabilities", Any),
-    ("securityContext.privileged", Only("false")),
-    ("securityContext.procMount", Only("\"Default\"")),
+    ("securityContext.privileged", Switch(false)),
+    ("securityContext.procMount", Only("Default")),
     ("securityContext.readOnlyRootFilesystem", Any),
     ("securityContext.runAsGroup", Any),
     ("securityContext.runAsNonRoot", Any),
     ("securityContext.runAsUser", Any),
     ("securityContext.seccompProfile.type", Any),
-    ("stdin", Only("false")),
-    ("stdinOnce", Only("false")),
+    ("stdin", Switch(false)),
+    ("stdinOnce", Switch(false)),
     ("terminationMessagePath", Any),
     ("terminationMessagePolicy", Any),
-    ("tty", Only("false")),
+    ("tty", Switch(false)),
     ("volumeMounts.mountPath", Any),
-    ("volumeMounts.mountPropagation", Only("\"None\"")),
+    ("volumeMounts.mountPropagation", Only("None")),
     ("volumeMounts.name", Any),
     ("volumeMounts.readOnly", Any),
-    ("volumeMounts.recursiveReadOnly", Only("\"Disabled\"")),
+    ("volumeMounts.recursiveReadOnly", Only("Disabled")),
     ("volumeMounts.subPath", Any),
     ("workingDir", Any),
 ];
@@ -153,8 +155,9 @@ fn walk(value: &Value, key: &str, path: &str, table: &[(&str, Rule)], found: &mu
     }
     match table.iter().find(|(name, _)| *name == key) {
         Some((_, Any)) => return,
-        Some((_, Only(text))) if value.to_string() == *text => return,
-        Some((_, Only(_))) => {
+        Some((_, Only(word))) if value == word => return,
+        Some((_, Switch(on))) if value == on => return,
+        Some((_, Only(_) | Switch(_))) => {
             return found.push(Unsupported {
                 path: path.into(),
                 why: None,
@@ -251,6 +254,10 @@ mod tests {
             (
                 json!({"volumes": [{"projected": {"sources": [{"clusterTrustBundle": {"path": "p"}}]}}]}),
                 "spec.volumes[0].projected.sources[0].clusterTrustBundle",
+            ),
+            (
+                json!({"volumes": [{"name": "v", "emptyDir": {"medium": "HugePages"}}, {"name": "m", "emptyDir": {"medium": "Memory"}}]}),
+                "spec.volumes[0].emptyDir.medium",
             ),
             (json!({"hostNetwork": true}), "spec.hostNetwork"),
             (
