@@ -62,6 +62,8 @@ impl NetworkConfig {
             "type": "bridge",
             "bridge": self.bridge,
             "isGateway": true,
+            // A Node that was deleted and made again may have another range: then the old range's address has no more use.
+            "forceAddress": true,
             "hairpinMode": true,
             "ipMasq": false,
             "mtu": self.mtu,
@@ -108,6 +110,7 @@ mod tests {
         assert_eq!(bridge["type"], "bridge");
         assert_eq!(bridge["mtu"], 1450);
         assert_eq!(bridge["ipMasq"], false);
+        assert_eq!(bridge["forceAddress"], true);
         assert_eq!(bridge["ipam"]["ranges"][0][0]["subnet"], "10.244.3.0/24");
         assert_eq!(bridge["ipam"]["dataDir"], "/var/lib/kvmlet/network/leases");
     }
