@@ -13,8 +13,8 @@ pub const KVMLET_LOG: &str = "/var/log/kvmlet.log";
 /// kube-proxy's service.
 pub const KUBE_PROXY: &str = "kube-proxy";
 
-/// A folder that is each host's own, also of native ones.
-const PROGRAM: &str = "/usr/local/lib/kvmlet-rig/kvmlet";
+/// The program, in a folder that is each host's own, also of native ones.
+pub const PROGRAM: &str = "/usr/local/lib/kvmlet-rig/kvmlet";
 
 /// The daemon.
 pub fn kvmlet_service() -> Service {

@@ -1,0 +1,147 @@
+//! Images that cannot be had, or that no careful host would unpack: each fails where its owner reads it, and leaves nothing on the host.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use super::{
+    Test, daemon,
+    workload::{container, pod, sh, with, within},
+};
+use crate::{Cluster, paths::GATEWAY, wait_for};
+
+pub(super) const TESTS: &[Test] = &[
+    Test {
+        name: "an image that cannot be had or trusted is refused with its reason, and leaves nothing on the host",
+        hosts: 1,
+        kvmlet: true,
+        run: refused,
+    },
+    Test {
+        name: "links of an image that lead out of it stay within it",
+        hosts: 1,
+        kvmlet: true,
+        run: links,
+    },
+    Test {
+        name: "a full disk while pulling is told, leaves nothing half-made, and is tried again",
+        hosts: 1,
+        kvmlet: true,
+        run: full_disk,
+    },
+];
+
+/// What an image's pod must be told, in an event.
+const REFUSED: &[(&str, &str)] = &[
+    ("busybox:never-was", "not found"),
+    ("UPPER/Case", "couldn't parse image name"),
+    ("10.89.0.1:5999/library/busybox", "registry is unavailable"),
+    ("bad/dotdot", "leaves the image"),
+    ("bad/dotdot-inside", "leaves the image"),
+    ("bad/not-a-tar", "not a tar archive"),
+    ("bad/not-gzip", "not a tar archive"),
+    ("bad/torn-gzip", "failed to"),
+    ("bad/torn-tar", "not a tar archive"),
+    ("bad/hardlink-to-nothing", "failed to unpack"),
+    ("bad/wrong-digest", "digest mismatch"),
+    ("bad/wrong-diffid", "digest mismatch"),
+    ("bad/missing-layer", "failed to pull"),
+    ("bad/config-garbage", "failed to pull"),
+    ("bad/other-architecture", "no match for platform"),
+    ("bad/bomb", "too large"),
+    ("bad/zstd-bomb", "too large"),
+    ("bad/many-files", "too large"),
+];
+
+/// Where files of images that are being made lie, and where escapes aim at.
+const LEFT: &str = "cd / && ls -d /tmp/kvmlet-escaped /kvmlet-escaped 2>/dev/null; find /var/lib/kvmlet/images -type f | sort";
+
+fn refused(cluster: &Cluster) -> Result<()> {
+    ensure!(GATEWAY.to_string() == "10.89.0.1", "the registry that is down has another address");
+    let limits = "images: {maxLayerSize: 64Mi, maxLayerFiles: 10000}\n";
+    daemon::with_config(cluster, limits, || {
+        within(cluster, "bad-image", |place| {
+            let host = cluster.host(0)?;
+            // The layer that all of them start with may stay.
+            place.create(&[with(pod("good", sh("true")), &[("/spec/restartPolicy", json!("Never"))])])?;
+            place.until_phase("good", "Succeeded")?;
+            let before = host.sh(LEFT)?;
+            let names: Vec<String> = (0..REFUSED.len()).map(|number| format!("bad-{number}")).collect();
+            let pods = names.iter().zip(REFUSED);
+            place.create(&pods.map(|(name, (image, _))| pod(name, json!({"image": image}))).collect::<Vec<_>>())?;
+            for (name, (image, words)) in names.iter().zip(REFUSED) {
+                place.until_event(name, "Failed", words).with_context(|| format!("image {image}"))?;
+                let reasons = ["ErrImagePull", "ImagePullBackOff", "InvalidImageName", "RegistryUnavailable"];
+                let waits = |found: &Value| reasons.iter().any(|reason| container(found, "main")["state"]["waiting"]["reason"] == *reason);
+                let found = place.until(name, "wait for its image", waits)?;
+                ensure!(found["status"]["phase"] == "Pending", "{image}: {}", found["status"]);
+            }
+            let invalid = place.get("bad-1")?;
+            ensure!(
+                container(&invalid, "main")["state"]["waiting"]["reason"] == "InvalidImageName",
+                "{}",
+                invalid["status"]
+            );
+            place.kubectl(&["delete", "pod", "--all", "--timeout=110s"])?;
+            let after = host.sh(LEFT)?;
+            let news: Vec<_> = after.lines().filter(|line| !before.lines().any(|old| old == *line)).collect();
+            // Whole layers that are good on their own may stay as a cache, but nothing of those that were refused.
+            ensure!(
+                !news.iter().any(|line| line.contains("escaped") || line.contains("partial") || line.contains("tmp")),
+                "left: {news:?}"
+            );
+            let used: u64 = host.sh("du -sm /var/lib/kvmlet/images | cut -f1")?.parse().context("measure the store")?;
+            eprintln!("  the image store has {used} MiB; new files: {news:?}");
+            Ok(())
+        })
+    })
+}
+
+fn links(cluster: &Cluster) -> Result<()> {
+    within(cluster, "bad-image-links", |place| {
+        let host = cluster.host(0)?;
+        let names = ["absolute-symlink", "relative-symlink", "absolute-hardlink", "dotdot-hardlink", "symlink-hardlink"];
+        let script = sh("cat /stolen 2>/dev/null; ls -d /tmp/kvmlet-escaped; true");
+        place.create(&names.map(|name| {
+            let container = with(script.clone(), &[("/image", json!(format!("bad/{name}")))]);
+            with(pod(name, container), &[("/spec/restartPolicy", json!("Never"))])
+        }))?;
+        let secret = host.sh("cat /etc/hostname")?;
+        for name in names {
+            let settled = |found: &Value| {
+                let waiting = &container(found, "main")["state"]["waiting"]["reason"];
+                found["status"]["phase"] == "Succeeded" || ["ErrImagePull", "ImagePullBackOff"].iter().any(|reason| waiting == reason)
+            };
+            let found = place.until(name, "have run or be refused", settled)?;
+            if found["status"]["phase"] == "Succeeded" {
+                let said = place.kubectl(&["logs", name])?;
+                ensure!(!said.contains(&secret), "{name} reads the host's name: {said}");
+            }
+        }
+        ensure!(host.sh("ls /tmp /kvmlet-escaped 2>/dev/null; true").is_ok_and(|list| !list.contains("escaped")));
+        Ok(())
+    })
+}
+
+fn full_disk(cluster: &Cluster) -> Result<()> {
+    within(cluster, "bad-disk", |place| {
+        let host = cluster.host(0)?;
+        let free = "df -m --output=avail /var/lib/kvmlet | tail -n 1";
+        let available: u64 = host.sh(free)?.trim().parse().context("measure the disk")?;
+        let fill = available.saturating_sub(60);
+        host.sh(&format!("fallocate -l {fill}M /var/lib/kvmlet/fill"))?;
+        let told = (|| {
+            let large = json!({"image": "large:gzip", "command": ["sleep", "1000"]});
+            place.create(&[pod("large", large)])?;
+            place.until_event("large", "Failed", "no space left")?;
+            wait_for("what was begun to be gone again", Duration::from_secs(30), || {
+                let left: u64 = host.sh(free)?.trim().parse().context("measure the disk")?;
+                Ok((left > 40).then_some(()))
+            })
+        })();
+        host.sh("rm /var/lib/kvmlet/fill")?;
+        told?;
+        place.until_ready("large").map(drop)
+    })
+}
