@@ -39,9 +39,18 @@ pub(crate) struct VmArguments {
     /// With --probe: counts exits to user space until the agent's hello, by port and address, as JSON.
     #[arg(long, requires = "probe")]
     pub(crate) count_exits: bool,
-    /// With --probe: gives the machine the devices of a pod (image disk, scratch disk, vsock, rng) from these files.
+    /// With --probe: a read-only disk, as an image is one.
     #[arg(long, requires = "probe")]
     pub(crate) disk: Vec<PathBuf>,
+    /// With --probe: a writable disk, as a pod's scratch disk is one.
+    #[arg(long, requires = "probe")]
+    pub(crate) scratch: Option<PathBuf>,
+    /// With --probe: a network device on a new tap of this name.
+    #[arg(long, requires = "probe")]
+    pub(crate) tap: Option<String>,
+    /// With --probe: leaves the guest to a client at this socket, and runs until it powers off.
+    #[arg(long, requires = "probe", conflicts_with = "count_exits")]
+    pub(crate) vsock: Option<PathBuf>,
     /// With --probe: a serial console on standard error.
     #[arg(long, requires = "probe")]
     pub(crate) serial: bool,

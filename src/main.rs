@@ -2,6 +2,7 @@
 
 mod cli;
 mod node;
+mod probe;
 mod vm;
 
 use std::process::ExitCode;

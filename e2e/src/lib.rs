@@ -15,10 +15,12 @@
 
 pub mod agent;
 pub mod artifacts;
+pub mod bench;
 pub mod cargo_tests;
 pub mod cluster;
 pub mod command;
 pub mod control_plane;
+pub mod demo;
 pub mod dump;
 pub mod host;
 pub mod host_config;

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use clap::{Args, Parser, Subcommand};
 use kvmlet_e2e::{
-    Cluster, ClusterOptions, agent, artifacts, cargo_tests, packages, paths, preflight,
+    Cluster, ClusterOptions, agent, artifacts, bench, cargo_tests, demo, packages, paths, preflight,
     progress::say,
     suite::{self, Summary},
 };
@@ -57,6 +57,33 @@ enum Command {
         /// The canary's initramfs.
         #[arg(long)]
         initramfs: Option<PathBuf>,
+    },
+    /// Show one pod's whole path on two hosts, in the running cluster or one of its own.
+    Demo,
+    /// Measure speed and memory, beside peers; a figure over its limit is a failure.
+    Bench {
+        /// Pods to create at once.
+        #[arg(long, default_value_t = 50)]
+        pods: usize,
+        /// Times to start a machine and its peer, in turn.
+        #[arg(long, default_value_t = 5)]
+        starts: usize,
+        /// Only parts whose name contains this.
+        #[arg(default_value = "")]
+        filter: String,
+    },
+    /// The bench's stopwatch; only ever inside a host.
+    #[command(hide = true)]
+    MeasureStart {
+        /// unix:PATH or vsock:CID.
+        #[arg(long)]
+        way: bench::guest::Way,
+        /// The guest's memory, bytes.
+        #[arg(long)]
+        ram: u64,
+        /// The machine monitor.
+        #[arg(last = true, required = true)]
+        argv: Vec<String>,
     },
     /// Run a command on a host of the running cluster.
     Exec {
@@ -139,6 +166,9 @@ fn run(command: Command) -> Result<ExitCode> {
             println!("{}", verdict.line());
             Ok(ExitCode::SUCCESS)
         }
+        Command::Demo => demo::run(),
+        Command::Bench { pods, starts, filter } => measure(&bench::Options { pods, starts, filter }),
+        Command::MeasureStart { way, ram, argv } => bench::guest::measure(&way, ram, &argv).map(|()| ExitCode::SUCCESS),
         Command::Exec { host, argv } => exec(&host, &argv),
         Command::Kubectl { arguments } => {
             let status = Cluster::running()?
@@ -231,6 +261,15 @@ fn end_to_end(filter: &str, keep: bool) -> Result<Summary> {
         Cluster::down()?;
     }
     summary
+}
+
+fn measure(options: &bench::Options) -> Result<ExitCode> {
+    let was_running = Cluster::running().is_ok();
+    let within = bench::run(options);
+    if !was_running {
+        Cluster::down()?;
+    }
+    Ok(if within? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn exec(host: &str, argv: &[String]) -> Result<ExitCode> {

@@ -1,7 +1,23 @@
 //! The end-to-end tests and what runs them: one cluster for all, one line a test, a dump for each that fails. A test is a
 //! plain function whose name is a sentence; it leaves nothing behind and does not count on another having run.
 
+mod bad_host;
+mod bad_image;
+mod bad_pod;
+mod daemon;
+mod exec;
+mod exits;
+mod images;
+mod logs;
+mod node;
+mod outage;
+mod pods;
+mod restarts;
 mod rig;
+mod survival;
+mod two_hosts;
+mod volumes;
+mod workload;
 
 use std::{
     any::Any,
@@ -45,11 +61,27 @@ impl AddAssign for Summary {
 
 /// All tests whose name contains `filter`, in the order to run them.
 pub fn select(filter: &str) -> Vec<&'static Test> {
-    [rig::TESTS]
-        .into_iter()
-        .flatten()
-        .filter(|test| test.name.contains(filter))
-        .collect()
+    [
+        rig::TESTS,
+        two_hosts::TESTS,
+        node::TESTS,
+        pods::TESTS,
+        restarts::TESTS,
+        volumes::TESTS,
+        images::TESTS,
+        logs::TESTS,
+        exec::TESTS,
+        exits::TESTS,
+        survival::TESTS,
+        outage::TESTS,
+        bad_host::TESTS,
+        bad_pod::TESTS,
+        bad_image::TESTS,
+    ]
+    .into_iter()
+    .flatten()
+    .filter(|test| test.name.contains(filter))
+    .collect()
 }
 
 /// Runs tests one after another: hosts are slow enough without company.

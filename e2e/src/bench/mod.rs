@@ -1,0 +1,220 @@
+//! What kvmlet costs in time and memory, beside a peer where there is one: measured in the rig's own hosts, printed as a table, kept as
+//! `target/bench.json`. Each part measures one thing and answers rows; a row knows its limit, and a bench over a limit fails.
+
+pub mod exits;
+pub mod guest;
+mod image;
+mod pods;
+mod smaps;
+mod start;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use crate::{
+    Cluster, ClusterOptions, Host, HostKind,
+    paths::{repository, write},
+    progress::{say, step},
+};
+
+/// A folder of each host that is in memory, for what is read while a clock runs.
+const FOLDER: &str = "/run/kvmlet/bench";
+
+/// What to measure.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Pods to create at once.
+    pub pods: usize,
+    /// Times to start a machine, and its peer in turn.
+    pub starts: usize,
+    /// Only parts whose name contains this.
+    pub filter: String,
+}
+
+/// One figure.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct Row {
+    name: String,
+    unit: &'static str,
+    value: f64,
+    peer: Option<&'static str>,
+    peer_value: Option<f64>,
+    ratio: Option<f64>,
+    kvm: HostKind,
+    /// The most that the value may be, or the ratio where there is a peer.
+    #[serde(skip)]
+    limit: Option<f64>,
+}
+
+impl Row {
+    fn new(kvm: HostKind, name: impl Into<String>, unit: &'static str, value: f64) -> Self {
+        Self {
+            name: name.into(),
+            unit,
+            value,
+            peer: None,
+            peer_value: None,
+            ratio: None,
+            kvm,
+            limit: None,
+        }
+    }
+
+    fn beside(self, peer: &'static str, value: f64) -> Self {
+        Self {
+            peer: Some(peer),
+            peer_value: Some(value),
+            ratio: Some(self.value / value),
+            ..self
+        }
+    }
+
+    fn at_most(self, limit: f64) -> Self {
+        Self {
+            limit: Some(limit),
+            ..self
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.limit.is_some_and(|limit| self.ratio.unwrap_or(self.value) > limit)
+    }
+}
+
+/// A named group of rows.
+struct Part {
+    name: &'static str,
+    measure: fn(&Cluster, &Options) -> Result<Vec<Row>>,
+}
+
+const PARTS: [Part; 5] = [
+    Part {
+        name: "exits until the agent's hello",
+        measure: exits::rows,
+    },
+    Part {
+        name: "machine start and memory",
+        measure: start::rows,
+    },
+    Part {
+        name: "image conversion",
+        measure: image::conversion,
+    },
+    Part {
+        name: "second pod of an image",
+        measure: image::second_pod,
+    },
+    Part {
+        name: "pods created at once",
+        measure: pods::rows,
+    },
+];
+
+/// Measures, prints and keeps all figures; whether all were within their limits.
+pub fn run(options: &Options) -> Result<bool> {
+    let cluster = Cluster::up(&ClusterOptions {
+        memory: Some(10 << 10),
+        ..ClusterOptions::default()
+    })?;
+    let mut rows = Vec::new();
+    let mut failed = Vec::new();
+    for part in PARTS.iter().filter(|part| part.name.contains(&options.filter)) {
+        match step(part.name, || (part.measure)(&cluster, options)) {
+            Ok(more) => rows.extend(more),
+            // The other figures are still worth having.
+            Err(error) => failed.push(format!("{}: {error:#}", part.name)),
+        }
+    }
+    println!("{}", table(&rows));
+    let file = repository().join("target/bench.json");
+    write(&file, serde_json::to_vec_pretty(&rows).context("describe the figures")?)?;
+    say(format_args!("the figures are in {}", file.display()));
+    for error in &failed {
+        say(format_args!("not measured: {error}"));
+    }
+    Ok(failed.is_empty() && !rows.iter().any(Row::is_over))
+}
+
+/// This program on the host, as it is now.
+fn install(host: &Host) -> Result<String> {
+    let program = std::env::current_exe().context("find this program")?;
+    let path = format!("{FOLDER}/kvmlet-e2e");
+    host.put_file(&path, 0o755, &program)?;
+    Ok(path)
+}
+
+/// The middle one, or the lower of the two.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    percentile(&values, 50)
+}
+
+/// Of sorted values, by nearest rank.
+fn percentile(sorted: &[f64], percent: usize) -> f64 {
+    let rank = (sorted.len() * percent).div_ceil(100).max(1);
+    sorted.get(rank - 1).copied().unwrap_or(f64::NAN)
+}
+
+fn table(rows: &[Row]) -> String {
+    let number = |value: f64| {
+        if value.fract() == 0.0 {
+            format!("{value:.0}")
+        } else {
+            format!("{value:.3}")
+        }
+    };
+    let optional = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), number);
+    let mut cells = vec![["figure", "value", "unit", "peer's", "ratio", "limit", "peer"].map(str::to_owned)];
+    cells.extend(rows.iter().map(|row| {
+        let mark = if row.is_over() { " OVER" } else { "" };
+        [
+            row.name.clone(),
+            number(row.value),
+            row.unit.to_owned(),
+            optional(row.peer_value),
+            optional(row.ratio),
+            format!("{}{mark}", optional(row.limit)),
+            row.peer.unwrap_or("-").to_owned(),
+        ]
+    }));
+    let width = |column: usize| cells.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..7).map(width).collect();
+    let line = |row: &[String; 7]| {
+        let padded = row.iter().zip(&widths).enumerate().map(|(column, (cell, width))| match column {
+            1 | 3 | 4 => format!("{cell:>width$}"),
+            _ => format!("{cell:width$}"),
+        });
+        padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    cells.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_values_that_were_seen() {
+        let sorted = [1.0, 2.0, 3.0, 4.0];
+        assert_eq!((percentile(&sorted, 50), percentile(&sorted, 95)), (2.0, 4.0));
+        assert_eq!(median(vec![9.0, 1.0, 5.0]), 5.0);
+    }
+
+    #[test]
+    fn with_a_peer_the_limit_is_on_the_ratio() {
+        let row = Row::new(HostKind::Emulated, "start", "s", 3.0).at_most(1.0);
+        assert!(row.is_over());
+        assert!(!row.clone().beside("other", 4.0).is_over());
+        assert!(row.beside("other", 2.0).is_over());
+    }
+
+    #[test]
+    fn a_row_is_kept_with_the_agreed_keys() {
+        let row = Row::new(HostKind::Emulated, "start", "s", 1.0).beside("other", 2.0).at_most(1.0);
+        let text = serde_json::to_value(&row).unwrap();
+        let expected = serde_json::json!({
+            "name": "start", "unit": "s", "value": 1.0, "peer": "other", "peer_value": 2.0, "ratio": 0.5, "kvm": "emulated"
+        });
+        assert_eq!(text, expected);
+    }
+}
