@@ -157,6 +157,12 @@ fn patch(uid: &str, status: &PodStatus) -> Value {
             status[key] = Value::Null;
         }
     }
+    // Addresses are merged by themselves: without this a pod with a new machine would have the old address too, which is refused for ever.
+    for key in ["podIPs", "hostIPs"] {
+        if let Some(addresses) = status[key].as_array_mut() {
+            addresses.insert(0, json!({"$patch": "replace"}));
+        }
+    }
     // Conditions are merged by type: what one no longer says has to be taken out.
     for condition in status["conditions"].as_array_mut().into_iter().flatten() {
         for key in ["reason", "message"] {
