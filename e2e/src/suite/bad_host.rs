@@ -42,9 +42,17 @@ fn cannot_serve(cluster: &Cluster) -> Result<()> {
     let line = good.lines().count() + 1;
     let hide = "mkdir -p /tmp/empty && mount --bind /dev/null /dev/kvm &&";
     let cases = [
-        (format!("{good}nodeNmae: oops\n"), "", vec!["nodeNmae".to_owned(), format!("line {line}")]),
+        (
+            format!("{good}nodeNmae: oops\n"),
+            "",
+            vec!["nodeNmae".to_owned(), format!("line {line}")],
+        ),
         (good.replace("port: 10250", "port: many"), "", vec!["line 6".into()]),
-        (good.replace("apiVersion: kvmlet.io/v1alpha1", "apiVersion: v9"), "", vec!["apiVersion".into()]),
+        (
+            good.replace("apiVersion: kvmlet.io/v1alpha1", "apiVersion: v9"),
+            "",
+            vec!["apiVersion".into()],
+        ),
         (other.clone(), hide, vec!["/dev/kvm".into()]),
         (other, "", vec!["10250".into(), "in use".into()]),
     ];
@@ -77,7 +85,10 @@ fn crashes(cluster: &Cluster) -> Result<()> {
         place.create(&[
             pod("killed", sh(STAY)),
             pod("neighbour", sh(STAY)),
-            with(pod("panics", with(sh(STAY), &[("/securityContext", all)])), &[("/spec/terminationGracePeriodSeconds", json!(1))]),
+            with(
+                pod("panics", with(sh(STAY), &[("/securityContext", all)])),
+                &[("/spec/terminationGracePeriodSeconds", json!(1))],
+            ),
             with(pod("once", sh(STAY)), &[("/spec/restartPolicy", json!("Never"))]),
         ])?;
         for name in ["killed", "neighbour", "panics", "once"] {
@@ -92,7 +103,11 @@ fn crashes(cluster: &Cluster) -> Result<()> {
         let _ = place.exec("panics", panic);
         until_restarted(place, "killed")?;
         let once = place.until_phase("once", "Failed")?;
-        ensure!(container(&once, "main")["state"]["terminated"]["exitCode"] == 137, "{}", once["status"]);
+        ensure!(
+            container(&once, "main")["state"]["terminated"]["exitCode"] == 137,
+            "{}",
+            once["status"]
+        );
         until_restarted(place, "panics")?;
         let after = Identity::of(place, "neighbour")?;
         ensure!(after == neighbour, "{neighbour:?} has become {after:?}");

@@ -69,11 +69,19 @@ fn refused(cluster: &Cluster) -> Result<()> {
             let before = host.sh(LEFT)?;
             let names: Vec<String> = (0..REFUSED.len()).map(|number| format!("bad-{number}")).collect();
             let pods = names.iter().zip(REFUSED);
-            place.create(&pods.map(|(name, (image, _))| pod(name, json!({"image": image}))).collect::<Vec<_>>())?;
+            place.create(
+                &pods
+                    .map(|(name, (image, _))| pod(name, json!({"image": image})))
+                    .collect::<Vec<_>>(),
+            )?;
             for (name, (image, words)) in names.iter().zip(REFUSED) {
                 place.until_event(name, "Failed", words).with_context(|| format!("image {image}"))?;
                 let reasons = ["ErrImagePull", "ImagePullBackOff", "InvalidImageName", "RegistryUnavailable"];
-                let waits = |found: &Value| reasons.iter().any(|reason| container(found, "main")["state"]["waiting"]["reason"] == *reason);
+                let waits = |found: &Value| {
+                    reasons
+                        .iter()
+                        .any(|reason| container(found, "main")["state"]["waiting"]["reason"] == *reason)
+                };
                 let found = place.until(name, "wait for its image", waits)?;
                 ensure!(found["status"]["phase"] == "Pending", "{image}: {}", found["status"]);
             }
@@ -88,10 +96,15 @@ fn refused(cluster: &Cluster) -> Result<()> {
             let news: Vec<_> = after.lines().filter(|line| !before.lines().any(|old| old == *line)).collect();
             // Whole layers that are good on their own may stay as a cache, but nothing of those that were refused.
             ensure!(
-                !news.iter().any(|line| line.contains("escaped") || line.contains("partial") || line.contains("tmp")),
+                !news
+                    .iter()
+                    .any(|line| line.contains("escaped") || line.contains("partial") || line.contains("tmp")),
                 "left: {news:?}"
             );
-            let used: u64 = host.sh("du -sm /var/lib/kvmlet/images | cut -f1")?.parse().context("measure the store")?;
+            let used: u64 = host
+                .sh("du -sm /var/lib/kvmlet/images | cut -f1")?
+                .parse()
+                .context("measure the store")?;
             eprintln!("  the image store has {used} MiB; new files: {news:?}");
             Ok(())
         })
@@ -101,7 +114,13 @@ fn refused(cluster: &Cluster) -> Result<()> {
 fn links(cluster: &Cluster) -> Result<()> {
     within(cluster, "bad-image-links", |place| {
         let host = cluster.host(0)?;
-        let names = ["absolute-symlink", "relative-symlink", "absolute-hardlink", "dotdot-hardlink", "symlink-hardlink"];
+        let names = [
+            "absolute-symlink",
+            "relative-symlink",
+            "absolute-hardlink",
+            "dotdot-hardlink",
+            "symlink-hardlink",
+        ];
         let script = sh("cat /stolen 2>/dev/null; ls -d /tmp/kvmlet-escaped; true");
         place.create(&names.map(|name| {
             let container = with(script.clone(), &[("/image", json!(format!("bad/{name}")))]);
@@ -119,7 +138,10 @@ fn links(cluster: &Cluster) -> Result<()> {
                 ensure!(!said.contains(&secret), "{name} reads the host's name: {said}");
             }
         }
-        ensure!(host.sh("ls /tmp /kvmlet-escaped 2>/dev/null; true").is_ok_and(|list| !list.contains("escaped")));
+        ensure!(
+            host.sh("ls /tmp /kvmlet-escaped 2>/dev/null; true")
+                .is_ok_and(|list| !list.contains("escaped"))
+        );
         Ok(())
     })
 }

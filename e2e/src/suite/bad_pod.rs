@@ -90,7 +90,10 @@ fn cannot_start(cluster: &Cluster) -> Result<()> {
             let found = place.until_phase(name, "Failed")?;
             let ended = &container(&found, "main")["state"]["terminated"];
             ensure!(ended["reason"] == "StartError" && ended["exitCode"] == 128, "{name}: {ended}");
-            ensure!(ended["message"].as_str().is_some_and(|text| text.contains(words)), "{name}: {ended}");
+            ensure!(
+                ended["message"].as_str().is_some_and(|text| text.contains(words)),
+                "{name}: {ended}"
+            );
         }
         place.create(&[json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "words"}, "stringData": {"word": "mended"}})])?;
         let found = place.until_ready("missing-key")?;

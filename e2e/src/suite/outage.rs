@@ -34,7 +34,10 @@ pub(super) const TESTS: &[Test] = &[
 fn away(cluster: &Cluster) -> Result<()> {
     within(cluster, "outage", |place| {
         let host = cluster.host(0)?;
-        let ends = with(pod("ends", sh("while [ ! -e /go ]; do sleep 1; done; sleep 10; exit 3")), &[("/spec/restartPolicy", json!("Never"))]);
+        let ends = with(
+            pod("ends", sh("while [ ! -e /go ]; do sleep 1; done; sleep 10; exit 3")),
+            &[("/spec/restartPolicy", json!("Never"))],
+        );
         place.create(&[pod("ticks", sh(TICKS)), pod("stays", sh(STAY)), ends])?;
         for name in ["ticks", "stays", "ends"] {
             place.until_ready(name)?;

@@ -96,10 +96,7 @@ fn meanwhile(cluster: &Cluster) -> Result<()> {
         }
         place.until_ready("renewed")?;
         let new = Identity::of(place, "renewed")?;
-        ensure!(
-            new.uid != old[2].uid && new.process != old[2].process,
-            "{new:?} is the old pod"
-        );
+        ensure!(new.uid != old[2].uid && new.process != old[2].process, "{new:?} is the old pod");
         for identity in &old {
             let left = format!("ls -d /proc/{} /var/lib/kvmlet/pods/{}", identity.process, identity.uid);
             wait_for("the old pods' machines and records to be gone", PATIENCE, || {
@@ -124,7 +121,10 @@ struct Dice(u64);
 
 impl Dice {
     fn roll(&mut self, below: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % below
     }
 }
@@ -153,9 +153,16 @@ fn any_moment(cluster: &Cluster) -> Result<()> {
             }
             for name in stay {
                 let found = place.until_ready(name)?;
-                ensure!(container(&found, "main")["restartCount"] == 0, "{name} was restarted: {}", found["status"]);
+                ensure!(
+                    container(&found, "main")["restartCount"] == 0,
+                    "{name} was restarted: {}",
+                    found["status"]
+                );
             }
-            let wanted: Vec<Value> = stay.iter().map(|name| Ok(place.get(name)?["metadata"]["uid"].clone())).collect::<Result<_>>()?;
+            let wanted: Vec<Value> = stay
+                .iter()
+                .map(|name| Ok(place.get(name)?["metadata"]["uid"].clone()))
+                .collect::<Result<_>>()?;
             let records = host.sh("ls /var/lib/kvmlet/pods")?;
             let extra = records.lines().find(|uid| !wanted.iter().any(|wanted| wanted == uid));
             ensure!(extra.is_none(), "a record of no pod is left: {extra:?}");
@@ -189,7 +196,10 @@ fn full_log(cluster: &Cluster) -> Result<()> {
             let all = format!("cd $(dirname {file}) && cat $(ls 0.log.* | sort) 0.log");
             until_ticks(|| host.sh(&all), LINES)?;
             let parts = host.sh(&format!("ls $(dirname {file}) | wc -l"))?;
-            ensure!(parts.parse::<usize>().is_ok_and(|parts| parts > 2), "it was not rotated: {parts} file");
+            ensure!(
+                parts.parse::<usize>().is_ok_and(|parts| parts > 2),
+                "it was not rotated: {parts} file"
+            );
             Ok(())
         })
     })
