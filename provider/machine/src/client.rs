@@ -26,8 +26,8 @@ use crate::{
     wire::{Receiver, WireError, send},
 };
 
-/// For a machine process to answer; it never waits for its guest to do so.
-const DEADLINE: Duration = Duration::from_secs(10);
+/// For a machine process to answer; it never waits for its guest to do so, but many may begin at once on few processors.
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Why a machine process could not be started or talked with.
 #[derive(Debug, thiserror::Error)]
