@@ -107,6 +107,9 @@ pub fn run(cluster: &Cluster, tests: &[&Test]) -> Summary {
                 summary.failed += 1;
                 println!("FAILED {} ({seconds:.1} s): {error:#}", test.name);
                 report(cluster, test);
+                if let Err(error) = clear(cluster) {
+                    println!("its pods are still there: {error:#}");
+                }
             }
         }
     }
@@ -119,6 +122,16 @@ fn said(panic: &(dyn Any + Send)) -> String {
         .cloned()
         .or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
     text.unwrap_or_else(|| "it panicked".into())
+}
+
+/// A test that fails leaves its pods for the dump; the next test must not meet them.
+fn clear(cluster: &Cluster) -> Result<()> {
+    let namespaces = cluster.kubectl(&["get", "namespaces", "-o", "jsonpath={.items[*].metadata.name}"])?;
+    for name in namespaces.split(' ').filter(|name| *name != "default" && !name.starts_with("kube-")) {
+        cluster.kubectl(&["delete", "pods", "--all", "-n", name, "--force", "--grace-period=0", "--timeout=60s"])?;
+        cluster.delete_namespace(name)?;
+    }
+    Ok(())
 }
 
 /// The dump goes to a file and, as a log is all that some readers have, to the terminal.

@@ -65,7 +65,10 @@ fn object(cluster: &Cluster) -> Result<()> {
         .parse()
         .context("read the disk's size")?;
     let (capacity, allocatable) = (&status["capacity"], &status["allocatable"]);
-    ensure!(capacity["cpu"] == cpus.to_string(), "{cpus} processors: {capacity}");
+    ensure!(
+        capacity["cpu"].as_str().and_then(|text| text.parse().ok()) == Some(cpus),
+        "{cpus} processors: {capacity}"
+    );
     for (resource, there) in [("memory", memory), ("ephemeral-storage", disk)] {
         let (all, usable) = (bytes(&capacity[resource])?, bytes(&allocatable[resource])?);
         ensure!(all == there, "{there} bytes of {resource}: {capacity}");

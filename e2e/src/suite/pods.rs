@@ -1,5 +1,6 @@
 //! How pods come to a host, run on a kernel of their own, and leave nothing when they go.
 
+use std::slice::from_ref;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -254,11 +255,11 @@ fn resources(cluster: &Cluster) -> Result<()> {
         let never = ("/spec/restartPolicy", json!("Never"));
         let hog = "echo one; tail /dev/zero; echo survived";
         place.create(&[
-            with(pod("limited", limited), &[never.clone()]),
-            with(pod("free", sh(files)), &[never.clone()]),
+            with(pod("limited", limited), from_ref(&never)),
+            with(pod("free", sh(files)), from_ref(&never)),
             with(
                 pod("hog", sized(&format!("{hog}; exit 0"), json!({"memory": "32Mi"}), json!({}))),
-                &[never.clone()],
+                from_ref(&never),
             ),
             with(
                 pod(

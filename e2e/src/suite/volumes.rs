@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
+use std::slice::from_ref;
 
 use super::{
     Test,
@@ -160,7 +161,7 @@ fn environment(cluster: &Cluster) -> Result<()> {
             ("/metadata/annotations", json!({"note": "a note"})),
         ];
         place.create(&[
-            with(with(pod("env", main), &metadata), &[never.clone()]),
+            with(with(pod("env", main), &metadata), from_ref(&never)),
             with(pod("linkless", sh("env")), &[never, ("/spec/enableServiceLinks", json!(false))]),
         ])?;
         let said = place.output("env")?;
