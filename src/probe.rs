@@ -50,7 +50,7 @@ pub(crate) fn run(arguments: &VmArguments) -> anyhow::Result<ExitCode> {
     }
     let directory = std::env::temp_dir().join(format!("kvmlet-probe-{}", std::process::id()));
     std::fs::create_dir_all(&directory)?;
-    let result = boot(arguments, spec(arguments, kernel, initramfs, &directory.join("vsock.sock"))?, tap);
+    let result = boot(spec(arguments, kernel, initramfs, &directory.join("vsock.sock"))?, tap);
     std::fs::remove_dir_all(&directory)?;
     result
 }
@@ -118,7 +118,7 @@ fn disk(serial: String, path: &PathBuf, read_only: bool) -> anyhow::Result<Disk>
     })
 }
 
-fn boot(arguments: &VmArguments, spec: MachineSpec, tap: Option<OwnedFd>) -> anyhow::Result<ExitCode> {
+fn boot(spec: MachineSpec, tap: Option<OwnedFd>) -> anyhow::Result<ExitCode> {
     let Some(Vsock {
         socket: FileSource::Path(socket),
         ..
