@@ -34,6 +34,8 @@ use tracing::{error, info, warn};
 
 use crate::cli::NodeArguments;
 
+/// Guests that boot at once, for each processor of the host.
+const BOOTS_PER_PROCESSOR: usize = 3;
 /// How long connecting to the API server may take.
 const CONNECT_TIME: Duration = Duration::from_secs(10);
 
@@ -93,6 +95,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         },
         troubles: troubles.clone(),
         executable: std::env::current_exe().context("find this binary")?,
+        boots: tokio::sync::Semaphore::new(BOOTS_PER_PROCESSOR * std::thread::available_parallelism().map_or(1, usize::from)),
         scratch: std::sync::Mutex::default(),
         config: config.clone(),
         client: client.clone(),

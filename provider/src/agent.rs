@@ -87,7 +87,10 @@ impl Agent {
             loop {
                 match Self::connect(socket).await {
                     Ok(agent) => return Ok(agent),
-                    Err(AgentError::Connect(_) | AgentError::Refused) => tokio::time::sleep(Duration::from_millis(10)).await,
+                    // A guest whose processors get little time listens long before it answers.
+                    Err(AgentError::Connect(_) | AgentError::Refused | AgentError::Silent { .. }) => {
+                        tokio::time::sleep(Duration::from_millis(10)).await;
+                    }
                     Err(other) => return Err(other),
                 }
             }
@@ -192,4 +195,78 @@ pub async fn receive<T: DeserializeOwned>(stream: &mut (impl AsyncReadExt + Unpi
     let mut body = vec![0; check_length(length, MAX_GUEST_FRAME).map_err(AgentError::Protocol)?];
     stream.read_exact(&mut body).await.map_err(io)?;
     decode(&body).map_err(AgentError::Protocol)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::UnixListener;
+
+    /// A machine whose guest answers what is sent to its control port with these bytes, after the handshake if `greets`, then says no more.
+    async fn guest(greets: bool, bytes: &'static [u8]) -> (tempfile::TempDir, std::path::PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("vsock.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        tokio::spawn(async move {
+            let mut held = Vec::new();
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut line = vec![0; format!("CONNECT {CONTROL_PORT}\n").len()];
+                stream.read_exact(&mut line).await.unwrap();
+                stream.write_all(b"OK 1073741824\n").await.unwrap();
+                receive::<Hello>(&mut stream).await.unwrap();
+                if greets {
+                    let welcome = Welcome {
+                        version: VERSION,
+                        agent: String::new(),
+                        kernel: String::new(),
+                    };
+                    send(&mut stream, &welcome).await.unwrap();
+                    receive::<Request>(&mut stream).await.unwrap();
+                }
+                stream.write_all(bytes).await.unwrap();
+                held.push(stream);
+            }
+        });
+        (dir, socket)
+    }
+
+    #[tokio::test]
+    async fn garbage_is_no_hello() {
+        let (_dir, socket) = guest(false, b"\x07\0\0\0garbage").await;
+        let error = Agent::connect(&socket).await.unwrap_err();
+        assert!(matches!(error, AgentError::Protocol(_) | AgentError::Version(_)), "{error}");
+    }
+
+    #[tokio::test]
+    async fn four_gibibytes_are_refused_before_they_are_waited_for() {
+        for greets in [false, true] {
+            let (_dir, socket) = guest(greets, b"\xff\xff\xff\xffx").await;
+            let error = match Agent::connect(&socket).await {
+                Ok(mut agent) => agent.ask(&Request::List).await.unwrap_err(),
+                Err(error) => error,
+            };
+            assert!(matches!(error, AgentError::Protocol(FrameError::TooLarge { .. })), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn garbage_instead_of_an_answer_ends_the_connection_only() {
+        let (_dir, socket) = guest(true, b"\x04\0\0\0\xff\xff\xff\xff").await;
+        let mut agent = Agent::connect(&socket).await.unwrap();
+        assert!(matches!(agent.ask(&Request::List).await, Err(AgentError::Protocol(_))));
+        Agent::connect(&socket).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_that_says_nothing_is_not_waited_for_for_ever() {
+        let (_dir, socket) = guest(false, b"").await;
+        assert!(matches!(Agent::connect(&socket).await, Err(AgentError::Silent { .. })));
+        let limit = Duration::from_secs(120);
+        let error = Agent::await_boot(&socket, limit).await.unwrap_err();
+        assert!(matches!(error, AgentError::Silent { after, .. } if after == limit), "{error}");
+        let (_dir, socket) = guest(true, b"").await;
+        let mut agent = Agent::connect(&socket).await.unwrap();
+        assert!(matches!(agent.ask(&Request::List).await, Err(AgentError::Silent { .. })));
+    }
 }

@@ -9,7 +9,7 @@ use std::{
 use kube::Client;
 use kvmlet_image::ImageStore;
 use kvmlet_network::PodNetworks;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 
 use crate::{
     config::Config, downward::Facts, events::Recorder, names::Dns, node::Troubles, objects::Objects, report::Reporter, store::Store,
@@ -41,6 +41,8 @@ pub struct Context {
     pub troubles: Troubles,
     /// The binary that machines run.
     pub executable: PathBuf,
+    /// Guests that boot at once: a boot is all processor time, and more of them than the host can run only make each one late.
+    pub boots: Semaphore,
     /// Serialises the making of scratch templates.
     pub scratch: Mutex<()>,
 }

@@ -83,6 +83,7 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String]) ->
         Some((network.interface.mac, mtu)),
         &dir,
     );
+    let _boot = context.boots.acquire().await.map_err(|e| sandbox(e.to_string()))?;
     let running = machine::launch(context, &desired.uid, spec, network.tap).await.map_err(sandbox)?;
     *act.machine.lock().expect("no holder panics") = Some(running.clone());
 
