@@ -140,7 +140,7 @@ fn steps(cluster: &Cluster, screen: &Screen) -> Result<()> {
         let own = running(cluster, "client")?;
         let node = cluster.pod(NAMESPACE, "client")?["spec"]["nodeName"].clone();
         ensure!(node == there.name.as_str(), "the pod that asks is on {node}, not on {}", there.name);
-        let page = exec(cluster, "client", &["wget", "-q", "-T", "20", "-O", "-", &url])?;
+        let page = exec(cluster, "client", &["timeout", "20", "wget", "-q", "-O", "-", &url])?;
         Ok(((), format!("pod {own} on {} got \"{}\" from {url}", there.name, title(&page)?)))
     })?;
     screen.step("exec", || exec_with_code(cluster))?;

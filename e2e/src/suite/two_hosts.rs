@@ -110,7 +110,7 @@ fn reach(cluster: &Cluster) -> Result<()> {
 
         for (here, there) in [(&pods[0], &pods[1]), (&pods[1], &pods[0])] {
             let base = format!("http://{}", there.address);
-            let get = |path: &str| place.exec(here.name, &format!("wget -q -T 60 -O - {base}/{path}"));
+            let get = |path: &str| place.exec(here.name, &format!("timeout 60 wget -q -O - {base}/{path}"));
             ensure!(get("")? == there.name, "{} reaches somebody else at {base}", here.name);
             let who = get("cgi-bin/who")?;
             ensure!(who == here.address, "{} is seen as {who} by a pod on another host", here.address);
@@ -131,7 +131,7 @@ fn reach(cluster: &Cluster) -> Result<()> {
         let service = cluster.kubectl_json(&["get", "service", "web", "-n", &place.name])?;
         let address = service["spec"]["clusterIP"].as_str().context("a service without an address")?;
         let all: BTreeSet<String> = pods.iter().map(|pod| pod.name.to_owned()).collect();
-        let ask = format!("for i in $(seq 30); do wget -q -T 10 -O - http://{address}/ || exit 1; done | sort -u");
+        let ask = format!("for i in $(seq 30); do timeout 10 wget -q -O - http://{address}/ || exit 1; done | sort -u");
         // Itself too: a pod may be its own service's answer.
         for pod in &pods {
             wait_for(&format!("the service to answer {} with both pods", pod.name), PATIENCE, || {
@@ -171,7 +171,7 @@ fn host_port(cluster: &Cluster) -> Result<()> {
                 ensure!(fetched(host, &at)? == there.name, "{} reaches somebody else at {at}", host.name);
             }
             for here in &pods {
-                let answer = place.exec(here.name, &format!("wget -q -T 20 -O - {at}"))?;
+                let answer = place.exec(here.name, &format!("timeout 20 wget -q -O - {at}"))?;
                 ensure!(answer == there.name, "{} reaches {answer} at {at}", here.name);
             }
         }
