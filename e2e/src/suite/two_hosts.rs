@@ -112,7 +112,9 @@ fn reach(cluster: &Cluster) -> Result<()> {
             let base = format!("http://{}", there.address);
             let get = |path: &str| place.exec(here.name, &format!("timeout 60 wget -q -O - {base}/{path}"));
             ensure!(get("")? == there.name, "{} reaches somebody else at {base}", here.name);
+            // busybox writes an IPv4 address as its socket knows it: [::ffff:A.B.C.D].
             let who = get("cgi-bin/who")?;
+            let who = who.trim_start_matches("[::ffff:").trim_end_matches(']');
             ensure!(who == here.address, "{} is seen as {who} by a pod on another host", here.address);
             let (sum, want) = (get("big | md5sum")?, get("sum")?);
             ensure!(
