@@ -22,7 +22,7 @@ pub async fn variables(pod: &DesiredPod, container: &DesiredContainer, facts: &F
     for source in spec.env_from.iter().flatten() {
         let prefix = source.prefix.as_deref().unwrap_or_default();
         let entries = if let Some(from) = &source.config_map_ref {
-            optional(objects.config_map(&pod.namespace, &from.name).await, from.optional)?
+            optional(objects.config_map_text(&pod.namespace, &from.name).await, from.optional)?
         } else if let Some(from) = &source.secret_ref {
             optional(objects.secret(&pod.namespace, &from.name).await, from.optional)?
         } else {
@@ -42,7 +42,7 @@ pub async fn variables(pod: &DesiredPod, container: &DesiredContainer, facts: &F
                 } else if let Some(selector) = &from.resource_field_ref {
                     Some(downward::resource(pod, container, facts, selector)?)
                 } else if let Some(from) = &from.config_map_key_ref {
-                    let entries = objects.config_map(&pod.namespace, &from.name).await;
+                    let entries = objects.config_map_text(&pod.namespace, &from.name).await;
                     key_of("ConfigMap", &pod.namespace, &from.name, entries, &from.key, from.optional)?
                 } else if let Some(from) = &from.secret_key_ref {
                     let entries = objects.secret(&pod.namespace, &from.name).await;

@@ -82,6 +82,12 @@ impl Objects {
         Self { client, services }
     }
 
+    /// A config map's textual entries: variables come from these alone, as the kubelet's do.
+    pub async fn config_map_text(&self, namespace: &str, name: &str) -> Result<Entries, ObjectError> {
+        let object: ConfigMap = self.get("configmap", namespace, name).await?;
+        Ok(object.data.into_iter().flatten().map(|(k, v)| (k, v.into_bytes())).collect())
+    }
+
     /// A config map's entries, binary ones too.
     pub async fn config_map(&self, namespace: &str, name: &str) -> Result<Entries, ObjectError> {
         let object: ConfigMap = self.get("configmap", namespace, name).await?;

@@ -57,7 +57,7 @@ fn policies(cluster: &Cluster) -> Result<()> {
                 ),
                 &[memory],
             ),
-            with(pod("signalled", sh("kill -SEGV $$")), &[policy("Never")]),
+            with(pod("signalled", sh("sh -c 'kill -SEGV $$$$'; exit $?")), &[policy("Never")]),
         ])?;
         never(place)?;
         again(place)

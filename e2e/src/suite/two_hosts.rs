@@ -42,13 +42,12 @@ pub(super) const TESTS: &[Test] = &[
 const OFFERS: &str = "mkdir cgi-bin && printf '#!/bin/sh\\necho; echo $REMOTE_ADDR\\n' > cgi-bin/who && chmod 755 cgi-bin/who
 dd if=/dev/urandom of=big bs=1000000 count=20 2>/dev/null && md5sum < big > sum";
 
-/// A pod with an HTTP server that says the pod's name.
+/// A pod with an HTTP server that says the pod's name, on whichever host the scheduler takes.
 fn server(name: &str, offers: &str) -> Value {
-    pod(
-        name,
-        sh(&format!(
-            "mkdir /www && cd /www && hostname > index.html\n{offers}\nhttpd -p 80 -h /www; {STAY}"
-        )),
+    let script = format!("mkdir /www && cd /www && hostname > index.html\n{offers}\nhttpd -p 80 -h /www; {STAY}");
+    with(
+        pod(name, sh(&script)),
+        &[("/spec/nodeSelector", json!({"type": "virtual-kubelet"}))],
     )
 }
 

@@ -103,7 +103,7 @@ fn files(cluster: &Cluster) -> Result<()> {
             ("all/map/shape", "444:round"),
             ("all/secret/user", "400:me"),
             ("all/uid", &format!("444:{uid}")),
-            ("items", "1deep none=[] subpath=green"),
+            ("items", "3deep none=[] subpath=green"),
             ("binary", "00 01 02 ff"),
         ] {
             ensure!(line(&said, key)? == value, "{key} is not {value:?}: {said}");
@@ -126,7 +126,6 @@ fn files(cluster: &Cluster) -> Result<()> {
 }
 
 fn environment(cluster: &Cluster) -> Result<()> {
-    let host = cluster.host(0)?;
     within(cluster, "pods-environment", |place| {
         let field = |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
         let resource = |name: &str, resource: &str, divisor: &str| json!({"name": name, "valueFrom": {"resourceFieldRef": {"resource": resource, "divisor": divisor}}});
@@ -185,7 +184,7 @@ fn environment(cluster: &Cluster) -> Result<()> {
             ("NODE", found["spec"]["nodeName"].as_str().unwrap_or_default()),
             ("ACCOUNT", "default"),
             ("POD_IP", pod_ip),
-            ("HOST_IP", &host.address.to_string()),
+            ("HOST_IP", found["status"]["hostIP"].as_str().unwrap_or_default()),
             ("CPU", "1500"),
             ("MEMORY", "20"),
             // A request that is left out is the limit.

@@ -58,7 +58,7 @@ pub(super) fn pod(name: &str, container: Value) -> Value {
 /// of busybox.
 pub(super) fn pod_of(name: &str, containers: Value) -> Value {
     let mut pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": {
-        "nodeSelector": {"type": "virtual-kubelet"},
+        "nodeSelector": {"type": "virtual-kubelet", "kubernetes.io/hostname": "kvm-1"},
         "tolerations": [{"key": "virtual-kubelet.io/provider", "operator": "Exists"}],
         "terminationGracePeriodSeconds": 1, "containers": containers}});
     for container in pod["spec"]["containers"].as_array_mut().into_iter().flatten() {
