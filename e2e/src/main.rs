@@ -249,11 +249,11 @@ fn test(all: bool, filter: &str, keep: bool) -> ExitCode {
 fn end_to_end(filter: &str, keep: bool) -> Result<Summary> {
     let (tests, drafts) = suite::select(filter);
     if !drafts.is_empty() {
-        say(&format!(
+        say(format!(
             "{} drafts that nobody has seen pass are left out (a filter runs them):",
             drafts.len()
         ));
-        drafts.iter().for_each(|test| say(&format!("  {}", test.name)));
+        drafts.iter().for_each(|test| say(format!("  {}", test.name)));
     }
     ensure!(!tests.is_empty(), "no test's name contains {filter:?}");
     let was_running = Cluster::running().is_ok();
