@@ -3,6 +3,7 @@
 //! host's address inside the cluster's own network namespace, and must never be started anywhere else.
 
 mod client;
+mod keeper;
 mod server;
 mod service;
 mod wire;

@@ -26,6 +26,7 @@ use nix::{
 };
 
 use super::{
+    keeper::Keeper,
     service::Services,
     wire::{Exit, Kind, Request, parse, read_frame, write_frame},
 };
@@ -34,11 +35,12 @@ use super::{
 const LINGER: Duration = Duration::from_secs(1);
 const AS_CHILD: &str = "KVMLET_RIG_AGENT_CHILD";
 
-/// Serves until the process is ended. As PID 1 it serves from a child and itself reaps what is orphaned.
-pub fn serve(address: SocketAddr) -> Result<()> {
+/// Serves until the process is ended. As PID 1 it serves from a child and itself reaps what is orphaned. `emulated`: the host is.
+pub fn serve(address: SocketAddr, emulated: bool) -> Result<()> {
     if std::process::id() == 1 && std::env::var_os(AS_CHILD).is_none() {
-        return reap(address);
+        return reap();
     }
+    let _keeper = emulated.then(Keeper::new).transpose().context("keep KVM from patching itself")?;
     let listener = TcpListener::bind(address).with_context(|| format!("listen on {address}"))?;
     let services = Services::default();
     println!("rig agent: listening on {address}");
@@ -54,13 +56,10 @@ pub fn serve(address: SocketAddr) -> Result<()> {
     Ok(())
 }
 
-fn reap(address: SocketAddr) -> Result<()> {
+fn reap() -> Result<()> {
     let program = std::env::current_exe().context("find this program")?;
     let mut command = Command::new(program);
-    let child = command
-        .args(["host-agent", "--listen", &address.to_string()])
-        .env(AS_CHILD, "1")
-        .spawn();
+    let child = command.args(std::env::args_os().skip(1)).env(AS_CHILD, "1").spawn();
     let agent = i32::try_from(child.context("start the agent")?.id()).context("the agent's process id")?;
     loop {
         match wait().context("wait for orphans")? {

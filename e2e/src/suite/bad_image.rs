@@ -149,6 +149,10 @@ fn links(cluster: &Cluster) -> Result<()> {
 fn full_disk(cluster: &Cluster) -> Result<()> {
     within(cluster, "bad-disk", |place| {
         let host = cluster.host(0)?;
+        // Another test may have pulled it.
+        host.stop_daemon()?;
+        host.sh("rm -rf /var/lib/kvmlet/images")?;
+        daemon::restart(cluster)?;
         let free = "df -m --output=avail /var/lib/kvmlet | tail -n 1";
         let available: u64 = host.sh(free)?.trim().parse().context("measure the disk")?;
         let fill = available.saturating_sub(60);

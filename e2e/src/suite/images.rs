@@ -251,12 +251,12 @@ fn second(cluster: &Cluster) -> Result<()> {
 fn large(cluster: &Cluster) -> Result<()> {
     let script = "cat /etc/kvmlet-large; cd /srv
         echo 'int main(void) { return 42; }' > /tmp/a.c && gcc -o /tmp/a /tmp/a.c && /tmp/a; echo program=$?
-        echo hardlink=$(stat -c '%h %U:%g %a' links/first) same=$([ links/first -ef links/below/third ] && echo yes)
+        echo hardlink=$(stat -c '%h %u:%g %a' links/first) same=$([ links/first -ef links/below/third ] && echo yes)
         echo long=$(cat long/ll*) gnu=$(cat long/gnu-g*) deep=$(wc -c < long/deep-again)
         echo gone=$(ls -A gone) inside=$(ls gone/folder) opaque=$(ls kept/hidden | tr '\\n' ' ')
         echo turned=$(cat turns/file-to-symlink) $(stat -c %F turns/file-to-folder turns/folder-to-file)
         echo owner=$(stat -c %u:%g owners/large-uid) setuid=$(stat -c %a owners/setuid)
-        echo whole=$(wc -c < bulk/whole) bulk=$(find bulk -type f | wc -l)
+        echo whole=$(wc -c < bulk/whole) bulk=$(python3 -c 'import os; print(sum(len(files) for _, _, files in os.walk(\"bulk\")))')
         echo capability=$(python3 -c 'import os; print(os.getxattr(\"xattrs/capability\", \"security.capability\").hex())')";
     within(cluster, "pods-large", |place| {
         let main = json!({"image": "large", "command": ["bash", "-c", script], "resources": {"limits": {"memory": "512Mi"}}});

@@ -63,7 +63,7 @@ fn flags(cluster: &Cluster) -> Result<()> {
         ensure!(stamped.len() == 5 && stamped[3].1 == "late", "{stamped:?}");
         ensure!(stamped.windows(2).all(|two| two[0].0 <= two[1].0), "not in order: {stamped:?}");
         ensure!(logs(&["--previous", "--since-time", stamped[3].0])? == "late\nunfinished");
-        ensure!(logs(&["--previous", "--since=1h"])? == whole && logs(&["--previous", "--since=1ms"])?.is_empty());
+        ensure!(logs(&["--previous", "--since=1h"])? == whole && logs(&["--previous", "--since=1s"])?.is_empty());
 
         let all = place.kubectl(&["logs", "talks", "--all-containers", "--prefix"])?;
         ensure!(

@@ -1,21 +1,27 @@
 //! A pull from name to device: endpoints and credentials in turn, layers side by side, then the merged metadata.
 
-use std::io::Read;
+mod failure;
+mod layer;
+
 use std::path::Path;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
 use sha2::{Digest, Sha256};
+use tokio::sync::mpsc;
 
+use self::{
+    failure::{Failure, verdict},
+    layer::Fetch,
+};
 use crate::error::PullError;
 use crate::image::PulledImage;
 use crate::keyring::Credential;
-use crate::layer::{Expected, LayerError, LayerIndex, Limit, sha256_text};
+use crate::layer::{LayerIndex, Limit, sha256_text};
 use crate::layout::Layout;
-use crate::pieces::{Piece, pieces};
 use crate::reference::ImageReference;
 use crate::registry::{Config, Descriptor, Endpoint, FetchError, Manifest, ParseFailure, Source};
-use crate::store::{ImageStore, blocking};
+use crate::store::ImageStore;
 
 /// Largest manifest or configuration: what registries accept.
 const DOCUMENT_MAX: u64 = 8 << 20;
@@ -55,12 +61,6 @@ pub enum PullProgress {
 pub(crate) enum Origin {
     Registry(Source),
     Layout(Layout),
-}
-
-/// Why one attempt failed, and whether another endpoint or credential may do better.
-enum Failure {
-    Fetch { what: String, error: FetchError },
-    Final(PullError),
 }
 
 impl ImageStore {
@@ -186,93 +186,25 @@ impl ImageStore {
         });
 
         let _pin = self.inner.pin(&config.diff_ids);
+        let (working, mut ended) = mpsc::channel(1);
+        let fetch = Fetch {
+            store: self,
+            image: &name,
+            origin,
+            progress,
+            working,
+        };
         let layers = layers.iter().zip(&config.diff_ids).enumerate();
-        let fetches = layers.map(|(at, (layer, diff_id))| self.layer(&name, origin, at, layer, diff_id, progress));
-        let fetches: Vec<_> = fetches.collect();
-        let indexes: Vec<LayerIndex> = futures_util::stream::iter(fetches)
+        let fetches: Vec<_> = layers.map(|(at, (layer, diff_id))| fetch.layer(at, layer, diff_id)).collect();
+        let indexes: Result<Vec<LayerIndex>, _> = futures_util::stream::iter(fetches)
             .buffered(self.inner.config.concurrent_layers.max(1))
             .try_collect()
-            .await?;
-        self.compose(image, &digest, &config_at.digest, config, indexes)
+            .await;
+        drop(fetch);
+        let None = ended.recv().await;
+        self.compose(image, &digest, &config_at.digest, config, indexes?)
             .await
             .map_err(Failure::Final)
-    }
-
-    /// One layer, converted unless it is here.
-    async fn layer(
-        &self,
-        name: &str,
-        origin: &Origin,
-        at: usize,
-        layer: &Descriptor,
-        diff_id: &str,
-        progress: &(impl Fn(PullProgress) + Send + Sync),
-    ) -> Result<LayerIndex, Failure> {
-        let flight = self.inner.flights.enter(diff_id).await;
-        let disk = self.inner.disk.clone();
-        let known = diff_id.to_owned();
-        if let Some(index) = blocking(move || disk.layer(&known)).await {
-            progress(PullProgress::LayerDone { layer: at, cached: true });
-            return Ok(index);
-        }
-        let expected = Expected {
-            digest: Some(layer.digest.clone()),
-            diff_id: Some(diff_id.to_owned()),
-        };
-        let limits = self.inner.config.limits.clone();
-        let disk = self.inner.disk.clone();
-        // The flight ends with the conversion, also when this future is dropped and the conversion has yet to notice.
-        let convert = |input: Box<dyn Read + Send>| {
-            blocking(move || {
-                let _flight = flight;
-                disk.convert(input, &expected, &limits)
-            })
-        };
-        let (transfer, converted) = match origin {
-            Origin::Layout(layout) => {
-                let file = layout.open(&layer.digest).map_err(|error| failed(&layer.digest, error))?;
-                (Ok(()), convert(Box::new(file)).await)
-            }
-            Origin::Registry(source) => {
-                let (pieces, reader) = pieces();
-                let transfer = async {
-                    let mut received = 0;
-                    let result = source
-                        .blob(layer, |bytes| {
-                            received += bytes.len() as u64;
-                            progress(PullProgress::Layer {
-                                layer: at,
-                                received,
-                                total: layer.size,
-                            });
-                            let pieces = pieces.clone();
-                            async move { pieces.send(Piece::Bytes(bytes)).await.is_ok() }
-                        })
-                        .await;
-                    if result.is_ok() {
-                        // A receiver that ended early has its own reason.
-                        let _ = pieces.send(Piece::End).await;
-                    }
-                    drop(pieces);
-                    result
-                };
-                tokio::join!(transfer, convert(Box::new(reader)))
-            }
-        };
-        match (transfer, converted) {
-            (_, Ok(converted)) => {
-                progress(PullProgress::LayerDone { layer: at, cached: false });
-                Ok(converted.index)
-            }
-            // The reader only saw that nothing came any more; the sender knows why.
-            (Err(error), Err(LayerError::Source(_))) => Err(failed(&layer.digest, error)),
-            // Another endpoint may have the right bytes.
-            (_, Err(LayerError::Digest { expected, actual })) => Err(failed(&layer.digest, FetchError::Digest { expected, actual })),
-            (_, Err(error)) => {
-                let store = self.inner.disk.dir().to_path_buf();
-                Err(Failure::Final(PullError::layer(name, &layer.digest, store, error)))
-            }
-        }
     }
 }
 
@@ -306,45 +238,5 @@ impl Origin {
             what: "configuration".to_owned(),
             error,
         })
-    }
-}
-
-fn failed(layer: &str, error: FetchError) -> Failure {
-    Failure::Fetch {
-        what: format!("layer {layer}"),
-        error,
-    }
-}
-
-/// What to tell when no endpoint gave the image: the most telling of their answers, with all of them as detail.
-fn verdict(image: &str, failures: Vec<(String, FetchError)>) -> PullError {
-    let detail = failures
-        .iter()
-        .map(|(what, error)| format!("{what}: {error}"))
-        .collect::<Vec<_>>()
-        .join("; ");
-    let image = image.to_owned();
-    let rank = |error: &FetchError| match error {
-        FetchError::Digest { .. } => 0,
-        FetchError::Unauthorized(_) => 1,
-        FetchError::NotFound(_) => 2,
-        FetchError::Protocol(_) => 3,
-        FetchError::Unreachable(_) => 4,
-    };
-    match failures.into_iter().min_by_key(|(_, error)| rank(error)) {
-        Some((what, FetchError::Digest { expected, actual })) => PullError::DigestMismatch {
-            image,
-            what,
-            expected,
-            actual,
-        },
-        Some((_, FetchError::Unauthorized(_))) => PullError::Unauthorized { image, detail },
-        Some((_, FetchError::NotFound(_))) => PullError::NotFound { image, detail },
-        Some((_, FetchError::Protocol(_))) => PullError::InvalidImage { image, reason: detail },
-        Some((_, FetchError::Unreachable(_))) => PullError::Unreachable { image, detail },
-        None => PullError::Unreachable {
-            image,
-            detail: "no endpoint is configured".to_owned(),
-        },
     }
 }

@@ -67,24 +67,26 @@ async fn unknown() -> Response {
     (StatusCode::NOT_FOUND, "404 page not found\n").into_response()
 }
 
-fn not_implemented(what: &str) -> Response {
-    (StatusCode::NOT_IMPLEMENTED, format!("kvmlet does not implement {what} yet\n")).into_response()
+/// `instead` is what the caller may do today.
+fn not_implemented(what: &str, instead: &str) -> Response {
+    let text = format!("kvmlet does not implement {what} yet{instead}\n");
+    (StatusCode::NOT_IMPLEMENTED, text).into_response()
 }
 
 async fn no_attach() -> Response {
-    not_implemented("attach; use exec to run a command in the container")
+    not_implemented("attach", "; exec runs a command in the container")
 }
 
 async fn no_port_forward() -> Response {
-    not_implemented("port-forward; the pod's IP is reachable from the cluster")
+    not_implemented("port-forward", "; the pod's IP is reachable from the cluster")
 }
 
 async fn no_metrics() -> Response {
-    not_implemented("metrics")
+    not_implemented("metrics", "")
 }
 
 async fn no_stats() -> Response {
-    not_implemented("the stats summary")
+    not_implemented("the stats summary", "")
 }
 
 async fn pods<B: Backend>(State(shared): State<Arc<Shared<B>>>) -> Response {
