@@ -142,10 +142,24 @@ pub fn unsupported(spec: &Value) -> Vec<Unsupported> {
             }
             // Changed by a subresource after admission; such a container is reported as waiting, the pod goes on.
             "ephemeralContainers" => {}
+            "volumes" => {
+                walk(value, key, &path, POD, &mut found);
+                found.extend(value.as_array().into_iter().flatten().enumerate().filter_map(unbounded));
+            }
             _ => walk(value, key, &path, POD, &mut found),
         }
     }
     found
+}
+
+/// A volume on disk whose limit nobody would keep.
+fn unbounded((i, volume): (usize, &Value)) -> Option<Unsupported> {
+    let empty = &volume["emptyDir"];
+    let on_disk = empty["medium"].as_str().unwrap_or_default().is_empty();
+    (on_disk && !empty["sizeLimit"].is_null()).then(|| Unsupported {
+        path: format!("spec.volumes[{i}].emptyDir.sizeLimit"),
+        why: Some("only for medium Memory; a limit of ephemeral-storage bounds what a pod writes to disk"),
+    })
 }
 
 /// Looks at one value: `key` is its path in the table, `path` the one for people.
@@ -258,6 +272,10 @@ mod tests {
             (
                 json!({"volumes": [{"name": "v", "emptyDir": {"medium": "HugePages"}}, {"name": "m", "emptyDir": {"medium": "Memory"}}]}),
                 "spec.volumes[0].emptyDir.medium",
+            ),
+            (
+                json!({"volumes": [{"name": "m", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}, {"name": "d", "emptyDir": {"sizeLimit": "1Mi"}}]}),
+                "spec.volumes[1].emptyDir.sizeLimit",
             ),
             (json!({"hostNetwork": true}), "spec.hostNetwork"),
             (
