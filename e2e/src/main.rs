@@ -157,8 +157,7 @@ fn run(command: Command) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Test { list: true, filter, .. } => {
-            let (tests, drafts) = suite::select(&filter);
-            tests.iter().chain(&drafts).for_each(|test| println!("{}", test.name));
+            suite::select(&filter).iter().for_each(|test| println!("{}", test.name));
             Ok(ExitCode::SUCCESS)
         }
         Command::Test { all, filter, keep, .. } => Ok(test(all, &filter, keep)),
@@ -250,14 +249,7 @@ fn test(all: bool, filter: &str, keep: bool) -> ExitCode {
 }
 
 fn end_to_end(filter: &str, keep: bool) -> Result<Summary> {
-    let (tests, drafts) = suite::select(filter);
-    if !drafts.is_empty() {
-        say(format!(
-            "{} drafts that nobody has seen pass are left out (a filter runs them):",
-            drafts.len()
-        ));
-        drafts.iter().for_each(|test| say(format!("  {}", test.name)));
-    }
+    let tests = suite::select(filter);
     ensure!(!tests.is_empty(), "no test's name contains {filter:?}");
     let was_running = Cluster::running().is_ok();
     let hosts = tests.iter().map(|test| test.hosts).max().unwrap_or(1);

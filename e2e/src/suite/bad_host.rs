@@ -99,7 +99,7 @@ fn crashes(cluster: &Cluster) -> Result<()> {
             host.sh(&format!("kill -9 {}", Identity::of(place, name)?.process))?;
         }
         // A root of its own kernel can have it panic when memory ends; the exec does not come back.
-        let panic = "mount -t proc proc /mnt && echo 2 > /mnt/sys/vm/panic_on_oom && tail /dev/zero";
+        let panic = "mkdir /p && mount -t proc proc /p && echo 2 > /p/sys/vm/panic_on_oom && tail /dev/zero";
         let _ = place.exec("panics", panic);
         until_restarted(place, "killed")?;
         let once = place.until_phase("once", "Failed")?;

@@ -26,9 +26,9 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Result, anyhow};
+use anyhow::{Error, Result, anyhow};
 
-use crate::{Cluster, dump, paths::write};
+use crate::{Cluster, dump, paths::write, process::Process};
 
 /// A test.
 #[derive(Debug)]
@@ -59,34 +59,9 @@ impl AddAssign for Summary {
     }
 }
 
-/// Tests that nobody has seen pass yet: `make test` says that it leaves them out, a filter runs them. What passes is taken off this list.
-const DRAFTS: &[&str] = &[
-    "pods on two hosts are spread by the scheduler, reach each other by address and answer one service together",
-    "a host port leads to its pod from everywhere, is taken once a host, and is closed when the pod is gone",
-    "restartPolicy decides whether a container that ends runs again, with the kubelet's waits and phases",
-    "config maps, secrets, the downward API and projections are files with the right modes, items and content",
-    "a second pod of the same image pulls and converts nothing",
-    "a large image of many layers runs as it was built",
-    "kubectl logs obeys each of its flags",
-    "logs are CRI files that are rotated by size, and a follower loses no line of them",
-    "attach and port-forward are refused with a reason",
-    "what is deleted or made anew while the daemon is dead is so after its start",
-    "a daemon killed at any moment leaves whole pods or none",
-    "a container whose log is full waits for the dead daemon and loses no line",
-    "an API server that is away for a minute takes no pod with it",
-    "a Node that somebody deletes is made again with its pods and addresses",
-    "a guest that crashes or whose process is killed is made anew, and its neighbour does not notice",
-    "a pod larger than the host is refused by name of what it lacks",
-    "two pods of the same name in turn are two pods",
-    "an image that cannot be had or trusted is refused with its reason, and leaves nothing on the host",
-    "links of an image that lead out of it stay within it",
-    "a full disk while pulling is told, leaves nothing half-made, and is tried again",
-];
-
-/// The tests to run, in order: with a filter all whose name contains it, without one all but the drafts; and the drafts left out.
-pub fn select(filter: &str) -> (Vec<&'static Test>, Vec<&'static Test>) {
-    let all = all().filter(|test| test.name.contains(filter));
-    all.partition(|test| !filter.is_empty() || !DRAFTS.contains(&test.name))
+/// The tests whose name contains `filter`, in order.
+pub fn select(filter: &str) -> Vec<&'static Test> {
+    all().filter(|test| test.name.contains(filter)).collect()
 }
 
 fn all() -> impl Iterator<Item = &'static Test> {
@@ -134,6 +109,12 @@ pub fn run(cluster: &Cluster, tests: &[&Test]) -> Summary {
                 summary.failed += 1;
                 println!("FAILED {} ({seconds:.1} s): {error:#}", test.name);
                 report(cluster, test);
+                if let Some(lost) = lost(cluster) {
+                    let left = tests.len() - index - 1;
+                    println!("the cluster has lost a part; the {left} tests left cannot run and count as failed: {lost:#}");
+                    summary.failed += left;
+                    return summary;
+                }
                 if let Err(error) = clear(cluster) {
                     println!("its pods are still there: {error:#}");
                 }
@@ -141,6 +122,12 @@ pub fn run(cluster: &Cluster, tests: &[&Test]) -> Summary {
         }
     }
     summary
+}
+
+/// A process of the cluster that has ended, as an emulated host whose kernel panicked.
+fn lost(cluster: &Cluster) -> Option<Error> {
+    let processes = Process::recorded(&cluster.state).ok()?;
+    processes.iter().find_map(|process| process.check(&cluster.state).err())
 }
 
 fn said(panic: &(dyn Any + Send)) -> String {
