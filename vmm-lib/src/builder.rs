@@ -21,8 +21,10 @@ use crate::registers::{self, RegistersError};
 use crate::serial::{SerialError, SerialPort};
 use crate::spec::MachineSpec;
 use crate::validate::SpecErrors;
+use crate::threads::{Enter, Maker, ThreadKind, Threads};
 use crate::vcpu::{self, Control, Vcpu};
 use crate::virtio::device::Memory;
+use crate::virtio::vsock::Inlet;
 
 /// Why there is no machine.
 #[derive(Debug, thiserror::Error)]
@@ -66,20 +68,54 @@ pub enum BuildError {
 pub struct Builder {
     spec: MachineSpec,
     passed: Vec<OwnedFd>,
+    kvm: Option<OwnedFd>,
+    inlet: Option<Inlet>,
+    enter: Arc<Enter>,
 }
 
 impl Builder {
     /// Of this specification, with the open files that it names by number.
     pub fn new(spec: MachineSpec, passed: Vec<OwnedFd>) -> Self {
-        Self { spec, passed }
+        Self {
+            spec,
+            passed,
+            kvm: None,
+            inlet: None,
+            enter: Arc::new(|_| Ok(())),
+        }
+    }
+
+    /// Uses this descriptor of `/dev/kvm`, which is opened otherwise.
+    pub fn kvm(mut self, kvm: OwnedFd) -> Self {
+        self.kvm = Some(kvm);
+        self
+    }
+
+    /// Gives the vsock device clients of this process. Closed when there is no such device.
+    pub fn inlet(mut self, inlet: Inlet) -> Self {
+        self.inlet = Some(inlet);
+        self
+    }
+
+    /// Has each thread of the machine call this before its work.
+    pub fn enter(mut self, enter: Arc<Enter>) -> Self {
+        self.enter = enter;
+        self
     }
 
     /// Checks the specification and makes the machine. No guest code has run when this returns.
     pub fn build(self) -> Result<Machine, BuildError> {
-        let Self { spec, passed } = self;
+        let Self {
+            spec,
+            passed,
+            kvm,
+            inlet,
+            enter,
+        } = self;
         spec.validate(passed.len()).map_err(BuildError::Spec)?;
         let files = Files::new(passed);
-        let kvm = kvm::open()?;
+        let kvm = kvm.map_or_else(kvm::open, kvm::from_open)?;
+        let (threads, maker) = Threads::new(enter);
         let cpuid = Template::new(&kvm)?;
         let layout = Layout::new(spec.memory, cpuid.address_bits())?;
         let step = |what: &'static str| move |source| BuildError::Step(what, source);
@@ -103,7 +139,8 @@ impl Builder {
             .as_ref()
             .map(|serial| -> Result<_, BuildError> { Ok(SerialPort::new(&vm, files.open_log("serial.output", &serial.output)?)?) });
         let serial = serial.transpose()?;
-        let functions = devices::create(&spec, &files, &vm, &Arc::new(Interrupts::new(vm.clone())), &memory, &layout)?;
+        let interrupts = Arc::new(Interrupts::new(vm.clone()));
+        let functions = devices::create(&spec, &files, &vm, &interrupts, &memory, &layout, (&threads, inlet))?;
         let bus = Bus {
             pci: PciBus::new(ecam, layout.clone(), functions),
             serial,
@@ -133,6 +170,8 @@ impl Builder {
             control,
             bus: Arc::new(bus),
             memory,
+            threads,
+            maker,
         })
     }
 }
@@ -143,6 +182,8 @@ pub struct Machine {
     control: Arc<Control>,
     bus: Arc<Bus>,
     memory: Memory,
+    threads: Threads,
+    maker: Maker,
 }
 
 /// Reaches a machine from other threads, before, while and after it runs.
@@ -174,6 +215,8 @@ impl Machine {
             control,
             bus,
             memory,
+            threads: enter,
+            maker,
         } = self;
         let mut threads = Vec::new();
         for (index, fd) in vcpus.into_iter().enumerate() {
@@ -184,13 +227,23 @@ impl Machine {
                 bus: bus.clone(),
                 _memory: memory.clone(),
             };
-            match thread::Builder::new().name(format!("vcpu{index}")).spawn(move || vcpu.run()) {
+            let (enter, presence) = (enter.clone(), enter.presence());
+            let begin = move || {
+                // Dropped last, and by a panic too.
+                let _presence = presence;
+                match enter.enter(ThreadKind::Vcpu) {
+                    Ok(()) => vcpu.run(),
+                    Err(error) => vcpu.give_up(format!("confine processor {index}: {error}")),
+                }
+            };
+            match thread::Builder::new().name(format!("vcpu{index}")).spawn(begin) {
                 Ok(thread) => threads.push(thread),
                 Err(error) => control.finish(MachineExit::Error {
                     what: format!("start processor {index}: {error}"),
                 }),
             }
         }
+        maker.serve(threads.len());
         let mut vcpu_cpu_micros = Vec::new();
         for thread in threads {
             // A thread that panicked has ended the machine and said so.

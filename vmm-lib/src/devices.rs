@@ -1,8 +1,5 @@
 //! The machine's devices on its bus, in PCI order: host bridge, disks, networks, vsock, entropy. Knows what each needs; does none of its work.
 
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixListener;
-use std::path::Path;
 use std::sync::Arc;
 
 use kvm_ioctls::VmFd;
@@ -11,13 +8,14 @@ use crate::files::{FileError, Files};
 use crate::irq::Interrupts;
 use crate::memory::Layout;
 use crate::pci::{DEVICES, HostBridge, PciFunction};
-use crate::spec::{Disk, FileSource, MAX_DISKS, MAX_NETS, MachineSpec};
+use crate::spec::{Disk, MAX_DISKS, MAX_NETS, MachineSpec};
 use crate::virtio::block::{Block, BlockError};
 use crate::virtio::device::{Memory, VirtioDevice};
 use crate::virtio::net::Net;
 use crate::virtio::pci::{BAR_SIZE, Transport};
 use crate::virtio::rng::Rng;
-use crate::virtio::vsock::Vsock;
+use crate::threads::Threads;
+use crate::virtio::vsock::{Inlet, Vsock};
 
 /// Why a device could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -53,12 +51,13 @@ pub(crate) fn create(
     interrupts: &Arc<Interrupts>,
     memory: &Memory,
     layout: &Layout,
+    (threads, inlet): (&Threads, Option<Inlet>),
 ) -> Result<Vec<Box<dyn PciFunction>>, DeviceError> {
     let mut functions: Vec<Box<dyn PciFunction>> = vec![Box::new(HostBridge::new())];
-    for (index, device) in virtio(spec, files)?.into_iter().enumerate() {
+    for (index, device) in virtio(spec, files, inlet)?.into_iter().enumerate() {
         let name = device.name().to_owned();
         let bar = layout.mmio64.start + BAR_SIZE * index as u64;
-        let transport = Transport::new(device, vm.clone(), interrupts.clone(), memory.clone(), bar);
+        let transport = Transport::new(device, vm.clone(), interrupts.clone(), memory.clone(), bar, threads.clone());
         functions.push(Box::new(
             transport.map_err(|source| DeviceError::Transport { device: name, source })?,
         ));
@@ -66,7 +65,7 @@ pub(crate) fn create(
     Ok(functions)
 }
 
-fn virtio(spec: &MachineSpec, files: &Files) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {
+fn virtio(spec: &MachineSpec, files: &Files, inlet: Option<Inlet>) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     for (index, disk) in spec.disks.iter().enumerate() {
         devices.push(Box::new(block(index, disk, files)?));
@@ -76,7 +75,7 @@ fn virtio(spec: &MachineSpec, files: &Files) -> Result<Vec<Box<dyn VirtioDevice>
         devices.push(Box::new(Net::new(tap, net.mac, net.mtu)));
     }
     if let Some(vsock) = &spec.vsock {
-        devices.push(Box::new(Vsock::new(vsock.cid, listener(&vsock.socket, files)?)));
+        devices.push(Box::new(Vsock::new(vsock.cid, files.listen("vsock.socket", &vsock.socket)?, inlet)));
     }
     if spec.rng {
         devices.push(Box::new(Rng::new()));
@@ -98,28 +97,6 @@ fn block(index: usize, disk: &Disk, files: &Files) -> Result<Block, DeviceError>
         serial: disk.serial.clone(),
         source,
     })
-}
-
-fn listener(source: &FileSource, files: &Files) -> Result<UnixListener, DeviceError> {
-    const FIELD: &str = "vsock.socket";
-    match source {
-        FileSource::Path(path) => bind(path).map_err(|source| {
-            DeviceError::File(FileError {
-                field: FIELD.to_owned(),
-                source,
-            })
-        }),
-        FileSource::Passed(_) => Ok(UnixListener::from(OwnedFd::from(files.open_existing(FIELD, source, true)?))),
-    }
-}
-
-/// Binds a new socket; one that a dead machine has left behind makes room.
-fn bind(path: &Path) -> std::io::Result<UnixListener> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    UnixListener::bind(path)
 }
 
 // Bridge, disks, networks, vsock and entropy have a device number each.

@@ -1,9 +1,13 @@
-//! The files a specification names: opened by path, or taken from the descriptors that came with it.
+//! The files a specification names: opened by path, or taken from the descriptors that came with it. Disks that are read-only are opened
+//! so.
 
 use std::fs::{File, OpenOptions};
+use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
 
-use crate::spec::FileSource;
+use crate::spec::{FileSource, MachineSpec};
 
 /// A file that could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -13,7 +17,75 @@ pub struct FileError {
     pub field: String,
     /// Why.
     #[source]
-    pub source: std::io::Error,
+    pub source: io::Error,
+}
+
+/// Opens everything that a specification names by a path, so that it names descriptors only: for a process that will not be able to open
+/// anything when it builds the machine. `passed` are the descriptors that it names already.
+pub fn open_files(mut spec: MachineSpec, passed: Vec<OwnedFd>) -> Result<(MachineSpec, Vec<OwnedFd>), FileError> {
+    let mut opener = Opener {
+        files: Files(passed),
+        opened: Vec::new(),
+    };
+    opener.existing("boot.kernel", &mut spec.boot.kernel, false)?;
+    if let Some(initramfs) = &mut spec.boot.initramfs {
+        opener.existing("boot.initramfs", initramfs, false)?;
+    }
+    for (index, disk) in spec.disks.iter_mut().enumerate() {
+        for (number, extent) in disk.extents.iter_mut().enumerate() {
+            let field = format!("disks[{index}].extents[{number}].file");
+            opener.existing(&field, &mut extent.file, !disk.read_only)?;
+        }
+    }
+    for (index, net) in spec.nets.iter_mut().enumerate() {
+        opener.existing(&format!("nets[{index}].tap"), &mut net.tap, true)?;
+    }
+    if let Some(vsock) = &mut spec.vsock {
+        opener.take(&mut vsock.socket, |files, socket| files.listen("vsock.socket", socket).map(OwnedFd::from))?;
+    }
+    if let Some(serial) = &mut spec.serial {
+        opener.take(&mut serial.output, |files, output| {
+            files.open_log("serial.output", output).map(OwnedFd::from)
+        })?;
+    }
+    Ok((spec, opener.files.0))
+}
+
+/// Puts what it opens behind the descriptors that are there.
+struct Opener {
+    files: Files,
+    /// What is open already, for writing or not: an image of many layers names some files many times.
+    opened: Vec<(PathBuf, bool, u32)>,
+}
+
+impl Opener {
+    fn existing(&mut self, field: &str, source: &mut FileSource, write: bool) -> Result<(), FileError> {
+        let FileSource::Path(path) = source else { return Ok(()) };
+        let path = path.clone();
+        if let Some((.., index)) = self.opened.iter().find(|(known, writable, _)| (known, *writable) == (&path, write)) {
+            *source = FileSource::Passed(*index);
+            return Ok(());
+        }
+        let index = self.take(source, |files, source| files.open_existing(field, source, write).map(OwnedFd::from))?;
+        self.opened.extend(index.map(|index| (path, write, index)));
+        Ok(())
+    }
+
+    /// The number that a path's file got.
+    fn take(
+        &mut self,
+        source: &mut FileSource,
+        open: impl FnOnce(&Files, &FileSource) -> Result<OwnedFd, FileError>,
+    ) -> Result<Option<u32>, FileError> {
+        if matches!(source, FileSource::Passed(_)) {
+            return Ok(None);
+        }
+        let file = open(&self.files, source)?;
+        let index = self.files.0.len() as u32;
+        self.files.0.push(file);
+        *source = FileSource::Passed(index);
+        Ok(Some(index))
+    }
 }
 
 /// The descriptors of a machine.
@@ -35,12 +107,23 @@ impl Files {
         self.open(field, source, OpenOptions::new().append(true).create(true))
     }
 
+    /// Binds a new socket, or takes one that listens.
+    pub(crate) fn listen(&self, field: &str, source: &FileSource) -> Result<UnixListener, FileError> {
+        match source {
+            FileSource::Path(path) => bind(path).map_err(|source| FileError {
+                field: field.to_owned(),
+                source,
+            }),
+            FileSource::Passed(_) => Ok(UnixListener::from(OwnedFd::from(self.open_existing(field, source, true)?))),
+        }
+    }
+
     fn open(&self, field: &str, source: &FileSource, options: &OpenOptions) -> Result<File, FileError> {
         let opened = match source {
             FileSource::Path(path) => options.open(path),
             FileSource::Passed(index) => match self.0.get(*index as usize) {
                 Some(fd) => fd.try_clone().map(File::from),
-                None => Err(std::io::ErrorKind::NotFound.into()),
+                None => Err(io::ErrorKind::NotFound.into()),
             },
         };
         opened.map_err(|source| FileError {
@@ -48,4 +131,13 @@ impl Files {
             source,
         })
     }
+}
+
+/// Binds a new socket; one that a dead machine has left behind makes room.
+fn bind(path: &Path) -> io::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    UnixListener::bind(path)
 }

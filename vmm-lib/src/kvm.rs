@@ -1,5 +1,7 @@
 //! The host's KVM: opened, and asked for all that a machine needs before one is made. Knows no machine.
 
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+
 use kvm_bindings::KVM_API_VERSION;
 use kvm_ioctls::{Cap, Kvm};
 
@@ -33,7 +35,16 @@ pub enum KvmError {
 
 /// Opens `/dev/kvm` and checks it.
 pub(crate) fn open() -> Result<Kvm, KvmError> {
-    let kvm = Kvm::new().map_err(KvmError::Open)?;
+    checked(Kvm::new().map_err(KvmError::Open)?)
+}
+
+/// Checks `/dev/kvm`, opened by somebody else.
+pub(crate) fn from_open(kvm: OwnedFd) -> Result<Kvm, KvmError> {
+    // SAFETY: the descriptor is open and belongs to nobody else from here on. That it is not KVM's shows in the version.
+    checked(unsafe { Kvm::from_raw_fd(kvm.into_raw_fd()) })
+}
+
+fn checked(kvm: Kvm) -> Result<Kvm, KvmError> {
     let version = kvm.get_api_version();
     if version != KVM_API_VERSION as i32 {
         return Err(KvmError::Version(version));

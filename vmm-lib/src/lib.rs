@@ -35,7 +35,12 @@
 //!
 //! # Threads
 //! `vcpuN` run the guest; each device has its own, named after it. SIGRTMIN is taken to get processors out of the guest. There are no others
-//! and nothing runs before [`Machine::run`].
+//! and nothing runs before [`Machine::run`], whose caller makes all of them.
+//!
+//! # Confinement
+//! This library confines nothing and makes it possible: [`files::open_files`] opens all that a specification names, [`Builder::kvm`] takes
+//! `/dev/kvm` open, [`virtio::vsock::dialer`] reaches the guest without a path, and what [`Builder::enter`] is given is called by each thread
+//! before its work. From [`Builder::build`] on no path is looked up.
 
 pub mod boot;
 pub mod builder;
@@ -44,7 +49,7 @@ mod complaints;
 mod cpuid;
 mod devices;
 pub mod exit;
-mod files;
+pub mod files;
 mod irq;
 pub mod kvm;
 mod memory;
@@ -54,6 +59,7 @@ mod registers;
 mod serial;
 pub mod spec;
 pub mod tap;
+pub mod threads;
 pub mod validate;
 mod vcpu;
 pub mod virtio;

@@ -156,6 +156,12 @@ impl Vcpu {
         time.tv_sec as u64 * 1_000_000 + time.tv_nsec as u64 / 1_000
     }
 
+    /// Ends the machine, whose guest this processor cannot run.
+    pub(crate) fn give_up(self, what: String) -> u64 {
+        self.control.finish(MachineExit::Error { what });
+        0
+    }
+
     fn run_until_end(&mut self) -> Option<MachineExit> {
         while !self.control.is_stopping() {
             match self.enter() {

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::threads::Threads;
+
 /// Guest memory as all devices see it.
 pub type Memory = Arc<GuestMemoryMmap>;
 
@@ -47,6 +49,8 @@ pub struct Activation {
     pub queues: Vec<Option<ActiveQueue>>,
     /// Tells the driver of changed configuration.
     pub config_changed: Interrupt,
+    /// Makes the device's threads.
+    pub threads: Threads,
     /// Where a device reports that its guest broke the protocol: it sets DEVICE_NEEDS_RESET and logs once.
     pub failed: Arc<dyn Fn(DeviceFault) + Send + Sync>,
 }

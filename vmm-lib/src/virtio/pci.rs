@@ -22,6 +22,7 @@ use crate::irq::Interrupts;
 use crate::pci::PciFunction;
 use crate::pci::config::{ConfigSpace, Identity};
 use crate::pci::msix::{ENTRY, Msix};
+use crate::threads::Threads;
 
 /// Size of BAR 0.
 pub(crate) const BAR_SIZE: u64 = 0x4000;
@@ -75,6 +76,7 @@ pub(crate) struct Transport {
     placed: Option<u64>,
     active: bool,
     complaints: Arc<Complaints>,
+    threads: Threads,
 }
 
 impl Transport {
@@ -85,6 +87,7 @@ impl Transport {
         interrupts: Arc<Interrupts>,
         memory: Memory,
         bar: u64,
+        threads: Threads,
     ) -> std::io::Result<Self> {
         let queues = device.queue_sizes().len();
         assert!(
@@ -126,6 +129,7 @@ impl Transport {
             placed: None,
             active: false,
             complaints,
+            threads,
         })
     }
 
@@ -179,6 +183,7 @@ impl Transport {
             features,
             queues,
             config_changed,
+            threads: self.threads.clone(),
             failed,
         };
         Ok(self.device.activate(activation)?)

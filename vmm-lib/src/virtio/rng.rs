@@ -9,6 +9,7 @@ use super::{
     ring::{RING_FEATURES, Ring},
     worker::{Poller, STOP, WorkError, Worker, broke, eventfd, required},
 };
+use crate::threads::ThreadKind;
 
 /// Most bytes one request gets.
 pub const MAX_REQUEST: usize = 64 << 10;
@@ -52,10 +53,14 @@ impl VirtioDevice for Rng {
         self.reset();
         let queue = required(&mut activation, 0)?;
         let Activation {
-            memory, features, failed, ..
+            memory,
+            features,
+            threads,
+            failed,
+            ..
         } = activation;
         let work = move |poller: Poller| serve(poller, Ring::new(&memory, queue, features));
-        self.worker = Some(Worker::spawn(self.name(), failed, work)?);
+        self.worker = Some(Worker::spawn(self.name(), (&threads, ThreadKind::Rng), failed, work)?);
         Ok(())
     }
 

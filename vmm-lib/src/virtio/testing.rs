@@ -14,6 +14,7 @@ use super::{
     device::{Activation, ActiveQueue, DeviceFault, Interrupt, Memory, VirtioDevice},
     worker::eventfd,
 };
+use crate::threads::Threads;
 
 pub(super) const NEXT: u16 = 1;
 pub(super) const WRITE: u16 = 2;
@@ -186,6 +187,7 @@ pub(super) fn activate(device: &mut dyn VirtioDevice, drivers: &[&Driver], featu
         features: device.features() & features,
         queues: drivers.iter().map(|driver| Some(driver.active())).collect(),
         config_changed: Interrupt::new(Arc::new(EventFd::new(EFD_NONBLOCK).unwrap())),
+        threads: Threads::plain(),
         failed: Arc::new(move |fault| {
             let _ = send.send(fault);
         }),

@@ -15,6 +15,7 @@ use super::{
     chain::ChainError,
     device::{ActivateError, Activation, ActiveQueue, DeviceFault},
 };
+use crate::threads::{ThreadKind, Threads};
 
 /// Token of the stop event; devices number theirs below.
 pub const STOP: u64 = u64::MAX;
@@ -30,6 +31,7 @@ impl Worker {
     /// Starts a thread. `work` gets a [`Poller`] that wakes with [`STOP`] when it shall end; its error becomes the device's fault.
     pub fn spawn(
         name: &str,
+        (threads, kind): (&Threads, ThreadKind),
         failed: Arc<dyn Fn(DeviceFault) + Send + Sync>,
         work: impl FnOnce(Poller) -> Result<(), WorkError> + Send + 'static,
     ) -> Result<Self, ActivateError> {
@@ -39,17 +41,19 @@ impl Worker {
             .add(eventfd(&stop), STOP, epoll::EventFlags::IN)
             .map_err(host("watch the stop event"))?;
         let device = name.to_owned();
-        let thread = Builder::new()
+        let builder = Builder::new()
             // The kernel keeps 15 bytes of a thread's name.
             .name(name.chars().filter(|c| !c.is_whitespace()).take(15).collect())
-            .stack_size(256 << 10)
-            .spawn(move || {
-                if let Err(error) = work(poller) {
-                    let what = error.to_string();
-                    failed(DeviceFault { device, what });
-                }
-            })
-            .map_err(host("start a thread"))?;
+            .stack_size(256 << 10);
+        let enter = threads.clone();
+        let begin = move || {
+            let entered = enter.enter(kind).map_err(broke("confine the thread"));
+            if let Err(error) = entered.and_then(|()| work(poller)) {
+                let what = error.to_string();
+                failed(DeviceFault { device, what });
+            }
+        };
+        let thread = threads.spawn(builder, begin).map_err(host("start a thread"))?;
         Ok(Self {
             stop,
             thread: Some(thread),

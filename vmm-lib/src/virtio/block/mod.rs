@@ -19,7 +19,7 @@ use super::{
     ring::{RING_FEATURES, Ring},
     worker::{Poller, STOP, WorkError, Worker, broke, eventfd, required},
 };
-use crate::spec::MAX_SERIAL;
+use crate::{spec::MAX_SERIAL, threads::ThreadKind};
 
 const SECTOR: u64 = 512;
 const QUEUE_SIZE: u16 = 256;
@@ -121,11 +121,15 @@ impl VirtioDevice for Block {
         self.reset();
         let queue = required(&mut activation, 0)?;
         let Activation {
-            memory, features, failed, ..
+            memory,
+            features,
+            threads,
+            failed,
+            ..
         } = activation;
         let (disk, name) = (Arc::clone(&self.disk), self.name.clone());
         let work = move |poller: Poller| work(&poller, Ring::new(&memory, queue, features), &disk, &name);
-        self.worker = Some(Worker::spawn(&self.name, failed, work)?);
+        self.worker = Some(Worker::spawn(&self.name, (&threads, ThreadKind::Block), failed, work)?);
         Ok(())
     }
 

@@ -29,6 +29,7 @@ use super::{
     ring::{RING_FEATURES, Ring},
     worker::{Poller, STOP, WorkError, Worker, broke, eventfd, host, required},
 };
+use crate::threads::ThreadKind;
 
 const QUEUE_SIZE: u16 = 256;
 /// `struct virtio_net_hdr_v1`.
@@ -138,7 +139,11 @@ impl VirtioDevice for Net {
         let receive = required(&mut activation, 0)?;
         let transmit = required(&mut activation, 1)?;
         let Activation {
-            memory, features, failed, ..
+            memory,
+            features,
+            threads,
+            failed,
+            ..
         } = activation;
         self.prepare_tap(features).map_err(host("set the tap's offloads"))?;
         let tap = Arc::clone(&self.tap);
@@ -147,7 +152,7 @@ impl VirtioDevice for Net {
             let transmit = Ring::new(&memory, transmit, features);
             work(&poller, Receiver::new(receive, features), transmit, &tap)
         };
-        self.worker = Some(Worker::spawn(&self.name, failed, work)?);
+        self.worker = Some(Worker::spawn(&self.name, (&threads, ThreadKind::Net), failed, work)?);
         Ok(())
     }
 

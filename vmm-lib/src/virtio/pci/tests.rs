@@ -7,6 +7,7 @@ use vm_memory::{GuestAddress, GuestMemoryMmap};
 use super::*;
 use crate::memory::Layout;
 use crate::pci::PciBus;
+use crate::threads::Threads;
 
 const BAR: u64 = 0x1_4000_0000;
 const F_OWN: u64 = 1;
@@ -65,7 +66,7 @@ impl Rig {
             resets: send_reset,
         });
         let interrupts = Arc::new(Interrupts::new(vm.clone()));
-        let transport = Transport::new(probe, vm, interrupts, memory, BAR).expect("eventfds are to be had");
+        let transport = Transport::new(probe, vm, interrupts, memory, BAR, Threads::plain()).expect("eventfds are to be had");
         Self {
             transport,
             activations,

@@ -3,6 +3,7 @@
 //! refuses, the connection is closed without a word. Refuses what the guest would open by itself, datagrams and seqpackets.
 
 mod connection;
+mod dial;
 mod mux;
 mod packet;
 mod stream;
@@ -12,11 +13,13 @@ mod tests;
 use std::os::unix::net::UnixListener;
 
 use self::mux::Mux;
+pub use self::dial::{Dialer, Inlet, dialer};
 use super::{
     device::{ActivateError, Activation, VirtioDevice},
     ring::{RING_FEATURES, Ring},
     worker::{Poller, Worker, host, required},
 };
+use crate::threads::ThreadKind;
 
 const QUEUE_SIZE: u16 = 256;
 
@@ -26,16 +29,18 @@ pub struct Vsock {
     name: String,
     cid: u32,
     listener: UnixListener,
+    inlet: Option<Inlet>,
     worker: Option<Worker>,
 }
 
 impl Vsock {
-    /// A device for the guest `cid`, whose clients come through `listener`. Clients that come before the driver is ready wait there.
-    pub fn new(cid: u32, listener: UnixListener) -> Self {
+    /// A device for the guest `cid`, whose clients come through `listener`, those of this process through `inlet`. Clients that come before the driver is ready wait there.
+    pub fn new(cid: u32, listener: UnixListener, inlet: Option<Inlet>) -> Self {
         Self {
             name: format!("vsock {cid}"),
             cid,
             listener,
+            inlet,
             worker: None,
         }
     }
@@ -71,15 +76,20 @@ impl VirtioDevice for Vsock {
             .set_nonblocking(true)
             .map_err(host("set the listening socket non-blocking"))?;
         let Activation {
-            memory, features, failed, ..
+            memory,
+            features,
+            threads,
+            failed,
+            ..
         } = activation;
         let guest = u64::from(self.cid);
+        let inlet = self.inlet.as_ref().map(Inlet::share);
         let work = move |poller: Poller| {
             let receive = Ring::new(&memory, receive, features);
             let transmit = Ring::new(&memory, transmit, features);
-            Mux::new(guest, poller, listener, receive, transmit).run()
+            Mux::new(guest, poller, (listener, inlet), receive, transmit).run()
         };
-        self.worker = Some(Worker::spawn(&self.name, failed, work)?);
+        self.worker = Some(Worker::spawn(&self.name, (&threads, ThreadKind::Vsock), failed, work)?);
         Ok(())
     }
 

@@ -10,6 +10,7 @@ use std::{
 use rustix::event::epoll::EventFlags;
 
 use super::connection::{Connection, Over, State, Step};
+use super::dial::InletView;
 use super::packet::{self, HEADER, HOST_CID, Header, STREAM};
 use crate::virtio::{
     chain::{Chain, ChainError},
@@ -35,11 +36,13 @@ const FIRST_PORT: u32 = 1 << 30;
 const RECEIVE: u64 = 1 << 32;
 const TRANSMIT: u64 = RECEIVE + 1;
 const LISTENER: u64 = RECEIVE + 2;
+const INLET: u64 = RECEIVE + 3;
 
 pub(super) struct Mux<'m> {
     guest: u64,
     poller: Poller,
     listener: UnixListener,
+    inlet: Option<InletView>,
     /// To the guest.
     receive: Ring<'m>,
     /// From the guest.
@@ -55,11 +58,18 @@ pub(super) struct Mux<'m> {
 }
 
 impl<'m> Mux<'m> {
-    pub(super) fn new(guest: u64, poller: Poller, listener: UnixListener, receive: Ring<'m>, transmit: Ring<'m>) -> Self {
+    pub(super) fn new(
+        guest: u64,
+        poller: Poller,
+        (listener, inlet): (UnixListener, Option<InletView>),
+        receive: Ring<'m>,
+        transmit: Ring<'m>,
+    ) -> Self {
         Self {
             guest,
             poller,
             listener,
+            inlet,
             receive,
             transmit,
             spare: None,
@@ -81,6 +91,11 @@ impl<'m> Mux<'m> {
             .add(eventfd(self.transmit.kick()), TRANSMIT, EventFlags::IN)
             .map_err(broke(watch))?;
         self.poller.add(&self.listener, LISTENER, EventFlags::IN).map_err(broke(watch))?;
+        if let Some(inlet) = &self.inlet {
+            self.poller.add(eventfd(inlet.waker()), INLET, EventFlags::IN).map_err(broke(watch))?;
+            // Those that came while the device was not active have woken an earlier thread, or nobody.
+            self.take_in();
+        }
         let mut events = Vec::new();
         loop {
             events.clear();
@@ -94,6 +109,7 @@ impl<'m> Mux<'m> {
                     RECEIVE => self.receive.clear_kick(),
                     TRANSMIT => self.transmit.clear_kick(),
                     LISTENER => self.accept()?,
+                    INLET => self.take_in(),
                     port => self.client_event(port as u32, flags),
                 }
             }
@@ -126,6 +142,19 @@ impl<'m> Mux<'m> {
             }
         }
         Ok(())
+    }
+
+    /// Connections from this process.
+    fn take_in(&mut self) {
+        if let Some(inlet) = &self.inlet {
+            // Nothing to read means that it was read for an earlier one.
+            let _ = inlet.waker().read();
+        }
+        while let Some(stream) = self.inlet.as_ref().and_then(InletView::next) {
+            if self.connections.len() < MAX_CONNECTIONS {
+                self.admit(stream);
+            }
+        }
     }
 
     fn admit(&mut self, stream: UnixStream) {

@@ -11,10 +11,12 @@ use std::{
 };
 
 use super::{
-    Vsock,
+    Dialer, Vsock,
     connection::BUFFER,
+    dialer,
     packet::{self, HEADER, Header},
 };
+use crate::virtio::device::VirtioDevice;
 use crate::virtio::testing::{BUFFERS, DEADLINE, Driver, Faults, activate, memory};
 
 const GUEST: u64 = 3;
@@ -24,6 +26,7 @@ const TX: u64 = BUFFERS + 0x20_0000;
 
 struct Guest {
     device: Vsock,
+    dialer: Dialer,
     socket: std::path::PathBuf,
     _directory: tempfile::TempDir,
     receive: Driver,
@@ -36,13 +39,15 @@ impl Guest {
     fn new(buffers: u16) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("vsock.sock");
-        let mut device = Vsock::new(GUEST as u32, UnixListener::bind(&socket).unwrap());
+        let (dialer, inlet) = dialer().unwrap();
+        let mut device = Vsock::new(GUEST as u32, UnixListener::bind(&socket).unwrap(), Some(inlet));
         let memory = memory();
         let drivers = [0, 1, 2].map(|index| Driver::new(&memory, index, 256));
         let faults = activate(&mut device, &[&drivers[0], &drivers[1], &drivers[2]], 1 << 29);
         let [receive, transmit, event] = drivers;
         let mut guest = Self {
             device,
+            dialer,
             socket,
             _directory: directory,
             receive,
@@ -163,6 +168,27 @@ fn bytes_go_both_ways_and_a_close_reaches_the_other_side() {
     guest.send(port, packet::RW, b"x");
     guest.expect(packet::RST);
     assert!(guest.faults.none());
+}
+
+#[test]
+fn a_connection_of_this_process_is_like_any_other_and_closed_with_the_device() {
+    let mut guest = Guest::new(8);
+    let mut client = guest.dialer.dial().unwrap();
+    client.set_read_timeout(Some(DEADLINE)).unwrap();
+    client.write_all(b"CONNECT 1024\n").unwrap();
+    let request = guest.expect(packet::REQUEST);
+    guest.send(request.src_port, packet::RESPONSE, &[]);
+    let mut line = [0; 14];
+    client.read_exact(&mut line).unwrap();
+    assert_eq!(line, format!("OK {}\n", request.src_port).as_bytes());
+    guest.device.reset();
+    assert!(matches!(client.read(&mut line), Ok(0) | Err(_)));
+    // Waits for a driver that never comes, then for nobody.
+    let mut late = guest.dialer.dial().unwrap();
+    let dialer = guest.dialer.clone();
+    drop(guest);
+    assert!(matches!(late.read(&mut line), Ok(0) | Err(_)));
+    assert!(dialer.dial().is_err());
 }
 
 #[test]
@@ -321,7 +347,6 @@ fn without_buffers_the_host_waits_and_then_goes_on() {
 
 #[test]
 fn a_reset_of_the_device_closes_its_clients_and_it_serves_again() {
-    use crate::virtio::device::VirtioDevice;
     let mut guest = Guest::new(8);
     let (mut client, _) = guest.connect();
     guest.device.reset();

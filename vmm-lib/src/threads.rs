@@ -1,0 +1,147 @@
+//! Who makes a machine's threads, and what each does before its work. A device starts when its driver says so, on a processor's thread;
+//! that thread must not be able to make threads itself once it is confined, and a thread that it made would inherit its confinement. So all
+//! of them are made by the thread that runs the machine, on request.
+//!
+//! Knows no confinement: it calls what the user of this library gave it ([`Enter`]), at the start of each thread, with the thread's kind.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
+use std::thread::{Builder, JoinHandle};
+
+/// What a thread does; its system calls follow from that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ThreadKind {
+    /// Runs the guest, and answers its exits.
+    Vcpu,
+    /// Serves a disk.
+    Block,
+    /// Serves a network device.
+    Net,
+    /// Serves the vsock device.
+    Vsock,
+    /// Serves random bytes.
+    Rng,
+}
+
+/// Called by each thread before its work; an error ends what the thread was for.
+pub type Enter = dyn Fn(ThreadKind) -> io::Result<()> + Send + Sync;
+
+type Work = Box<dyn FnOnce() + Send>;
+
+/// To the thread that makes threads.
+enum Message {
+    Make {
+        builder: Builder,
+        work: Work,
+        reply: SyncSender<io::Result<JoinHandle<()>>>,
+    },
+    /// A processor's thread has ended.
+    Gone,
+}
+
+/// Makes threads of a machine.
+#[derive(Clone)]
+pub struct Threads {
+    enter: Arc<Enter>,
+    maker: Option<Sender<Message>>,
+}
+
+impl Threads {
+    /// Threads made by whoever asks, that begin their work at once.
+    pub fn plain() -> Self {
+        Self {
+            enter: Arc::new(|_| Ok(())),
+            maker: None,
+        }
+    }
+
+    /// Threads that call `enter` first, made by the one that has the [`Maker`].
+    pub(crate) fn new(enter: Arc<Enter>) -> (Self, Maker) {
+        let (sender, receiver) = mpsc::channel();
+        let threads = Self {
+            enter,
+            maker: Some(sender),
+        };
+        (threads, Maker(receiver))
+    }
+
+    /// What a new thread of this kind calls first.
+    pub(crate) fn enter(&self, kind: ThreadKind) -> io::Result<()> {
+        (self.enter)(kind)
+    }
+
+    /// A new thread.
+    pub(crate) fn spawn(&self, builder: Builder, work: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+        let Some(maker) = &self.maker else {
+            return builder.spawn(work);
+        };
+        let (reply, answer) = mpsc::sync_channel(1);
+        let work = Box::new(work);
+        let gone = |_| io::Error::other("the machine is ending");
+        maker
+            .send(Message::Make { builder, work, reply })
+            .map_err(|_| io::Error::other("the machine is ending"))?;
+        answer.recv().map_err(gone)?
+    }
+
+    /// Tells the maker, when dropped, that one whom it serves is gone.
+    pub(crate) fn presence(&self) -> Presence {
+        Presence(self.maker.clone())
+    }
+}
+
+/// One whom the maker serves.
+pub(crate) struct Presence(Option<Sender<Message>>);
+
+impl Drop for Presence {
+    fn drop(&mut self) {
+        if let Some(maker) = &self.0 {
+            // Without a maker there is nobody to tell.
+            let _ = maker.send(Message::Gone);
+        }
+    }
+}
+
+/// The end where requests for threads arrive.
+pub(crate) struct Maker(Receiver<Message>);
+
+impl Maker {
+    /// Makes threads until so many [`Presence`]s are gone.
+    pub(crate) fn serve(&self, mut present: usize) {
+        while present > 0 {
+            match self.0.recv() {
+                Ok(Message::Make { builder, work, reply }) => {
+                    let _ = reply.send(builder.spawn(work));
+                }
+                Ok(Message::Gone) => present -= 1,
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_are_made_by_the_maker_until_the_last_presence_is_gone() {
+        let (threads, maker) = Threads::new(Arc::new(|_| Ok(())));
+        let maker_id = std::thread::current().id();
+        let presence = threads.presence();
+        let asker = std::thread::spawn(move || {
+            let _presence = presence;
+            let made = threads.spawn(Builder::new().name("made".into()), || {
+                assert_eq!(std::thread::current().name(), Some("made"));
+            });
+            made.expect("there is a maker").join().expect("it has the name");
+            threads
+        });
+        maker.serve(1);
+        let threads = asker.join().expect("it got its thread");
+        assert_eq!(std::thread::current().id(), maker_id);
+        drop(maker);
+        assert!(threads.spawn(Builder::new(), || {}).is_err());
+    }
+}
