@@ -4,6 +4,7 @@ use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 
 use kvm_bindings::KVM_API_VERSION;
 use kvm_ioctls::{Cap, Kvm};
+use rustix::fs::{Mode, OFlags};
 
 /// Capabilities without which no machine is made, with their names in KVM's documentation.
 const REQUIRED: &[(Cap, &str)] = &[
@@ -31,6 +32,12 @@ pub enum KvmError {
     /// It lacks what a machine needs.
     #[error("/dev/kvm lacks {0}")]
     Missing(&'static str),
+}
+
+/// Opens `/dev/kvm`, for [`crate::Builder::kvm`].
+pub fn open_device() -> Result<OwnedFd, KvmError> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    rustix::fs::open("/dev/kvm", flags, Mode::empty()).map_err(|error| KvmError::Open(kvm_ioctls::Error::new(error.raw_os_error())))
 }
 
 /// Opens `/dev/kvm` and checks it.

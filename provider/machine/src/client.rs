@@ -9,10 +9,12 @@ use std::{
         unix::{net::UnixStream, process::CommandExt},
     },
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
+    thread,
     time::Duration,
 };
 
+use nix::sched::{CloneFlags, unshare};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions},
@@ -20,7 +22,8 @@ use rustix::{
 
 use crate::{
     control::{Event, Reply, Request, Status},
-    process::{CONTROL_SOCKET, open_log, within},
+    order::{CONTROL_SOCKET, within},
+    process::open_log,
     record::{ExitRecord, ProcessRecord, RecordError, open_directory},
     start::{Answer, OLDEST_VERSION, Start, VERSION},
     wire::{Receiver, WireError, send},
@@ -75,9 +78,10 @@ pub struct Spawned {
     order: UnixStream,
 }
 
-/// Spawns a machine process in `directory`, which exists. `program` is `/proc/self/exe` when absent; `arguments` is what makes it
+/// Spawns a machine process in `directory`, which exists, as the first process of a new pid namespace; it will run as the user `uid`, which
+/// is recorded here and told it by the order. `program` is `/proc/self/exe` when absent; `arguments` is what makes it
 /// call [`crate::run`] (`vm`). Writes `machine.json`.
-pub fn spawn(directory: &Path, program: Option<&Path>, arguments: &[&str]) -> Result<Spawned, ClientError> {
+pub fn spawn(directory: &Path, uid: u32, program: Option<&Path>, arguments: &[&str]) -> Result<Spawned, ClientError> {
     let handle = open_directory(directory).map_err(host("open the machine's directory"))?;
     let log = open_log(&handle).map_err(host("open machine.log"))?;
     let copy = log.try_clone().map_err(host("open machine.log"))?;
@@ -85,16 +89,16 @@ pub fn spawn(directory: &Path, program: Option<&Path>, arguments: &[&str]) -> Re
     for set in [UnixStream::set_read_timeout, UnixStream::set_write_timeout] {
         set(&order, Some(DEADLINE)).map_err(host("set a deadline"))?;
     }
-    let child = Command::new(program.unwrap_or(Path::new("/proc/self/exe")))
+    let mut command = Command::new(program.unwrap_or(Path::new("/proc/self/exe")));
+    command
         .arg0("kvmlet")
         .args(arguments)
         .env_clear()
         .current_dir("/")
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stdout(log)
-        .stderr(copy)
-        .spawn()
-        .map_err(host("spawn the machine process"))?;
+        .stderr(copy);
+    let child = spawn_apart(command)?;
     let pid = child.id();
     // An unreaped child keeps its pid, so this is that process.
     let pidfd = pidfd(pid).map_err(host("open a pidfd"))?;
@@ -104,6 +108,7 @@ pub fn spawn(directory: &Path, program: Option<&Path>, arguments: &[&str]) -> Re
         pid,
         start_time,
         boot_id: boot_id().map_err(host("read the boot id"))?,
+        uid: Some(uid),
     };
     record.write(&handle)?;
     Ok(Spawned {
@@ -116,6 +121,18 @@ pub fn spawn(directory: &Path, program: Option<&Path>, arguments: &[&str]) -> Re
         directory: handle,
         order,
     })
+}
+
+/// Spawns the first process of a new pid namespace. A thread of its own does it: where a thread's children go cannot be taken back, and no
+/// thread can be made by one whose children go elsewhere.
+fn spawn_apart(mut command: Command) -> Result<Child, ClientError> {
+    let apart = move || {
+        unshare(CloneFlags::CLONE_NEWPID).map_err(host("make a pid namespace"))?;
+        command.spawn().map_err(host("spawn the machine process"))
+    };
+    let thread = thread::Builder::new().name("spawn".into()).spawn(apart);
+    let joined = thread.map_err(host("start a thread"))?.join();
+    joined.unwrap_or_else(|_| Err(host("spawn the machine process")(io::Error::other("the thread panicked"))))
 }
 
 impl Spawned {

@@ -8,17 +8,20 @@
 //!  guest  ── vsock LOG_PORT ────▶ CRI lines into the files the daemon has passed
 //! ```
 //!
-//! The process outlives the daemon. The daemon makes the machine's directory, spawns the process ([`spawn`]), may put its pid into a cgroup,
+//! The process outlives the daemon, and is confined before its machine is built ([`jail`]). The daemon makes the machine's directory, spawns the process ([`spawn`]), may put its pid into a cgroup,
 //! and sends one [`Start`]; a daemon that was away finds it again by [`adopt`]. All of it is blocking threads; nothing here knows
 //! Kubernetes. Files in the directory: `machine.json` (who runs it), `machine.log`, `control.sock`, `exit.json`.
 
 mod client;
 mod control;
+pub mod jail;
 mod logs;
+mod order;
 mod process;
 mod record;
 mod server;
 mod start;
+mod uids;
 mod wire;
 
 pub use client::{Adoption, ClientError, Control, Events, Machine, Spawned, adopt, spawn};
@@ -26,4 +29,5 @@ pub use control::{Event, LinkStatus, LogStatus, MachineState, Status};
 pub use process::{ProcessError, run};
 pub use record::{ExitRecord, RecordError};
 pub use start::{OLDEST_VERSION, Start, VERSION};
+pub use uids::{UidError, Uids};
 pub use wire::WireError;

@@ -1,41 +1,35 @@
-//! What `kvmlet vm` runs, from its first to its last moment: leaves the daemon's session, takes its order, listens, runs the machine, and
+//! What `kvmlet vm` runs, from its first to its last moment: leaves the daemon's session, takes its order and is confined ([`crate::order`]), listens, runs the machine, and
 //! writes how it ended, however it ended. One machine, once.
 
 use std::{
     any::Any,
     fs::File,
     io,
-    os::{
-        fd::{AsFd, AsRawFd, OwnedFd},
-        unix::net::{UnixListener, UnixStream},
-    },
-    path::PathBuf,
+    os::{fd::OwnedFd, unix::net::UnixStream},
     sync::{Arc, Mutex, PoisonError},
     thread,
     time::Duration,
 };
 
 use nix::sys::signal::{SigSet, Signal};
-use rustix::process::{Resource, Rlimit};
 use vmm_lib::{
-    builder::{Builder, Handle},
+    builder::{BuildError, Builder, Handle},
     exit::{MachineExit, MachineReport},
-    spec::{FileSource, MachineSpec},
+    threads::ThreadKind,
+    virtio::vsock::{Dialer, Inlet},
 };
 
 use crate::{
     control::MachineState,
+    jail::{Filters, JailError, Role},
     logs::{Book, Writer},
+    order::{Order, Parts},
     record::{self, ExitRecord, RecordError},
     server::Server,
-    start::{Answer, OLDEST_VERSION, Start, VERSION},
+    start::{Answer, Start},
     wire::{Receiver, WireError, send},
 };
 
-/// Name of the socket in a machine's directory that the daemon talks to.
-pub(crate) const CONTROL_SOCKET: &str = "control.sock";
-/// Name of the vsock device's socket, unless the specification says otherwise.
-const VSOCK_SOCKET: &str = "vsock.sock";
 /// For the daemon to send its order after the spawn.
 const ORDER_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -51,6 +45,9 @@ pub enum ProcessError {
     /// The exit record could not be written.
     #[error("write the exit record")]
     Record(#[source] RecordError),
+    /// The main thread cannot be confined further.
+    #[error("confine the main thread")]
+    Jail(#[from] JailError),
     /// The host refused a thread, a socket or a signal mask.
     #[error("{what}")]
     Host {
@@ -99,46 +96,15 @@ fn block_signals() -> Result<SigSet, ProcessError> {
     Ok(signals)
 }
 
-/// An order that can be followed.
-struct Order {
-    spec: MachineSpec,
-    passed: Vec<OwnedFd>,
-    directory: OwnedFd,
-    listener: UnixListener,
-    started: u64,
-}
-
 impl Order {
-    fn prepare(start: Start, descriptors: Vec<OwnedFd>) -> Result<Self, String> {
-        let started = record::now();
-        if !(OLDEST_VERSION..=VERSION).contains(&start.version) {
-            return Err(format!(
-                "this program starts machines of versions {OLDEST_VERSION} to {VERSION}, not {}",
-                start.version
-            ));
-        }
-        let mut descriptors = descriptors.into_iter();
-        let directory = descriptors.next().ok_or("the machine's directory was not passed")?;
-        log_to_stderr(&start.log_filter)?;
-        raise_descriptor_limit();
-        let io = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
-        record::remove(&directory, CONTROL_SOCKET).map_err(io("remove the old control socket"))?;
-        let listener = UnixListener::bind(within(&directory, CONTROL_SOCKET)).map_err(io("listen on the control socket"))?;
-        Ok(Self {
-            spec: start.spec,
-            passed: descriptors.collect(),
-            directory,
-            listener,
-            started,
-        })
-    }
-
     fn follow(self, signals: &SigSet, receiver: Receiver) -> Result<MachineExit, ProcessError> {
         let Self {
-            spec,
-            passed,
-            directory,
+            parts,
+            vsock,
             listener,
+            exit: file,
+            filters,
+            pid,
             started,
         } = self;
         let book = Arc::new(Book::new());
@@ -153,20 +119,25 @@ impl Order {
                 }
             })
         };
-        watch_signals(*signals, Arc::clone(&kill))?;
+        watch_signals(*signals, Arc::clone(&kill), filters.clone())?;
+        let enter = filters.clone();
         let server = Server {
             book: Arc::clone(&book),
+            pid,
+            enter: Arc::new(move |role| enter.enter(role).map_err(io::Error::other)),
             kill,
         };
         server.start(listener).map_err(host("start the control thread"))?;
         // A daemon that has gone meanwhile will find the socket.
         let _ = send(receiver.stream(), &Answer::Listening, &[]);
         drop(receiver);
-        let writer = match &spec.vsock {
-            Some(vsock) => Some(start_writer(&book, vsock_socket(&vsock.socket, &directory))?),
-            None => None,
+        let (writer, inlet) = match vsock {
+            Some((dialer, inlet)) => (Some(start_writer(&book, dialer, filters.clone())?), Some(inlet)),
+            None => (None, None),
         };
-        let report = run_machine(spec, passed, &book, &engine);
+        let machine = run_machine(parts, inlet, &filters, &book, &engine);
+        filters.enter(Role::Main)?;
+        let report = finished(machine);
         let exit = report.exit.clone();
         tracing::info!(?exit, "the machine has ended");
         let record = ExitRecord {
@@ -175,12 +146,11 @@ impl Order {
             ended: record::now(),
             report,
         };
-        let recorded = record.write(&directory);
+        let recorded = file.write(&record);
         book.set_state(MachineState::Ended);
         if let Some(writer) = writer {
             let _ = writer.join();
         }
-        let _ = record::remove(&directory, CONTROL_SOCKET);
         recorded.map_err(ProcessError::Record)?;
         Ok(exit)
     }
@@ -209,20 +179,49 @@ impl Engine {
     }
 }
 
-/// Builds and runs the machine on a thread of its own, so that even a panic has a report.
-fn run_machine(spec: MachineSpec, passed: Vec<OwnedFd>, book: &Arc<Book>, engine: &Arc<Engine>) -> MachineReport {
+type Running = io::Result<thread::JoinHandle<Result<MachineReport, BuildError>>>;
+
+/// Builds and runs the machine on a thread of its own, so that even a panic has a report. That thread keeps the process's filter: it builds
+/// the machine and makes its threads.
+fn run_machine(
+    parts: Result<Parts, BuildError>,
+    inlet: Option<Inlet>,
+    filters: &Filters,
+    book: &Arc<Book>,
+    engine: &Arc<Engine>,
+) -> Running {
+    let (book, engine, filters) = (Arc::clone(book), Arc::clone(engine), filters.clone());
+    let enter = move |kind| filters.enter(role(kind)).map_err(io::Error::other);
+    thread::Builder::new().name("machine".into()).spawn(move || {
+        let Parts { spec, files, kvm } = parts?;
+        let mut builder = Builder::new(spec, files).kvm(kvm).enter(Arc::new(enter));
+        if let Some(inlet) = inlet {
+            builder = builder.inlet(inlet);
+        }
+        let machine = builder.build()?;
+        engine.started(machine.handle());
+        book.set_state(MachineState::Running);
+        Ok(machine.run())
+    })
+}
+
+fn role(kind: ThreadKind) -> Role {
+    match kind {
+        ThreadKind::Vcpu => Role::Vcpu,
+        ThreadKind::Block => Role::Block,
+        ThreadKind::Net => Role::Net,
+        ThreadKind::Vsock => Role::Vsock,
+        ThreadKind::Rng => Role::Rng,
+    }
+}
+
+/// Waits for the machine's end.
+fn finished(machine: Running) -> MachineReport {
     let failed = |what: String| MachineReport {
         exit: MachineExit::Error { what },
         exits: None,
         vcpu_cpu_micros: Vec::new(),
     };
-    let (book, engine) = (Arc::clone(book), Arc::clone(engine));
-    let machine = thread::Builder::new().name("machine".into()).spawn(move || {
-        let machine = Builder::new(spec, passed).build()?;
-        engine.started(machine.handle());
-        book.set_state(MachineState::Running);
-        Ok::<_, vmm_lib::builder::BuildError>(machine.run())
-    });
     match machine.map(thread::JoinHandle::join) {
         Ok(Ok(Ok(report))) => report,
         Ok(Ok(Err(error))) => failed(chain(&error)),
@@ -232,7 +231,7 @@ fn run_machine(spec: MachineSpec, passed: Vec<OwnedFd>, book: &Arc<Book>, engine
 }
 
 /// An error with its sources, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
@@ -248,66 +247,33 @@ fn panic_text(panic: &(dyn Any + Send)) -> &str {
         .unwrap_or("without a message")
 }
 
-fn start_writer(book: &Arc<Book>, socket: PathBuf) -> Result<thread::JoinHandle<()>, ProcessError> {
-    let writer = Writer::new(Arc::clone(book), socket).map_err(host("prepare the log writer"))?;
+fn start_writer(book: &Arc<Book>, dialer: Dialer, filters: Filters) -> Result<thread::JoinHandle<()>, ProcessError> {
+    let writer = Writer::new(Arc::clone(book), Box::new(move || dialer.dial())).map_err(host("prepare the log writer"))?;
     thread::Builder::new()
         .name("logs".into())
-        .spawn(move || writer.run())
+        .spawn(move || match filters.enter(Role::Logs) {
+            Ok(()) => writer.run(),
+            Err(error) => tracing::error!(%error, "the log writer cannot be confined"),
+        })
         .map_err(host("start the log writer"))
 }
 
-fn watch_signals(signals: SigSet, kill: Arc<dyn Fn() + Send + Sync>) -> Result<(), ProcessError> {
-    thread::Builder::new()
-        .name("signals".into())
-        .spawn(move || {
-            while let Ok(signal) = signals.wait() {
-                // The daemon's terminal is not ours.
-                if signal != Signal::SIGHUP {
-                    tracing::info!(%signal, "stopping the machine");
-                    kill();
-                }
+fn watch_signals(signals: SigSet, kill: Arc<dyn Fn() + Send + Sync>, filters: Filters) -> Result<(), ProcessError> {
+    let watch = move || {
+        if let Err(error) = filters.enter(Role::Signals) {
+            tracing::error!(%error, "the signal thread cannot be confined");
+            return;
+        }
+        while let Ok(signal) = signals.wait() {
+            // The daemon's terminal is not ours.
+            if signal != Signal::SIGHUP {
+                tracing::info!(%signal, "stopping the machine");
+                kill();
             }
-        })
-        .map(drop)
-        .map_err(host("start the signal thread"))
-}
-
-/// A file of an open directory by a path that is short, however deep the directory lies (socket addresses have 108 bytes).
-pub(crate) fn within(directory: &impl AsFd, name: &str) -> PathBuf {
-    PathBuf::from(format!("/proc/self/fd/{}/{name}", directory.as_fd().as_raw_fd()))
-}
-
-fn vsock_socket(socket: &FileSource, directory: &OwnedFd) -> PathBuf {
-    match socket {
-        FileSource::Path(path) => path.clone(),
-        FileSource::Passed(_) => within(directory, VSOCK_SOCKET),
-    }
-}
-
-/// Standard error is `machine.log`.
-fn log_to_stderr(filter: &str) -> Result<(), String> {
-    let filter = filter
-        .parse::<tracing_subscriber::EnvFilter>()
-        .map_err(|error| format!("understand the log filter: {error}"))?;
-    // A program that has a subscriber already keeps it.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(false)
-        .with_writer(io::stderr)
-        .try_init();
-    Ok(())
-}
-
-/// Image layers, log files and vsock clients need more than the usual 1,024 descriptors.
-fn raise_descriptor_limit() {
-    let limit = rustix::process::getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        maximum: limit.maximum,
+        }
     };
-    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, raised) {
-        tracing::warn!(%error, "the limit of open files stays as it is");
-    }
+    let thread = thread::Builder::new().name("signals".into()).spawn(watch);
+    thread.map(drop).map_err(host("start the signal thread"))
 }
 
 /// Opens `machine.log` for a process's standard output and error.

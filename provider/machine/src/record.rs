@@ -1,5 +1,6 @@
-//! The files of a machine's directory that outlive everybody: `machine.json` (who runs it) and `exit.json` (how it ended). Written whole or
-//! not at all: temporary file, fsync, rename, fsync of the directory.
+//! The files of a machine's directory that outlive everybody: `machine.json` (who runs it) and `exit.json` (how it ended). The first is written whole or
+//! not at all (temporary file, fsync, rename, fsync of the directory); the second by a process that can rename nothing any more: one that is
+//! empty or cut short is none.
 
 use std::{
     fs::File,
@@ -65,6 +66,9 @@ pub(crate) struct ProcessRecord {
     /// Field 22 of /proc/pid/stat, in clock ticks since boot.
     pub(crate) start_time: u64,
     pub(crate) boot_id: String,
+    /// User and group of the process; none before machines had their own.
+    #[serde(default)]
+    pub(crate) uid: Option<u32>,
 }
 
 impl ExitRecord {
@@ -73,8 +77,37 @@ impl ExitRecord {
         read(directory, EXIT)
     }
 
-    pub(crate) fn write(&self, directory: &OwnedFd) -> Result<(), RecordError> {
-        write(directory, EXIT, self)
+}
+
+/// `exit.json`, open and empty: whoever writes it can open nothing by then.
+#[derive(Debug)]
+pub(crate) struct ExitFile(File);
+
+impl ExitFile {
+    pub(crate) fn create(directory: &OwnedFd) -> Result<Self, RecordError> {
+        let io = |what| {
+            move |source| RecordError::Io {
+                what,
+                name: EXIT,
+                source,
+            }
+        };
+        let file = create(directory, EXIT).map_err(io("create"))?;
+        rustix::fs::fsync(directory.as_fd()).map_err(|error| io("sync the directory of")(error.into()))?;
+        Ok(Self(file))
+    }
+
+    pub(crate) fn write(mut self, record: &ExitRecord) -> Result<(), RecordError> {
+        let io = |what| {
+            move |source| RecordError::Io {
+                what,
+                name: EXIT,
+                source,
+            }
+        };
+        let text = serde_json::to_vec_pretty(record).map_err(|source| RecordError::Malformed { name: EXIT, source })?;
+        self.0.write_all(&text).map_err(io("write"))?;
+        self.0.sync_all().map_err(io("sync"))
     }
 }
 
@@ -116,22 +149,27 @@ fn read<T: DeserializeOwned>(directory: &Path, name: &'static str) -> Result<Opt
     };
     let mut text = Vec::new();
     file.take(MAX_RECORD).read_to_end(&mut text).map_err(io)?;
-    serde_json::from_slice(&text)
-        .map(Some)
-        .map_err(|source| RecordError::Malformed { name, source })
+    match serde_json::from_slice(&text) {
+        // Empty while the process runs, cut short when it was killed while it wrote.
+        Err(error) if error.is_eof() => Ok(None),
+        record => record.map(Some).map_err(|source| RecordError::Malformed { name, source }),
+    }
 }
 
 fn write<T: Serialize>(directory: &OwnedFd, name: &'static str, record: &T) -> Result<(), RecordError> {
     let io = |what| move |source: io::Error| RecordError::Io { what, name, source };
     let text = serde_json::to_vec_pretty(record).map_err(|source| RecordError::Malformed { name, source })?;
     let temporary = format!("{name}.tmp");
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let file = rustix::fs::openat(directory, temporary.as_str(), flags, Mode::from_raw_mode(0o600));
-    let mut file = File::from(file.map_err(|error| io("create")(error.into()))?);
+    let mut file = create(directory, &temporary).map_err(io("create"))?;
     file.write_all(&text).map_err(io("write"))?;
     file.sync_all().map_err(io("sync"))?;
     rustix::fs::renameat(directory, temporary.as_str(), directory, name).map_err(|error| io("rename")(error.into()))?;
     rustix::fs::fsync(directory.as_fd()).map_err(|error| io("sync the directory of")(error.into()))
+}
+
+fn create(directory: &OwnedFd, name: &str) -> io::Result<File> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    Ok(File::from(rustix::fs::openat(directory, name, flags, Mode::from_raw_mode(0o600))?))
 }
 
 /// Removes a file of the directory, if it is there.

@@ -20,19 +20,27 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::{
     control::{Event, MachineState, Reply, Request, Status},
+    jail::Role,
     logs::Book,
     start::{OLDEST_VERSION, VERSION},
     wire::{Receiver, WireError, send},
 };
 
 /// Most connections at a time; further ones are closed at once.
-const MAX_CONNECTIONS: usize = 16;
+pub(crate) const MAX_CONNECTIONS: usize = 16;
 /// For a daemon to finish what it has begun to say, and to take an answer.
 const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Confines the calling thread to its role.
+pub(crate) type Enter = Arc<dyn Fn(Role) -> io::Result<()> + Send + Sync>;
 
 /// What the daemon can reach through the socket.
 pub(crate) struct Server {
     pub(crate) book: Arc<Book>,
+    /// The process's id as the daemon knows it: in its own namespace it is 1.
+    pub(crate) pid: u32,
+    /// What each thread calls first.
+    pub(crate) enter: Enter,
     /// Stops the machine; after its end, gives up on what waits.
     pub(crate) kill: Arc<dyn Fn() + Send + Sync>,
 }
@@ -45,6 +53,10 @@ impl Server {
         thread::Builder::new()
             .name("control".into())
             .spawn(move || {
+                if let Err(error) = (server.enter)(Role::Control) {
+                    tracing::error!(%error, "the control thread cannot be confined");
+                    return;
+                }
                 loop {
                     let stream = match listener.accept() {
                         Ok((stream, _)) => stream,
@@ -70,7 +82,8 @@ impl Server {
     }
 
     fn serve(&self, stream: UnixStream, _place: Place) {
-        match self.converse(stream) {
+        let entered = (self.enter)(Role::Client).map_err(WireError::Io);
+        match entered.and_then(|()| self.converse(stream)) {
             Ok(()) | Err(WireError::Closed) => {}
             Err(error) => tracing::debug!(%error, "a control connection ended"),
         }
@@ -113,7 +126,7 @@ impl Server {
         match request {
             Request::Status => {
                 let (state, logs, link) = self.book.status();
-                let pid = std::process::id();
+                let pid = self.pid;
                 Reply::Status(Status { pid, state, logs, link })
             }
             Request::LogFile { container, budget } => match <[OwnedFd; 1]>::try_from(descriptors) {
@@ -209,7 +222,7 @@ mod tests {
     use std::sync::atomic::AtomicU32;
 
     use super::*;
-    use crate::{client::Control, client::Events, process::CONTROL_SOCKET};
+    use crate::{client::Control, client::Events, order::CONTROL_SOCKET};
 
     const SOON: Option<Duration> = Some(Duration::from_secs(20));
 
@@ -227,6 +240,8 @@ mod tests {
             let counted = Arc::clone(&kills);
             let server = Server {
                 book: Arc::clone(&book),
+                pid: std::process::id(),
+                enter: Arc::new(|_| Ok(())),
                 kill: Arc::new(move || {
                     counted.fetch_add(1, Ordering::SeqCst);
                 }),

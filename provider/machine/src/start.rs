@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use vmm_lib::spec::MachineSpec;
 
+use crate::jail::Jail;
+
 /// The newest version of [`Start`] and of the control messages.
 pub const VERSION: u32 = 1;
 /// The oldest version still understood.
@@ -16,6 +18,8 @@ pub struct Start {
     pub version: u32,
     /// The machine.
     pub spec: MachineSpec,
+    /// What confines the process.
+    pub jail: Jail,
     /// What goes into `machine.log`, as tracing-subscriber's filters are written: `info`, `vmm_lib=debug,info`.
     pub log_filter: String,
 }

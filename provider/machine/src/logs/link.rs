@@ -5,14 +5,12 @@ use std::{
     collections::BTreeMap,
     io::{self, Read, Write},
     os::unix::net::UnixStream,
-    path::Path,
     time::Duration,
 };
 
 use kvmlet_protocol::{Hello, LOG_PORT, LogAck, LogRecord, MAX_GUEST_FRAME, OLDEST_VERSION, VERSION, Welcome, decode, encode, frame};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
-use super::Book;
+use super::{Book, Dial};
 
 /// For the guest's kernel and agent to answer.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -48,8 +46,8 @@ pub(super) struct Link {
 
 impl Link {
     /// Connects to the agent's log port and agrees on a version.
-    pub(super) fn dial(socket: &Path) -> Result<Self, Broken> {
-        let mut stream = connect(socket)?;
+    pub(super) fn dial(dial: &Dial) -> Result<Self, Broken> {
+        let mut stream = dial()?;
         stream.set_read_timeout(Some(HANDSHAKE))?;
         stream.write_all(format!("CONNECT {LOG_PORT}\n").as_bytes())?;
         expect_ok(&mut stream)?;
@@ -159,14 +157,6 @@ impl Link {
             }
         }
     }
-}
-
-/// Connects, but not for longer than [`HANDSHAKE`] when the listener's queue is full.
-fn connect(socket: &Path) -> io::Result<UnixStream> {
-    let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    sockopt::set_socket_timeout(&fd, sockopt::Timeout::Send, Some(HANDSHAKE))?;
-    rustix::net::connect(&fd, &SocketAddrUnix::new(socket)?)?;
-    Ok(UnixStream::from(fd))
 }
 
 /// Reads `OK <port>\n`, byte by byte: what follows belongs to the agent.

@@ -1,4 +1,4 @@
-//! The containers' logs: taken from the agent through the machine's own vsock socket, written to the files the daemon has passed, then
+//! The containers' logs: taken from the agent through the machine's own vsock device, written to the files the daemon has passed, then
 //! acknowledged. Nothing is dropped while its container is known; nothing a guest sends ends more than its own connection.
 
 mod book;
@@ -8,8 +8,11 @@ mod link;
 mod tests;
 
 use std::{
-    os::fd::{AsFd, OwnedFd},
-    path::PathBuf,
+    io,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixStream,
+    },
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -25,12 +28,15 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// Until a file that failed is tried again.
 const FILE_PAUSE: Duration = Duration::from_secs(1);
 
+/// Opens a connection to the machine's vsock device.
+pub(crate) type Dial = Box<dyn Fn() -> io::Result<UnixStream> + Send>;
+
 /// The thread that writes logs.
 pub(crate) struct Writer {
     book: Arc<Book>,
     waker: Arc<OwnedFd>,
-    /// The machine's vsock socket.
-    socket: PathBuf,
+    /// To the machine's vsock device.
+    dial: Dial,
     link: Option<Link>,
     /// When to dial again, and after how long the next time.
     dial_at: Instant,
@@ -38,11 +44,11 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    pub(crate) fn new(book: Arc<Book>, socket: PathBuf) -> std::io::Result<Self> {
+    pub(crate) fn new(book: Arc<Book>, dial: Dial) -> io::Result<Self> {
         Ok(Self {
             waker: book.waker()?,
             book,
-            socket,
+            dial,
             link: None,
             dial_at: Instant::now(),
             pause: FIRST_PAUSE,
@@ -68,7 +74,7 @@ impl Writer {
     }
 
     fn dial(&mut self) {
-        match Link::dial(&self.socket) {
+        match Link::dial(&self.dial) {
             Ok(link) => {
                 self.link = Some(link);
                 self.book.link_up();

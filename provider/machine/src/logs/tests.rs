@@ -31,7 +31,7 @@ impl Rig {
         let listener = UnixListener::bind(&socket).unwrap();
         let book = Arc::new(Book::new());
         book.set_state(MachineState::Running);
-        let writer = Writer::new(Arc::clone(&book), socket).unwrap();
+        let writer = Writer::new(Arc::clone(&book), Box::new(move || UnixStream::connect(&socket))).unwrap();
         let writer = Some(thread::spawn(move || writer.run()));
         Self {
             directory,

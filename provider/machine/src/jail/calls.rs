@@ -1,0 +1,263 @@
+//! The lists: which system calls, with which arguments, a thread of each role may make. Whatever is not here ends the process. A list is
+//! what the role was seen to call (`strace -f`), plus what an error on the way would make it call; the tests run each role under its list.
+
+use libc::c_long;
+
+/// What a thread does, and thereby what it may call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Role {
+    /// Any thread of the process: all lists together, and what building a machine takes. The thread that builds the machine and makes its
+    /// threads stays here; it waits while a guest runs.
+    Process,
+    /// Waits for the machine and writes the exit record.
+    Main,
+    /// Waits for signals.
+    Signals,
+    /// Accepts the daemon's connections and makes a thread for each.
+    Control,
+    /// Talks with the daemon.
+    Client,
+    /// Takes the guest's logs and writes them.
+    Logs,
+    /// Runs the guest.
+    Vcpu,
+    /// Serves a disk.
+    Block,
+    /// Serves a network device.
+    Net,
+    /// Serves the vsock device.
+    Vsock,
+    /// Serves random bytes.
+    Rng,
+}
+
+/// All but [`Role::Process`].
+pub(super) const OWN: [Role; 10] = [
+    Role::Main,
+    Role::Signals,
+    Role::Control,
+    Role::Client,
+    Role::Logs,
+    Role::Vcpu,
+    Role::Block,
+    Role::Net,
+    Role::Vsock,
+    Role::Rng,
+];
+
+/// A system call, and what must hold for one of its arguments.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Call {
+    /// Any arguments.
+    Any(c_long),
+    /// This argument is one of these, compared in 32 bits (the kernel looks at no more).
+    OneOf(c_long, u8, &'static [u64]),
+    /// This argument is exactly this, in 64 bits.
+    Exactly(c_long, u8, u64),
+    /// This argument has none of these bits.
+    Without(c_long, u8, u64),
+}
+
+use Call::{Any, Exactly, OneOf, Without};
+
+/// What pthread_create passes: a thread of this process and nothing else, no namespace, no process.
+const THREAD: u64 = (libc::CLONE_VM
+    | libc::CLONE_FS
+    | libc::CLONE_FILES
+    | libc::CLONE_SIGHAND
+    | libc::CLONE_THREAD
+    | libc::CLONE_SYSVSEM
+    | libc::CLONE_SETTLS
+    | libc::CLONE_PARENT_SETTID
+    | libc::CLONE_CHILD_CLEARTID) as u64;
+/// The signal that gets processors out of the guest (SIGRTMIN as C libraries hand it out), and abort's.
+const SIGNALS: &[u64] = &[34, libc::SIGABRT as u64];
+const FIONBIO: u64 = 0x5421;
+const PR_SET_VMA: u64 = 0x5356_4d41;
+
+/// Memory, locks, time, the end of a thread, words on standard error. Memory never becomes executable.
+const ALL: &[Call] = &[
+    Any(libc::SYS_write),
+    Any(libc::SYS_close),
+    Without(libc::SYS_mmap, 2, libc::PROT_EXEC as u64),
+    Without(libc::SYS_mprotect, 2, libc::PROT_EXEC as u64),
+    Any(libc::SYS_munmap),
+    Any(libc::SYS_mremap),
+    Any(libc::SYS_madvise),
+    Any(libc::SYS_brk),
+    Any(libc::SYS_futex),
+    Any(libc::SYS_rt_sigprocmask),
+    Any(libc::SYS_rt_sigreturn),
+    Any(libc::SYS_sigaltstack),
+    Any(libc::SYS_restart_syscall),
+    Any(libc::SYS_sched_yield),
+    Any(libc::SYS_sched_getaffinity),
+    Any(libc::SYS_clock_gettime),
+    Any(libc::SYS_gettid),
+    Any(libc::SYS_getpid),
+    Any(libc::SYS_getrandom),
+    OneOf(libc::SYS_tgkill, 2, SIGNALS),
+    Any(libc::SYS_exit),
+    Any(libc::SYS_exit_group),
+];
+
+/// To make a thread, which then names itself and installs its own filter.
+const SPAWN: &[Call] = &[
+    // Its flags lie in memory: refused as unknown, so that the C library takes clone.
+    Any(libc::SYS_clone3),
+    Exactly(libc::SYS_clone, 0, THREAD),
+    Any(libc::SYS_set_robust_list),
+    Any(libc::SYS_rseq),
+    OneOf(
+        libc::SYS_prctl,
+        0,
+        &[libc::PR_SET_NAME as u64, libc::PR_SET_NO_NEW_PRIVS as u64, PR_SET_VMA],
+    ),
+    OneOf(libc::SYS_seccomp, 0, &[libc::SECCOMP_SET_MODE_FILTER as u64]),
+];
+
+/// `/dev/kvm`, the machine and its processors before the guest runs; kernel and initramfs into its memory.
+const BUILD: &[Call] = &[
+    OneOf(
+        libc::SYS_ioctl,
+        1,
+        &[
+            0xae00,      // KVM_GET_API_VERSION
+            0xae01,      // KVM_CREATE_VM
+            0xae03,      // KVM_CHECK_EXTENSION
+            0xae04,      // KVM_GET_VCPU_MMAP_SIZE
+            0xc008_ae05, // KVM_GET_SUPPORTED_CPUID
+            0xae41,      // KVM_CREATE_VCPU
+            0x4020_ae46, // KVM_SET_USER_MEMORY_REGION
+            0xae47,      // KVM_SET_TSS_ADDR
+            0xae60,      // KVM_CREATE_IRQCHIP
+            0x4090_ae82, // KVM_SET_REGS
+            0x8138_ae83, // KVM_GET_SREGS
+            0x4138_ae84, // KVM_SET_SREGS
+            0x4008_ae89, // KVM_SET_MSRS
+            0x4008_ae90, // KVM_SET_CPUID2
+        ],
+    ),
+    Any(libc::SYS_rt_sigaction),
+    Any(libc::SYS_pread64),
+    Any(libc::SYS_lseek),
+    Any(libc::SYS_read),
+    Any(libc::SYS_statx),
+    Any(libc::SYS_fstat),
+    Any(libc::SYS_fcntl),
+    Any(libc::SYS_eventfd2),
+    Any(libc::SYS_epoll_create1),
+    Any(libc::SYS_epoll_ctl),
+];
+
+/// The guest, its interrupts and notifications, and what a device's start takes. KVM_RUN first: filters are read from the front.
+const VCPU: &[Call] = &[
+    OneOf(
+        libc::SYS_ioctl,
+        1,
+        &[
+            0xae80,      // KVM_RUN
+            0x4020_ae76, // KVM_IRQFD
+            0x4040_ae79, // KVM_IOEVENTFD
+            0x4008_ae6a, // KVM_SET_GSI_ROUTING
+            0x8090_ae81, // KVM_GET_REGS
+            FIONBIO,
+            0x4004_54d0, // TUNSETOFFLOAD
+            0x4004_54d8, // TUNSETVNETHDRSZ
+        ],
+    ),
+    Any(libc::SYS_read),
+    Any(libc::SYS_eventfd2),
+    Any(libc::SYS_epoll_create1),
+    Any(libc::SYS_epoll_ctl),
+    DUPLICATE_AND_FLAGS,
+];
+
+const DUPLICATE_AND_FLAGS: Call = OneOf(
+    libc::SYS_fcntl,
+    1,
+    &[
+        libc::F_DUPFD_CLOEXEC as u64,
+        libc::F_GETFD as u64,
+        libc::F_GETFL as u64,
+        libc::F_SETFL as u64,
+    ],
+);
+
+/// Waits of a device's thread.
+const DEVICE: &[Call] = &[Any(libc::SYS_epoll_wait), Any(libc::SYS_epoll_ctl), Any(libc::SYS_read)];
+
+impl Role {
+    /// Its lists.
+    pub(super) fn calls(self) -> Vec<&'static [Call]> {
+        let own: &[&'static [Call]] = match self {
+            Self::Process => {
+                let mut all = vec![BUILD, SPAWN];
+                all.extend(OWN.into_iter().flat_map(Self::calls));
+                return all;
+            }
+            Self::Main => &[&[Any(libc::SYS_fsync)]],
+            Self::Signals => &[&[Any(libc::SYS_rt_sigtimedwait)]],
+            Self::Control => &[
+                SPAWN,
+                CLIENT,
+                &[Any(libc::SYS_accept4), Any(libc::SYS_clock_nanosleep), Any(libc::SYS_nanosleep)],
+            ],
+            Self::Client => &[CLIENT],
+            Self::Logs => &[LOGS],
+            Self::Vcpu => &[VCPU],
+            Self::Block => &[
+                DEVICE,
+                &[
+                    Any(libc::SYS_preadv2),
+                    Any(libc::SYS_pwritev2),
+                    Any(libc::SYS_fdatasync),
+                    Any(libc::SYS_fallocate),
+                ],
+            ],
+            Self::Net => &[DEVICE, &[Any(libc::SYS_readv), Any(libc::SYS_writev)]],
+            Self::Vsock => &[
+                DEVICE,
+                &[
+                    Any(libc::SYS_accept4),
+                    Any(libc::SYS_readv),
+                    Any(libc::SYS_sendmsg),
+                    Any(libc::SYS_recvfrom),
+                    Any(libc::SYS_sendto),
+                    Any(libc::SYS_shutdown),
+                    OneOf(libc::SYS_ioctl, 1, &[FIONBIO]),
+                ],
+            ],
+            Self::Rng => &[DEVICE],
+        };
+        own.iter().copied().chain([ALL]).collect()
+    }
+}
+
+/// Requests with descriptors, answers, events; a log file that is taken over.
+const CLIENT: &[Call] = &[
+    Any(libc::SYS_poll),
+    Any(libc::SYS_ppoll),
+    Any(libc::SYS_read),
+    Any(libc::SYS_recvmsg),
+    Any(libc::SYS_sendmsg),
+    Any(libc::SYS_setsockopt),
+    Any(libc::SYS_eventfd2),
+    Any(libc::SYS_statx),
+    Any(libc::SYS_fstat),
+    DUPLICATE_AND_FLAGS,
+];
+
+/// The connection to the agent, and the files.
+const LOGS: &[Call] = &[
+    OneOf(libc::SYS_socketpair, 0, &[libc::AF_UNIX as u64]),
+    Any(libc::SYS_setsockopt),
+    OneOf(libc::SYS_ioctl, 1, &[FIONBIO]),
+    Any(libc::SYS_poll),
+    Any(libc::SYS_ppoll),
+    Any(libc::SYS_read),
+    Any(libc::SYS_recvfrom),
+    Any(libc::SYS_sendto),
+    Any(libc::SYS_ftruncate),
+    Any(libc::SYS_fcntl),
+];

@@ -1,0 +1,86 @@
+//! Limits, user, capabilities and Landlock.
+
+use landlock::{ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, Scope};
+use rustix::{
+    process::{DumpableBehavior, Resource, Rlimit, setrlimit},
+    thread::{
+        CapabilitySet, CapabilitySets, clear_ambient_capability_set, remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
+        set_thread_groups, set_thread_res_gid, set_thread_res_uid,
+    },
+};
+
+use super::{JailError, step};
+
+/// How much a machine of this size may use of what is counted by process or user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Open files.
+    pub files: u64,
+    /// Threads; the user is the machine's own, so that the count is too.
+    pub threads: u64,
+}
+
+pub(super) fn limit(limits: &Limits, file_size: u64) -> Result<(), JailError> {
+    let all = [
+        (Resource::Nofile, limits.files),
+        (Resource::Nproc, limits.threads),
+        (Resource::Fsize, file_size),
+        // A core would hold the guest's memory, secrets included.
+        (Resource::Core, 0),
+        (Resource::Memlock, 0),
+        (Resource::Msgqueue, 0),
+    ];
+    for (resource, most) in all {
+        let limit = Rlimit {
+            current: Some(most),
+            maximum: Some(most),
+        };
+        setrlimit(resource, limit).map_err(step("set a resource limit"))?;
+    }
+    Ok(())
+}
+
+/// Becomes the machine's user, without groups and capabilities, and without a way to get any back.
+pub(super) fn change_user(uid: u32) -> Result<(), JailError> {
+    clear_ambient_capability_set().map_err(step("clear the ambient capabilities"))?;
+    for capability in CapabilitySet::all().iter() {
+        match remove_capability_from_bounding_set(capability) {
+            // Newer than the kernel.
+            Ok(()) | Err(rustix::io::Errno::INVAL) => {}
+            Err(error) => return Err(step("drop a capability")(error)),
+        }
+    }
+    let gid = rustix::process::Gid::from_raw(uid);
+    let uid = rustix::process::Uid::from_raw(uid);
+    // The process has one thread.
+    set_thread_groups(&[]).map_err(step("leave all groups"))?;
+    set_thread_res_gid(gid, gid, gid).map_err(step("change the group"))?;
+    set_thread_res_uid(uid, uid, uid).map_err(step("change the user"))?;
+    let none = CapabilitySets {
+        effective: CapabilitySet::empty(),
+        permitted: CapabilitySet::empty(),
+        inheritable: CapabilitySet::empty(),
+    };
+    set_capabilities(None, none).map_err(step("drop all capabilities"))?;
+    // Nobody but root reads its memory, the next process of the same user neither.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(step("refuse to be dumped"))?;
+    set_no_new_privs(true).map_err(step("refuse new privileges"))
+}
+
+/// No file, no port, no signal to others, as far as this kernel's Landlock goes; open files stay what they are. A second wall behind the
+/// empty root, which hosts without Landlock have not.
+pub(super) fn landlock() -> Result<(), JailError> {
+    let restricted = Ruleset::default()
+        .handle_access(AccessFs::from_all(ABI::V6))
+        .and_then(|rules| rules.handle_access(AccessNet::from_all(ABI::V6)))
+        .and_then(|rules| rules.scope(Scope::from_all(ABI::V6)))
+        .and_then(Ruleset::create)
+        .and_then(landlock::RulesetCreated::restrict_self);
+    match restricted {
+        Ok(status) => {
+            tracing::debug!(?status.ruleset, "landlock");
+            Ok(())
+        }
+        Err(error) => Err(step("restrict the process by Landlock")(std::io::Error::other(error))),
+    }
+}

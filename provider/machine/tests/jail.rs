@@ -1,0 +1,274 @@
+//! The jail from inside and from outside. Inside: a process that confines itself as a machine's does, takes a role, and tries what a guest
+//! that has taken over that thread would try; the kernel ends it at each. Outside: what the host sees of a machine that runs.
+
+mod support;
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, File},
+    io::{Read, Write},
+    os::unix::process::ExitStatusExt,
+    path::Path,
+    process::{Child, Command, Stdio},
+    thread,
+};
+
+use kvm_ioctls::Kvm;
+use kvmlet_machine::jail::{Filters, Jail, Limits, Role, confine};
+use nix::sched::{CloneFlags, unshare};
+use vmm_lib::spec::{Disk, Extent, FileSource, Vsock};
+
+use support::{SOON, SPIN, kernel, order, running, uid};
+
+const ROLES: [Role; 11] = [
+    Role::Process,
+    Role::Main,
+    Role::Signals,
+    Role::Control,
+    Role::Client,
+    Role::Logs,
+    Role::Vcpu,
+    Role::Block,
+    Role::Net,
+    Role::Vsock,
+    Role::Rng,
+];
+
+/// What is tried, and what with: opened before the jail, as a machine's files are.
+type Attempt = (&'static str, fn(&Tools));
+
+struct Tools {
+    kvm: Kvm,
+    file: File,
+}
+
+/// Forbidden to every thread.
+const ATTEMPTS: &[Attempt] = &[
+    ("open", |_| drop(File::open("/"))),
+    ("openat by a descriptor", |tools| {
+        drop(rustix::fs::openat(&tools.file, "x", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty()));
+    }),
+    ("remove a file", |_| drop(fs::remove_file("/x"))),
+    ("internet socket", |_| {
+        drop(rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None));
+    }),
+    ("internet socket pair", |_| {
+        drop(rustix::net::socketpair(
+            rustix::net::AddressFamily::INET,
+            rustix::net::SocketType::STREAM,
+            rustix::net::SocketFlags::empty(),
+            None,
+        ));
+    }),
+    ("trace", |_| drop(nix::sys::ptrace::traceme())),
+    ("mount", |_| {
+        drop(rustix::mount::mount_change("/", rustix::mount::MountPropagationFlags::SHARED));
+    }),
+    ("namespace", |_| drop(unshare(CloneFlags::CLONE_NEWUSER))),
+    ("process", |_| drop(Command::new("/x").spawn())),
+    ("root", |_| drop(rustix::thread::set_thread_uid(rustix::process::Uid::ROOT))),
+    ("signal to another", |_| {
+        drop(rustix::process::kill_process(rustix::process::Pid::INIT, rustix::process::Signal::TERM));
+    }),
+    ("host name", |_| drop(rustix::system::sethostname(b"x"))),
+    ("limit", |_| {
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Core);
+        drop(rustix::process::setrlimit(rustix::process::Resource::Core, limit));
+    }),
+    ("ioctl that is nobody's", |tools| drop(rustix::termios::tcgetattr(&tools.file))),
+    ("file in memory", |_| drop(rustix::fs::memfd_create("x", rustix::fs::MemfdFlags::CLOEXEC))),
+];
+
+/// Forbidden to those that a guest talks to; the threads that make threads and machines do these.
+const OF_GUESTS: &[Attempt] = &[
+    ("thread", |_| drop(thread::spawn(|| ()).join())),
+    ("machine", |tools| drop(tools.kvm.create_vm())),
+];
+
+fn guests_talk_to(role: Role) -> bool {
+    !matches!(role, Role::Process | Role::Control)
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    if let [_, mode, role, attempt] = &arguments[..]
+        && mode == "try"
+    {
+        inside(role, attempt);
+        return;
+    }
+    support::main(&[
+        ("each_forbidden_attempt_ends_the_process", each_forbidden_attempt_ends_the_process),
+        ("each_role_can_be_entered_and_left", each_role_can_be_entered_and_left),
+        ("a_process_that_cannot_be_confined_says_why", a_process_that_cannot_be_confined_says_why),
+        ("a_running_machine_is_seen_to_be_confined", a_running_machine_is_seen_to_be_confined),
+    ]);
+}
+
+/// The process that tries.
+fn inside(role: &str, attempt: &str) {
+    let role = ROLES.into_iter().find(|known| format!("{known:?}") == role).expect("a role");
+    let act = ATTEMPTS.iter().chain(OF_GUESTS).find(|(name, _)| *name == attempt);
+    let tools = Tools {
+        kvm: Kvm::new().expect("a KVM"),
+        file: File::open("/dev/null").expect("a file"),
+    };
+    let filters = Filters::new().expect("filters");
+    let limits = Limits { files: 256, threads: 8 };
+    let jail = Jail {
+        uid: 299_999,
+        file_size: 1 << 20,
+    };
+    confine(&jail, &limits, &filters).expect("it is confined");
+    if role != Role::Process {
+        filters.enter(role).expect("it has its role");
+    }
+    say("in");
+    if let Some((_, act)) = act {
+        act(&tools);
+    }
+    say("out");
+    std::process::exit(0);
+}
+
+fn say(word: &str) {
+    std::io::stdout().write_all(format!("{word}\n").as_bytes()).expect("it is heard");
+}
+
+/// Starts this program as the first process of a pid namespace.
+fn apart(arguments: &[&str]) -> Child {
+    let mut command = Command::new("/proc/self/exe");
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped());
+    let start = move || {
+        unshare(CloneFlags::CLONE_NEWPID).expect("root may");
+        command.spawn().expect("it starts")
+    };
+    thread::spawn(start).join().expect("it does not panic")
+}
+
+/// What it said, and the signal that ended it.
+fn outcome(role: Role, attempt: &str) -> (String, Option<i32>) {
+    let mut child = apart(&["try", &format!("{role:?}"), attempt]);
+    let mut said = String::new();
+    let mut output = child.stdout.take().expect("it is piped");
+    output.read_to_string(&mut said).expect("it is read");
+    let status = child.wait().expect("it ends");
+    (said.replace('\n', " "), status.signal())
+}
+
+fn each_forbidden_attempt_ends_the_process() {
+    let sigsys = Some(nix::sys::signal::Signal::SIGSYS as i32);
+    for role in ROLES {
+        let of_guests = if guests_talk_to(role) { OF_GUESTS } else { &[] };
+        for (attempt, _) in ATTEMPTS.iter().chain(of_guests) {
+            assert_eq!(outcome(role, attempt), ("in ".to_owned(), sigsys), "{role:?} tries: {attempt}");
+        }
+    }
+}
+
+fn each_role_can_be_entered_and_left() {
+    for role in ROLES {
+        assert_eq!(outcome(role, "nothing"), ("in out ".to_owned(), None), "{role:?}");
+    }
+    // The others may.
+    assert_eq!(outcome(Role::Control, "thread"), ("in out ".to_owned(), None));
+    assert_eq!(outcome(Role::Process, "machine"), ("in out ".to_owned(), None));
+}
+
+fn a_process_that_cannot_be_confined_says_why() {
+    let filters = Filters::new().expect("filters");
+    let limits = Limits { files: 256, threads: 8 };
+    let confined = |uid| confine(&Jail { uid, file_size: 0 }, &limits, &filters).map_err(|error| error.to_string());
+    assert_eq!(confined(0), Err("a machine cannot run as user 0".to_owned()));
+    let with_company = thread::spawn(move || confine(&Jail { uid: 5, file_size: 0 }, &limits, &Filters::new().expect("filters")));
+    let refused = with_company.join().expect("it does not panic").map_err(|error| error.to_string());
+    assert!(refused.is_err_and(|why| why.contains("threads cannot be confined")));
+}
+
+fn a_running_machine_is_seen_to_be_confined() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let disk = directory.path().join("disk");
+    File::create(&disk).and_then(|file| file.set_len(1 << 20)).expect("it is made");
+    let extent = |offset| Extent {
+        file: FileSource::Path(disk.clone()),
+        offset,
+        length: 512,
+    };
+    let mut order = order(kernel(directory.path(), &SPIN), uid());
+    order.spec.rng = true;
+    order.spec.disks = vec![Disk {
+        serial: "img0".into(),
+        extents: vec![extent(0), extent(512)],
+        read_only: true,
+    }];
+    order.spec.vsock = Some(Vsock {
+        cid: 3,
+        socket: FileSource::Path(directory.path().join("vsock.sock")),
+    });
+    let machine = running(directory.path(), &order);
+    let process = Path::new("/proc").join(machine.pid().to_string());
+    tasks(&process, order.jail.uid);
+    for namespace in ["mnt", "pid", "ipc", "uts", "net"] {
+        let of = |process: &Path| fs::read_link(process.join("ns").join(namespace)).expect("root may look");
+        assert_ne!(of(&process), of(Path::new("/proc/self")), "{namespace}");
+    }
+    assert_eq!(
+        fs::read_link(process.join("ns/user")).expect("root may look"),
+        fs::read_link("/proc/self/ns/user").expect("and here")
+    );
+    assert_eq!(fs::read_dir(process.join("root")).expect("root may look").count(), 0);
+    let mounts = fs::read_to_string(process.join("mounts")).expect("root may look");
+    assert!(mounts.lines().count() == 1 && mounts.contains(" / tmpfs ro,"), "{mounts}");
+    let interfaces = fs::read_to_string(process.join("net/dev")).expect("root may look");
+    assert!(interfaces.lines().skip(2).all(|line| line.trim().starts_with("lo:")), "{interfaces}");
+    descriptors(&process, &disk);
+    let limits = fs::read_to_string(process.join("limits")).expect("root may look");
+    let cores = limits.lines().find(|line| line.starts_with("Max core file size")).expect("it is there");
+    assert!(cores.split_whitespace().filter(|word| *word == "0").count() == 2, "{cores}");
+    machine.kill_process().expect("it is killed");
+    assert!(machine.wait(SOON).expect("its pidfd can be polled"));
+    machine.reap();
+}
+
+/// Every thread of the process.
+fn tasks(process: &Path, uid: u32) {
+    let mut names = BTreeSet::new();
+    for task in fs::read_dir(process.join("task")).expect("root may look") {
+        let status = fs::read_to_string(task.expect("it is there").path().join("status")).expect("root may look");
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            line.unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ")
+        };
+        names.insert(field("Name"));
+        let four = format!("{uid} {uid} {uid} {uid}");
+        assert_eq!((field("Uid"), field("Gid"), field("Groups")), (four.clone(), four, String::new()), "{status}");
+        for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+            assert_eq!(u64::from_str_radix(&field(set), 16), Ok(0), "{set}: {status}");
+        }
+        assert_eq!((field("NoNewPrivs"), field("Seccomp")), ("1".to_owned(), "2".to_owned()), "{status}");
+        // The process's two, and the role's.
+        let own = if field("Name") == "machine" { "2" } else { "3" };
+        assert_eq!(field("Seccomp_filters"), own, "{status}");
+    }
+    for expected in ["signals", "control", "logs", "machine", "vcpu0"] {
+        assert!(names.contains(expected), "{expected} is not among {names:?}");
+    }
+}
+
+/// No directory is open, and a read-only disk only for reading.
+fn descriptors(process: &Path, disk: &Path) {
+    let mut disks = 0;
+    for entry in fs::read_dir(process.join("fd")).expect("root may look") {
+        let path = entry.expect("it is there").path();
+        let meta = fs::metadata(&path);
+        assert!(meta.is_ok_and(|meta| !meta.is_dir()), "{:?} is a directory", fs::read_link(&path));
+        if fs::read_link(&path).is_ok_and(|target| target == disk) {
+            let number = path.file_name().expect("it has a number");
+            let info = fs::read_to_string(process.join("fdinfo").join(number)).expect("root may look");
+            let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).expect("it has flags");
+            assert_eq!(u32::from_str_radix(flags.trim(), 8).expect("octal") & 3, 0, "{info}");
+            disks += 1;
+        }
+    }
+    assert!(disks > 0, "the disk is not open");
+}

@@ -1,0 +1,129 @@
+//! Machines of a few instructions, spawned for real: the test's own program is their machine process, when its argument is `vm`.
+
+// Not every test uses all of it.
+#![allow(dead_code)]
+
+use std::{
+    fs,
+    panic::{UnwindSafe, catch_unwind},
+    path::Path,
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use kvmlet_machine::{Machine, MachineState, Spawned, Start, VERSION, jail::Jail, run, spawn};
+use vmm_lib::spec::{Boot, FileSource, MachineSpec, SPEC_VERSION};
+
+pub const SOON: Option<Duration> = Some(Duration::from_secs(20));
+
+/// `jmp` to itself.
+pub const SPIN: [u8; 2] = [0xeb, 0xfe];
+
+/// A test and its name.
+pub type Test = (&'static str, fn());
+
+/// Runs the tests whose names contain the argument, or a machine process.
+pub fn main(tests: &[Test]) {
+    if std::env::args().nth(1).as_deref() == Some("vm") {
+        std::process::exit(i32::from(run().is_err()));
+    }
+    let filter = std::env::args()
+        .skip(1)
+        .find(|argument| !argument.starts_with('-'))
+        .unwrap_or_default();
+    let (mut passed, mut failed) = (0, 0);
+    for (name, test) in tests.iter().filter(|(name, _)| name.contains(&filter)) {
+        let ok = attempt(*test);
+        println!("test {name} ... {}", if ok { "ok" } else { "FAILED" });
+        if ok { passed += 1 } else { failed += 1 }
+    }
+    let word = if failed == 0 { "ok" } else { "FAILED" };
+    println!("\ntest result: {word}. {passed} passed; {failed} failed; 0 ignored; 0 measured; 0 filtered out\n");
+    assert!(failed == 0, "{failed} failed");
+}
+
+fn attempt(test: impl FnOnce() + UnwindSafe) -> bool {
+    catch_unwind(test).is_ok()
+}
+
+/// A user that no other machine of this test has.
+pub fn uid() -> u32 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    // Several test programs may run at once.
+    300_000 + std::process::id() % 1000 * 1000 + NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// The order to run a machine with this kernel.
+pub fn order(kernel: FileSource, uid: u32) -> Start {
+    Start {
+        version: VERSION,
+        spec: MachineSpec {
+            version: SPEC_VERSION,
+            name: "test".into(),
+            cpus: 1,
+            memory: 64 << 20,
+            boot: Boot {
+                kernel,
+                initramfs: None,
+                command_line: String::new(),
+            },
+            disks: vec![],
+            nets: vec![],
+            vsock: None,
+            rng: false,
+            serial: None,
+            count_exits: false,
+        },
+        jail: Jail { uid, file_size: 1 << 30 },
+        log_filter: "info".into(),
+    }
+}
+
+pub fn spawned(directory: &Path, uid: u32) -> Spawned {
+    spawn(directory, uid, None, &["vm"]).expect("a process is spawned")
+}
+
+/// A bzImage of protocol 2.12 whose 64-bit entry is `code`.
+pub fn bzimage(code: &[u8]) -> Vec<u8> {
+    let mut payload = vec![0u8; 0x200];
+    payload.extend(code);
+    payload.resize(payload.len().next_multiple_of(16), 0x90);
+    let mut image = vec![0u8; 1024];
+    image[0x1f1] = 1;
+    image[0x1f4..0x1f8].copy_from_slice(&((payload.len() / 16) as u32).to_le_bytes());
+    image[0x201] = 0x66;
+    image[0x202..0x206].copy_from_slice(b"HdrS");
+    image[0x206..0x208].copy_from_slice(&0x20cu16.to_le_bytes());
+    image[0x22c..0x230].copy_from_slice(&0x7fff_ffffu32.to_le_bytes());
+    image[0x236..0x238].copy_from_slice(&1u16.to_le_bytes());
+    image[0x258..0x260].copy_from_slice(&0x10_0000u64.to_le_bytes());
+    image[0x260..0x264].copy_from_slice(&0x1000u32.to_le_bytes());
+    image.extend(payload);
+    image
+}
+
+/// A kernel in the directory.
+pub fn kernel(directory: &Path, code: &[u8]) -> FileSource {
+    let path = directory.join("kernel");
+    fs::write(&path, bzimage(code)).expect("it is written");
+    FileSource::Path(path)
+}
+
+/// Starts what is ordered and waits until a guest runs.
+pub fn running(directory: &Path, order: &Start) -> Machine {
+    let machine = spawned(directory, order.jail.uid).start(order, &[]).expect("it starts");
+    let end = Instant::now() + SOON.expect("it is soon");
+    loop {
+        let status = machine.control().and_then(|mut control| control.status());
+        match status {
+            Ok(status) if status.state == MachineState::Running => return machine,
+            Ok(_) if Instant::now() < end => thread::sleep(Duration::from_millis(10)),
+            other => panic!("{other:?}, {:?}, {}", machine.exit_record(), log(directory)),
+        }
+    }
+}
+
+pub fn log(directory: &Path) -> String {
+    fs::read_to_string(directory.join("machine.log")).unwrap_or_default()
+}
