@@ -179,6 +179,15 @@ impl Place<'_> {
         self.kubectl(&["logs", pod])
     }
 
+    /// Waits until the log of a running pod is `text`: a container is ready before it has said anything.
+    pub(super) fn until_logs(&self, pod: &str, text: &str) -> Result<()> {
+        wait_for(&format!("{pod} to write {text:?}"), PATIENCE, || {
+            let logs = self.kubectl(&["logs", pod])?;
+            ensure!(logs == text, "it has written {logs:?}");
+            Ok(Some(()))
+        })
+    }
+
     /// What a shell script writes in a running container.
     pub(super) fn exec(&self, pod: &str, script: &str) -> Result<String> {
         self.kubectl(&["exec", pod, "--", "sh", "-c", script])
