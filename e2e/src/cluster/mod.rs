@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{Host, command, control_plane, netns::Netns, paths::State, paths::write, preflight::Verdict, process::Process, wait_for};
 
@@ -41,6 +41,9 @@ impl Default for ClusterOptions {
         }
     }
 }
+
+/// Label of a namespace that tests or the demo made.
+pub const LANE: &str = "kvmlet-e2e/lane";
 
 /// A running cluster.
 #[derive(Debug, Clone)]
@@ -109,9 +112,18 @@ impl Cluster {
         applied.map(drop)
     }
 
-    /// Makes a namespace and waits until pods can be made in it.
+    /// The same cluster as one sees it who works on one host only.
+    pub fn lane(&self, host: usize) -> Result<Self> {
+        Ok(Self {
+            hosts: vec![self.host(host)?.clone()],
+            ..self.clone()
+        })
+    }
+
+    /// Makes a namespace and waits until pods can be made in it. Its label [`LANE`] says whose it is: the first host's.
     pub fn create_namespace(&self, name: &str) -> Result<()> {
-        self.kubectl(&["create", "namespace", name])?;
+        let labels = json!({LANE: self.host(0)?.name});
+        self.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}).to_string())?;
         wait_for("the default service account", Duration::from_secs(60), || {
             self.kubectl(&["get", "serviceaccount", "default", "-n", name]).map(Some)
         })?;

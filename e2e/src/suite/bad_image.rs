@@ -54,6 +54,9 @@ const REFUSED: &[(&str, &str)] = &[
     ("bad/many-files", "too large"),
 ];
 
+/// Files that no image needs: what is being written, and layers of which only one of the two files is there.
+const HALF_MADE: &str = "cd /var/lib/kvmlet/images && ls tmp/* 2>/dev/null; ls layers | sed 's/[.].*//' | sort | uniq -u";
+
 /// Where files of images that are being made lie, and where escapes aim at.
 const LEFT: &str = "cd / && ls -d /tmp/kvmlet-escaped /kvmlet-escaped 2>/dev/null; find /var/lib/kvmlet/images -type f | sort";
 
@@ -161,9 +164,11 @@ fn full_disk(cluster: &Cluster) -> Result<()> {
             let large = json!({"image": "large:gzip", "command": ["sleep", "1000"]});
             place.create(&[pod("large", large)])?;
             place.until_event("large", "Failed", "no space left")?;
-            wait_for("what was begun to be gone again", Duration::from_secs(30), || {
-                let left: u64 = host.sh(free)?.trim().parse().context("measure the disk")?;
-                Ok((left > 40).then_some(()))
+            // Between two attempts; whole layers may stay, as the next attempt need not fetch them again.
+            wait_for("what was begun to be gone again", Duration::from_secs(60), || {
+                let half = host.sh(HALF_MADE)?;
+                ensure!(half.is_empty(), "half-made: {half}");
+                Ok(Some(()))
             })
         })();
         host.sh("rm /var/lib/kvmlet/fill")?;

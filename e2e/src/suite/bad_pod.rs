@@ -98,8 +98,7 @@ fn cannot_start(cluster: &Cluster) -> Result<()> {
         place.create(&[json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "words"}, "stringData": {"word": "mended"}})])?;
         let found = place.until_ready("missing-key")?;
         ensure!(container(&found, "main")["restartCount"] == 0, "{}", found["status"]);
-        ensure!(place.kubectl(&["logs", "missing-key"])? == "mended");
-        Ok(())
+        place.until_logs("missing-key", "mended")
     })
 }
 
@@ -120,7 +119,6 @@ fn namesakes(cluster: &Cluster) -> Result<()> {
         place.until_ready("same")?;
         let third = Identity::of(place, "same")?;
         ensure!(first.process != second.process && second.process != third.process);
-        ensure!(place.kubectl(&["logs", "same"])? == "third");
-        Ok(())
+        place.until_logs("same", "third")
     })
 }

@@ -5,9 +5,9 @@ use serde_json::{Value, json};
 
 use super::{
     Test,
-    workload::{Place, container, line, pod, pod_of, sh, with, within},
+    workload::{PATIENCE, Place, container, line, pod, pod_of, sh, with, within},
 };
-use crate::{Cluster, registry};
+use crate::{Cluster, registry, wait_for};
 
 pub(super) const TESTS: &[Test] = &[
     Test {
@@ -137,11 +137,11 @@ fn configuration(cluster: &Cluster) -> Result<()> {
             logs.spawn().context("run kubectl logs -f")
         };
         let listeners = [listen("latest")?, listen("stop")?];
-        ensure!(
-            place
-                .kubectl(&["logs", "served", "-c", "latest"])?
-                .starts_with("args: serve with two words")
-        );
+        wait_for("its arguments to be written", PATIENCE, || {
+            let logs = place.kubectl(&["logs", "served", "-c", "latest"])?;
+            ensure!(logs.starts_with("args: serve with two words"), "{logs:?}");
+            Ok(Some(()))
+        })?;
         place.kubectl(&["delete", "pod", "served"])?;
         for (listener, last) in listeners.into_iter().zip(["got TERM", "got USR1"]) {
             let heard = listener.wait_with_output().context("wait for kubectl logs -f")?;

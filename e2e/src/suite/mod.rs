@@ -21,21 +21,27 @@ mod workload;
 
 use std::{
     any::Any,
+    collections::VecDeque,
     ops::AddAssign,
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
     time::Instant,
 };
 
 use anyhow::{Error, Result, anyhow};
 
-use crate::{Cluster, dump, paths::write, process::Process};
+use crate::{Cluster, cluster::LANE, dump, paths::write, process::Process, progress::say};
 
 /// A test.
 #[derive(Debug)]
 pub struct Test {
     /// What is true if it passes.
     pub name: &'static str,
-    /// How many hosts it needs.
+    /// How many hosts it needs. With one, it sees a cluster of one host and others run beside it; with more, it has the whole cluster for itself.
     pub hosts: usize,
     /// Whether it needs kvmlet on the hosts.
     pub kvmlet: bool,
@@ -86,42 +92,93 @@ fn all() -> impl Iterator<Item = &'static Test> {
     .flatten()
 }
 
-/// Runs tests one after another: hosts are slow enough without company.
-pub fn run(cluster: &Cluster, tests: &[&Test]) -> Summary {
+/// Runs the tests: first those of the rig itself, then, side by side on each host, those that need one host, then those that need the whole
+/// cluster for themselves.
+pub fn run(cluster: &Cluster, tests: &[&'static Test]) -> Summary {
+    let (rig, others): (Vec<_>, Vec<_>) = tests.iter().copied().partition(|test| !test.kvmlet);
+    let (lanes, whole): (Vec<_>, Vec<_>) = others.into_iter().partition(|test| test.hosts == 1);
+    let run = Run {
+        queue: Mutex::default(),
+        all: tests.len(),
+        begun: AtomicUsize::new(0),
+        lost: AtomicBool::new(false),
+        report: Mutex::default(),
+    };
     let mut summary = Summary::default();
-    for (index, test) in tests.iter().enumerate() {
-        eprintln!(
-            "[{:6.1} s] {}/{} {} ...",
-            crate::progress::elapsed(),
-            index + 1,
-            tests.len(),
-            test.name
-        );
-        let started = Instant::now();
-        let result = catch_unwind(AssertUnwindSafe(|| (test.run)(cluster))).unwrap_or_else(|panic| Err(anyhow!(said(&*panic))));
-        let seconds = started.elapsed().as_secs_f64();
-        match result {
-            Ok(()) => {
-                summary.passed += 1;
-                println!("ok {} ({seconds:.1} s)", test.name);
-            }
-            Err(error) => {
-                summary.failed += 1;
-                println!("FAILED {} ({seconds:.1} s): {error:#}", test.name);
-                report(cluster, test);
-                if let Some(lost) = lost(cluster) {
-                    let left = tests.len() - index - 1;
-                    println!("the cluster has lost a part; the {left} tests left cannot run and count as failed: {lost:#}");
-                    summary.failed += left;
-                    return summary;
+    summary += run.work(cluster, rig);
+    match (0..cluster.hosts.len()).map(|host| cluster.lane(host)).collect::<Result<Vec<_>>>() {
+        Err(error) => println!("no lanes: {error:#}"),
+        Ok(hosts) => {
+            *lock(&run.queue) = lanes.into();
+            thread::scope(|scope| {
+                let workers: Vec<_> = hosts.iter().map(|lane| scope.spawn(|| run.drain(lane))).collect();
+                for worker in workers {
+                    summary += worker.join().expect("a lane catches its tests' panics");
                 }
-                if let Err(error) = clear(cluster) {
-                    println!("its pods are still there: {error:#}");
+            });
+        }
+    }
+    summary += run.work(cluster, whole);
+    // Whatever was not come to did not pass.
+    summary.failed = tests.len() - summary.passed;
+    summary
+}
+
+/// What the lanes share.
+struct Run {
+    queue: Mutex<VecDeque<&'static Test>>,
+    all: usize,
+    begun: AtomicUsize,
+    /// The cluster has lost a part; nothing can be shown any more.
+    lost: AtomicBool,
+    /// One report at a time.
+    report: Mutex<()>,
+}
+
+impl Run {
+    fn work(&self, cluster: &Cluster, tests: Vec<&'static Test>) -> Summary {
+        *lock(&self.queue) = tests.into();
+        self.drain(cluster)
+    }
+
+    fn drain(&self, cluster: &Cluster) -> Summary {
+        let mut summary = Summary::default();
+        while !self.lost.load(Ordering::Relaxed) {
+            let Some(test) = lock(&self.queue).pop_front() else { break };
+            let number = self.begun.fetch_add(1, Ordering::Relaxed) + 1;
+            say(format_args!("{number}/{} {} ...", self.all, test.name));
+            let started = Instant::now();
+            let result = catch_unwind(AssertUnwindSafe(|| (test.run)(cluster))).unwrap_or_else(|panic| Err(anyhow!(said(&*panic))));
+            let seconds = started.elapsed().as_secs_f64();
+            match result {
+                Ok(()) => {
+                    summary.passed += 1;
+                    println!("ok {} ({seconds:.1} s)", test.name);
+                }
+                Err(error) => {
+                    summary.failed += 1;
+                    let _one = lock(&self.report);
+                    println!("FAILED {} ({seconds:.1} s): {error:#}", test.name);
+                    self.look(cluster, test);
                 }
             }
         }
+        summary
     }
-    summary
+
+    fn look(&self, cluster: &Cluster, test: &Test) {
+        report(cluster, test);
+        if let Some(lost) = lost(cluster) {
+            self.lost.store(true, Ordering::Relaxed);
+            println!("the cluster has lost a part; tests that have not begun cannot run and count as failed: {lost:#}");
+        } else if let Err(error) = clear(cluster) {
+            println!("its pods are still there: {error:#}");
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A process of the cluster that has ended, as an emulated host whose kernel panicked.
@@ -140,21 +197,11 @@ fn said(panic: &(dyn Any + Send)) -> String {
 
 /// A test that fails leaves its pods for the dump; the next test must not meet them.
 fn clear(cluster: &Cluster) -> Result<()> {
-    let namespaces = cluster.kubectl(&["get", "namespaces", "-o", "jsonpath={.items[*].metadata.name}"])?;
-    for name in namespaces
-        .split(' ')
-        .filter(|name| *name != "default" && !name.starts_with("kube-"))
-    {
-        cluster.kubectl(&[
-            "delete",
-            "pods",
-            "--all",
-            "-n",
-            name,
-            "--force",
-            "--grace-period=0",
-            "--timeout=60s",
-        ])?;
+    let lane = format!("{LANE}={}", cluster.host(0)?.name);
+    let namespaces = cluster.kubectl(&["get", "namespaces", "-l", &lane, "-o", "jsonpath={.items[*].metadata.name}"])?;
+    for name in namespaces.split_whitespace() {
+        let force = ["--force", "--grace-period=0", "--timeout=60s"];
+        cluster.kubectl(&[&["delete", "pods", "--all", "-n", name], &force[..]].concat())?;
         cluster.delete_namespace(name)?;
     }
     Ok(())

@@ -19,7 +19,7 @@ use crate::{Cluster, wait_for};
 pub(super) const TESTS: &[Test] = &[
     Test {
         name: "an API server that is away for a minute takes no pod with it",
-        hosts: 1,
+        hosts: 2,
         kvmlet: true,
         run: away,
     },

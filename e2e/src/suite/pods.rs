@@ -115,12 +115,11 @@ fn placement(cluster: &Cluster) -> Result<()> {
             "{events:?}"
         );
 
-        let theirs = place.kubectl(&["logs", "scheduled"])?;
+        let theirs = wait_for("its kernel to be written", PATIENCE, || {
+            Ok(Some(place.kubectl(&["logs", "scheduled"])?).filter(|logs| !logs.is_empty()))
+        })?;
         let ours = host.sh("uname -r")?;
-        ensure!(
-            !theirs.is_empty() && theirs != ours,
-            "the pod's kernel {theirs:?} is the host's {ours:?}"
-        );
+        ensure!(theirs != ours, "the pod's kernel {theirs:?} is the host's {ours:?}");
         ensure!(place.exec("scheduled", "cat /proc/sys/kernel/random/boot_id")? != host.sh("cat /proc/sys/kernel/random/boot_id")?);
 
         let found = place.until_ready("direct")?;

@@ -23,8 +23,11 @@ pub(super) struct Place<'a> {
     pub(super) name: String,
 }
 
-/// Makes a namespace, does what `body` does in it, deletes it, and looks whether anything is left on a host. Where `body` fails the namespace
-/// stays for the dump; the runner takes it away.
+/// The label by which a pod of [`pod_of`] finds the first host of the cluster its test sees.
+const HERE: &str = "here";
+
+/// Makes a namespace, does what `body` does in it, deletes its pods, and looks whether anything is left on a host; the namespace goes in its
+/// own time. Where `body` fails the namespace stays for the dump; the runner takes it away.
 pub(super) fn within(cluster: &Cluster, name: &str, body: impl FnOnce(&Place<'_>) -> Result<()>) -> Result<()> {
     let before = traces(cluster)?;
     cluster.create_namespace(name)?;
@@ -33,12 +36,13 @@ pub(super) fn within(cluster: &Cluster, name: &str, body: impl FnOnce(&Place<'_>
         name: name.into(),
     };
     body(&place)?;
-    cluster.delete_namespace(name)?;
+    place.kubectl(&["delete", "pods", "--all", "--timeout=110s"])?;
     wait_for("nothing of the pods to be left on the hosts", Duration::from_secs(30), || {
         let left: Vec<_> = traces(cluster)?.difference(&before).cloned().collect();
         ensure!(left.is_empty(), "left: {left:?}");
         Ok(Some(()))
-    })
+    })?;
+    cluster.kubectl(&["delete", "namespace", name, "--wait=false"]).map(drop)
 }
 
 fn traces(cluster: &Cluster) -> Result<BTreeSet<String>> {
@@ -58,7 +62,7 @@ pub(super) fn pod(name: &str, container: Value) -> Value {
 /// of busybox.
 pub(super) fn pod_of(name: &str, containers: Value) -> Value {
     let mut pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": {
-        "nodeSelector": {"type": "virtual-kubelet", "kubernetes.io/hostname": "kvm-1"},
+        "nodeSelector": {"type": "virtual-kubelet", "kubernetes.io/hostname": HERE},
         "tolerations": [{"key": "virtual-kubelet.io/provider", "operator": "Exists"}],
         "terminationGracePeriodSeconds": 1, "containers": containers}});
     for container in pod["spec"]["containers"].as_array_mut().into_iter().flatten() {
@@ -100,6 +104,12 @@ impl Place<'_> {
         let mut items = objects.to_vec();
         for item in &mut items {
             item["metadata"]["namespace"] = self.name.as_str().into();
+            if let Some(host) = item
+                .pointer_mut("/spec/nodeSelector/kubernetes.io~1hostname")
+                .filter(|host| **host == HERE)
+            {
+                *host = self.cluster.host(0)?.name.as_str().into();
+            }
         }
         let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
         self.cluster.apply(&list.to_string())
@@ -167,6 +177,15 @@ impl Place<'_> {
             bail!("{error:#}; it wrote: {logs}");
         }
         self.kubectl(&["logs", pod])
+    }
+
+    /// Waits until the log of a running pod is `text`: a container is ready before it has said anything.
+    pub(super) fn until_logs(&self, pod: &str, text: &str) -> Result<()> {
+        wait_for(&format!("{pod} to write {text:?}"), PATIENCE, || {
+            let logs = self.kubectl(&["logs", pod])?;
+            ensure!(logs == text, "it has written {logs:?}");
+            Ok(Some(()))
+        })
     }
 
     /// What a shell script writes in a running container.
