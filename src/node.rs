@@ -8,6 +8,7 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
 };
 use kvmlet_image::{ImageStore, Limits, Mirror, RegistryConfig, RegistryHost, StoreConfig};
+use kvmlet_machine::Uids;
 use kvmlet_network::{NetworkConfig, PodNetworks};
 use kvmlet_provider::{
     backend::Provider,
@@ -68,6 +69,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let config = Arc::new(config);
     let client = client(&config.kubeconfig).await?;
     let store = Store::open(&config.state_dir)?;
+    let uids = Uids::new(config.machine_uids.range(), store.machine_dirs()?);
     let images = Arc::new(ImageStore::open(config.state_dir.join("images"), image_config(&config)).context("open the image store")?);
     let host = Host::measure(&config).context("measure the host")?;
     let troubles = Troubles::default();
@@ -94,6 +96,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
             host: std::fs::read_to_string(&config.resolv_conf).unwrap_or_default(),
         },
         troubles: troubles.clone(),
+        uids,
         executable: std::env::current_exe().context("find this binary")?,
         boots: tokio::sync::Semaphore::new(BOOTS_PER_PROCESSOR * std::thread::available_parallelism().map_or(1, usize::from)),
         scratch: std::sync::Mutex::default(),

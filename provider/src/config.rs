@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::IpAddr,
+    ops::Range,
     path::{Path, PathBuf},
 };
 
@@ -57,6 +58,9 @@ pub struct Config {
     /// What a pod without limits gets.
     #[serde(default)]
     pub pod_defaults: PodDefaults,
+    /// Users that machines run as.
+    #[serde(default, rename = "machineUIDs")]
+    pub machine_uids: MachineUids,
     /// Rotation of containers' logs.
     #[serde(default)]
     pub logs: Logs,
@@ -153,6 +157,33 @@ impl Default for PodDefaults {
             memory: Quantity::bytes(256 << 20),
             cpu: Quantity::millis(1000),
             ephemeral_storage: Quantity::bytes(4 << 30),
+        }
+    }
+}
+
+/// Users (and groups of the same numbers) that nothing else on the host has: each machine process runs as one of them.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct MachineUids {
+    /// The lowest.
+    pub first: u32,
+    /// How many, at least as many as pods.
+    pub count: u32,
+}
+
+impl MachineUids {
+    /// All of them.
+    pub fn range(&self) -> Range<u32> {
+        self.first..self.first + self.count
+    }
+}
+
+impl Default for MachineUids {
+    fn default() -> Self {
+        Self {
+            // Above what systemd, container managers and subordinate users take.
+            first: 1_900_000_000,
+            count: 10_000,
         }
     }
 }
@@ -309,6 +340,19 @@ impl Config {
         if config.node_ip.is_unspecified() || config.node_ip.is_loopback() {
             return value("nodeIP", format!("{} cannot be reached by the API server", config.node_ip));
         }
+        let MachineUids { first, count } = config.machine_uids;
+        if first == 0 || first.checked_add(count).is_none() {
+            return value(
+                "machineUIDs.first",
+                format!("{first} and the {count} that follow are not all users but root"),
+            );
+        }
+        if count < config.max_pods {
+            return value(
+                "machineUIDs.count",
+                format!("{count} users are too few for {} pods", config.max_pods),
+            );
+        }
         if config.logs.max_files < 2 {
             return value("logs.maxFiles", "must be 2 or more".into());
         }
@@ -343,6 +387,18 @@ mod tests {
         assert!(error.contains("nodeNmae") && error.contains("line 7"), "{error}");
         let error = parse(&format!("{GOOD}guest:\n  kernal: /x\n")).unwrap_err();
         assert!(error.contains("kernal") && error.contains("line 8"), "{error}");
+    }
+
+    #[test]
+    fn users_of_machines_are_enough_and_never_root() {
+        for (users, key) in [
+            ("first: 0", "machineUIDs.first"),
+            ("first: 4294967295", "machineUIDs.first"),
+            ("count: 5", "machineUIDs.count"),
+        ] {
+            let error = parse(&format!("{GOOD}machineUIDs: {{{users}}}\n")).unwrap_err();
+            assert!(error.contains(key), "{error}");
+        }
     }
 
     #[test]

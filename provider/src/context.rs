@@ -8,6 +8,7 @@ use std::{
 
 use kube::Client;
 use kvmlet_image::ImageStore;
+use kvmlet_machine::Uids;
 use kvmlet_network::PodNetworks;
 use tokio::sync::{OnceCell, Semaphore};
 
@@ -39,6 +40,8 @@ pub struct Context {
     pub dns: Dns,
     /// What is wrong with the node.
     pub troubles: Troubles,
+    /// Who runs which machine.
+    pub uids: Uids,
     /// The binary that machines run.
     pub executable: PathBuf,
     /// Guests that boot at once: a boot is all processor time, and more of them than the host can run only make each one late.

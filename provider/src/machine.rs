@@ -3,24 +3,21 @@
 use std::{
     collections::HashMap,
     fs::{self, File},
-    io,
     os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
 };
 
-use kvmlet_machine::{self as process, Adoption, Event, ExitRecord, Machine, Start};
+use kvmlet_machine::{self as process, Adoption, Event, ExitRecord, Machine, Start, jail::Jail};
 use kvmlet_protocol::Request;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 use vmm_lib::{exit::MachineExit, spec::MachineSpec};
 
-use crate::{act::chain, agent::Agent, context::Context};
+use crate::{act::chain, agent::Agent, cgroup, context::Context};
 
-/// Where machines' control groups are, outside the daemon's own.
-const SLICE: &str = "/sys/fs/cgroup/kvmlet.slice";
 /// How long a killed process may take to be gone.
 const KILL_TIME: Duration = Duration::from_secs(30);
 
@@ -42,23 +39,30 @@ pub struct Running {
 
 /// Where a pod's machine keeps its files.
 pub fn directory(context: &Context, uid: &str) -> PathBuf {
-    context.store.dir(uid).join("machine")
+    context.store.machine_dir(uid)
 }
 
-/// Starts a machine; its tap is descriptor 0.
-pub async fn launch(context: &Arc<Context>, uid: &str, spec: MachineSpec, tap: OwnedFd) -> Result<Running, String> {
-    let (dir, executable, uid) = (directory(context, uid), context.executable.clone(), uid.to_owned());
+/// Starts a machine; its tap is descriptor 0. `file_size` is the length in bytes of the longest file it may write.
+pub async fn launch(context: &Arc<Context>, uid: &str, spec: MachineSpec, tap: OwnedFd, file_size: u64) -> Result<Running, String> {
+    let (dir, context, uid) = (directory(context, uid), context.clone(), uid.to_owned());
     blocking(move || {
+        let jail = Jail {
+            uid: context.uids.claim(&dir).map_err(|e| e.to_string())?,
+            file_size,
+        };
         for socket in ["vsock.sock", "control.sock", "exit.json"] {
             let _ = fs::remove_file(dir.join(socket));
         }
-        let spawned = process::spawn(&dir, Some(&executable), &["vm"]).map_err(|e| chain(&e))?;
-        if let Err(error) = place(&uid, spawned.pid()) {
-            debug!(%error, "the machine process stays in the daemon's control group");
+        let spawned = process::spawn(&dir, jail.uid, Some(&context.executable), &["vm"]).map_err(|e| chain(&e))?;
+        match cgroup::confine(&uid, spawned.pid(), &spec, process::threads(&spec)) {
+            Ok(missing) if missing.is_empty() => {}
+            Ok(missing) => debug!(?missing, "the host's cgroup v2 lacks controllers"),
+            Err(error) => debug!(%error, "the machine process stays in the daemon's control group"),
         }
         let order = Start {
             version: process::VERSION,
             spec,
+            jail,
             log_filter: "info".into(),
         };
         let machine = spawned.start(&order, &[tap]).map_err(|e| chain(&e))?;
@@ -95,7 +99,7 @@ pub async fn power_off(running: Running, limit: Duration) {
 
 /// Ends whatever machine process a pod has, and removes its files. Idempotent.
 pub async fn destroy(context: &Arc<Context>, uid: &str) -> Result<(), String> {
-    let (dir, uid) = (directory(context, uid), uid.to_owned());
+    let (dir, uid, context) = (directory(context, uid), uid.to_owned(), context.clone());
     blocking(move || {
         if dir.exists() {
             match process::adopt(&dir).map_err(|e| chain(&e))? {
@@ -104,11 +108,9 @@ pub async fn destroy(context: &Arc<Context>, uid: &str) -> Result<(), String> {
             }
             fs::remove_dir_all(&dir).map_err(|e| format!("remove {}: {e}", dir.display()))?;
         }
-        match fs::remove_dir(Path::new(SLICE).join(&uid)) {
-            Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ReadOnlyFilesystem) => {
-                debug!(%error, "remove the machine's control group");
-            }
-            _ => {}
+        context.uids.release(&dir);
+        if let Err(error) = cgroup::remove(&uid) {
+            debug!(%error, "remove the machine's control group");
         }
         Ok(())
     })
@@ -135,13 +137,6 @@ fn describe(record: Option<&ExitRecord>) -> String {
         Some(MachineExit::Crashed { reason } | MachineExit::MemoryFault { reason }) => format!("the guest crashed: {reason}"),
         Some(MachineExit::Error { what }) => format!("the machine failed: {what}"),
     }
-}
-
-/// Into a control group of its own, so that what ends the daemon's does not end the machine. Only where there is cgroup v2.
-fn place(uid: &str, pid: u32) -> io::Result<()> {
-    let group = Path::new(SLICE).join(uid);
-    fs::create_dir_all(&group)?;
-    fs::write(group.join("cgroup.procs"), pid.to_string())
 }
 
 impl Running {

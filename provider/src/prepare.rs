@@ -83,8 +83,11 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String]) ->
         Some((network.interface.mac, mtu)),
         &dir,
     );
+    let file_size = size.scratch.max(context.config.logs.max_size.value());
     let _boot = context.boots.acquire().await.map_err(|e| sandbox(e.to_string()))?;
-    let running = machine::launch(context, &desired.uid, spec, network.tap).await.map_err(sandbox)?;
+    let running = machine::launch(context, &desired.uid, spec, network.tap, file_size)
+        .await
+        .map_err(sandbox)?;
     *act.machine.lock().expect("no holder panics") = Some(running.clone());
 
     let boot = async {

@@ -75,6 +75,26 @@ impl Store {
         self.0.join(uid)
     }
 
+    /// Where one pod's machine keeps its files.
+    pub fn machine_dir(&self, uid: &str) -> PathBuf {
+        self.dir(uid).join("machine")
+    }
+
+    /// Where the machines of all pods keep their files, as far as they have any.
+    pub fn machine_dirs(&self) -> Result<Vec<PathBuf>, StoreError> {
+        let names = self.entries()?.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        Ok(names.map(|uid| self.machine_dir(&uid)).collect())
+    }
+
+    fn entries(&self) -> Result<impl Iterator<Item = fs::DirEntry>, StoreError> {
+        let entries = fs::read_dir(&self.0).map_err(|source| StoreError::Io {
+            what: "list",
+            path: self.0.clone(),
+            source,
+        })?;
+        Ok(entries.flatten())
+    }
+
     /// Writes a record.
     pub fn save(&self, uid: &str, record: &Record) -> Result<(), StoreError> {
         let dir = self.dir(uid);
@@ -84,13 +104,8 @@ impl Store {
 
     /// Reads all records, by UID; a directory whose record is missing or damaged comes with the error, so that it can be swept.
     pub fn load(&self) -> Result<Vec<Loaded>, StoreError> {
-        let entries = fs::read_dir(&self.0).map_err(|source| StoreError::Io {
-            what: "list",
-            path: self.0.clone(),
-            source,
-        })?;
         let mut records = Vec::new();
-        for entry in entries.flatten() {
+        for entry in self.entries()? {
             let uid = entry.file_name().to_string_lossy().into_owned();
             let path = entry.path().join("state.json");
             let record = fs::read(&path)

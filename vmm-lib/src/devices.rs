@@ -9,12 +9,12 @@ use crate::irq::Interrupts;
 use crate::memory::Layout;
 use crate::pci::{DEVICES, HostBridge, PciFunction};
 use crate::spec::{Disk, MAX_DISKS, MAX_NETS, MachineSpec};
+use crate::threads::Threads;
 use crate::virtio::block::{Block, BlockError};
 use crate::virtio::device::{Memory, VirtioDevice};
 use crate::virtio::net::Net;
 use crate::virtio::pci::{BAR_SIZE, Transport};
 use crate::virtio::rng::Rng;
-use crate::threads::Threads;
 use crate::virtio::vsock::{Inlet, Vsock};
 
 /// Why a device could not be made.

@@ -41,7 +41,9 @@ pub fn open_files(mut spec: MachineSpec, passed: Vec<OwnedFd>) -> Result<(Machin
         opener.existing(&format!("nets[{index}].tap"), &mut net.tap, true)?;
     }
     if let Some(vsock) = &mut spec.vsock {
-        opener.take(&mut vsock.socket, |files, socket| files.listen("vsock.socket", socket).map(OwnedFd::from))?;
+        opener.take(&mut vsock.socket, |files, socket| {
+            files.listen("vsock.socket", socket).map(OwnedFd::from)
+        })?;
     }
     if let Some(serial) = &mut spec.serial {
         opener.take(&mut serial.output, |files, output| {

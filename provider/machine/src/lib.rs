@@ -26,6 +26,7 @@ mod wire;
 
 pub use client::{Adoption, ClientError, Control, Events, Machine, Spawned, adopt, spawn};
 pub use control::{Event, LinkStatus, LogStatus, MachineState, Status};
+pub use order::threads;
 pub use process::{ProcessError, run};
 pub use record::{ExitRecord, RecordError};
 pub use start::{OLDEST_VERSION, Start, VERSION};

@@ -76,7 +76,6 @@ impl ExitRecord {
     pub fn read(directory: &Path) -> Result<Option<Self>, RecordError> {
         read(directory, EXIT)
     }
-
 }
 
 /// `exit.json`, open and empty: whoever writes it can open nothing by then.
@@ -85,26 +84,14 @@ pub(crate) struct ExitFile(File);
 
 impl ExitFile {
     pub(crate) fn create(directory: &OwnedFd) -> Result<Self, RecordError> {
-        let io = |what| {
-            move |source| RecordError::Io {
-                what,
-                name: EXIT,
-                source,
-            }
-        };
+        let io = |what| move |source| RecordError::Io { what, name: EXIT, source };
         let file = create(directory, EXIT).map_err(io("create"))?;
         rustix::fs::fsync(directory.as_fd()).map_err(|error| io("sync the directory of")(error.into()))?;
         Ok(Self(file))
     }
 
     pub(crate) fn write(mut self, record: &ExitRecord) -> Result<(), RecordError> {
-        let io = |what| {
-            move |source| RecordError::Io {
-                what,
-                name: EXIT,
-                source,
-            }
-        };
+        let io = |what| move |source| RecordError::Io { what, name: EXIT, source };
         let text = serde_json::to_vec_pretty(record).map_err(|source| RecordError::Malformed { name: EXIT, source })?;
         self.0.write_all(&text).map_err(io("write"))?;
         self.0.sync_all().map_err(io("sync"))

@@ -46,11 +46,20 @@ struct Tools {
 const ATTEMPTS: &[Attempt] = &[
     ("open", |_| drop(File::open("/"))),
     ("openat by a descriptor", |tools| {
-        drop(rustix::fs::openat(&tools.file, "x", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty()));
+        drop(rustix::fs::openat(
+            &tools.file,
+            "x",
+            rustix::fs::OFlags::RDONLY,
+            rustix::fs::Mode::empty(),
+        ));
     }),
     ("remove a file", |_| drop(fs::remove_file("/x"))),
     ("internet socket", |_| {
-        drop(rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None));
+        drop(rustix::net::socket(
+            rustix::net::AddressFamily::INET,
+            rustix::net::SocketType::STREAM,
+            None,
+        ));
     }),
     ("internet socket pair", |_| {
         drop(rustix::net::socketpair(
@@ -60,23 +69,25 @@ const ATTEMPTS: &[Attempt] = &[
             None,
         ));
     }),
-    ("trace", |_| drop(nix::sys::ptrace::traceme())),
+    ("trace", |_| { let _ = nix::sys::ptrace::traceme(); }),
     ("mount", |_| {
-        drop(rustix::mount::mount_change("/", rustix::mount::MountPropagationFlags::SHARED));
+        let _ = rustix::mount::mount_change("/", rustix::mount::MountPropagationFlags::SHARED);
     }),
-    ("namespace", |_| drop(unshare(CloneFlags::CLONE_NEWUSER))),
+    ("namespace", |_| { let _ = unshare(CloneFlags::CLONE_NEWUSER); }),
     ("process", |_| drop(Command::new("/x").spawn())),
-    ("root", |_| drop(rustix::thread::set_thread_uid(rustix::process::Uid::ROOT))),
+    ("root", |_| { let _ = rustix::thread::set_thread_uid(rustix::process::Uid::ROOT); }),
     ("signal to another", |_| {
-        drop(rustix::process::kill_process(rustix::process::Pid::INIT, rustix::process::Signal::TERM));
+        let _ = rustix::process::kill_process(rustix::process::Pid::INIT, rustix::process::Signal::TERM);
     }),
-    ("host name", |_| drop(rustix::system::sethostname(b"x"))),
+    ("host name", |_| { let _ = rustix::system::sethostname(b"x"); }),
     ("limit", |_| {
         let limit = rustix::process::getrlimit(rustix::process::Resource::Core);
-        drop(rustix::process::setrlimit(rustix::process::Resource::Core, limit));
+        let _ = rustix::process::setrlimit(rustix::process::Resource::Core, limit);
     }),
     ("ioctl that is nobody's", |tools| drop(rustix::termios::tcgetattr(&tools.file))),
-    ("file in memory", |_| drop(rustix::fs::memfd_create("x", rustix::fs::MemfdFlags::CLOEXEC))),
+    ("file in memory", |_| {
+        drop(rustix::fs::memfd_create("x", rustix::fs::MemfdFlags::CLOEXEC))
+    }),
 ];
 
 /// Forbidden to those that a guest talks to; the threads that make threads and machines do these.
@@ -100,7 +111,10 @@ fn main() {
     support::main(&[
         ("each_forbidden_attempt_ends_the_process", each_forbidden_attempt_ends_the_process),
         ("each_role_can_be_entered_and_left", each_role_can_be_entered_and_left),
-        ("a_process_that_cannot_be_confined_says_why", a_process_that_cannot_be_confined_says_why),
+        (
+            "a_process_that_cannot_be_confined_says_why",
+            a_process_that_cannot_be_confined_says_why,
+        ),
         ("a_running_machine_is_seen_to_be_confined", a_running_machine_is_seen_to_be_confined),
     ]);
 }
@@ -220,10 +234,16 @@ fn a_running_machine_is_seen_to_be_confined() {
     let mounts = fs::read_to_string(process.join("mounts")).expect("root may look");
     assert!(mounts.lines().count() == 1 && mounts.contains(" / tmpfs ro,"), "{mounts}");
     let interfaces = fs::read_to_string(process.join("net/dev")).expect("root may look");
-    assert!(interfaces.lines().skip(2).all(|line| line.trim().starts_with("lo:")), "{interfaces}");
+    assert!(
+        interfaces.lines().skip(2).all(|line| line.trim().starts_with("lo:")),
+        "{interfaces}"
+    );
     descriptors(&process, &disk);
     let limits = fs::read_to_string(process.join("limits")).expect("root may look");
-    let cores = limits.lines().find(|line| line.starts_with("Max core file size")).expect("it is there");
+    let cores = limits
+        .lines()
+        .find(|line| line.starts_with("Max core file size"))
+        .expect("it is there");
     assert!(cores.split_whitespace().filter(|word| *word == "0").count() == 2, "{cores}");
     machine.kill_process().expect("it is killed");
     assert!(machine.wait(SOON).expect("its pidfd can be polled"));
@@ -241,11 +261,19 @@ fn tasks(process: &Path, uid: u32) {
         };
         names.insert(field("Name"));
         let four = format!("{uid} {uid} {uid} {uid}");
-        assert_eq!((field("Uid"), field("Gid"), field("Groups")), (four.clone(), four, String::new()), "{status}");
+        assert_eq!(
+            (field("Uid"), field("Gid"), field("Groups")),
+            (four.clone(), four, String::new()),
+            "{status}"
+        );
         for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
             assert_eq!(u64::from_str_radix(&field(set), 16), Ok(0), "{set}: {status}");
         }
-        assert_eq!((field("NoNewPrivs"), field("Seccomp")), ("1".to_owned(), "2".to_owned()), "{status}");
+        assert_eq!(
+            (field("NoNewPrivs"), field("Seccomp")),
+            ("1".to_owned(), "2".to_owned()),
+            "{status}"
+        );
         // The process's two, and the role's.
         let own = if field("Name") == "machine" { "2" } else { "3" };
         assert_eq!(field("Seccomp_filters"), own, "{status}");

@@ -52,7 +52,9 @@ fn a_machine_that_cannot_be_built_leaves_a_record_of_why() {
     let kernel: OwnedFd = File::open("/dev/null").expect("/dev/null opens").into();
     let process = spawned(directory.path(), uid());
     assert!(process.pid() > 1);
-    let machine = process.start(&order(FileSource::Passed(0), uid()), &[kernel]).expect("the order is taken");
+    let machine = process
+        .start(&order(FileSource::Passed(0), uid()), &[kernel])
+        .expect("the order is taken");
     assert!(machine.wait(SOON).expect("its pidfd can be polled"));
     machine.reap();
     let record = machine.exit_record().expect("the record is read").expect("there is one");
@@ -67,7 +69,9 @@ fn a_machine_that_cannot_be_built_leaves_a_record_of_why() {
 fn a_file_that_is_missing_is_in_the_record_by_its_field() {
     let directory = tempfile::tempdir().expect("a directory");
     let missing = FileSource::Path(directory.path().join("missing"));
-    let machine = spawned(directory.path(), uid()).start(&order(missing, uid()), &[]).expect("the order is taken");
+    let machine = spawned(directory.path(), uid())
+        .start(&order(missing, uid()), &[])
+        .expect("the order is taken");
     assert!(machine.wait(SOON).expect("its pidfd can be polled"));
     machine.reap();
     let record = machine.exit_record().expect("the record is read").expect("there is one");

@@ -82,10 +82,7 @@ fn alternatives(call: &Call) -> Result<(i64, Vec<SeccompRule>), JailError> {
             (number, rules.collect::<Result<_, _>>().map_err(refused)?)
         }
         Call::Exactly(number, argument, value) => (number, vec![rule(argument, Length::Qword, Is::Eq, value).map_err(refused)?]),
-        Call::Without(number, argument, bits) => (
-            number,
-            vec![rule(argument, Length::Qword, Is::MaskedEq(bits), 0).map_err(refused)?],
-        ),
+        Call::Without(number, argument, bits) => (number, vec![rule(argument, Length::Qword, Is::MaskedEq(bits), 0).map_err(refused)?]),
     })
 }
 
@@ -150,7 +147,10 @@ mod tests {
         for role in OWN {
             for (number, own) in rules(role).unwrap() {
                 let all = &process[&number];
-                assert!(all.is_empty() || (!own.is_empty() && own.iter().all(|rule| all.contains(rule))), "{role:?} {number}");
+                assert!(
+                    all.is_empty() || (!own.is_empty() && own.iter().all(|rule| all.contains(rule))),
+                    "{role:?} {number}"
+                );
             }
         }
     }
@@ -161,7 +161,11 @@ mod tests {
         let (_, run) = alternatives(&Call::OneOf(libc::SYS_ioctl, 1, &[0xae80])).unwrap();
         for role in OWN {
             assert_eq!(ioctls(role).contains(&run[0]), role == Role::Vcpu, "{role:?}");
-            assert_eq!(rules(role).unwrap().contains_key(&libc::SYS_clone), role == Role::Control, "{role:?}");
+            assert_eq!(
+                rules(role).unwrap().contains_key(&libc::SYS_clone),
+                role == Role::Control,
+                "{role:?}"
+            );
         }
         let (_, create) = alternatives(&Call::OneOf(libc::SYS_ioctl, 1, &[0xae01])).unwrap();
         assert!(!ioctls(Role::Vcpu).contains(&create[0]));

@@ -15,16 +15,16 @@ use std::{
 use kvmlet_machine::{Machine, MachineState, Spawned, Start, VERSION, jail::Jail, run, spawn};
 use vmm_lib::spec::{Boot, FileSource, MachineSpec, SPEC_VERSION};
 
-pub const SOON: Option<Duration> = Some(Duration::from_secs(20));
+pub(crate) const SOON: Option<Duration> = Some(Duration::from_secs(20));
 
 /// `jmp` to itself.
-pub const SPIN: [u8; 2] = [0xeb, 0xfe];
+pub(crate) const SPIN: [u8; 2] = [0xeb, 0xfe];
 
 /// A test and its name.
-pub type Test = (&'static str, fn());
+pub(crate) type Test = (&'static str, fn());
 
 /// Runs the tests whose names contain the argument, or a machine process.
-pub fn main(tests: &[Test]) {
+pub(crate) fn main(tests: &[Test]) {
     if std::env::args().nth(1).as_deref() == Some("vm") {
         std::process::exit(i32::from(run().is_err()));
     }
@@ -48,14 +48,14 @@ fn attempt(test: impl FnOnce() + UnwindSafe) -> bool {
 }
 
 /// A user that no other machine of this test has.
-pub fn uid() -> u32 {
+pub(crate) fn uid() -> u32 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     // Several test programs may run at once.
     300_000 + std::process::id() % 1000 * 1000 + NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 /// The order to run a machine with this kernel.
-pub fn order(kernel: FileSource, uid: u32) -> Start {
+pub(crate) fn order(kernel: FileSource, uid: u32) -> Start {
     Start {
         version: VERSION,
         spec: MachineSpec {
@@ -80,12 +80,12 @@ pub fn order(kernel: FileSource, uid: u32) -> Start {
     }
 }
 
-pub fn spawned(directory: &Path, uid: u32) -> Spawned {
+pub(crate) fn spawned(directory: &Path, uid: u32) -> Spawned {
     spawn(directory, uid, None, &["vm"]).expect("a process is spawned")
 }
 
 /// A bzImage of protocol 2.12 whose 64-bit entry is `code`.
-pub fn bzimage(code: &[u8]) -> Vec<u8> {
+pub(crate) fn bzimage(code: &[u8]) -> Vec<u8> {
     let mut payload = vec![0u8; 0x200];
     payload.extend(code);
     payload.resize(payload.len().next_multiple_of(16), 0x90);
@@ -104,14 +104,14 @@ pub fn bzimage(code: &[u8]) -> Vec<u8> {
 }
 
 /// A kernel in the directory.
-pub fn kernel(directory: &Path, code: &[u8]) -> FileSource {
+pub(crate) fn kernel(directory: &Path, code: &[u8]) -> FileSource {
     let path = directory.join("kernel");
     fs::write(&path, bzimage(code)).expect("it is written");
     FileSource::Path(path)
 }
 
 /// Starts what is ordered and waits until a guest runs.
-pub fn running(directory: &Path, order: &Start) -> Machine {
+pub(crate) fn running(directory: &Path, order: &Start) -> Machine {
     let machine = spawned(directory, order.jail.uid).start(order, &[]).expect("it starts");
     let end = Instant::now() + SOON.expect("it is soon");
     loop {
@@ -124,6 +124,6 @@ pub fn running(directory: &Path, order: &Start) -> Machine {
     }
 }
 
-pub fn log(directory: &Path) -> String {
+pub(crate) fn log(directory: &Path) -> String {
     fs::read_to_string(directory.join("machine.log")).unwrap_or_default()
 }

@@ -12,8 +12,8 @@ mod tests;
 
 use std::os::unix::net::UnixListener;
 
-use self::mux::Mux;
 pub use self::dial::{Dialer, Inlet, dialer};
+use self::mux::Mux;
 use super::{
     device::{ActivateError, Activation, VirtioDevice},
     ring::{RING_FEATURES, Ring},

@@ -92,7 +92,9 @@ impl<'m> Mux<'m> {
             .map_err(broke(watch))?;
         self.poller.add(&self.listener, LISTENER, EventFlags::IN).map_err(broke(watch))?;
         if let Some(inlet) = &self.inlet {
-            self.poller.add(eventfd(inlet.waker()), INLET, EventFlags::IN).map_err(broke(watch))?;
+            self.poller
+                .add(eventfd(inlet.waker()), INLET, EventFlags::IN)
+                .map_err(broke(watch))?;
             // Those that came while the device was not active have woken an earlier thread, or nobody.
             self.take_in();
         }

@@ -1,0 +1,83 @@
+//! The control group (v2) of a machine process: what its threads may use of the host, whatever a guest makes them do. Beside the daemon's
+//! own group, so that what ends the daemon's ends no machine.
+
+use std::{fs, io, path::PathBuf};
+
+use vmm_lib::spec::MachineSpec;
+
+const ROOT: &str = "/sys/fs/cgroup";
+/// Where machines' groups are.
+const SLICE: &str = "kvmlet.slice";
+/// What the monitor needs beside guest memory: its own, the kernel's for it (sockets, file system, KVM), bytes.
+const MONITOR: u64 = 64 << 20;
+/// One byte of page tables, of KVM's and of the process's, for this many of guest memory.
+const PAGE_TABLES: u64 = 128;
+/// Processor time of device threads beside the guest's processors.
+const DEVICE_CPUS: u64 = 1;
+/// Microseconds in which processor time is counted.
+const PERIOD: u64 = 100_000;
+
+/// What a machine of this specification may use, as names and contents of its group's files. The kernel's threads that serve it (vhost,
+/// KVM's) count too.
+fn limits(spec: &MachineSpec, threads: u64) -> [(&'static str, String); 5] {
+    let cpus = u64::from(spec.cpus) + DEVICE_CPUS;
+    [
+        ("memory.max", (spec.memory + spec.memory / PAGE_TABLES + MONITOR).to_string()),
+        // All of it or nothing: half a machine serves nobody.
+        ("memory.oom.group", "1".into()),
+        ("memory.swap.max", "0".into()),
+        ("cpu.max", format!("{} {PERIOD}", cpus * PERIOD)),
+        ("pids.max", threads.to_string()),
+    ]
+}
+
+fn path(uid: &str) -> PathBuf {
+    [ROOT, SLICE, uid].iter().collect()
+}
+
+/// Makes the group of a pod's machine and puts its process there. A limit whose controller the host does not give is in the answer: the
+/// machine runs without it.
+pub fn confine(uid: &str, pid: u32, spec: &MachineSpec, threads: u64) -> io::Result<Vec<&'static str>> {
+    let group = path(uid);
+    fs::create_dir_all(&group)?;
+    for parent in [ROOT.into(), format!("{ROOT}/{SLICE}")] {
+        for controller in ["+cpu", "+memory", "+pids"] {
+            // Where it is missing the limit's file is, too.
+            let _ = fs::write(format!("{parent}/cgroup.subtree_control"), controller);
+        }
+    }
+    let missing = limits(spec, threads)
+        .into_iter()
+        .filter(|(name, content)| fs::write(group.join(name), content).is_err())
+        .map(|(name, _)| name)
+        .collect();
+    fs::write(group.join("cgroup.procs"), pid.to_string())?;
+    Ok(missing)
+}
+
+/// Removes the group of a pod's machine, whose process is gone.
+pub fn remove(uid: &str) -> io::Result<()> {
+    match fs::remove_dir(path(uid)) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ReadOnlyFilesystem) => Ok(()),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_may_use_its_size_and_what_its_monitor_needs() {
+        let spec: MachineSpec = serde_json::from_value(serde_json::json!({
+            "version": vmm_lib::spec::SPEC_VERSION, "name": "m", "cpus": 2, "memory": 256 << 20,
+            "boot": {"kernel": {"path": "/k"}, "initramfs": null, "commandLine": ""},
+        }))
+        .unwrap();
+        let all = limits(&spec, 40);
+        let value = |name| all.iter().find(|(known, _)| *known == name).map(|(_, content)| content.as_str());
+        assert_eq!(value("memory.max"), Some("337641472"));
+        assert_eq!(value("cpu.max"), Some("300000 100000"));
+        assert_eq!(value("pids.max"), Some("40"));
+    }
+}
