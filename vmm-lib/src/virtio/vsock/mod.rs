@@ -3,6 +3,8 @@
 //! refuses, the connection is closed without a word. Refuses what the guest would open by itself, datagrams and seqpackets.
 
 mod connection;
+#[cfg(test)]
+mod hostile;
 mod mux;
 mod packet;
 mod stream;
