@@ -1,42 +1,16 @@
 //! Machines whose whole guest is a few instructions of ours: what every KVM that this library supports must do, a software one too.
 
-use std::fmt::Write as _;
+mod support;
+
 use std::time::{Duration, Instant};
 
-use vmm_lib::exit::{MachineExit, MachineReport};
-use vmm_lib::spec::{Boot, FileSource, MachineSpec, SPEC_VERSION};
+use vmm_lib::exit::MachineExit;
+use vmm_lib::spec::FileSource;
 use vmm_lib::{BuildError, Builder};
 
-/// Where the payload is loaded and entered.
-const LOAD: u64 = 0x10_0000;
-/// `mov $value, %al; mov $port, %dx; out %al, %dx`.
-fn out_byte(port: u16, value: u8) -> Vec<u8> {
-    // The 16-bit immediate needs an operand size prefix both in 32 and in 64 bits.
-    let [low, high] = port.to_le_bytes();
-    vec![0xb0, value, 0x66, 0xba, low, high, 0xee]
-}
+use support::{HALT, Kernel, LOAD, bzimage, out_byte, run, say_which_kvm};
 
-const HALT: [u8; 3] = [0xf4, 0xeb, 0xfd];
 const SPIN: [u8; 2] = [0xeb, 0xfe];
-
-/// A bzImage of protocol 2.12 whose 64-bit entry is `code`.
-fn bzimage(code: &[u8]) -> Vec<u8> {
-    let mut image = vec![0u8; 1024];
-    let mut payload = vec![0u8; 0x200];
-    payload.extend(code);
-    payload.resize(payload.len().next_multiple_of(16), 0x90);
-    image[0x1f1] = 1;
-    image[0x1f4..0x1f8].copy_from_slice(&((payload.len() / 16) as u32).to_le_bytes());
-    image[0x201] = 0x66;
-    image[0x202..0x206].copy_from_slice(b"HdrS");
-    image[0x206..0x208].copy_from_slice(&0x20cu16.to_le_bytes());
-    image[0x22c..0x230].copy_from_slice(&0x7fff_ffffu32.to_le_bytes());
-    image[0x236..0x238].copy_from_slice(&1u16.to_le_bytes());
-    image[0x258..0x260].copy_from_slice(&LOAD.to_le_bytes());
-    image[0x260..0x264].copy_from_slice(&0x1000u32.to_le_bytes());
-    image.extend(payload);
-    image
-}
 
 /// An ELF kernel with a PVH note; `segments` are physical address and content, the entry is [`LOAD`].
 fn elf(segments: &[(u64, &[u8])]) -> Vec<u8> {
@@ -70,77 +44,6 @@ fn elf(segments: &[(u64, &[u8])]) -> Vec<u8> {
     }
     image.extend(body);
     image
-}
-
-struct Kernel {
-    file: tempfile::NamedTempFile,
-}
-
-impl Kernel {
-    fn new(image: &[u8]) -> Self {
-        let file = tempfile::NamedTempFile::new().expect("a temporary file can be made");
-        std::fs::write(file.path(), image).expect("and written");
-        Self { file }
-    }
-
-    fn spec(&self, cpus: u8) -> MachineSpec {
-        MachineSpec {
-            version: SPEC_VERSION,
-            name: "payload".into(),
-            cpus,
-            memory: 32 << 20,
-            boot: Boot {
-                kernel: FileSource::Path(self.file.path().into()),
-                initramfs: None,
-                command_line: "quiet".into(),
-            },
-            disks: Vec::new(),
-            nets: Vec::new(),
-            vsock: None,
-            rng: true,
-            serial: None,
-            count_exits: true,
-        }
-    }
-}
-
-/// Says in the test's output which KVM it ran on.
-fn say_which_kvm() {
-    let info = std::fs::read_to_string("/proc/cpuinfo").expect("Linux has it");
-    let flags = info.lines().find(|line| line.starts_with("flags")).unwrap_or("");
-    let hardware = flags.split_whitespace().any(|flag| flag == "vmx" || flag == "svm");
-    let mut line = String::new();
-    write!(
-        line,
-        "KVM: {}",
-        if hardware {
-            "hardware (vmx or svm)"
-        } else {
-            "software (neither vmx nor svm)"
-        }
-    )
-    .expect("strings take all");
-    eprintln!("{line}, check: {:?}", vmm_lib::kvm::check());
-}
-
-fn run(image: &[u8], cpus: u8) -> MachineReport {
-    say_which_kvm();
-    let kernel = Kernel::new(image);
-    let machine = Builder::new(kernel.spec(cpus), Vec::new())
-        .build()
-        .expect("this KVM makes machines");
-    let handle = machine.handle();
-    let (done, ended) = std::sync::mpsc::channel();
-    let guard = std::thread::spawn(move || {
-        // A payload that hangs fails its test in place of hanging it.
-        if ended.recv_timeout(Duration::from_secs(20)).is_err() {
-            handle.stop();
-        }
-    });
-    let report = machine.run();
-    done.send(()).ok();
-    guard.join().expect("the guard does not panic");
-    report
 }
 
 fn build_error(image: &[u8]) -> String {

@@ -69,17 +69,25 @@ const ATTEMPTS: &[Attempt] = &[
             None,
         ));
     }),
-    ("trace", |_| { let _ = nix::sys::ptrace::traceme(); }),
+    ("trace", |_| {
+        let _ = nix::sys::ptrace::traceme();
+    }),
     ("mount", |_| {
         let _ = rustix::mount::mount_change("/", rustix::mount::MountPropagationFlags::SHARED);
     }),
-    ("namespace", |_| { let _ = unshare(CloneFlags::CLONE_NEWUSER); }),
+    ("namespace", |_| {
+        let _ = unshare(CloneFlags::CLONE_NEWUSER);
+    }),
     ("process", |_| drop(Command::new("/x").spawn())),
-    ("root", |_| { let _ = rustix::thread::set_thread_uid(rustix::process::Uid::ROOT); }),
+    ("root", |_| {
+        let _ = rustix::thread::set_thread_uid(rustix::process::Uid::ROOT);
+    }),
     ("signal to another", |_| {
         let _ = rustix::process::kill_process(rustix::process::Pid::INIT, rustix::process::Signal::TERM);
     }),
-    ("host name", |_| { let _ = rustix::system::sethostname(b"x"); }),
+    ("host name", |_| {
+        let _ = rustix::system::sethostname(b"x");
+    }),
     ("limit", |_| {
         let limit = rustix::process::getrlimit(rustix::process::Resource::Core);
         let _ = rustix::process::setrlimit(rustix::process::Resource::Core, limit);

@@ -78,6 +78,9 @@ pub(super) fn load(image: &Image<'_>, memory: &GuestMemoryMmap, limit: u64) -> R
             size: image.size(),
         });
     }
+    if size <= ENTRY_64 {
+        return Err(BootError::No64BitEntry { version });
+    }
     let preferred = u64::from(u32_at(&head, PREF_ADDRESS)) | u64::from(u32_at(&head, PREF_ADDRESS + 4)) << 32;
     let start = if preferred == 0 { HIGH_START } else { preferred };
     let end = check_place(start, size.max(u64::from(u32_at(&head, INIT_SIZE))), limit)?;

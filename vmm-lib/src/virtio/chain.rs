@@ -24,7 +24,7 @@ pub enum ChainError {
     /// The descriptors form a loop, or are more than the queue has.
     #[error("a chain is longer than its queue")]
     TooLong,
-    /// An indirect table is empty, of a broken length, nested, chained, or outside guest memory.
+    /// An indirect table is empty, of a broken length, nested, chained, outside guest memory, or was never agreed on.
     #[error("an indirect table is malformed")]
     Indirect,
     /// A buffer has no bytes.
@@ -135,8 +135,8 @@ pub struct Chain<'m> {
 }
 
 impl<'m> Chain<'m> {
-    /// Walks the chain that starts at descriptor `head` of a table of `size` descriptors.
-    pub fn walk(memory: &'m GuestMemoryMmap, table: GuestAddress, size: u16, head: u16) -> Result<Self, ChainError> {
+    /// Walks the chain that starts at descriptor `head` of a table of `size` descriptors; `may_indirect`: VIRTIO_F_INDIRECT_DESC is agreed on.
+    pub fn walk(memory: &'m GuestMemoryMmap, table: GuestAddress, size: u16, head: u16, may_indirect: bool) -> Result<Self, ChainError> {
         let mut chain = Self {
             head,
             readable: Segments::default(),
@@ -149,21 +149,22 @@ impl<'m> Chain<'m> {
             if index >= entries {
                 return Err(ChainError::Index);
             }
-            left = left.checked_sub(1).ok_or(ChainError::TooLong)?;
             let descriptor = Descriptor::read(memory, table, index)?;
             if descriptor.has(VRING_DESC_F_INDIRECT) {
                 let count = descriptor.length / DESCRIPTOR_SIZE as u32;
                 let whole = u64::from(descriptor.length) % DESCRIPTOR_SIZE == 0;
-                if indirect || descriptor.has(VRING_DESC_F_NEXT) || !whole || count == 0 || count > u32::from(size) {
+                if !may_indirect || indirect || descriptor.has(VRING_DESC_F_NEXT) || !whole || count == 0 || count > u32::from(size) {
                     return Err(ChainError::Indirect);
                 }
                 if !memory.check_range(GuestAddress(descriptor.address), descriptor.length as usize, Permissions::Read) {
                     return Err(ChainError::Indirect);
                 }
-                (table, index, indirect, left) = (GuestAddress(descriptor.address), 0, true, size);
+                (table, index, indirect) = (GuestAddress(descriptor.address), 0, true);
                 entries = u16::try_from(count).expect("not above the queue's size");
                 continue;
             }
+            // Every descriptor that names a buffer counts, wherever it lies; the one of the table is none, and there is one at most.
+            left = left.checked_sub(1).ok_or(ChainError::TooLong)?;
             if descriptor.length == 0 {
                 return Err(ChainError::Empty);
             }

@@ -3,14 +3,16 @@
 pub mod device;
 
 pub mod block;
-mod chain;
+pub(crate) mod chain;
 pub(crate) mod common;
+#[cfg(test)]
+mod hostile;
 pub mod net;
 pub(crate) mod pci;
 pub(crate) mod queue;
-mod ring;
+pub(crate) mod ring;
 pub mod rng;
 #[cfg(test)]
 mod testing;
 pub mod vsock;
-mod worker;
+pub(crate) mod worker;

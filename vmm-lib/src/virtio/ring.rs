@@ -14,7 +14,8 @@ use super::{
 };
 
 /// VIRTIO_F_INDIRECT_DESC, VIRTIO_F_EVENT_IDX and VIRTIO_F_VERSION_1: what every device here offers.
-pub const RING_FEATURES: u64 = 1 << 28 | EVENT_IDX | 1 << 32;
+pub const RING_FEATURES: u64 = INDIRECT | EVENT_IDX | 1 << 32;
+const INDIRECT: u64 = 1 << 28;
 const EVENT_IDX: u64 = 1 << 29;
 
 /// A ring and its driver's ear.
@@ -23,6 +24,7 @@ pub struct Ring<'m> {
     queue: Queue,
     interrupt: Interrupt,
     kick: EventFd,
+    may_indirect: bool,
     next_used: u16,
     published: u16,
     signalled: u16,
@@ -43,6 +45,7 @@ impl<'m> Ring<'m> {
             queue,
             interrupt,
             kick,
+            may_indirect: features & INDIRECT != 0,
             next_used: used,
             published: used,
             signalled: used,
@@ -72,8 +75,13 @@ impl<'m> Ring<'m> {
             Err(virtio_queue::Error::InvalidAvailRingIndex) => return Err(ChainError::AvailableIndex),
             Err(_) => return Err(ChainError::Ring),
         };
-        head.map(|head| Chain::walk(self.memory, GuestAddress(self.queue.desc_table()), self.queue.size(), head))
-            .transpose()
+        let Some(head) = head else { return Ok(None) };
+        let size = self.queue.size();
+        // virtio-queue counts from the last chain taken. Counted from the last one given back, more than all descriptors cannot be out.
+        if self.queue.next_avail().wrapping_sub(self.next_used) > size {
+            return Err(ChainError::AvailableIndex);
+        }
+        Chain::walk(self.memory, GuestAddress(self.queue.desc_table()), size, head, self.may_indirect).map(Some)
     }
 
     /// Asks to be kicked at the next chain. `true`: there is one already, and the kick may not come.

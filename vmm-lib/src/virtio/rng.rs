@@ -85,29 +85,34 @@ fn serve(poller: Poller, mut ring: Ring<'_>) -> Result<(), WorkError> {
         if kicked {
             ring.clear_kick();
         }
-        // One queue's length at most before the stop event is looked at again: a guest cannot hold the thread.
-        let mut left = 64;
-        while left > 0 {
-            left -= 1;
-            let Some(chain) = ring.pop()? else { break };
-            let wanted = chain.writable.len().min(MAX_REQUEST);
-            if wanted == 0 {
-                return Err(ChainError::TooShort.into());
-            }
-            let mut done = 0;
-            while done < wanted {
-                let part = block.len().min(wanted - done);
-                let got = rustix::rand::getrandom(&mut block[..part], GetRandomFlags::empty()).map_err(broke("read random bytes"))?;
-                chain.writable.write(done, &block[..got])?;
-                done += got;
-            }
-            ring.give_back(chain.head, u32::try_from(done).expect("MAX_REQUEST is small"))?;
-        }
-        ring.notify()?;
-        if ring.arm()? {
-            ring.rekick();
-        }
+        turn(&mut ring, &mut block)?;
     }
+}
+
+/// Serves what is available, one queue's length at most before the stop event is looked at again: a guest cannot hold the thread.
+pub(crate) fn turn(ring: &mut Ring<'_>, block: &mut [u8]) -> Result<(), WorkError> {
+    let mut left = 64;
+    while left > 0 {
+        left -= 1;
+        let Some(chain) = ring.pop()? else { break };
+        let wanted = chain.writable.len().min(MAX_REQUEST);
+        if wanted == 0 {
+            return Err(ChainError::TooShort.into());
+        }
+        let mut done = 0;
+        while done < wanted {
+            let part = block.len().min(wanted - done);
+            let got = rustix::rand::getrandom(&mut block[..part], GetRandomFlags::empty()).map_err(broke("read random bytes"))?;
+            chain.writable.write(done, &block[..got])?;
+            done += got;
+        }
+        ring.give_back(chain.head, u32::try_from(done).expect("MAX_REQUEST is small"))?;
+    }
+    ring.notify()?;
+    if ring.arm()? {
+        ring.rekick();
+    }
+    Ok(())
 }
 
 #[cfg(test)]

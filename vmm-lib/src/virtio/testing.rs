@@ -16,23 +16,25 @@ use super::{
 };
 use crate::threads::Threads;
 
-pub(super) const NEXT: u16 = 1;
-pub(super) const WRITE: u16 = 2;
-pub(super) const INDIRECT: u16 = 4;
-pub(super) const DEADLINE: Duration = Duration::from_secs(20);
+pub(in crate::virtio) const NEXT: u16 = 1;
+pub(in crate::virtio) const WRITE: u16 = 2;
+pub(in crate::virtio) const INDIRECT: u16 = 4;
+/// VERSION_1 and EVENT_IDX, which every device offers.
+pub(in crate::virtio) const F_ALL: u64 = 1 << 32 | 1 << 29;
+pub(in crate::virtio) const DEADLINE: Duration = Duration::from_secs(20);
 /// Rings lie below, buffers above.
-pub(super) const BUFFERS: u64 = 1 << 20;
-pub(super) const MEMORY: u64 = 16 << 20;
+pub(in crate::virtio) const BUFFERS: u64 = 1 << 20;
+pub(in crate::virtio) const MEMORY: u64 = 16 << 20;
 
 /// Guest memory of [`MEMORY`] bytes.
-pub(super) fn memory() -> Memory {
+pub(in crate::virtio) fn memory() -> Memory {
     Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY as usize)]).unwrap())
 }
 
 /// The driver's side of a queue.
-pub(super) struct Driver {
-    pub(super) memory: Memory,
-    pub(super) size: u16,
+pub(in crate::virtio) struct Driver {
+    pub(in crate::virtio) memory: Memory,
+    pub(in crate::virtio) size: u16,
     table: u64,
     available: u64,
     used: u64,
@@ -43,7 +45,7 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    pub(super) fn new(memory: &Memory, index: u64, size: u16) -> Self {
+    pub(in crate::virtio) fn new(memory: &Memory, index: u64, size: u16) -> Self {
         let base = index * 0x10000 + 0x1000;
         Self {
             memory: Arc::clone(memory),
@@ -72,13 +74,31 @@ impl Driver {
         }
     }
 
+    /// Of descriptor table, available ring and used ring.
+    pub(in crate::virtio) fn addresses(&self) -> [u64; 3] {
+        [self.table, self.available, self.used]
+    }
+
+    /// Rings as new.
+    pub(in crate::virtio) fn restart(&mut self) {
+        (self.next_available, self.next_used) = (0, 0);
+        for ring in [self.available, self.used] {
+            self.memory.write_obj(0u32, GuestAddress(ring)).unwrap();
+        }
+    }
+
+    /// Where the device writes: the whole used ring.
+    pub(in crate::virtio) fn used_ring(&self) -> std::ops::Range<u64> {
+        self.used..self.used + 6 + 8 * u64::from(self.size)
+    }
+
     /// Writes descriptor `index`: address, length, flags, next.
-    pub(super) fn descriptor(&self, index: u16, (address, length, flags, next): (u64, u32, u16, u16)) {
+    pub(in crate::virtio) fn descriptor(&self, index: u16, (address, length, flags, next): (u64, u32, u16, u16)) {
         self.raw_descriptor(self.table, index, (address, length, flags, next));
     }
 
     /// Writes a descriptor of an indirect table.
-    pub(super) fn raw_descriptor(&self, table: u64, index: u16, (address, length, flags, next): (u64, u32, u16, u16)) {
+    pub(in crate::virtio) fn raw_descriptor(&self, table: u64, index: u16, (address, length, flags, next): (u64, u32, u16, u16)) {
         let at = GuestAddress(table + 16 * u64::from(index));
         let mut raw = [0u8; 16];
         raw[..8].copy_from_slice(&address.to_le_bytes());
@@ -89,7 +109,7 @@ impl Driver {
     }
 
     /// Writes a well-formed chain from descriptor `first` on: (address, length, writable).
-    pub(super) fn chain(&self, first: u16, buffers: &[(u64, u32, bool)]) {
+    pub(in crate::virtio) fn chain(&self, first: u16, buffers: &[(u64, u32, bool)]) {
         for (i, (address, length, writable)) in buffers.iter().enumerate() {
             let index = first + i as u16;
             let more = if i + 1 < buffers.len() { NEXT } else { 0 };
@@ -98,14 +118,14 @@ impl Driver {
     }
 
     /// Makes the chain at `head` available, without a kick.
-    pub(super) fn offer(&mut self, head: u16) {
+    pub(in crate::virtio) fn offer(&mut self, head: u16) {
         let slot = self.available + 4 + 2 * u64::from(self.next_available % self.size);
         self.memory.write_obj(head, GuestAddress(slot)).unwrap();
         self.advance(1);
     }
 
     /// Moves the available index.
-    pub(super) fn advance(&mut self, by: u16) {
+    pub(in crate::virtio) fn advance(&mut self, by: u16) {
         self.next_available = self.next_available.wrapping_add(by);
         std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
         self.memory
@@ -113,12 +133,12 @@ impl Driver {
             .unwrap();
     }
 
-    pub(super) fn kick(&self) {
+    pub(in crate::virtio) fn kick(&self) {
         self.kick.write(1).unwrap();
     }
 
     /// The next used element, if there is one.
-    pub(super) fn take_used(&mut self) -> Option<(u16, u32)> {
+    pub(in crate::virtio) fn take_used(&mut self) -> Option<(u16, u32)> {
         let index: u16 = self.memory.read_obj(GuestAddress(self.used + 2)).unwrap();
         if index == self.next_used {
             return None;
@@ -132,7 +152,7 @@ impl Driver {
     }
 
     /// The next used element, waited for by interrupt.
-    pub(super) fn wait_used(&mut self) -> (u16, u32) {
+    pub(in crate::virtio) fn wait_used(&mut self) -> (u16, u32) {
         let end = Instant::now() + DEADLINE;
         loop {
             self.memory
@@ -147,7 +167,7 @@ impl Driver {
     }
 
     /// Waits for an interrupt until `end`.
-    pub(super) fn interrupted(&self, end: Instant) -> bool {
+    pub(in crate::virtio) fn interrupted(&self, end: Instant) -> bool {
         let left = Timespec::try_from(end.saturating_duration_since(Instant::now())).unwrap();
         let mut fds = [PollFd::from_borrowed_fd(eventfd(&self.interrupt), PollFlags::IN)];
         let ready = poll(&mut fds, Some(&left)).unwrap() == 1;
@@ -155,11 +175,11 @@ impl Driver {
         ready
     }
 
-    pub(super) fn write(&self, address: u64, bytes: &[u8]) {
+    pub(in crate::virtio) fn write(&self, address: u64, bytes: &[u8]) {
         self.memory.write_slice(bytes, GuestAddress(address)).unwrap();
     }
 
-    pub(super) fn read(&self, address: u64, length: usize) -> Vec<u8> {
+    pub(in crate::virtio) fn read(&self, address: u64, length: usize) -> Vec<u8> {
         let mut bytes = vec![0; length];
         self.memory.read_slice(&mut bytes, GuestAddress(address)).unwrap();
         bytes
@@ -167,20 +187,20 @@ impl Driver {
 }
 
 /// Where a device's faults arrive.
-pub(super) struct Faults(Mutex<mpsc::Receiver<DeviceFault>>);
+pub(in crate::virtio) struct Faults(Mutex<mpsc::Receiver<DeviceFault>>);
 
 impl Faults {
-    pub(super) fn wait(&self) -> DeviceFault {
+    pub(in crate::virtio) fn wait(&self) -> DeviceFault {
         self.0.lock().unwrap().recv_timeout(DEADLINE).expect("a fault within the deadline")
     }
 
-    pub(super) fn none(&self) -> bool {
+    pub(in crate::virtio) fn none(&self) -> bool {
         self.0.lock().unwrap().try_recv().is_err()
     }
 }
 
 /// Activates `device` on the drivers' queues with every feature it offers that is also in `features`.
-pub(super) fn activate(device: &mut dyn VirtioDevice, drivers: &[&Driver], features: u64) -> Faults {
+pub(in crate::virtio) fn activate(device: &mut dyn VirtioDevice, drivers: &[&Driver], features: u64) -> Faults {
     let (send, receive) = mpsc::channel();
     let activation = Activation {
         memory: Arc::clone(&drivers[0].memory),

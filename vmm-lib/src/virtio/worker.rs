@@ -122,7 +122,8 @@ pub fn eventfd(event: &EventFd) -> BorrowedFd<'_> {
 pub struct Poller(OwnedFd);
 
 impl Poller {
-    fn new() -> io::Result<Self> {
+    /// One that watches nothing yet.
+    pub fn new() -> io::Result<Self> {
         Ok(Self(epoll::create(epoll::CreateFlags::CLOEXEC)?))
     }
 

@@ -15,6 +15,7 @@ use self::{
     request::{Disk, Refusal, serve},
 };
 use super::{
+    chain::ChainError,
     device::{ActivateError, Activation, VirtioDevice},
     ring::{RING_FEATURES, Ring},
     worker::{Poller, STOP, WorkError, Worker, broke, eventfd, required},
@@ -154,23 +155,28 @@ fn work(poller: &Poller, mut ring: Ring<'_>, disk: &Disk, name: &str) -> Result<
         if kicked {
             ring.clear_kick();
         }
-        ring.disarm()?;
-        // A few at a time, so that early ones are heard of while late ones wait for the disk, and a reset does not wait for all.
-        let mut left = 16;
-        while left > 0 {
-            left -= 1;
-            let Some(chain) = ring.pop()? else { break };
-            let (used, refusal) = serve(disk, &chain)?;
-            ring.give_back(chain.head, used)?;
-            // Once a device: a guest chooses how often it is refused.
-            if let (Some(Refusal::Io(error)), false) = (refusal, reported) {
-                tracing::warn!(device = name, %error, "a request failed on the host's file; later failures are not logged");
-                reported = true;
-            }
-        }
-        ring.notify()?;
-        if ring.arm()? {
-            ring.rekick();
+        turn(&mut ring, disk, name, &mut reported)?;
+    }
+}
+
+/// Serves a few requests, so that early ones are heard of while late ones wait for the disk, and a reset does not wait for all.
+fn turn(ring: &mut Ring<'_>, disk: &Disk, name: &str, reported: &mut bool) -> Result<(), ChainError> {
+    ring.disarm()?;
+    let mut left = 16;
+    while left > 0 {
+        left -= 1;
+        let Some(chain) = ring.pop()? else { break };
+        let (used, refusal) = serve(disk, &chain)?;
+        ring.give_back(chain.head, used)?;
+        // Once a device: a guest chooses how often it is refused.
+        if let (Some(Refusal::Io(error)), false) = (refusal, *reported) {
+            tracing::warn!(device = name, %error, "a request failed on the host's file; later failures are not logged");
+            *reported = true;
         }
     }
+    ring.notify()?;
+    if ring.arm()? {
+        ring.rekick();
+    }
+    Ok(())
 }

@@ -208,3 +208,87 @@ fn a_disk_without_sectors_or_with_a_long_name_is_not_made() {
     assert!(Block::new("a", vec![(file(&[]), 0, 100)], true).is_err());
     assert!(Block::new("a", vec![(file(&[]), u64::MAX, 512)], true).is_err());
 }
+
+#[test]
+fn requests_outside_of_the_disk_or_against_its_nature_fail_by_status_and_write_nothing_else() {
+    let bytes = pattern(1 << 20, 7);
+    for read_only in [true, false] {
+        let backing = file(&bytes);
+        let look = backing.try_clone().unwrap();
+        let mut rig = Rig::new(vec![(backing, 0, 1 << 20)], read_only, EVENT_IDX);
+        rig.driver.write(DATA, &[0xc5; 8192]);
+        let mut refused = |kind: u32, sector: u64, data: &[(u64, u32, bool)], status: u8| {
+            assert_eq!(rig.request(kind, sector, data), status, "{kind} at {sector} with {data:?}");
+            assert_eq!(rig.driver.read(DATA - 4096, 4096 - 512), vec![0; 4096 - 512]);
+            assert_eq!(rig.driver.read(DATA, 8192), [0xc5; 8192], "{kind} at {sector}");
+        };
+        // Past the end by one, negative, where bytes overflow, half sectors.
+        for sector in [2048, 2041, u64::MAX, u64::MAX / 512, i64::MAX as u64 / 512, 1 << 55] {
+            refused(0, sector, &[(DATA, 4096, true)], 1);
+            refused(1, sector, &[(DATA, 4096, false)], 1);
+        }
+        refused(0, 0, &[(DATA, 4095, true)], 1);
+        refused(1, 0, &[(DATA, 513, false)], 1);
+        for kind in [2, 3, 5, 7, 9, 10, 12, 14, 255, u32::MAX] {
+            refused(kind, 0, &[], 2);
+        }
+        if read_only {
+            refused(1, 0, &[(DATA, 512, false)], 1);
+            refused(11, 0, &[(DATA, 16, false)], 2);
+            refused(13, 0, &[(DATA, 16, false)], 2);
+        }
+        let mut all = vec![0; bytes.len()];
+        look.read_exact_at(&mut all, 0).unwrap();
+        assert!(all == bytes && rig.faults.none());
+    }
+}
+
+#[test]
+fn a_discard_of_more_than_was_announced_is_refused_before_the_disk_is_touched() {
+    let backing = tempfile::tempfile().unwrap();
+    backing.set_len(4 << 30).unwrap();
+    backing.write_all_at(&[7; 512], 0).unwrap();
+    let look = backing.try_clone().unwrap();
+    let mut rig = Rig::new(vec![(backing, 0, 4 << 30)], false, 0);
+    let segment = |sectors: u32, flags: u32| [&0u64.to_le_bytes()[..], &sectors.to_le_bytes(), &flags.to_le_bytes()].concat();
+    for (kind, sectors, flags, status) in [
+        (11, (1 << 21) + 1, 0, 1),
+        (13, u32::MAX, 1, 1),
+        (11, 1, 1, 2),
+        (13, 1, 2, 2),
+        (13, 0, 0, 0),
+    ] {
+        rig.driver.write(DATA, &segment(sectors, flags));
+        assert_eq!(rig.request(kind, 0, &[(DATA, 16, false)]), status, "{kind} {sectors}");
+    }
+    // Half a segment, and two.
+    assert_eq!(rig.request(11, 0, &[(DATA, 8, false)]), 2);
+    assert_eq!(rig.request(11, 0, &[(DATA, 32, false)]), 2);
+    let mut sector = [0; 512];
+    look.read_exact_at(&mut sector, 0).unwrap();
+    assert_eq!(sector, [7; 512]);
+    assert!(rig.faults.none());
+}
+
+#[test]
+fn a_header_may_be_in_pieces_but_not_writable_or_short() {
+    let mut rig = Rig::new(vec![(file(&pattern(512, 1)), 0, 512)], true, 0);
+    rig.driver.write(BUFFERS, &[0; 16]);
+    rig.driver.chain(
+        0,
+        &[(BUFFERS, 1, false), (BUFFERS + 1, 15, false), (DATA, 512, true), (STATUS, 1, true)],
+    );
+    rig.driver.offer(0);
+    rig.driver.kick();
+    assert_eq!(rig.driver.wait_used(), (0, 513));
+    assert_eq!(rig.driver.read(DATA, 512), pattern(512, 1));
+    for chain in [
+        &[(BUFFERS, 16, true), (STATUS, 1, true)][..],
+        &[(BUFFERS, 7, false), (BUFFERS, 8, false), (STATUS, 1, true)],
+    ] {
+        let mut rig = Rig::new(vec![(file(&[0; 512]), 0, 512)], true, 0);
+        rig.driver.chain(0, chain);
+        rig.driver.offer(0);
+        assert!(rig.fault().contains("too short"));
+    }
+}

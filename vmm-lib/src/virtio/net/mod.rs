@@ -80,6 +80,14 @@ impl Net {
         }
     }
 
+    /// On a socket of datagrams that stands for the tap.
+    #[cfg(test)]
+    pub(crate) fn on_socket(socket: std::os::unix::net::UnixDatagram) -> Self {
+        let mut net = Self::new(File::from(std::os::fd::OwnedFd::from(socket)), [2, 0, 0, 0, 0, 1], 1450);
+        net.real = false;
+        net
+    }
+
     fn prepare_tap(&self, features: u64) -> io::Result<()> {
         let flags = fcntl_getfl(self.tap.as_fd())?;
         fcntl_setfl(self.tap.as_fd(), flags | OFlags::NONBLOCK)?;

@@ -22,8 +22,7 @@ struct Rig {
 fn rig(features: u64) -> Rig {
     let (ours, wire) = UnixDatagram::pair().unwrap();
     wire.set_read_timeout(Some(DEADLINE)).unwrap();
-    let mut device = Net::new(File::from(OwnedFd::from(ours)), [2, 0, 0, 0, 0, 1], 1450);
-    device.real = false;
+    let mut device = Net::on_socket(ours);
     let memory = memory();
     let (receive, transmit) = (Driver::new(&memory, 0, 256), Driver::new(&memory, 1, 256));
     let faults = activate(&mut device, &[&receive, &transmit], features);
@@ -142,4 +141,45 @@ fn configuration_has_address_and_mtu() {
     device.read_config(0, &mut config);
     assert_eq!(config[..6], [2, 0, 0, 0, 0, 1]);
     assert_eq!(u16::from_le_bytes([config[10], config[11]]), 1450);
+}
+
+#[test]
+fn frames_longer_than_any_are_dropped_and_their_buffers_come_back() {
+    let mut rig = rig(0);
+    rig.transmit.write(BUFFERS, &frame(65_535 + 19, 1));
+    for (length, expected) in [(65_535 + 19 + 12, None), (1 << 20, None), (60 + 12, Some(60 + 12))] {
+        rig.transmit.chain(0, &[(BUFFERS, length, false)]);
+        rig.transmit.offer(0);
+        rig.transmit.kick();
+        assert_eq!(rig.transmit.wait_used(), (0, 0));
+        if let Some(expected) = expected {
+            // The first to arrive: those before it never did.
+            assert_eq!(rig.wire.recv(&mut [0; 4096]).unwrap(), expected);
+        }
+    }
+    assert!(rig.faults.none());
+}
+
+#[test]
+fn a_frame_larger_than_its_only_buffer_writes_nothing_behind_it() {
+    let mut rig = rig(0);
+    rig.receive.write(BUFFERS, &[0xc5; 4096]);
+    rig.receive.chain(0, &[(BUFFERS + 64, 100, true)]);
+    rig.receive.offer(0);
+    rig.receive.kick();
+    rig.wire.send(&frame(1400, 1)).unwrap();
+    assert_eq!(rig.receive.wait_used(), (0, 100));
+    assert_eq!(rig.receive.read(BUFFERS, 64), [0xc5; 64]);
+    assert_eq!(rig.receive.read(BUFFERS + 164, 1000), [0xc5; 1000]);
+}
+
+#[test]
+fn a_readable_buffer_to_receive_into_or_a_writable_one_to_send_is_a_fault() {
+    for features in [0, MRG_RXBUF] {
+        let mut wrong = rig(features);
+        wrong.transmit.chain(0, &[(BUFFERS, 2048, true)]);
+        wrong.transmit.offer(0);
+        wrong.transmit.kick();
+        assert!(wrong.faults.wait().what.contains("too short"));
+    }
 }

@@ -1,5 +1,7 @@
 //! The transport as a driver sees it, on a VM of the host's KVM that has no processor.
 
+mod hostile;
+
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use vm_memory::{GuestAddress, GuestMemoryMmap};

@@ -4,6 +4,8 @@
 
 mod connection;
 mod dial;
+#[cfg(test)]
+mod hostile;
 mod mux;
 mod packet;
 mod stream;

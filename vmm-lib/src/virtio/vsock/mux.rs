@@ -55,6 +55,8 @@ pub(super) struct Mux<'m> {
     resets: VecDeque<Header>,
     next_port: u32,
     accept_again: Option<Instant>,
+    /// Kept from turn to turn for its room.
+    events: Vec<(u64, EventFlags)>,
 }
 
 impl<'m> Mux<'m> {
@@ -79,10 +81,18 @@ impl<'m> Mux<'m> {
             resets: VecDeque::new(),
             next_port: FIRST_PORT,
             accept_again: None,
+            events: Vec::new(),
         }
     }
 
     pub(super) fn run(mut self) -> Result<(), WorkError> {
+        self.watch()?;
+        while self.turn(None)? {}
+        Ok(())
+    }
+
+    /// Before the first turn.
+    pub(super) fn watch(&mut self) -> Result<(), WorkError> {
         let watch = "watch queues and clients";
         self.poller
             .add(eventfd(self.receive.kick()), RECEIVE, EventFlags::IN)
@@ -98,27 +108,33 @@ impl<'m> Mux<'m> {
             // Those that came while the device was not active have woken an earlier thread, or nobody.
             self.take_in();
         }
-        let mut events = Vec::new();
-        loop {
-            events.clear();
-            let timeout = self.next_deadline().map(|at| at.saturating_duration_since(Instant::now()));
-            self.poller
-                .wait(timeout, |token, flags| events.push((token, flags)))
-                .map_err(broke("wait for events"))?;
-            for &(token, flags) in &events {
-                match token {
-                    STOP => return Ok(()),
-                    RECEIVE => self.receive.clear_kick(),
-                    TRANSMIT => self.transmit.clear_kick(),
-                    LISTENER => self.accept()?,
-                    INLET => self.take_in(),
-                    port => self.client_event(port as u32, flags),
-                }
+        Ok(())
+    }
+
+    /// Waits, `most` at the longest, and does what there is to do. `false`: the device shall stop.
+    pub(super) fn turn(&mut self, most: Option<Duration>) -> Result<bool, WorkError> {
+        let deadline = self.next_deadline().map(|at| at.saturating_duration_since(Instant::now()));
+        let timeout = [deadline, most].into_iter().flatten().min();
+        let mut events = std::mem::take(&mut self.events);
+        events.clear();
+        self.poller
+            .wait(timeout, |token, flags| events.push((token, flags)))
+            .map_err(broke("wait for events"))?;
+        for &(token, flags) in &events {
+            match token {
+                STOP => return Ok(false),
+                RECEIVE => self.receive.clear_kick(),
+                TRANSMIT => self.transmit.clear_kick(),
+                LISTENER => self.accept()?,
+                INLET => self.take_in(),
+                port => self.client_event(port as u32, flags),
             }
-            self.take_from_guest()?;
-            self.give_to_guest()?;
-            self.expire()?;
         }
+        self.events = events;
+        self.take_from_guest()?;
+        self.give_to_guest()?;
+        self.expire()?;
+        Ok(true)
     }
 
     fn next_deadline(&self) -> Option<Instant> {

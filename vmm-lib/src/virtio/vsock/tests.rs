@@ -21,22 +21,22 @@ use crate::virtio::testing::{BUFFERS, DEADLINE, Driver, Faults, activate, memory
 
 const GUEST: u64 = 3;
 const PORT: u32 = 1024;
-const RX_SIZE: u32 = 4096;
-const TX: u64 = BUFFERS + 0x20_0000;
+pub(super) const RX_SIZE: u32 = 4096;
+pub(super) const TX: u64 = BUFFERS + 0x20_0000;
 
-struct Guest {
+pub(super) struct Guest {
     device: Vsock,
     dialer: Dialer,
     socket: std::path::PathBuf,
     _directory: tempfile::TempDir,
-    receive: Driver,
-    transmit: Driver,
+    pub(super) receive: Driver,
+    pub(super) transmit: Driver,
     event: Driver,
-    faults: Faults,
+    pub(super) faults: Faults,
 }
 
 impl Guest {
-    fn new(buffers: u16) -> Self {
+    pub(super) fn new(buffers: u16) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("vsock.sock");
         let (dialer, inlet) = dialer().unwrap();
@@ -59,7 +59,7 @@ impl Guest {
         guest
     }
 
-    fn post(&mut self, buffers: u16) {
+    pub(super) fn post(&mut self, buffers: u16) {
         for index in 0..buffers {
             self.receive.chain(index, &[(BUFFERS + u64::from(index) * 4096, RX_SIZE, true)]);
             self.receive.offer(index);
@@ -67,7 +67,7 @@ impl Guest {
         self.receive.kick();
     }
 
-    fn client(&self, line: &str) -> UnixStream {
+    pub(super) fn client(&self, line: &str) -> UnixStream {
         let mut client = UnixStream::connect(&self.socket).unwrap();
         client.set_read_timeout(Some(DEADLINE)).unwrap();
         client.set_write_timeout(Some(DEADLINE)).unwrap();
@@ -75,7 +75,7 @@ impl Guest {
         client
     }
 
-    fn packet(&mut self) -> (Header, Vec<u8>) {
+    pub(super) fn packet(&mut self) -> (Header, Vec<u8>) {
         let (head, length) = self.receive.wait_used();
         let at = BUFFERS + u64::from(head) * 4096;
         let bytes = self.receive.read(at, length as usize);
@@ -86,13 +86,13 @@ impl Guest {
         (header, bytes[HEADER..].to_vec())
     }
 
-    fn expect(&mut self, op: u16) -> Header {
+    pub(super) fn expect(&mut self, op: u16) -> Header {
         let header = self.packet().0;
         assert_eq!(header.op, op, "{header:?}");
         header
     }
 
-    fn send_raw(&mut self, header: &Header, payload: &[u8]) {
+    pub(super) fn send_raw(&mut self, header: &Header, payload: &[u8]) {
         self.transmit.write(TX, &header.bytes());
         if payload.is_empty() {
             self.transmit.chain(0, &[(TX, HEADER as u32, false)]);
@@ -106,7 +106,7 @@ impl Guest {
         assert_eq!(self.transmit.wait_used().0, 0);
     }
 
-    fn to_host(host_port: u32, op: u16) -> Header {
+    pub(super) fn to_host(host_port: u32, op: u16) -> Header {
         Header {
             src_cid: GUEST,
             dst_cid: packet::HOST_CID,
@@ -121,7 +121,7 @@ impl Guest {
         }
     }
 
-    fn send(&mut self, host_port: u32, op: u16, payload: &[u8]) {
+    pub(super) fn send(&mut self, host_port: u32, op: u16, payload: &[u8]) {
         let header = Header {
             len: payload.len() as u32,
             ..Self::to_host(host_port, op)
@@ -130,7 +130,7 @@ impl Guest {
     }
 
     /// A client that the guest has accepted, and its host port.
-    fn connect(&mut self) -> (BufReader<UnixStream>, u32) {
+    pub(super) fn connect(&mut self) -> (BufReader<UnixStream>, u32) {
         let client = self.client("CONNECT 1024\n");
         let request = self.expect(packet::REQUEST);
         assert_eq!((request.src_cid, request.dst_cid, request.dst_port), (2, GUEST, PORT));

@@ -1,0 +1,100 @@
+//! A guest that carries out a list: writes and reads of any address, waits, ports. What it reads comes out of its serial port.
+
+use vmm_lib::exit::MachineReport;
+use vmm_lib::spec::{FileSource, Serial};
+
+use super::{HALT, Kernel, LOAD, bzimage, out_byte, run_spec};
+
+/// Behind the code.
+const LIST: u64 = LOAD + 0x400;
+const READ: u64 = 0x10;
+const WAIT: u64 = 0x11;
+const JUMP: u64 = 0x12;
+const PUSH: u64 = 0x13;
+
+/// The list: kind (or width), address, value.
+#[derive(Default)]
+pub struct Script(Vec<[u64; 3]>);
+
+impl Script {
+    /// Writes `width` bytes, 1, 2, 4 or 8.
+    pub fn write(&mut self, width: u64, address: u64, value: u64) -> &mut Self {
+        self.0.push([width, address, value]);
+        self
+    }
+
+    /// Reads a byte and says it.
+    pub fn say(&mut self, address: u64) -> &mut Self {
+        self.0.push([READ, address, 0]);
+        self
+    }
+
+    /// Waits until one of `bits` is set in a byte.
+    pub fn wait(&mut self, address: u64, bits: u8) -> &mut Self {
+        self.0.push([WAIT, address, u64::from(bits)]);
+        self
+    }
+
+    /// Goes on at an address, for good.
+    pub fn jump(&mut self, address: u64) -> &mut Self {
+        self.0.push([JUMP, address, 0]);
+        self
+    }
+
+    /// Pushes onto a stack that ends there.
+    pub fn push(&mut self, address: u64) -> &mut Self {
+        self.0.push([PUSH, address, 0]);
+        self
+    }
+
+    /// Runs it, then powers off. The report, and what was said.
+    pub fn run(&self, devices: impl FnOnce(&mut vmm_lib::spec::MachineSpec)) -> (MachineReport, Vec<u8>) {
+        let output = tempfile::NamedTempFile::new().expect("a temporary file can be made");
+        let kernel = Kernel::new(&bzimage(&self.code()));
+        let mut spec = kernel.spec(1);
+        spec.serial = Some(Serial {
+            output: FileSource::Path(output.path().into()),
+        });
+        devices(&mut spec);
+        let report = run_spec(spec);
+        (report, std::fs::read(output.path()).expect("it is there"))
+    }
+
+    fn code(&self) -> Vec<u8> {
+        // mov $LIST, %rsi; then for each: kind to %rcx, address to %rdi, value to %rax.
+        let mut code = vec![0x48, 0xbe];
+        code.extend(LIST.to_le_bytes());
+        let next = code.len();
+        code.extend([0x48, 0xad, 0x48, 0x89, 0xc1, 0x48, 0xad, 0x48, 0x89, 0xc7, 0x48, 0xad]);
+        let serial = [&[0x8a, 0x07, 0x66, 0xba, 0xf8, 0x03][..], &[0xee]].concat();
+        let kinds: [(u64, &[u8]); 8] = [
+            (1, &[0x88, 0x07]),
+            (2, &[0x66, 0x89, 0x07]),
+            (4, &[0x89, 0x07]),
+            (8, &[0x48, 0x89, 0x07]),
+            // mov (%rdi), %al; mov $0x3f8, %dx; out %al, %dx
+            (READ, &serial),
+            // pause; test %al, (%rdi); jz back
+            (WAIT, &[0xf3, 0x90, 0x84, 0x07, 0x74, 0xfa]),
+            // jmp *%rdi
+            (JUMP, &[0xff, 0xe7]),
+            // mov %rdi, %rsp; push %rax
+            (PUSH, &[0x48, 0x89, 0xfc, 0x50]),
+        ];
+        for (kind, body) in kinds {
+            // cmp $kind, %cl; jne over; body; jmp next
+            code.extend([0x80, 0xf9, kind as u8, 0x75, body.len() as u8 + 5]);
+            code.extend(body);
+            let back = next as i64 - (code.len() as i64 + 5);
+            code.push(0xe9);
+            code.extend((back as i32).to_le_bytes());
+        }
+        code.extend(out_byte(0x600, 0x34));
+        code.extend(HALT);
+        assert!(code.len() < 0x200, "the list lies behind the code");
+        code.resize(0x200, 0x90);
+        code.extend(self.0.iter().flatten().flat_map(|word| word.to_le_bytes()));
+        code.extend([0; 24]);
+        code
+    }
+}
