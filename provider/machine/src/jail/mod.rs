@@ -71,6 +71,8 @@ pub fn confine(jail: &Jail, limits: &Limits, filters: &Filters) -> Result<(), Ja
     if !rustix::process::getpid().is_init() {
         return Err(JailError::PidNamespace);
     }
+    // rustix looks for the vDSO when it is first asked for the time; a confined thread may not.
+    let _ = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     root::leave_namespaces()?;
     root::empty_root()?;
     walls::limit(limits, jail.file_size)?;
