@@ -35,7 +35,7 @@ pub(super) fn start(state: &State, host: &Host, image: &Path, control_plane_disk
     let console = state.logs().join(format!("{}-console.log", host.name));
     let last = host.address.octets()[3];
     let mut qemu = network.command("qemu-system-x86_64");
-    qemu.args(["-name", &host.name, "-machine", "q35", "-accel", "tcg,thread=single", "-cpu", "max"]);
+    qemu.args(["-name", &host.name, "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max"]);
     qemu.args(["-smp", &size.cpus.to_string(), "-m", &format!("{}M", size.memory)]);
     qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
     qemu.arg("-kernel")

@@ -8,6 +8,7 @@ mod daemon;
 mod exec;
 mod exits;
 mod images;
+mod jail;
 mod logs;
 mod node;
 mod outage;
@@ -82,6 +83,7 @@ fn all() -> impl Iterator<Item = &'static Test> {
         logs::TESTS,
         exec::TESTS,
         exits::TESTS,
+        jail::TESTS,
         survival::TESTS,
         outage::TESTS,
         bad_host::TESTS,

@@ -94,6 +94,9 @@ pub fn spawn(directory: &Path, uid: u32, program: Option<&Path>, arguments: &[&s
         .arg0("kvmlet")
         .args(arguments)
         .env_clear()
+        // Otherwise glibc looks for the number of processors in /sys at some later allocation, in a thread that may open nothing. The
+        // monitor allocates too little for more arenas to be worth their memory.
+        .env("MALLOC_ARENA_MAX", "2")
         .current_dir("/")
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stdout(log)

@@ -185,7 +185,12 @@ const DUPLICATE_AND_FLAGS: Call = OneOf(
 );
 
 /// Waits of a device's thread.
-const DEVICE: &[Call] = &[Any(libc::SYS_epoll_wait), Any(libc::SYS_epoll_ctl), Any(libc::SYS_read)];
+const DEVICE: &[Call] = &[
+    Any(libc::SYS_epoll_pwait),
+    Any(libc::SYS_epoll_pwait2),
+    Any(libc::SYS_epoll_ctl),
+    Any(libc::SYS_read),
+];
 
 impl Role {
     /// Its lists.

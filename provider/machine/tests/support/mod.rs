@@ -44,7 +44,22 @@ pub(crate) fn main(tests: &[Test]) {
 }
 
 fn attempt(test: impl FnOnce() + UnwindSafe) -> bool {
-    catch_unwind(test).is_ok()
+    let passed = catch_unwind(test).is_ok();
+    if !passed {
+        end_machines();
+    }
+    passed
+}
+
+/// A machine outlives whoever started it, also a test that failed.
+fn end_machines() {
+    let lists = fs::read_dir("/proc/self/task").expect("it is there");
+    let children = lists.filter_map(|task| fs::read_to_string(task.ok()?.path().join("children")).ok());
+    for child in children.flat_map(|list| list.split_whitespace().map(str::to_owned).collect::<Vec<_>>()) {
+        // Nobody waits for it, so the number is still its own.
+        let child = child.parse().ok().and_then(rustix::process::Pid::from_raw);
+        let _ = child.map(|child| rustix::process::kill_process(child, rustix::process::Signal::KILL));
+    }
 }
 
 /// A user that no other machine of this test has.
