@@ -18,6 +18,8 @@ use vmm_lib::{exit::MachineExit, spec::MachineSpec};
 
 use crate::{act::chain, agent::Agent, cgroup, context::Context};
 
+/// What a system call filter ends a process with.
+const SIGSYS: i32 = 31;
 /// How long a killed process may take to be gone.
 const KILL_TIME: Duration = Duration::from_secs(30);
 
@@ -80,7 +82,7 @@ pub async fn adopt(context: &Arc<Context>, uid: &str) -> Result<Running, String>
             end(&machine)?;
             Err(format!("its process did not answer: {}", chain(&error)))
         }
-        Adoption::Ended(record) => Err(describe(record.as_ref())),
+        Adoption::Ended(record) => Err(describe(record.as_ref(), None)),
         Adoption::Never => Err("it was never started".into()),
     })
     .await
@@ -127,9 +129,13 @@ fn end(machine: &Machine) -> Result<(), String> {
 }
 
 /// Its end in words for the pod's owner.
-fn describe(record: Option<&ExitRecord>) -> String {
+fn describe(record: Option<&ExitRecord>, signal: Option<i32>) -> String {
     match record.map(|r| &r.report.exit) {
-        None => "its process was killed".into(),
+        None => match signal {
+            Some(SIGSYS) => "its process made a system call that its jail forbids (SIGSYS)".into(),
+            Some(signal) => format!("its process was killed by signal {signal}"),
+            None => "its process was killed".into(),
+        },
         Some(MachineExit::PoweredOff) => "the guest powered itself off".into(),
         Some(MachineExit::Reset) => "the guest reset itself (its kernel panics so)".into(),
         Some(MachineExit::Stopped) => "the machine was stopped".into(),
@@ -176,7 +182,7 @@ impl Running {
         if let Some(reason) = *self.reason.lock().expect("no holder panics") {
             return reason.to_owned();
         }
-        describe(self.machine.exit_record().ok().flatten().as_ref())
+        describe(self.machine.exit_record().ok().flatten().as_ref(), self.machine.signal())
     }
 
     /// Ends the process at once, for this reason.
@@ -241,4 +247,16 @@ impl Running {
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {
     tokio::task::spawn_blocking(work).await.map_err(|e| e.to_string())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_owner_reads_what_ended_a_machine_that_left_no_record() {
+        assert_eq!(describe(None, Some(9)), "its process was killed by signal 9");
+        assert!(describe(None, Some(SIGSYS)).contains("jail forbids"));
+        assert_eq!(describe(None, None), "its process was killed");
+    }
 }

@@ -1,12 +1,23 @@
-//! An idle machine for as long as the host lives. KVM patches its own code whenever the first machine comes or the last one goes, and
-//! whenever a processor's APIC is enabled (`preempt_notifier_key`, `apic_sw_disabled`: static keys of Linux). QEMU's software emulation
-//! now and then has one processor run what another has just patched, and the host dies of an `int3` or of an instruction left out.
-//! While a machine is there whose APIC nobody enables, those keys stay as they are.
+//! What keeps an emulated host's kernel from patching itself, for as long as the host lives. Linux patches its own code (static keys) when the
+//! first of something comes or the last one goes. QEMU's software emulation now and then has one processor run what another has just
+//! patched, and the host dies of an `int3` or of an instruction left out. While one of each is there, the keys stay as they are.
 
-use anyhow::{Context, Result};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
-/// The machine; it never runs.
+/// A control group with a limit on processor time (`__cfs_bandwidth_used`), and a link with a filter (`ingress_needed_key`,
+/// `tcf_sw_enabled_key`), as the first pod would bring them.
+const IDLE: &str = "set -e
+    mkdir -p /sys/fs/cgroup/rig-keeper
+    echo 1000000 1000000 >/sys/fs/cgroup/rig-keeper/cpu.max
+    ip link add rig-keeper type bridge
+    tc qdisc add dev rig-keeper ingress
+    tc filter add dev rig-keeper parent ffff: protocol all u32 match u8 0 0 action mirred egress redirect dev rig-keeper";
+
+/// An idle machine, which never runs: of KVM's keys those that follow machines and processors whose APIC nobody has enabled
+/// (`preempt_notifier_key`, `apic_sw_disabled`).
 pub(super) struct Keeper {
     _processor: VcpuFd,
     _machine: VmFd,
@@ -14,6 +25,12 @@ pub(super) struct Keeper {
 
 impl Keeper {
     pub(super) fn new() -> Result<Self> {
+        let idle = Command::new("sh").args(["-c", IDLE]).output().context("run sh")?;
+        ensure!(
+            idle.status.success(),
+            "make an idle group and link: {}",
+            String::from_utf8_lossy(&idle.stderr)
+        );
         let machine = Kvm::new().context("open /dev/kvm")?.create_vm().context("make a machine")?;
         // Without it in the kernel there is no APIC there.
         machine.create_irq_chip().context("make an interrupt controller")?;

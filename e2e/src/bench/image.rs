@@ -106,6 +106,10 @@ fn pods(cluster: &Cluster) -> Result<Vec<Row>> {
     let blobs_before = blobs()?;
     let first = start("first")?;
     let (bytes_between, blobs_between) = (store()?, blobs()?);
+    ensure!(
+        blobs_between > blobs_before,
+        "the registry's log has no request for a blob of the first pod"
+    );
     let second = start("second")?;
     let row = |name: &str, unit, value| Row::new(host.kind, name, unit, value);
     Ok(vec![

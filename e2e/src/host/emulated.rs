@@ -18,8 +18,10 @@ use crate::{
     process::Process,
 };
 
-/// Speed matters more than defence here: nobody hostile is on the emulated host.
-const KERNEL: &str = "console=ttyS0 quiet panic=-1 mitigations=off nokaslr nowatchdog audit=0 rcupdate.rcu_cpu_stall_timeout=300";
+/// Speed matters more than defence here: nobody hostile is on the emulated host. Its clock is emulated: a host that is late would otherwise
+/// find it wanting, and patch itself to use another (see `agent::keeper`).
+const KERNEL: &str =
+    "console=ttyS0 quiet panic=-1 mitigations=off nokaslr nowatchdog audit=0 tsc=reliable rcupdate.rcu_cpu_stall_timeout=300";
 /// The state disk, sparse.
 const STATE_DISK: &str = "24G";
 

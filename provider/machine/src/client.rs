@@ -10,6 +10,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::OnceLock,
     thread,
     time::Duration,
 };
@@ -94,9 +95,9 @@ pub fn spawn(directory: &Path, uid: u32, program: Option<&Path>, arguments: &[&s
         .arg0("kvmlet")
         .args(arguments)
         .env_clear()
-        // Otherwise glibc looks for the number of processors in /sys at some later allocation, in a thread that may open nothing. The
-        // monitor allocates too little for more arenas to be worth their memory.
-        .env("MALLOC_ARENA_MAX", "2")
+        // With more arenas glibc opens files in /sys and /proc to find how many to make and how to shrink them, in whichever thread
+        // allocates or frees; those may open nothing. The monitor allocates too little for more arenas to be worth their memory.
+        .env("MALLOC_ARENA_MAX", "1")
         .current_dir("/")
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stdout(log)
@@ -120,6 +121,7 @@ pub fn spawn(directory: &Path, uid: u32, program: Option<&Path>, arguments: &[&s
             pid,
             start_time,
             pidfd,
+            signal: OnceLock::new(),
         },
         directory: handle,
         order,
@@ -208,6 +210,7 @@ pub fn adopt(directory: &Path) -> Result<Adoption, ClientError> {
         pid: record.pid,
         start_time: record.start_time,
         pidfd,
+        signal: OnceLock::new(),
     };
     // An exited process that nobody has reaped yet.
     if machine.wait(Some(Duration::ZERO))? {
@@ -228,6 +231,8 @@ pub struct Machine {
     pid: u32,
     start_time: u64,
     pidfd: OwnedFd,
+    /// What ended it, once it is reaped.
+    signal: OnceLock<i32>,
 }
 
 impl Machine {
@@ -282,7 +287,16 @@ impl Machine {
 
     /// Frees the pid of an ended process that is this daemon's child; nothing for others.
     pub fn reap(&self) {
-        let _ = rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
+        let status = rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
+        if let Some(signal) = status.ok().flatten().and_then(|status| status.terminating_signal()) {
+            // Reaped once only.
+            let _ = self.signal.set(signal);
+        }
+    }
+
+    /// The signal that ended the process, where it was this daemon's child and is reaped.
+    pub fn signal(&self) -> Option<i32> {
+        self.signal.get().copied()
     }
 
     /// How it ended; `None` while it runs, and when it was killed before it could write that.

@@ -105,6 +105,15 @@ const OF_GUESTS: &[Attempt] = &[
     ("machine", |tools| drop(tools.kvm.create_vm())),
 ];
 
+/// Allowed to every thread.
+const OF_ALL: &[Attempt] = &[("much memory", |_| {
+    // More than an arena of glibc's keeps, in pieces that it does not map one by one.
+    for _ in 0..3 {
+        let all: Vec<Vec<u8>> = (0..200).map(|piece| vec![piece; 100 << 10]).collect();
+        assert!(all.iter().all(|piece| piece.len() == 100 << 10));
+    }
+})];
+
 fn guests_talk_to(role: Role) -> bool {
     !matches!(role, Role::Process | Role::Control)
 }
@@ -131,7 +140,7 @@ fn main() {
 /// The process that tries.
 fn inside(role: &str, attempt: &str) {
     let role = ROLES.into_iter().find(|known| format!("{known:?}") == role).expect("a role");
-    let act = ATTEMPTS.iter().chain(OF_GUESTS).find(|(name, _)| *name == attempt);
+    let act = ATTEMPTS.iter().chain(OF_GUESTS).chain(OF_ALL).find(|(name, _)| *name == attempt);
     let tools = Tools {
         kvm: Kvm::new().expect("a KVM"),
         file: File::open("/dev/null").expect("a file"),
@@ -143,17 +152,19 @@ fn inside(role: &str, attempt: &str) {
         file_size: 1 << 20,
     };
     confine(&jail, &limits, &filters).expect("it is confined");
-    // The first thread of a process takes more than any other; a machine's is made in the process's role.
-    thread::spawn(|| ()).join().expect("it ends");
-    if role != Role::Process {
-        filters.enter(role).expect("it has its role");
-    }
-    say("in");
-    if let Some((_, act)) = act {
-        act(&tools);
-    }
-    say("out");
-    std::process::exit(0);
+    // As a machine's threads are: made by one that has the process's role, each entering its own.
+    let work = move || {
+        if role != Role::Process {
+            filters.enter(role).expect("it has its role");
+        }
+        say("in");
+        if let Some((_, act)) = act {
+            act(&tools);
+        }
+        say("out");
+        std::process::exit(0);
+    };
+    thread::spawn(work).join().expect("it ends the process");
 }
 
 fn say(word: &str) {
@@ -163,7 +174,12 @@ fn say(word: &str) {
 /// Starts this program as the first process of a pid namespace.
 fn apart(arguments: &[&str]) -> Child {
     let mut command = Command::new("/proc/self/exe");
-    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped());
+    command
+        .args(arguments)
+        // As `spawn` does it for a machine.
+        .env("MALLOC_ARENA_MAX", "1")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped());
     let start = move || {
         unshare(CloneFlags::CLONE_NEWPID).expect("root may");
         command.spawn().expect("it starts")
@@ -193,7 +209,9 @@ fn each_forbidden_attempt_ends_the_process() {
 
 fn each_role_can_be_entered_and_left() {
     for role in ROLES {
-        assert_eq!(outcome(role, "nothing"), ("in out ".to_owned(), None), "{role:?}");
+        for allowed in ["nothing", "much memory"] {
+            assert_eq!(outcome(role, allowed), ("in out ".to_owned(), None), "{role:?}: {allowed}");
+        }
     }
     // The others may.
     assert_eq!(outcome(Role::Control, "thread"), ("in out ".to_owned(), None));
