@@ -40,6 +40,27 @@ impl ImageStore {
     }
 }
 
+impl ImageStore {
+    /// The image that this repository has given under this digest before, now noted under the name it was asked for by. Another repository
+    /// has to give all of an image once: a digest alone proves nothing of what one may see.
+    pub(crate) async fn known(&self, image: &ImageReference, digest: &str) -> Result<Option<PulledImage>, PullError> {
+        let inner = self.inner.clone();
+        let (image, digest) = (image.clone(), digest.to_owned());
+        blocking(move || {
+            let name = image.to_string();
+            let mut catalog = inner.catalog();
+            let Some(record) = catalog.named(&image.with_digest(&digest)).cloned() else {
+                return Ok(None);
+            };
+            let added = catalog.add(&inner.disk, &image, &digest, record.clone());
+            drop(catalog);
+            added.map_err(|error| PullError::store(&name, inner.disk.dir().to_path_buf(), &error))?;
+            Ok(Some(inner.image(&name, &digest, &record)))
+        })
+        .await
+    }
+}
+
 impl Inner {
     fn merge_image(&self, name: &str, id: &str, config: Config, indexes: &[LayerIndex]) -> Result<ImageRecord, PullError> {
         let limits = &self.config.limits;

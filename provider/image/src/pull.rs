@@ -153,6 +153,9 @@ impl ImageStore {
 
         let document = origin.document(image.digest()).await?;
         let digest = sha256_text(&Sha256::digest(&document));
+        if let Some(known) = self.known(image, &digest).await.map_err(Failure::Final)? {
+            return Ok(known);
+        }
         let mut manifest = Manifest::parse(&document, architecture).map_err(final_parse)?;
         if let Manifest::Index(found) = &manifest {
             let document = origin.document(Some(&found.digest)).await?;

@@ -49,7 +49,7 @@ fn assert_nothing_left(store: &Path) {
 }
 
 #[tokio::test]
-async fn a_short_name_comes_through_the_mirror_and_a_second_pull_transfers_no_layer() {
+async fn a_short_name_comes_through_the_mirror_and_a_second_pull_transfers_no_blob() {
     let dir = tempfile::tempdir().unwrap();
     let (registry, image) = registry(Behaviour::default()).await;
     let store = support::store(dir.path(), config(&registry));
@@ -69,13 +69,18 @@ async fn a_short_name_comes_through_the_mirror_and_a_second_pull_transfers_no_la
     assert!(matches!(events[0], PullProgress::Resolved { layers: 2, .. }));
     assert!(events.contains(&PullProgress::LayerDone { layer: 1, cached: false }));
 
-    let blobs = registry.asked(&image.layers[0]);
+    assert_eq!((registry.asked(&image.layers[0]), registry.asked(&image.config)), (1, 1));
+    let blobs = registry.asked("/blobs/");
     assert_eq!(pull(&store, "nginx:latest").await.unwrap(), pulled);
-    assert_eq!((blobs, registry.asked(&image.layers[0])), (1, 1));
+    assert_eq!(registry.asked("/blobs/"), blobs);
+    // Another repository has to show that it has the image.
+    registry.add("library/other:latest", &image);
+    assert_eq!(pull(&store, "other").await.unwrap().id, pulled.id);
+    assert_eq!((registry.asked(&image.layers[0]), registry.asked(&image.config)), (1, 2));
     for name in ["nginx", &pulled.image_id, &pulled.id] {
         assert_eq!(store.get(name).unwrap().device, pulled.device, "{name}");
     }
-    assert_eq!(store.list().len(), 2);
+    assert_eq!(store.list().len(), 4);
 }
 
 #[tokio::test]

@@ -79,6 +79,11 @@ impl Catalog {
         self.images.get(id)
     }
 
+    /// The record of the image that a name means.
+    pub(crate) fn named(&self, reference: &str) -> Option<&ImageRecord> {
+        self.images.get(&self.names.get(reference)?.image)
+    }
+
     /// Notes an image under the name it was asked for by, and under its digest.
     pub(crate) fn add(&mut self, disk: &Disk, reference: &ImageReference, digest: &str, record: ImageRecord) -> Result<(), StoreError> {
         let id = record.id.clone();
