@@ -2,7 +2,13 @@
 //! first of something comes or the last one goes. QEMU's software emulation now and then has one processor run what another has just
 //! patched, and the host dies of an `int3` or of an instruction left out. While one of each is there, the keys stay as they are.
 
-use std::process::Command;
+use std::{
+    io,
+    net::{TcpListener, TcpStream, UdpSocket},
+    process::Command,
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
@@ -23,8 +29,24 @@ pub(super) struct Keeper {
     _machine: VmFd,
 }
 
+/// For the kernel to do what it has put off.
+const PATCHING: Duration = Duration::from_millis(200);
+
+/// What Linux draws at the first connection of each kind, and then patches the question away (`DO_ONCE`): now, while nothing else runs.
+fn first_connections() -> io::Result<()> {
+    for any in ["127.0.0.1:0", "[::1]:0"] {
+        let listener = TcpListener::bind(any)?;
+        let client = TcpStream::connect(listener.local_addr()?)?;
+        drop((listener.accept()?, client));
+        UdpSocket::bind(any)?.connect(listener.local_addr()?)?;
+    }
+    thread::sleep(PATCHING);
+    Ok(())
+}
+
 impl Keeper {
     pub(super) fn new() -> Result<Self> {
+        first_connections().context("make the first connections")?;
         let idle = Command::new("sh").args(["-c", IDLE]).output().context("run sh")?;
         ensure!(
             idle.status.success(),
