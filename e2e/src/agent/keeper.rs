@@ -12,6 +12,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use nix::sys::socket::{setsockopt, sockopt};
 
 /// A control group with a limit on processor time (`__cfs_bandwidth_used`), and a link with a filter (`ingress_needed_key`,
 /// `tcf_sw_enabled_key`), as the first pod would bring them.
@@ -27,6 +28,8 @@ const IDLE: &str = "set -e
 pub(super) struct Keeper {
     _processor: VcpuFd,
     _machine: VmFd,
+    /// Wants to know when packets came, as each `ping` does and each packet socket (`netstamp_needed_key`).
+    _stamped: UdpSocket,
 }
 
 /// For the kernel to do what it has put off.
@@ -46,6 +49,8 @@ fn first_connections() -> io::Result<()> {
 
 impl Keeper {
     pub(super) fn new() -> Result<Self> {
+        let stamped = UdpSocket::bind("127.0.0.1:0").context("make a socket")?;
+        setsockopt(&stamped, sockopt::ReceiveTimestamp, &true).context("ask for packets' times")?;
         first_connections().context("make the first connections")?;
         let idle = Command::new("sh").args(["-c", IDLE]).output().context("run sh")?;
         ensure!(
@@ -60,6 +65,7 @@ impl Keeper {
         Ok(Self {
             _processor: processor,
             _machine: machine,
+            _stamped: stamped,
         })
     }
 }
