@@ -11,6 +11,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::statfs::{NSFS_MAGIC, statfs};
 use tokio::sync::oneshot;
 
 /// The namespace of the calling thread.
@@ -125,6 +126,16 @@ impl Namespaces {
         .await
     }
 
+    /// Removes what is left of a creation that was cut off between name and namespace; nothing else.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn remove_unbound(&self, name: &str) -> Result<(), NetnsError> {
+        let path = self.path(name);
+        remove_unbound(&path).map_err(|source| NetnsError::Remove { path, source })
+    }
+
     /// Unbinds the namespace; what lies in it goes when nothing holds it any more. Nothing there is success.
     ///
     /// # Errors
@@ -210,6 +221,16 @@ fn silence_ipv6() -> io::Result<()> {
     Ok(())
 }
 
+/// Removes the file of a namespace that was never bound to it; plugins take such a file for a namespace and fail for ever.
+fn remove_unbound(path: &Path) -> io::Result<()> {
+    match statfs(path) {
+        Ok(found) if found.filesystem_type() == NSFS_MAGIC => Ok(()),
+        Ok(_) => remove_at(path),
+        Err(Errno::ENOENT) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
 fn remove_at(path: &Path) -> io::Result<()> {
     match umount2(path, MntFlags::MNT_DETACH) {
         // Not a mount (a file left by half a creation), or no file.
@@ -236,4 +257,24 @@ fn names_in(dir: &Path, prefix: &str) -> io::Result<Vec<String>> {
         }
     }
     Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn half_a_creation_is_removed_and_a_namespace_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let namespaces = Namespaces::new(dir.path().join("netns"), Duration::from_secs(20));
+        let bound = namespaces.create("bound").await.unwrap();
+        // As a daemon that was killed leaves it.
+        fs::write(namespaces.path("half"), "").unwrap();
+        for name in ["bound", "half", "never"] {
+            namespaces.remove_unbound(name).unwrap();
+        }
+        assert_eq!((bound.exists(), namespaces.path("half").exists()), (true, false));
+        namespaces.remove("bound").unwrap();
+        umount2(dir.path().join("netns").as_path(), MntFlags::MNT_DETACH).unwrap();
+    }
 }
