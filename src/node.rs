@@ -12,6 +12,7 @@ use kvmlet_machine::Uids;
 use kvmlet_network::{NetworkConfig, PodNetworks};
 use kvmlet_provider::{
     backend::Provider,
+    cgroup,
     config::Config,
     context::Context,
     downward::Facts,
@@ -70,6 +71,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let client = client(&config.kubeconfig).await?;
     let store = Store::open(&config.state_dir)?;
     let uids = Uids::new(config.machine_uids.range(), store.machine_dirs()?);
+    if let Err(error) = cgroup::prepare() {
+        warn!(%error, "machines stay in the daemon's control group");
+    }
     let images = Arc::new(ImageStore::open(config.state_dir.join("images"), image_config(&config)).context("open the image store")?);
     let host = Host::measure(&config).context("measure the host")?;
     let troubles = Troubles::default();

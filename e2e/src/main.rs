@@ -113,9 +113,6 @@ enum Command {
         /// The host's own address.
         #[arg(long)]
         listen: SocketAddr,
-        /// The host is an emulated one.
-        #[arg(long)]
-        emulated: bool,
     },
 }
 
@@ -182,7 +179,7 @@ fn run(command: Command) -> Result<ExitCode> {
             exit(status.code().unwrap_or(1));
         }
         Command::Runner { program, arguments } => exit(Cluster::running()?.host(0)?.run_program(&program, &arguments)?),
-        Command::HostAgent { listen, emulated } => agent::serve(listen, emulated).map(|()| ExitCode::SUCCESS),
+        Command::HostAgent { listen } => agent::serve(listen).map(|()| ExitCode::SUCCESS),
     }
 }
 

@@ -35,17 +35,24 @@ fn path(uid: &str) -> PathBuf {
     [ROOT, SLICE, uid].iter().collect()
 }
 
-/// Makes the group of a pod's machine and puts its process there. A limit whose controller the host does not give is in the answer: the
-/// machine runs without it.
-pub fn confine(uid: &str, pid: u32, spec: &MachineSpec, threads: u64) -> io::Result<Vec<&'static str>> {
-    let group = path(uid);
-    fs::create_dir_all(&group)?;
-    for parent in [ROOT.into(), format!("{ROOT}/{SLICE}")] {
+/// Makes where machines' groups are, and gives it what controllers the host has: once, before the first machine.
+pub fn prepare() -> io::Result<()> {
+    let slice = format!("{ROOT}/{SLICE}");
+    fs::create_dir_all(&slice)?;
+    for parent in [ROOT, &slice] {
         for controller in ["+cpu", "+memory", "+pids"] {
             // Where it is missing the limit's file is, too.
             let _ = fs::write(format!("{parent}/cgroup.subtree_control"), controller);
         }
     }
+    Ok(())
+}
+
+/// Makes the group of a pod's machine and puts its process there. A limit whose controller the host does not give is in the answer: the
+/// machine runs without it.
+pub fn confine(uid: &str, pid: u32, spec: &MachineSpec, threads: u64) -> io::Result<Vec<&'static str>> {
+    let group = path(uid);
+    fs::create_dir_all(&group)?;
     let missing = limits(spec, threads)
         .into_iter()
         .filter(|(name, content)| fs::write(group.join(name), content).is_err())

@@ -3,7 +3,6 @@
 //! host's address inside the cluster's own network namespace, and must never be started anywhere else.
 
 mod client;
-mod keeper;
 mod server;
 mod service;
 mod wire;

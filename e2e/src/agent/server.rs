@@ -26,7 +26,6 @@ use nix::{
 };
 
 use super::{
-    keeper::Keeper,
     service::Services,
     wire::{Exit, Kind, Request, parse, read_frame, write_frame},
 };
@@ -35,12 +34,11 @@ use super::{
 const LINGER: Duration = Duration::from_secs(1);
 const AS_CHILD: &str = "KVMLET_RIG_AGENT_CHILD";
 
-/// Serves until the process is ended. As PID 1 it serves from a child and itself reaps what is orphaned. `emulated`: the host is.
-pub fn serve(address: SocketAddr, emulated: bool) -> Result<()> {
+/// Serves until the process is ended. As PID 1 it serves from a child and itself reaps what is orphaned.
+pub fn serve(address: SocketAddr) -> Result<()> {
     if std::process::id() == 1 && std::env::var_os(AS_CHILD).is_none() {
         return reap();
     }
-    let _keeper = emulated.then(Keeper::new).transpose().context("keep KVM from patching itself")?;
     let listener = TcpListener::bind(address).with_context(|| format!("listen on {address}"))?;
     let services = Services::default();
     println!("rig agent: listening on {address}");

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Speed matters more than defence here: nobody hostile is on the emulated host. Its clock is emulated: a host that is late would otherwise
-/// find it wanting, and patch itself to use another (see `agent::keeper`).
+/// find it wanting, and use a slower one.
 const KERNEL: &str =
     "console=ttyS0 quiet panic=-1 mitigations=off nokaslr nowatchdog audit=0 tsc=reliable rcupdate.rcu_cpu_stall_timeout=300";
 /// The state disk, sparse.

@@ -126,16 +126,6 @@ impl Namespaces {
         .await
     }
 
-    /// Removes what is left of a creation that was cut off between name and namespace; nothing else.
-    ///
-    /// # Errors
-    ///
-    /// When the kernel refuses.
-    pub fn remove_unbound(&self, name: &str) -> Result<(), NetnsError> {
-        let path = self.path(name);
-        remove_unbound(&path).map_err(|source| NetnsError::Remove { path, source })
-    }
-
     /// Unbinds the namespace; what lies in it goes when nothing holds it any more. Nothing there is success.
     ///
     /// # Errors
@@ -221,12 +211,11 @@ fn silence_ipv6() -> io::Result<()> {
     Ok(())
 }
 
-/// Removes the file of a namespace that was never bound to it; plugins take such a file for a namespace and fail for ever.
-fn remove_unbound(path: &Path) -> io::Result<()> {
+/// Whether a namespace is bound there. A creation that was cut off leaves a plain file, which plugins take for a namespace and fail on for ever.
+pub(crate) fn is_namespace(path: &Path) -> io::Result<bool> {
     match statfs(path) {
-        Ok(found) if found.filesystem_type() == NSFS_MAGIC => Ok(()),
-        Ok(_) => remove_at(path),
-        Err(Errno::ENOENT) => Ok(()),
+        Ok(found) => Ok(found.filesystem_type() == NSFS_MAGIC),
+        Err(Errno::ENOENT) => Ok(false),
         Err(errno) => Err(errno.into()),
     }
 }
@@ -264,17 +253,21 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn half_a_creation_is_removed_and_a_namespace_is_not() {
+    async fn half_a_creation_is_no_namespace_and_is_removed_like_one() {
         let dir = tempfile::tempdir().unwrap();
         let namespaces = Namespaces::new(dir.path().join("netns"), Duration::from_secs(20));
-        let bound = namespaces.create("bound").await.unwrap();
+        namespaces.create("bound").await.unwrap();
         // As a daemon that was killed leaves it.
         fs::write(namespaces.path("half"), "").unwrap();
-        for name in ["bound", "half", "never"] {
-            namespaces.remove_unbound(name).unwrap();
+        let names = ["bound", "half", "never"];
+        assert_eq!(
+            names.map(|name| is_namespace(&namespaces.path(name)).unwrap()),
+            [true, false, false]
+        );
+        for name in names {
+            namespaces.remove(name).unwrap();
         }
-        assert_eq!((bound.exists(), namespaces.path("half").exists()), (true, false));
-        namespaces.remove("bound").unwrap();
+        assert_eq!(names.map(|name| namespaces.path(name).exists()), [false; 3]);
         umount2(dir.path().join("netns").as_path(), MntFlags::MNT_DETACH).unwrap();
     }
 }

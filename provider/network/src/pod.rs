@@ -288,7 +288,6 @@ impl Inner {
 
     async fn teardown(&self, uid: &str) -> Result<(), NetworkError> {
         let name = namespace_name(uid)?;
-        self.namespaces.remove_unbound(&name)?;
         if let Some(record) = self.records.load(uid)? {
             let _permit = self.attachments.acquire().await.expect("the semaphore is never closed");
             self.plugins.del(&record.list, &record.attachment, record.result.as_ref()).await?;

@@ -1,17 +1,17 @@
 //! Payloads: guests of a few instructions, and how they are run. Each test program uses a part of it.
 #![allow(dead_code)]
 
+mod bzimage;
 pub mod script;
 
 use std::fmt::Write as _;
 use std::time::Duration;
 
+pub(crate) use bzimage::{LOAD, bzimage};
 use vmm_lib::Builder;
 use vmm_lib::exit::MachineReport;
 use vmm_lib::spec::{Boot, FileSource, MachineSpec, SPEC_VERSION};
 
-/// Where the payload is loaded and entered.
-pub const LOAD: u64 = 0x10_0000;
 /// `mov $value, %al; mov $port, %dx; out %al, %dx`.
 pub fn out_byte(port: u16, value: u8) -> Vec<u8> {
     // The 16-bit immediate needs an operand size prefix both in 32 and in 64 bits.
@@ -20,25 +20,6 @@ pub fn out_byte(port: u16, value: u8) -> Vec<u8> {
 }
 
 pub const HALT: [u8; 3] = [0xf4, 0xeb, 0xfd];
-
-/// A bzImage of protocol 2.12 whose 64-bit entry is `code`.
-pub fn bzimage(code: &[u8]) -> Vec<u8> {
-    let mut image = vec![0u8; 1024];
-    let mut payload = vec![0u8; 0x200];
-    payload.extend(code);
-    payload.resize(payload.len().next_multiple_of(16), 0x90);
-    image[0x1f1] = 1;
-    image[0x1f4..0x1f8].copy_from_slice(&((payload.len() / 16) as u32).to_le_bytes());
-    image[0x201] = 0x66;
-    image[0x202..0x206].copy_from_slice(b"HdrS");
-    image[0x206..0x208].copy_from_slice(&0x20cu16.to_le_bytes());
-    image[0x22c..0x230].copy_from_slice(&0x7fff_ffffu32.to_le_bytes());
-    image[0x236..0x238].copy_from_slice(&1u16.to_le_bytes());
-    image[0x258..0x260].copy_from_slice(&LOAD.to_le_bytes());
-    image[0x260..0x264].copy_from_slice(&0x1000u32.to_le_bytes());
-    image.extend(payload);
-    image
-}
 
 /// A kernel in a temporary file.
 pub struct Kernel {

@@ -11,6 +11,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command as Process;
 
 use super::{Attachment, Command, ConfigList};
+use crate::netns::is_namespace;
 
 /// Where plugins find iptables and the like when the daemon itself was started without a PATH.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -75,6 +76,15 @@ pub enum CniError {
     /// The answer is no result of this version.
     #[error("the CNI result is not of version 1.0.0")]
     ReadResult(#[source] serde_json::Error),
+    /// What is at the namespace's path cannot be told.
+    #[error("cannot tell whether {netns} is a network namespace")]
+    InspectNamespace {
+        /// The path.
+        netns: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// A list without plugins, or a last plugin without an answer.
     #[error("network {network} gave no result")]
     NoResult {
@@ -140,13 +150,18 @@ impl Plugins {
         Ok(())
     }
 
-    /// Detaches, also what was attached in part (then there is no result) or whose namespace is gone.
+    /// Detaches, also what was attached in part (then there is no result) or whose namespace is gone or was never made.
     ///
     /// # Errors
     ///
     /// When a plugin fails; the plugins after it were not asked, and all may be asked again.
     pub async fn del(&self, list: &ConfigList, attachment: &Attachment, result: Option<&Value>) -> Result<(), CniError> {
-        let netns = attachment.netns.exists().then_some(attachment.netns.as_path());
+        let netns = &attachment.netns;
+        let bound = is_namespace(netns).map_err(|source| CniError::InspectNamespace {
+            netns: netns.clone(),
+            source,
+        })?;
+        let netns = bound.then_some(netns.as_path());
         for plugin in list.in_order(Command::Del) {
             let stdin = list.stdin_of(plugin, attachment, result);
             self.run(Command::Del, list, plugin, attachment, netns, &stdin).await?;
