@@ -1,15 +1,17 @@
 # kvmlet: what one types. Everything a target needs it installs or builds itself.
 #   HOSTS=n   how many KVM hosts `make cluster` starts (1)
 #   FILTER=s  only end-to-end tests whose name contains s
+#   MINUTES=n how long `make fuzz` takes (10)
 
 HOSTS ?= 1
 FILTER ?=
+MINUTES ?= 10
 CARGO ?= cargo
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 # Built together: apart, cargo would settle on other features of what they share and build it twice.
 E2E = $(CARGO) build --release --workspace && $(TARGET)/release/kvmlet-e2e
 
-.PHONY: help demo test bench lint cluster cluster-down
+.PHONY: help demo test bench fuzz lint cluster cluster-down
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -30,7 +32,11 @@ test: ## all tests, ending with one line; with FILTER=s end-to-end ones only
 bench: ## speed and memory, beside peers
 	@$(E2E) bench
 
+fuzz: ## what guests can say, made up by libFuzzer for MINUTES=n in all
+	@.ci/fuzz "$(MINUTES)"
+
 lint: ## formatting, lints, licences and sources of what is linked
 	$(CARGO) fmt --all --check
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
 	@.ci/deny

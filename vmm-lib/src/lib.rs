@@ -50,6 +50,9 @@ mod cpuid;
 mod devices;
 pub mod exit;
 pub mod files;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzz;
 mod irq;
 pub mod kvm;
 mod memory;

@@ -12,6 +12,9 @@ pub mod container;
 pub mod control;
 pub mod exec;
 pub mod frame;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod log;
 pub mod sandbox;
 

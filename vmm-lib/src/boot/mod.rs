@@ -4,6 +4,8 @@
 pub(crate) mod acpi;
 mod bzimage;
 mod elf;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod image;
 mod map;
 

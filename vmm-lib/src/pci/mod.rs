@@ -3,6 +3,8 @@
 //! Lock order: a function, then the windows. The windows are never held while a function is locked.
 
 pub(crate) mod config;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 pub(crate) mod msix;
 
 use std::ops::Range;

@@ -5,10 +5,14 @@ pub mod device;
 pub mod block;
 pub(crate) mod chain;
 pub(crate) mod common;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod hostile;
 pub mod net;
 pub(crate) mod pci;
+#[cfg(test)]
+mod proofs;
 pub(crate) mod queue;
 pub(crate) mod ring;
 pub mod rng;

@@ -2,6 +2,8 @@
 //! writes to read-only disks, and every sector outside the disk.
 
 mod extents;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod request;
 #[cfg(test)]
 mod tests;

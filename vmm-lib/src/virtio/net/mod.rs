@@ -2,6 +2,8 @@
 //! with the kernel's own virtio-net header in front, so that segmentation and checksums are left to whoever can do them best.
 //! Refuses nothing a frame says: the host's rules are on the other side of the tap. A frame the tap does not take is dropped.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod receive;
 #[cfg(test)]
 mod tests;

@@ -16,6 +16,8 @@ use std::os::unix::net::UnixListener;
 
 pub use self::dial::{Dialer, Inlet, dialer};
 use self::mux::Mux;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use self::mux::fuzz;
 use super::{
     device::{ActivateError, Activation, VirtioDevice},
     ring::{RING_FEATURES, Ring},

@@ -1,6 +1,9 @@
 //! The multiplexer: who belongs to whom, whose turn it is, and what the guest's packets mean. Bounded in everything a guest or a client can
 //! make grow: connections, resets that wait, time to say `CONNECT`, time to answer, packets in one turn.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
+
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
     os::unix::net::{UnixListener, UnixStream},
@@ -251,6 +254,10 @@ impl<'m> Mux<'m> {
             return;
         };
         connection.deadline.map(|at| self.deadlines.remove(&(at, port)));
+        if connection.queued {
+            // A guest that gives no buffers would let them pile up.
+            self.ready.retain(|waiting| *waiting != port);
+        }
         if over == Over::Reset {
             let reset = connection.reset(self.guest);
             self.reset(reset);

@@ -1,0 +1,67 @@
+//! What the fuzz targets of `fuzz/` call, and tests too, with every file of the corpus. Each function takes bytes that anybody may have made
+//! up, acts them out as a guest, a driver or a kernel's file would, against the code that machines run, and panics where a rule is broken.
+//! Not part of the product: the feature `fuzzing` belongs to the fuzzer's own workspace.
+
+pub(crate) mod input;
+#[cfg(test)]
+#[path = "../../../fuzz/replay.rs"]
+mod replay;
+
+pub use crate::boot::fuzz::{bzimage, elf};
+pub use crate::pci::fuzz::pci;
+pub use crate::virtio::block::fuzz::block;
+pub use crate::virtio::fuzz::{queue, rng};
+pub use crate::virtio::net::fuzz::net;
+pub use crate::virtio::vsock::fuzz::vsock;
+
+#[cfg(test)]
+mod tests {
+    use super::replay::{replay, targets};
+
+    #[test]
+    fn a_queue_keeps_its_rules_whatever_a_driver_puts_into_its_rings() {
+        replay("queue", super::queue);
+    }
+
+    #[test]
+    fn a_disk_keeps_its_rules_whatever_a_driver_asks_of_it() {
+        replay("block", super::block);
+    }
+
+    #[test]
+    fn a_network_device_keeps_its_rules_whatever_driver_and_wire_do() {
+        replay("net", super::net);
+    }
+
+    #[test]
+    fn a_vsock_device_keeps_its_rules_whatever_guest_and_clients_say() {
+        replay("vsock", super::vsock);
+    }
+
+    #[test]
+    fn a_source_of_random_bytes_keeps_its_rules_whatever_is_asked_of_it() {
+        replay("rng", super::rng);
+    }
+
+    #[test]
+    fn the_bus_and_the_transport_keep_their_rules_whatever_registers_are_written() {
+        replay("pci", super::pci);
+    }
+
+    #[test]
+    fn an_elf_kernel_is_loaded_whole_where_kernels_may_lie_or_refused() {
+        replay("elf", super::elf);
+    }
+
+    #[test]
+    fn a_bzimage_is_loaded_whole_where_kernels_may_lie_or_refused() {
+        replay("bzimage", super::bzimage);
+    }
+
+    #[test]
+    fn every_fuzz_target_is_replayed_by_a_test() {
+        let ours = ["block", "bzimage", "elf", "net", "pci", "queue", "rng", "vsock"];
+        let (protocol, rest): (Vec<_>, Vec<_>) = targets().into_iter().partition(|name| name == "protocol");
+        assert_eq!((protocol.len(), rest), (1, ours.map(String::from).to_vec()));
+    }
+}

@@ -1,0 +1,155 @@
+//! Hostile drivers out of a fuzzer's bytes: rings by themselves, and the smallest device. The other devices have theirs beside them.
+
+pub(crate) mod guest;
+pub(crate) mod model;
+
+use std::collections::VecDeque;
+
+use self::guest::{Guest, MAX_ACTS, MAX_SIZE, memory, usual};
+use self::model::{Snapshot, total};
+use super::chain::{Chain, ChainError};
+use super::device::VirtioDevice;
+use super::queue::QueueRegisters;
+use super::ring::Ring;
+use super::rng::{self, Rng};
+use crate::fuzz::input::Input;
+
+/// A ring by itself, with a device that holds chains back: what is popped is what a simple model finds, and no more than the queue has.
+pub fn queue(data: &[u8]) {
+    let mut input = Input::new(data);
+    let memory = memory();
+    let places = input.byte();
+    let made = if places & 1 == 0 {
+        Some(Guest::new(&memory, 1, &mut input))
+    } else {
+        let address = |input: &mut Input<'_>| if places & 2 == 0 { u64::from(input.short()) } else { input.quad() };
+        let registers = QueueRegisters {
+            size: input.short(),
+            descriptors: address(&mut input),
+            driver: address(&mut input),
+            device: address(&mut input),
+            ..usual(0, 1)
+        };
+        Guest::with(&memory, vec![registers], &mut input)
+    };
+    let Some(mut guest) = made else { return };
+    let mut device = Holder {
+        ring: Ring::new(&memory, guest.active(0), guest.features()),
+        held: VecDeque::new(),
+        next: None,
+    };
+    for _ in 0..MAX_ACTS {
+        if input.is_empty() {
+            break;
+        }
+        let code = input.byte();
+        let done = match code & 0xf {
+            0..=6 => {
+                guest.act(code, &mut input);
+                Ok(())
+            }
+            7..=9 => device.take(&mut guest, u16::from(code >> 4)),
+            10 | 11 => guest.watch(|| device.serve(input.byte())),
+            12 | 13 => guest.watch(|| device.ring.notify()),
+            14 => guest.watch(|| device.ring.arm().map(|_| ())),
+            _ => guest.watch(|| device.ring.disarm()),
+        };
+        if done.is_err() {
+            break;
+        }
+    }
+}
+
+/// A device that holds chains back.
+struct Holder<'m> {
+    ring: Ring<'m>,
+    held: VecDeque<Chain<'m>>,
+    /// Index of the next chain, once one was taken.
+    next: Option<u16>,
+}
+
+impl Holder<'_> {
+    /// Takes chains, each held against the model.
+    fn take(&mut self, guest: &mut Guest, most: u16) -> Result<(), ChainError> {
+        for _ in 0..=most {
+            let snapshot = Snapshot::take(&guest.memory);
+            let next = self.next.unwrap_or_else(|| guest.start(0));
+            let (head, size) = guest.head(&snapshot, 0, next);
+            let expected = guest.chain(&snapshot, 0, head);
+            match guest.watch(|| self.ring.pop()) {
+                Ok(None) => return Ok(()),
+                Ok(Some(chain)) => {
+                    assert!(self.held.len() < usize::from(size), "more chains than descriptors are out");
+                    let buffers = expected.expect("a chain that breaks a rule is no chain");
+                    let mut seen = vec![0; chain.readable.len()];
+                    chain.readable.read(0, &mut seen).expect("it has these bytes");
+                    assert_eq!((chain.head, &seen), (head, &snapshot.gather(&buffers.readable)));
+                    assert_eq!(chain.writable.len() as u64, total(&buffers.writable));
+                    assert_eq!(chain.readable.read(chain.readable.len(), &mut [0]), Err(ChainError::TooShort));
+                    self.next = Some(next.wrapping_add(1));
+                    self.held.push_back(chain);
+                }
+                Err(error @ (ChainError::AvailableIndex | ChainError::Ring | ChainError::TooShort)) => return Err(error),
+                Err(error) => {
+                    assert_eq!(expected, None, "{error}, by no rule");
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills the oldest chain as far as `fill` says, and gives it back.
+    fn serve(&mut self, fill: u8) -> Result<(), ChainError> {
+        let Some(chain) = self.held.pop_front() else { return Ok(()) };
+        let length = chain.writable.len() * usize::from(fill) / 255;
+        chain.writable.write(chain.writable.len() - length, &vec![fill; length])?;
+        assert_eq!(chain.writable.write(chain.writable.len(), &[fill]), Err(ChainError::TooShort));
+        self.ring.give_back(chain.head, length as u32)?;
+        self.ring.publish()
+    }
+}
+
+/// Random bytes.
+pub fn rng(data: &[u8]) {
+    let mut input = Input::new(data);
+    let memory = memory();
+    let mut guest = Guest::new(&memory, 1, &mut input);
+    configuration(&mut Rng::new(), &mut input);
+    let mut ring = Ring::new(&memory, guest.active(0), guest.features());
+    let mut block = [0; 4096];
+    for _ in 0..MAX_ACTS {
+        if input.is_empty() {
+            break;
+        }
+        let code = input.byte();
+        if code & 0xf < 7 {
+            guest.act(code, &mut input);
+        } else if guest.watch(|| rng::turn(&mut ring, &mut block)).is_err() {
+            return;
+        }
+    }
+    let _ = guest.watch(|| rng::turn(&mut ring, &mut block));
+}
+
+/// Reads and writes a device's configuration: whole registers are their bytes, and nothing lies past its end.
+pub(crate) fn configuration(device: &mut dyn VirtioDevice, input: &mut Input<'_>) {
+    assert!(device.queue_sizes().iter().all(|size| size.is_power_of_two()));
+    for _ in 0..input.byte() % 8 {
+        let (offset, length) = (u64::from(input.length()), 1usize << (input.byte() % 4));
+        let mut whole = [0x5a; 8];
+        device.read_config(offset, &mut whole[..length]);
+        for (index, byte) in whole[..length].iter().enumerate() {
+            let mut single = [0x5a];
+            device.read_config(offset + index as u64, &mut single);
+            assert_eq!(single, [*byte], "byte {index} at {offset:#x}");
+            assert!(offset < 0x200 || *byte == 0, "{byte} at {offset:#x}");
+        }
+        let before = whole;
+        device.write_config(offset, input.bytes(length));
+        device.read_config(offset, &mut whole[..length]);
+        assert_eq!(before, whole, "no register of ours is writable");
+    }
+}
+
+const _: () = assert!(MAX_SIZE.is_power_of_two());

@@ -1,0 +1,77 @@
+//! A driver out of a fuzzer's bytes on one side, a wire on the other: frames leave whole, and no larger than frames can be.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
+
+use super::receive::Receiver;
+use super::transmit::transmit;
+use super::{GUEST_CSUM, GUEST_TSO4, HEADER, MRG_RXBUF, Net};
+use crate::fuzz::input::Input;
+use crate::virtio::fuzz::configuration;
+use crate::virtio::fuzz::guest::{BUFFERS, Guest, MAX_ACTS, memory};
+use crate::virtio::ring::Ring;
+
+const RECEIVE: usize = 0;
+const TRANSMIT: usize = 1;
+
+/// A network device.
+pub fn net(data: &[u8]) {
+    let mut input = Input::new(data);
+    let memory = memory();
+    let mut guest = Guest::new(&memory, 2, &mut input);
+    let (ours, wire) = UnixDatagram::pair().expect("a pair of sockets is to be had");
+    for socket in [&ours, &wire] {
+        socket.set_nonblocking(true).expect("sockets can be told");
+    }
+    let tap = File::from(OwnedFd::from(ours));
+    let chosen = input.byte();
+    let large = if chosen & 2 == 0 { 0 } else { GUEST_CSUM | GUEST_TSO4 };
+    let features = guest.features() | u64::from(chosen & 1) * MRG_RXBUF | large;
+    let shared = tap.try_clone().expect("a descriptor is to be had");
+    configuration(&mut Net::new(shared, [2, 0, 0, 0, 0, 1], 1450), &mut input);
+    let mut receiver = Receiver::new(Ring::new(&memory, guest.active(RECEIVE), features), features);
+    let mut outgoing = Ring::new(&memory, guest.active(TRANSMIT), features);
+    let mut frame = vec![0; 70_000];
+    for _ in 0..MAX_ACTS {
+        if input.is_empty() {
+            break;
+        }
+        let code = input.byte();
+        match code & 0xf {
+            0..=6 => guest.act(code, &mut input),
+            7 => {
+                let sent = guest.watch(|| transmit(&mut outgoing, &tap));
+                while let Ok(length) = wire.recv(&mut frame) {
+                    assert!((HEADER..=65_535 + 18 + HEADER).contains(&length), "a frame of {length} bytes");
+                }
+                if sent.is_err() {
+                    return;
+                }
+            }
+            8 | 9 => {
+                if guest.watch(|| receiver.fill(&tap)).is_err() {
+                    return;
+                }
+            }
+            10 | 11 => {
+                // What does not fit any more is dropped, as on a wire.
+                let length = usize::from(input.short());
+                frame[..length].fill(code);
+                let _ = wire.send(&frame[..length]);
+            }
+            12 | 13 => {
+                let at = BUFFERS + 0x800 * u64::from(code >> 4);
+                guest.give(RECEIVE, code >> 4, &[(at, input.length() + HEADER as u32, true)]);
+            }
+            _ => {
+                let (at, length) = (BUFFERS + 0x800 * u64::from(code >> 4), input.length());
+                guest.give(TRANSMIT, code >> 4, &[(at, HEADER as u32, false), (at + 0x40, length, false)]);
+            }
+        }
+    }
+    if guest.watch(|| receiver.fill(&tap)).is_err() {
+        return;
+    }
+    let _ = guest.watch(|| transmit(&mut outgoing, &tap));
+}
