@@ -6,7 +6,7 @@ use std::io::Read;
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::frame::{FrameError, encode, read_frame};
+use crate::frame::{FrameError, decode, encode, read_frame};
 use crate::{ExecInput, ExecOutput, Hello, LogAck, LogRecord, MAX_GUEST_FRAME, MAX_HOST_FRAME, Request, Response, Welcome};
 
 #[cfg(test)]
@@ -59,6 +59,8 @@ fn read<T: Serialize + DeserializeOwned + PartialEq + Debug>(mut stream: Stream<
                     again.len()
                 );
                 assert_eq!(read_frame::<T>(&mut again.as_slice(), limit).expect("it was one before"), message);
+                let longer = [&again[4..], &[0]].concat();
+                assert!(decode::<T>(&longer).is_err(), "a byte too many is taken");
             }
             Err(FrameError::Closed) => {
                 assert_eq!(before, 0, "closed before its end");

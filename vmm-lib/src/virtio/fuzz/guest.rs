@@ -1,5 +1,6 @@
-//! A driver that does to its rings, and to all of its memory, whatever a fuzzer's bytes say; and who looks at what devices then do: memory
-//! changes in the used ring and in buffers given for writing only, no chain is used that was not made available, none for more than it has.
+//! A driver that does to its rings, and to all of its memory, whatever a fuzzer's bytes say.
+
+mod watch;
 
 use std::cell::OnceCell;
 use std::ops::Range;
@@ -9,7 +10,7 @@ use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::model::{END, PIECES, Snapshot, total};
+use super::model::{END, PIECES, Snapshot};
 use crate::fuzz::input::Input;
 use crate::virtio::device::{ActiveQueue, Interrupt, Memory};
 use crate::virtio::queue::{QueueRegisters, ready};
@@ -95,7 +96,8 @@ impl Guest {
     pub(crate) fn with(memory: &Memory, registers: Vec<QueueRegisters>, input: &mut Input<'_>) -> Option<Self> {
         ready(&registers, memory, false).ok()?;
         let (features, start) = (input.byte(), input.short());
-        let features = VERSION_1 | u64::from(features & 1) * INDIRECT | u64::from(features >> 1 & 1) * EVENT_IDX;
+        let feature = |bit: u8, feature: u64| if features & bit == 0 { 0 } else { feature };
+        let features = VERSION_1 | feature(1, INDIRECT) | feature(2, EVENT_IDX);
         let rings = |registers: QueueRegisters| {
             for ring in [registers.driver, registers.device] {
                 memory.write_obj(start, GuestAddress(ring + 2)).expect("rings are memory");
@@ -249,75 +251,6 @@ impl Guest {
                 self.poke(driver, &u16::from(code >> 7).to_le_bytes());
                 self.poke(driver + 4 + 2 * u64::from(size), &input.short().to_le_bytes());
             }
-        }
-    }
-
-    /// Lets a device do something, and looks at what became of memory.
-    pub(crate) fn watch<T>(&mut self, device: impl FnOnce() -> T) -> T {
-        let before = Snapshot::take(&self.memory);
-        let structure = self.structure(&before);
-        (0..self.queues.len()).for_each(|queue| self.learn(&before, queue, &structure));
-        let outcome = device();
-        if !self.blind {
-            self.check(&before, &Snapshot::take(&self.memory));
-        }
-        outcome
-    }
-
-    /// All that devices read to find buffers, and the used rings.
-    fn structure(&self, snapshot: &Snapshot) -> Vec<Range<u64>> {
-        let of_one = |rings: &Rings| {
-            let (table, available) = (rings.registers.descriptors, rings.registers.driver);
-            let mut parts = vec![table..table + 16 * rings.size(), available..available + 6 + 2 * rings.size()];
-            parts.push(rings.used_ring());
-            parts.extend(snapshot.tables(table, rings.registers.size));
-            parts
-        };
-        self.queues.iter().flat_map(of_one).collect()
-    }
-
-    /// Notes the chains that are available.
-    fn learn(&mut self, before: &Snapshot, queue: usize, structure: &[Range<u64>]) {
-        let rings = &self.queues[queue];
-        let (size, used) = (rings.registers.size, rings.used);
-        let pending = before.short(rings.registers.driver + 2).wrapping_sub(used).min(size);
-        self.queues[queue].reach = pending.max(self.queues[queue].reach);
-        for number in 0..pending {
-            let (head, _) = self.head(before, queue, used.wrapping_add(number));
-            let Some(chain) = self.chain(before, queue, head) else { continue };
-            for range in &chain.writable {
-                self.blind |= structure.iter().any(|part| overlap(part, range));
-                self.writable[range.start as usize..range.end as usize].fill(true);
-            }
-            let longest = &mut self.queues[queue].longest[usize::from(head)];
-            *longest = (*longest).max(Some(total(&chain.writable)));
-        }
-    }
-
-    fn check(&mut self, before: &Snapshot, after: &Snapshot) {
-        for rings in &mut self.queues {
-            let QueueRegisters { size, device, .. } = rings.registers;
-            let used = after.short(device + 2);
-            let moved = used.wrapping_sub(rings.used);
-            assert!(moved <= rings.reach, "{moved} were used, {} were available", rings.reach);
-            rings.reach -= moved;
-            for number in 0..moved {
-                let element = device + 4 + 8 * u64::from(rings.used.wrapping_add(number) % size);
-                let (head, length) = (after.long(element), after.long(element + 4));
-                let most = rings.longest.get(head as usize).copied().flatten();
-                assert!(
-                    most >= Some(u64::from(length)),
-                    "{length} bytes in chain {head}, which has {most:?}"
-                );
-            }
-            rings.used = used;
-        }
-        let rings: Vec<_> = self.queues.iter().map(Rings::used_ring).collect();
-        let changed = before.0.iter().zip(&after.0).enumerate().filter(|(_, (old, new))| old != new);
-        for (at, _) in changed {
-            let at = at as u64;
-            let allowed = self.writable[at as usize] || rings.iter().any(|ring| ring.contains(&at));
-            assert!(allowed, "a device wrote at {at:#x}, where it may not");
         }
     }
 }

@@ -27,7 +27,8 @@ pub fn net(data: &[u8]) {
     let tap = File::from(OwnedFd::from(ours));
     let chosen = input.byte();
     let large = if chosen & 2 == 0 { 0 } else { GUEST_CSUM | GUEST_TSO4 };
-    let features = guest.features() | u64::from(chosen & 1) * MRG_RXBUF | large;
+    let merge = if chosen & 1 == 0 { 0 } else { MRG_RXBUF };
+    let features = guest.features() | merge | large;
     let shared = tap.try_clone().expect("a descriptor is to be had");
     configuration(&mut Net::new(shared, [2, 0, 0, 0, 0, 1], 1450), &mut input);
     let mut receiver = Receiver::new(Ring::new(&memory, guest.active(RECEIVE), features), features);
@@ -62,7 +63,7 @@ pub fn net(data: &[u8]) {
             }
             12 | 13 => {
                 let at = BUFFERS + 0x800 * u64::from(code >> 4);
-                guest.give(RECEIVE, code >> 4, &[(at, input.length() + HEADER as u32, true)]);
+                guest.give(RECEIVE, code >> 4, &[(at, input.length().saturating_add(HEADER as u32), true)]);
             }
             _ => {
                 let (at, length) = (BUFFERS + 0x800 * u64::from(code >> 4), input.length());

@@ -82,7 +82,7 @@ pub fn vsock(data: &[u8]) {
             11 => end(&mut clients, code >> 4, input.byte()),
             12 => {
                 let at = BUFFERS + 0x800 * u64::from(code >> 4);
-                guest.give(RECEIVE, code >> 4, &[(at, input.length() + HEADER as u32, true)]);
+                guest.give(RECEIVE, code >> 4, &[(at, input.length().saturating_add(HEADER as u32), true)]);
             }
             _ => say(&mut guest, code >> 4, &mut input),
         }
