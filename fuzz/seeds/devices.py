@@ -169,6 +169,8 @@ def pci():
     unmask = vector(1, 0, long(0xFEE00000)) + vector(1, 8, long(0x31)) + vector(1, 12, long(0))
     seed("pci", "started", *on, msix, unmask, start(1), bar(1, 0x1000, b"\0\0"), common(1, 0x14, b"\0"), start(1))
     seed("pci", "both-started", *on, start(1), start(2, 1, 8), common(2, 0x18, b"\4\0"), common(1, 0x20, b"\1" * 8))
+    other = common(1, 0x16, b"\1\0") + common(1, 0x18, b"\4\0") + common(1, 0x20, b"\1" * 8) + common(1, 0x1C, b"\1\0")
+    seed("pci", "too-late-for-a-queue", *on, start(1), other)
     seed("pci", "no-first-queue", *on, msix, start(1, 1), bar(1, 0x3000, b"\0"))
     seed("pci", "bad-size", *on, start(1, 0, 7), start(2, 0, 128))
     seed("pci", "bad-rings", *on, start(1, 0, 16, 1, quad(0xFFFFFFFFFFFFF000)), start(2, 8, 16, 1, quad(0x5F00)))

@@ -22,7 +22,7 @@ def elf():
     seed("elf", "note-behind-others", kernel([load, (4, 0x240, 0, 200, 200)], (code + note(b"GNU\0", 3, b"\1" * 20) + note(b"Xen\0", 17, b"\2\2\2") + entry).ljust(400, b"\0")))
     seed("elf", "two-segments", kernel([load, (1, 0x210, 0x102000, 16, 16), notes], code + entry))
     seed("elf", "overlap", kernel([load, (1, 0x200, 0x100FFF, 16, 16), notes], code + entry))
-    seed("elf", "low", kernel([(1, 0x200, 0x1000, 64, 64), notes], code + entry))
+    seed("elf", "low", kernel([(1, 0x200, 0x8000, 64, 64), load, notes], code + entry))
     seed("elf", "high", kernel([(1, 0x200, 0x1FFFF0, 64, 64), notes], code + entry))
     seed("elf", "top", kernel([(1, 0x200, 0xFFFFFFFFFFFFFFF0, 64, 64), notes], code + entry))
     seed("elf", "more-in-file", kernel([(1, 0x200, 0x100000, 64, 32), notes], code + entry))

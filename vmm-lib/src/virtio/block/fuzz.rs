@@ -83,7 +83,7 @@ pub fn block(data: &[u8]) {
 fn request(guest: &mut Guest, slot: u8, input: &mut Input<'_>) {
     const KINDS: [u32; 8] = [0, 1, 4, 8, 11, 13, 2, u32::MAX];
     let (selector, sector, sectors) = (input.byte(), input.byte(), input.byte());
-    let at = BUFFERS + 0x400 * u64::from(slot);
+    let at = BUFFERS + 0x800 * u64::from(slot);
     let kind = KINDS[usize::from(selector & 7)];
     let sector = if sector == 0xff { input.quad() } else { u64::from(sector) };
     guest.poke(at, &[&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat());
