@@ -39,8 +39,12 @@ impl Guest {
     fn learn(&mut self, before: &Snapshot, queue: usize, structure: &[Range<u64>]) {
         let rings = &self.queues[queue];
         let (size, used) = (rings.registers.size, rings.used);
-        let pending = before.short(rings.registers.driver + 2).wrapping_sub(used).min(size);
-        self.queues[queue].reach = pending.max(self.queues[queue].reach);
+        let ahead = before.short(rings.registers.driver + 2).wrapping_sub(used);
+        let pending = ahead.min(size);
+        // As many chains as the queue has may be out, and as many again available by the time that those were given back.
+        if ahead <= 2 * size {
+            self.queues[queue].reach = ahead.max(self.queues[queue].reach);
+        }
         for number in 0..pending {
             let (head, _) = self.head(before, queue, used.wrapping_add(number));
             let Some(chain) = self.chain(before, queue, head) else { continue };
