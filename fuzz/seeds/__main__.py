@@ -1,5 +1,6 @@
 """Writes the first inputs of each target's corpus: what well-behaved guests do, and each rule broken once, so that a fuzzer need not find
-the way to them. `python3 fuzz/seeds` writes the same files each time. Other files of the corpus were found by fuzzing, or show a defect."""
+the way to them. `python3 fuzz/seeds` writes the same files each time. Of the other files, those with a name show something that was once
+wrong, in the code or in its watcher; those named by a hash are the smallest that libFuzzer's `-merge=1` adds to the others."""
 
 import devices
 import files
