@@ -39,9 +39,12 @@ pub(crate) struct VmArguments {
     /// With --probe: counts exits to user space until the agent's hello, by port and address, as JSON.
     #[arg(long, requires = "probe")]
     pub(crate) count_exits: bool,
-    /// With --probe: a read-only disk, as an image is one.
+    /// With --probe: a read-only disk, as an image is one that is too large to be read in place.
     #[arg(long, requires = "probe")]
     pub(crate) disk: Vec<PathBuf>,
+    /// With --probe: an image that the guest reads in place.
+    #[arg(long, requires = "probe")]
+    pub(crate) pmem: Vec<PathBuf>,
     /// With --probe: a writable disk, as a pod's scratch disk is one.
     #[arg(long, requires = "probe")]
     pub(crate) scratch: Option<PathBuf>,

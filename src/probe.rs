@@ -16,7 +16,7 @@ use kvmlet_protocol::{CONTROL_PORT, Hello, MAX_GUEST_FRAME, OLDEST_VERSION, VERS
 use vmm_lib::{
     Builder, Machine,
     exit::MachineExit,
-    spec::{Boot, Disk, Extent, FileSource, MachineSpec, Net, SPEC_VERSION, Serial, Vsock},
+    spec::{Boot, Disk, Extent, FileSource, MachineSpec, Net, Pmem, SPEC_VERSION, Serial, Vsock},
     tap,
 };
 
@@ -84,6 +84,12 @@ fn spec(arguments: &VmArguments, kernel: &Path, initramfs: &Path, vsock: &Path) 
             command_line,
         },
         disks,
+        pmems: arguments
+            .pmem
+            .iter()
+            .enumerate()
+            .map(|(index, path)| pmem(index, path))
+            .collect::<anyhow::Result<_>>()?,
         nets: arguments
             .tap
             .iter()
@@ -98,10 +104,23 @@ fn spec(arguments: &VmArguments, kernel: &Path, initramfs: &Path, vsock: &Path) 
             socket: FileSource::Path(vsock.into()),
         }),
         rng: true,
+        balloon: true,
         serial: arguments.serial.then(|| Serial {
             output: FileSource::Path("/dev/stderr".into()),
         }),
         count_exits: arguments.count_exits,
+    })
+}
+
+fn pmem(index: usize, path: &PathBuf) -> anyhow::Result<Pmem> {
+    let length = std::fs::metadata(path).with_context(|| format!("image {}", path.display()))?.len();
+    Ok(Pmem {
+        name: format!("img{index}"),
+        extents: vec![Extent {
+            file: FileSource::Path(path.clone()),
+            offset: 0,
+            length,
+        }],
     })
 }
 

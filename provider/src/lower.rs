@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use k8s_openapi::api::core::v1::{Container, SecurityContext};
 use kvmlet_image::{ImageConfig, ImageDevice};
 use kvmlet_protocol::{ContainerSpec, Interface, Mount, Process, Resources, Rlimit, RootFs, SandboxSpec, User, VolumeSpec};
-use vmm_lib::spec::{Boot, Disk, Extent, FileSource, MachineSpec, Net, SPEC_VERSION, Serial, Vsock};
+use vmm_lib::spec::{Boot, Disk, Extent, FileSource, MachineSpec, Net, Pmem, SPEC_VERSION, Serial, Vsock};
 
 use crate::{
     config::Guest,
@@ -16,6 +16,8 @@ use crate::{
     size::Size,
 };
 
+/// Bytes of images that a pod's guest reads in place: each costs it a 64th of its length in page descriptors.
+const IN_PLACE: u64 = 1 << 30;
 /// virtio-blk serial of the scratch disk.
 pub const SCRATCH: &str = "scratch";
 /// Context identifier of every guest: each machine has a multiplexer of its own.
@@ -91,23 +93,25 @@ pub fn machine(
     net: Option<([u8; 6], u16)>,
     dir: &Path,
 ) -> MachineSpec {
-    let mut disks: Vec<Disk> = images
-        .iter()
-        .enumerate()
-        .map(|(i, image)| Disk {
-            serial: image_serial(i),
-            extents: image
-                .extents
-                .iter()
-                .map(|e| Extent {
-                    file: FileSource::Path(e.path.clone()),
-                    offset: e.offset,
-                    length: e.length,
-                })
-                .collect(),
-            read_only: true,
-        })
-        .collect();
+    let in_place = in_place(images);
+    let (mut disks, mut pmems) = (Vec::new(), Vec::new());
+    for (index, image) in images.iter().enumerate() {
+        let extents = image.extents.iter().map(|e| Extent {
+            file: FileSource::Path(e.path.clone()),
+            offset: e.offset,
+            length: e.length,
+        });
+        let (name, extents) = (image_name(index), extents.collect());
+        if in_place.contains(&index) {
+            pmems.push(Pmem { name, extents });
+        } else {
+            disks.push(Disk {
+                serial: name,
+                extents,
+                read_only: true,
+            });
+        }
+    }
     disks.push(Disk {
         serial: SCRATCH.into(),
         extents: vec![Extent {
@@ -137,6 +141,7 @@ pub fn machine(
             command_line,
         },
         disks,
+        pmems,
         nets: net
             .map(|(mac, mtu)| Net {
                 tap: FileSource::Passed(0),
@@ -150,6 +155,7 @@ pub fn machine(
             socket: FileSource::Path(dir.join("vsock.sock")),
         }),
         rng: true,
+        balloon: true,
         serial: guest.serial.then(|| Serial {
             output: FileSource::Path(dir.join("console.log")),
         }),
@@ -157,9 +163,22 @@ pub fn machine(
     }
 }
 
-/// virtio-blk serial of the image device of this number.
-pub fn image_serial(number: usize) -> String {
+/// Name of the image of this number: of its virtio-pmem device, or the serial of its disk.
+fn image_name(number: usize) -> String {
     format!("img{number}")
+}
+
+/// Which of a pod's images its guest reads in place (virtio-pmem, DAX), so that pods share the host's pages of them: in order, while all
+/// together stay within [`IN_PLACE`]; the others are disks.
+pub fn in_place(images: &[&ImageDevice]) -> Vec<usize> {
+    let (mut found, mut left) = (Vec::new(), IN_PLACE);
+    for (index, image) in images.iter().enumerate() {
+        if let Some(rest) = left.checked_sub(image.size) {
+            found.push(index);
+            left = rest;
+        }
+    }
+    found
 }
 
 /// Where a machine's scratch disk is.
@@ -168,7 +187,15 @@ pub fn scratch_path(dir: &Path) -> PathBuf {
 }
 
 /// The pod's surroundings in its guest.
-pub fn sandbox(pod: &DesiredPod, dns: &Dns, interfaces: Vec<Interface>, ips: &[String], volumes: Vec<VolumeSpec>, now: u64) -> SandboxSpec {
+pub fn sandbox(
+    pod: &DesiredPod,
+    dns: &Dns,
+    interfaces: Vec<Interface>,
+    ips: &[String],
+    volumes: Vec<VolumeSpec>,
+    pmems: &[usize],
+    now: u64,
+) -> SandboxSpec {
     let (_, domain) = names::hostname(pod, &dns.domain);
     SandboxSpec {
         hostname: names::kernel_hostname(pod, &dns.domain),
@@ -178,6 +205,7 @@ pub fn sandbox(pod: &DesiredPod, dns: &Dns, interfaces: Vec<Interface>, ips: &[S
         interfaces,
         volumes,
         scratch: SCRATCH.into(),
+        pmems: pmems.iter().copied().map(image_name).collect(),
         time: now,
         sysctls: Vec::new(),
         share_processes: false,
@@ -210,7 +238,7 @@ pub fn container(
         id: id.into(),
         name: desired.name.clone(),
         root: RootFs {
-            device: image_serial(device),
+            device: image_name(device),
             read_only: security.read_only_root_filesystem.unwrap_or(false),
         },
         process: Process {
@@ -378,6 +406,15 @@ mod tests {
             working_dir: "/srv".into(),
             ..ImageConfig::default()
         }
+    }
+
+    #[test]
+    fn images_are_read_in_place_while_there_is_room_and_are_disks_beyond() {
+        let of = |size| ImageDevice { extents: vec![], size };
+        let images = [of(600 << 20), of(500 << 20), of(424 << 20), of(2 << 20)];
+        let images: Vec<&ImageDevice> = images.iter().collect();
+        assert_eq!(in_place(&images), [0, 2]);
+        assert_eq!(in_place(&[]), [0usize; 0]);
     }
 
     #[test]

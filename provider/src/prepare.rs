@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ContainerPort;
 use kvmlet_image::PulledImage;
 use kvmlet_network::{HostPort, PodInterface, PodNetwork, PodNetworkRequest, Protocol};
-use kvmlet_protocol::{ErrorKind, Interface, Request, Response, Route};
+use kvmlet_protocol::{ErrorKind, Interface, Request, Response, Route, SANDBOX_VERSION};
 use tracing::info;
 
 use crate::{
@@ -63,7 +63,10 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String]) ->
     let volumes = volumes::resolve(desired, &facts, &context.objects).await.map_err(mount)?;
     let prepared = begun.elapsed();
 
-    let size = size::size(desired, &context.config.pod_defaults);
+    let devices: Vec<_> = images.iter().map(|i| &i.device).collect();
+    let pmems = lower::in_place(&devices);
+    let mapped = pmems.iter().map(|index| devices[*index].size).sum();
+    let size = size::size(desired, &context.config.pod_defaults).with_images(mapped);
     let dir = machine::directory(context, &desired.uid);
     let (shared, disk, templates) = (context.clone(), lower::scratch_path(&dir), context.config.state_dir.join("scratch"));
     let making = tokio::task::spawn_blocking(move || {
@@ -74,7 +77,6 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String]) ->
     making.await.map_err(|e| sandbox(e.to_string()))?.map_err(sandbox)?;
 
     let mtu = u16::try_from(network.interface.mtu).unwrap_or(1500);
-    let devices: Vec<_> = images.iter().map(|i| &i.device).collect();
     let spec = lower::machine(
         desired,
         size,
@@ -93,8 +95,14 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String]) ->
     let boot = async {
         let mut agent = Agent::await_boot(&running.vsock, BOOT_TIME).await.map_err(|e| chain(&e))?;
         let hello = begun.elapsed();
+        let version = agent.welcome().version;
+        if version < SANDBOX_VERSION {
+            return Err(format!(
+                "the guest's agent speaks version {version} of the protocol, and {SANDBOX_VERSION} is needed: install the guest of this release"
+            ));
+        }
         let interfaces = vec![interface(&network.interface)];
-        let sandbox = lower::sandbox(desired, &context.dns, interfaces, &ips, volumes, now_nanoseconds());
+        let sandbox = lower::sandbox(desired, &context.dns, interfaces, &ips, volumes, &pmems, now_nanoseconds());
         agent.command(&Request::Setup(sandbox)).await.map_err(|e| chain(&e))?;
         info!(
             prepared_ms = prepared.as_millis(),

@@ -74,6 +74,18 @@ pub fn size(pod: &DesiredPod, defaults: &PodDefaults) -> Size {
     }
 }
 
+impl Size {
+    /// With room for the page descriptors of so many bytes of images that the guest reads in place.
+    #[must_use]
+    pub fn with_images(self, bytes: u64) -> Self {
+        let more = (bytes / MEMORY_MAP_SHARE).div_ceil(STEP).saturating_mul(STEP);
+        Self {
+            memory: self.memory.saturating_add(more).min(vmm_lib::spec::MAX_MEMORY),
+            ..self
+        }
+    }
+}
+
 /// Whether the pod fits: `used` is what other pods request, `allocatable` what the node gives, `capacity` what the host has.
 pub fn admit(pod: &DesiredPod, used: Amounts, pods: u32, allocatable: Amounts, capacity: Amounts, max_pods: u32) -> Result<(), Refusal> {
     if pods >= max_pods {

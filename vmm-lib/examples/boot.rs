@@ -26,9 +26,11 @@ fn main() -> Result<(), Box<dyn Error>> {
             ),
         },
         disks: Vec::new(),
+        pmems: Vec::new(),
         nets: Vec::new(),
         vsock: None,
         rng: true,
+        balloon: true,
         serial: Some(Serial {
             output: FileSource::Path("/dev/stdout".into()),
         }),

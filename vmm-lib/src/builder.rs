@@ -13,6 +13,7 @@ use crate::cpuid::{CpuidError, Template};
 use crate::devices::{self, DeviceError};
 use crate::exit::{ExitCounts, MachineExit, MachineReport};
 use crate::files::{FileError, Files};
+use crate::images::{self, Images, ImagesError};
 use crate::irq::Interrupts;
 use crate::kvm::{self, KvmError};
 use crate::memory::{self, KVM_TSS, Layout, MemoryError};
@@ -23,7 +24,7 @@ use crate::spec::MachineSpec;
 use crate::threads::{Enter, Maker, ThreadKind, Threads};
 use crate::validate::SpecErrors;
 use crate::vcpu::{self, Control, Vcpu};
-use crate::virtio::device::Memory;
+use crate::virtio::device::{GuestSpace, Memory};
 use crate::virtio::vsock::Inlet;
 
 /// Why there is no machine.
@@ -44,6 +45,9 @@ pub enum BuildError {
     /// Memory.
     #[error("make guest memory")]
     Memory(#[from] MemoryError),
+    /// An image that is read in place.
+    #[error("map images")]
+    Images(#[from] ImagesError),
     /// CPUID.
     #[error("set up CPUID")]
     Cpuid(#[from] CpuidError),
@@ -117,12 +121,15 @@ impl Builder {
         let kvm = kvm.map_or_else(kvm::open, kvm::from_open)?;
         let (threads, maker) = Threads::new(enter);
         let cpuid = Template::new(&kvm)?;
-        let layout = Layout::new(spec.memory, cpuid.address_bits())?;
+        let lengths: Vec<u64> = spec.pmems.iter().map(images::length).collect();
+        let layout = Layout::new(spec.memory, &lengths, cpuid.address_bits())?;
         let step = |what: &'static str| move |source| BuildError::Step(what, source);
 
         let vm = Arc::new(kvm.create_vm().map_err(step("create the virtual machine"))?);
         vm.set_tss_address(KVM_TSS).map_err(step("place KVM's task state"))?;
-        let memory = memory::create(&vm, &layout)?;
+        let ram = memory::create(&vm, &layout)?;
+        let mapped = Images::create(&vm, &layout, &spec.pmems, &files)?;
+        let memory: Memory = Arc::new(GuestSpace::new(ram, mapped));
         let ecam = memory::create_ecam(&vm)?;
         vm.create_irq_chip().map_err(step("create the interrupt controller"))?;
         let mut vcpus = Vec::new();
@@ -144,6 +151,7 @@ impl Builder {
         let bus = Bus {
             pci: PciBus::new(ecam, layout.clone(), functions),
             serial,
+            images: layout.images.clone(),
         };
 
         let kernel = files.open_existing("boot.kernel", &spec.boot.kernel, false)?;

@@ -1,5 +1,7 @@
 //! Where an exit goes: ports and memory that are not RAM. What nobody answers reads as all ones, and a write to it is ignored.
 
+use std::ops::Range;
+
 use crate::exit::MachineExit;
 use crate::pci::PciBus;
 use crate::power;
@@ -11,9 +13,35 @@ pub(crate) struct Bus {
     pub(crate) pci: PciBus,
     /// COM1.
     pub(crate) serial: Option<SerialPort>,
+    /// Where images lie, which a guest can read only.
+    pub(crate) images: Vec<Range<u64>>,
 }
 
 impl Bus {
+    /// Reads memory that is not RAM; may end the machine: a page of an image is read without an exit, unless the host cannot give it.
+    pub(crate) fn read(&self, address: u64, data: &mut [u8]) -> Option<MachineExit> {
+        if let Some(number) = self.image(address) {
+            let reason = format!("image {number} at {address:#x}, which its file has no longer");
+            return Some(MachineExit::MemoryFault { reason });
+        }
+        self.pci.read(address, data);
+        None
+    }
+
+    /// Writes to memory that is not RAM; may end the machine.
+    pub(crate) fn write(&self, address: u64, data: &[u8]) -> Option<MachineExit> {
+        if let Some(number) = self.image(address) {
+            let reason = format!("the guest wrote to its read-only image {number} at {address:#x}");
+            return Some(MachineExit::Crashed { reason });
+        }
+        self.pci.write(address, data);
+        None
+    }
+
+    fn image(&self, address: u64) -> Option<usize> {
+        self.images.iter().position(|image| image.contains(&address))
+    }
+
     /// `in`, also repeated: every byte comes from the same register, as only byte-wide devices exist.
     pub(crate) fn read_port(&self, port: u16, data: &mut [u8]) {
         data.fill(0xff);

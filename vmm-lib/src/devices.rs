@@ -1,4 +1,4 @@
-//! The machine's devices on its bus, in PCI order: host bridge, disks, networks, vsock, entropy. Knows what each needs; does none of its work.
+//! The machine's devices on its bus, in PCI order: host bridge, disks, images in place, networks, vsock, entropy, balloon. Knows what each needs; does none of its work.
 
 use std::sync::Arc;
 
@@ -8,12 +8,14 @@ use crate::files::{FileError, Files};
 use crate::irq::Interrupts;
 use crate::memory::Layout;
 use crate::pci::{DEVICES, HostBridge, PciFunction};
-use crate::spec::{Disk, MAX_DISKS, MAX_NETS, MachineSpec};
+use crate::spec::{Disk, MAX_NETS, MAX_STORES, MachineSpec};
 use crate::threads::Threads;
+use crate::virtio::balloon::Balloon;
 use crate::virtio::block::{Block, BlockError};
 use crate::virtio::device::{Memory, VirtioDevice};
 use crate::virtio::net::Net;
 use crate::virtio::pci::{BAR_SIZE, Transport};
+use crate::virtio::pmem::Pmem;
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{Inlet, Vsock};
 
@@ -54,7 +56,7 @@ pub(crate) fn create(
     (threads, inlet): (&Threads, Option<Inlet>),
 ) -> Result<Vec<Box<dyn PciFunction>>, DeviceError> {
     let mut functions: Vec<Box<dyn PciFunction>> = vec![Box::new(HostBridge::new())];
-    for (index, device) in virtio(spec, files, inlet)?.into_iter().enumerate() {
+    for (index, device) in virtio(spec, files, layout, inlet)?.into_iter().enumerate() {
         let name = device.name().to_owned();
         let bar = layout.mmio64.start + BAR_SIZE * index as u64;
         let transport = Transport::new(device, vm.clone(), interrupts.clone(), memory.clone(), bar, threads.clone());
@@ -65,10 +67,13 @@ pub(crate) fn create(
     Ok(functions)
 }
 
-fn virtio(spec: &MachineSpec, files: &Files, inlet: Option<Inlet>) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {
+fn virtio(spec: &MachineSpec, files: &Files, layout: &Layout, inlet: Option<Inlet>) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     for (index, disk) in spec.disks.iter().enumerate() {
         devices.push(Box::new(block(index, disk, files)?));
+    }
+    for (pmem, region) in spec.pmems.iter().zip(&layout.images) {
+        devices.push(Box::new(Pmem::new(&pmem.name, region.clone())));
     }
     for (index, net) in spec.nets.iter().enumerate() {
         let tap = files.open_existing(&format!("nets[{index}].tap"), &net.tap, true)?;
@@ -79,6 +84,9 @@ fn virtio(spec: &MachineSpec, files: &Files, inlet: Option<Inlet>) -> Result<Vec
     }
     if spec.rng {
         devices.push(Box::new(Rng::new()));
+    }
+    if spec.balloon {
+        devices.push(Box::new(Balloon::default()));
     }
     Ok(devices)
 }
@@ -99,5 +107,5 @@ fn block(index: usize, disk: &Disk, files: &Files) -> Result<Block, DeviceError>
     })
 }
 
-// Bridge, disks, networks, vsock and entropy have a device number each.
-const _: () = assert!(1 + MAX_DISKS + MAX_NETS + 2 <= DEVICES);
+// Bridge, disks and images, networks, vsock, entropy and balloon have a device number each.
+const _: () = assert!(1 + MAX_STORES + MAX_NETS + 3 <= DEVICES);

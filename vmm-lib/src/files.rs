@@ -37,6 +37,12 @@ pub fn open_files(mut spec: MachineSpec, passed: Vec<OwnedFd>) -> Result<(Machin
             opener.existing(&field, &mut extent.file, !disk.read_only)?;
         }
     }
+    for (index, pmem) in spec.pmems.iter_mut().enumerate() {
+        for (number, extent) in pmem.extents.iter_mut().enumerate() {
+            let field = format!("pmems[{index}].extents[{number}].file");
+            opener.existing(&field, &mut extent.file, false)?;
+        }
+    }
     for (index, net) in spec.nets.iter_mut().enumerate() {
         opener.existing(&format!("nets[{index}].tap"), &mut net.tap, true)?;
     }

@@ -17,9 +17,11 @@
 //!         command_line: vmm_lib::boot::FAST_COMMAND_LINE.into(),
 //!     },
 //!     disks: vec![],
+//!     pmems: vec![],
 //!     nets: vec![],
 //!     vsock: None,
 //!     rng: true,
+//!     balloon: true,
 //!     serial: None,
 //!     count_exits: false,
 //! };
@@ -53,6 +55,7 @@ pub mod files;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzz;
+mod images;
 mod irq;
 pub mod kvm;
 mod memory;

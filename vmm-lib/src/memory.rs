@@ -4,17 +4,15 @@
 //! 0            RAM, with boot structures below 640 KiB and ACPI tables at 896 KiB
 //! 3 GiB        hole: 32-bit window (512 MiB), ECAM (1 MiB), IOAPIC, LAPIC, KVM's own pages
 //! 4 GiB        RAM above the hole
-//! end of RAM   64-bit window, on 1 GiB, as far as the processor's addresses go
+//! end of RAM   images that are read in place, on 2 MiB each
+//! behind them  64-bit window, on 1 GiB, as far as the processor's addresses go
 //! ```
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MmapRegion};
-
-use crate::virtio::device::Memory;
 
 /// First address that low RAM may not use.
 pub(crate) const HOLE: u64 = 0xc000_0000;
@@ -38,15 +36,21 @@ const MAX_WINDOW: u64 = 64 << 30;
 const WINDOW_STEP: u64 = 1 << 30;
 /// KVM's slot of the ECAM page; RAM has 0 and 1.
 const ECAM_SLOT: u32 = 2;
+/// KVM's slot of the first image.
+pub(crate) const IMAGE_SLOT: u32 = 3;
+/// What an image begins and ends on: what Linux can add to its memory map at once.
+pub(crate) const IMAGE_STEP: u64 = 2 << 20;
 
 /// Why a machine's memory could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
     /// The processor's physical addresses are too short.
-    #[error("{memory} bytes of memory and a device window do not fit into {bits} address bits")]
+    #[error("{memory} bytes of memory, {images} bytes of images and a device window do not fit into {bits} address bits")]
     AddressBits {
         /// Wanted.
         memory: u64,
+        /// Read in place, wanted.
+        images: u64,
         /// Had.
         bits: u8,
     },
@@ -68,24 +72,36 @@ pub(crate) struct Layout {
     pub(crate) low: u64,
     /// RAM above the hole.
     pub(crate) high: u64,
+    /// Images, in their order.
+    pub(crate) images: Vec<Range<u64>>,
     /// Window for 64-bit BARs.
     pub(crate) mmio64: Range<u64>,
 }
 
 impl Layout {
-    /// Lays out `memory` bytes for a processor with `bits` physical address bits.
-    pub(crate) fn new(memory: u64, bits: u8) -> Result<Self, MemoryError> {
+    /// Lays out `memory` bytes, and images of these lengths, for a processor with `bits` physical address bits.
+    pub(crate) fn new(memory: u64, lengths: &[u64], bits: u8) -> Result<Self, MemoryError> {
         let low = memory.min(HOLE);
         let high = memory - low;
         let limit = 1u64 << bits.clamp(32, 52);
-        let start = (ABOVE_HOLE + high).next_multiple_of(WINDOW_STEP);
+        let mut end_of_images = (ABOVE_HOLE + high).next_multiple_of(IMAGE_STEP);
+        let mut images = Vec::new();
+        for length in lengths {
+            let start = end_of_images;
+            // Too much is refused below: no processor has so many addresses.
+            end_of_images = start.saturating_add(length.saturating_add(IMAGE_STEP - 1) / IMAGE_STEP * IMAGE_STEP);
+            images.push(start..end_of_images);
+        }
+        let start = end_of_images.min(1 << 62).next_multiple_of(WINDOW_STEP);
         let end = limit.min(start.saturating_add(MAX_WINDOW));
         if end < start + WINDOW_STEP {
-            return Err(MemoryError::AddressBits { memory, bits });
+            let images = lengths.iter().fold(0u64, |sum, length| sum.saturating_add(*length));
+            return Err(MemoryError::AddressBits { memory, images, bits });
         }
         Ok(Self {
             low,
             high,
+            images,
             mmio64: start..end,
         })
     }
@@ -108,7 +124,7 @@ impl Layout {
 }
 
 /// Maps RAM and gives it to KVM.
-pub(crate) fn create(vm: &VmFd, layout: &Layout) -> Result<Memory, MemoryError> {
+pub(crate) fn create(vm: &VmFd, layout: &Layout) -> Result<GuestMemoryMmap, MemoryError> {
     let ram = layout.ram();
     let ranges: Vec<_> = ram.iter().map(|(base, size)| (GuestAddress(*base), *size as usize)).collect();
     let memory = GuestMemoryMmap::from_ranges(&ranges).map_err(|source| MemoryError::Map(layout.low + layout.high, source))?;
@@ -127,7 +143,7 @@ pub(crate) fn create(vm: &VmFd, layout: &Layout) -> Result<Memory, MemoryError> 
         // SAFETY: the region is mapped, disjoint from the others, and outlives the VM: every holder of the VM holds the memory's Arc too.
         unsafe { vm.set_user_memory_region(entry) }.map_err(|source| MemoryError::Slot(slot, source))?;
     }
-    Ok(Arc::new(memory))
+    Ok(memory)
 }
 
 /// Maps the configuration space and gives it to KVM such that the guest reads it without an exit and a write exits.
@@ -151,28 +167,43 @@ mod tests {
 
     #[test]
     fn memory_up_to_the_hole_is_one_piece() {
-        let layout = Layout::new(HOLE, 40).expect("fits");
+        let layout = Layout::new(HOLE, &[], 40).expect("fits");
         assert_eq!(layout.ram(), [(0, HOLE)]);
         assert_eq!(layout.mmio64.start, ABOVE_HOLE);
     }
 
     #[test]
     fn memory_beyond_the_hole_goes_on_at_4_gib_and_the_window_follows_it() {
-        let layout = Layout::new(HOLE + (2 << 20), 40).expect("fits");
+        let layout = Layout::new(HOLE + (2 << 20), &[], 40).expect("fits");
         assert_eq!(layout.ram(), [(0, HOLE), (ABOVE_HOLE, 2 << 20)]);
         assert_eq!(layout.mmio64, ABOVE_HOLE + (1 << 30)..ABOVE_HOLE + (65 << 30));
     }
 
     #[test]
+    fn images_follow_memory_on_2_mib_each_and_the_window_follows_them() {
+        let layout = Layout::new(HOLE + (2 << 20), &[4096, 3 << 20], 40).expect("fits");
+        let first = ABOVE_HOLE + (2 << 20);
+        assert_eq!(layout.images, [first..first + (2 << 20), first + (2 << 20)..first + (6 << 20)]);
+        assert_eq!(layout.mmio64.start, ABOVE_HOLE + (1 << 30));
+        assert!(!layout.is_device_window(&layout.images[0]));
+        for lengths in [[64 << 30, 0], [u64::MAX, u64::MAX]] {
+            assert!(matches!(Layout::new(1 << 30, &lengths, 36), Err(MemoryError::AddressBits { .. })));
+        }
+    }
+
+    #[test]
     fn the_window_ends_where_addresses_end_and_memory_that_leaves_none_is_refused() {
-        assert_eq!(Layout::new(1 << 30, 36).expect("fits").mmio64.end, 1 << 36);
-        assert!(matches!(Layout::new(64 << 30, 36), Err(MemoryError::AddressBits { bits: 36, .. })));
-        assert!(matches!(Layout::new(1 << 30, 32), Err(MemoryError::AddressBits { .. })));
+        assert_eq!(Layout::new(1 << 30, &[], 36).expect("fits").mmio64.end, 1 << 36);
+        assert!(matches!(
+            Layout::new(64 << 30, &[], 36),
+            Err(MemoryError::AddressBits { bits: 36, .. })
+        ));
+        assert!(matches!(Layout::new(1 << 30, &[], 32), Err(MemoryError::AddressBits { .. })));
     }
 
     #[test]
     fn only_ranges_within_one_window_are_device_windows() {
-        let layout = Layout::new(1 << 30, 40).expect("fits");
+        let layout = Layout::new(1 << 30, &[], 40).expect("fits");
         assert!(layout.is_device_window(&(HOLE..HOLE + 0x4000)));
         assert!(layout.is_device_window(&(layout.mmio64.end - 0x4000..layout.mmio64.end)));
         assert!(!layout.is_device_window(&(layout.mmio64.end - 0x2000..layout.mmio64.end + 0x2000)));

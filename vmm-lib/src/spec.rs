@@ -15,6 +15,10 @@ pub const MAX_MEMORY: u64 = 1 << 40;
 pub const MAX_CPUS: u8 = 64;
 /// Most disks.
 pub const MAX_DISKS: usize = 24;
+/// Most disks and images in place together.
+pub const MAX_STORES: usize = MAX_DISKS;
+/// Most bytes of an image that is read in place.
+pub const MAX_PMEM: u64 = 1 << 36;
 /// Most network interfaces.
 pub const MAX_NETS: usize = 4;
 /// Longest kernel command line, bytes.
@@ -39,6 +43,9 @@ pub struct MachineSpec {
     /// Block devices, in PCI order.
     #[serde(default)]
     pub disks: Vec<Disk>,
+    /// Images that the guest reads in place, in PCI order, behind the disks.
+    #[serde(default)]
+    pub pmems: Vec<Pmem>,
     /// Network devices.
     #[serde(default)]
     pub nets: Vec<Net>,
@@ -48,6 +55,9 @@ pub struct MachineSpec {
     /// Whether there is a virtio-rng device (fed by getrandom(2)).
     #[serde(default)]
     pub rng: bool,
+    /// Whether there is a virtio-balloon device, by which the guest gives free memory back to the host.
+    #[serde(default)]
+    pub balloon: bool,
     /// A serial port (COM1), for debugging: costs thousands of exits.
     #[serde(default)]
     pub serial: Option<Serial>,
@@ -89,6 +99,17 @@ pub struct Disk {
     pub extents: Vec<Extent>,
     /// VIRTIO_BLK_F_RO, and files opened without write access.
     pub read_only: bool,
+}
+
+/// A read-only virtio-pmem device: extents of files, one behind the other, mapped into the guest, so that machines which read the same file
+/// share the host's pages of it. The files must keep their length for as long as the machine runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Pmem {
+    /// For messages.
+    pub name: String,
+    /// At least one; offsets and lengths are multiples of 4 KiB, all lengths together at most [`MAX_PMEM`].
+    pub extents: Vec<Extent>,
 }
 
 /// A piece of a file.

@@ -22,6 +22,10 @@ pub enum ThreadKind {
     Vsock,
     /// Serves random bytes.
     Rng,
+    /// Takes memory back from the guest.
+    Balloon,
+    /// Serves an image that is read in place.
+    Pmem,
 }
 
 /// Called by each thread before its work; an error ends what the thread was for.

@@ -4,13 +4,16 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use crate::spec::{
-    FileSource, MAX_COMMAND_LINE, MAX_CPUS, MAX_DISKS, MAX_MEMORY, MAX_NETS, MAX_SERIAL, MIN_MEMORY, MachineSpec, SPEC_VERSION,
+    Extent, FileSource, MAX_COMMAND_LINE, MAX_CPUS, MAX_DISKS, MAX_MEMORY, MAX_NETS, MAX_PMEM, MAX_SERIAL, MAX_STORES, MIN_MEMORY,
+    MachineSpec, SPEC_VERSION,
 };
 
 /// Granularity of guest memory.
 const MEMORY_STEP: u64 = 2 << 20;
 /// virtio-blk's unit.
 const SECTOR: u64 = 512;
+/// What a file is mapped in.
+const PAGE: u64 = 4096;
 
 /// A field that cannot be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -53,6 +56,27 @@ impl Checker {
         }
     }
 
+    /// Pieces of files in units of `unit` bytes; their lengths together, where 64 bits can say it.
+    fn extents(&mut self, extents: &[Extent], path: &str, unit: u64) -> Option<u64> {
+        self.require(!extents.is_empty(), path, || "is empty".to_owned());
+        let mut size = Some(0u64);
+        for (number, extent) in extents.iter().enumerate() {
+            let path = format!("{path}[{number}]");
+            self.file(&extent.file, &format!("{path}.file"));
+            let whole = extent.length > 0 && extent.length.is_multiple_of(unit);
+            self.require(whole, &format!("{path}.length"), || {
+                format!("{} is not a multiple of {unit} above 0", extent.length)
+            });
+            let end = extent.offset.checked_add(extent.length).filter(|end| *end <= i64::MAX as u64);
+            self.require(end.is_some(), &format!("{path}.offset"), || {
+                format!("{} plus the length is no file offset", extent.offset)
+            });
+            size = size.and_then(|sum| sum.checked_add(extent.length));
+        }
+        self.require(size.is_some(), path, || "are together larger than 64 bits can say".to_owned());
+        size
+    }
+
     fn file(&mut self, source: &FileSource, path: &str) {
         match source {
             FileSource::Path(file) => {
@@ -78,6 +102,7 @@ impl MachineSpec {
         self.shape(&mut check);
         self.boot(&mut check);
         self.disks(&mut check);
+        self.pmems(&mut check);
         self.nets(&mut check);
         if let Some(vsock) = &self.vsock {
             check.require((3..u32::MAX).contains(&vsock.cid), "vsock.cid", || {
@@ -139,23 +164,26 @@ impl MachineSpec {
             let printable = disk.serial.bytes().all(|byte| byte.is_ascii_graphic());
             check.require(printable, &path, || "is not printable ASCII without spaces".to_owned());
             check.require(serials.insert(&disk.serial), &path, || format!("{:?} is not unique", disk.serial));
-            let path = format!("disks[{index}].extents");
-            check.require(!disk.extents.is_empty(), &path, || "is empty".to_owned());
-            let mut size = Some(0u64);
-            for (number, extent) in disk.extents.iter().enumerate() {
-                let path = format!("disks[{index}].extents[{number}]");
-                check.file(&extent.file, &format!("{path}.file"));
-                let whole = extent.length > 0 && extent.length.is_multiple_of(SECTOR);
-                check.require(whole, &format!("{path}.length"), || {
-                    format!("{} is not a multiple of {SECTOR} above 0", extent.length)
+            check.extents(&disk.extents, &format!("disks[{index}].extents"), SECTOR);
+        }
+    }
+
+    fn pmems(&self, check: &mut Checker) {
+        let stores = self.disks.len() + self.pmems.len();
+        check.require(stores <= MAX_STORES, "pmems", || {
+            format!("and disks together are {stores}, more than {MAX_STORES}")
+        });
+        for (index, pmem) in self.pmems.iter().enumerate() {
+            let path = format!("pmems[{index}].extents");
+            let size = check.extents(&pmem.extents, &path, PAGE);
+            check.require(size.is_none_or(|size| size <= MAX_PMEM), &path, || {
+                format!("are together larger than {MAX_PMEM}")
+            });
+            for (number, extent) in pmem.extents.iter().enumerate() {
+                check.require(extent.offset.is_multiple_of(PAGE), &format!("{path}[{number}].offset"), || {
+                    format!("{} is not a multiple of {PAGE}", extent.offset)
                 });
-                let end = extent.offset.checked_add(extent.length).filter(|end| *end <= i64::MAX as u64);
-                check.require(end.is_some(), &format!("{path}.offset"), || {
-                    format!("{} plus the length is no file offset", extent.offset)
-                });
-                size = size.and_then(|sum| sum.checked_add(extent.length));
             }
-            check.require(size.is_some(), &path, || "are together larger than 64 bits can say".to_owned());
         }
     }
 
@@ -185,7 +213,7 @@ impl MachineSpec {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{Boot, Disk, Extent, Net, Vsock};
+    use crate::spec::{Boot, Disk, Net, Pmem, Vsock};
 
     fn spec() -> MachineSpec {
         MachineSpec {
@@ -199,9 +227,11 @@ mod tests {
                 command_line: "quiet".into(),
             },
             disks: Vec::new(),
+            pmems: Vec::new(),
             nets: Vec::new(),
             vsock: None,
             rng: false,
+            balloon: false,
             serial: None,
             count_exits: false,
         }
@@ -243,6 +273,14 @@ mod tests {
                 read_only: true,
             },
         ];
+        spec.pmems = vec![Pmem {
+            name: "image".into(),
+            extents: vec![Extent {
+                file: FileSource::Passed(0),
+                offset: 512,
+                length: MAX_PMEM + PAGE,
+            }],
+        }];
         spec.nets = vec![Net {
             tap: FileSource::Path("/dev/x".into()),
             mac: [1, 0, 0, 0, 0, 0],
@@ -276,6 +314,8 @@ mod tests {
             "disks[2].serial",
             "disks[2].serial",
             "disks[2].extents",
+            "pmems[0].extents",
+            "pmems[0].extents[0].offset",
             "nets[0].tap",
             "nets[0].mac",
             "nets[0].mtu",

@@ -188,11 +188,15 @@ impl Vcpu {
             }
             Ok(VcpuExit::MmioRead(address, data)) => {
                 control.count(index, |counts| count_address(counts, address));
-                bus.pci.read(address, data);
+                if let Some(exit) = bus.read(address, data) {
+                    return Next::End(exit);
+                }
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
                 control.count(index, |counts| count_address(counts, address));
-                bus.pci.write(address, data);
+                if let Some(exit) = bus.write(address, data) {
+                    return Next::End(exit);
+                }
             }
             Ok(VcpuExit::Intr) => control.count(index, |counts| counts.other("signal")),
             Ok(VcpuExit::Shutdown) => return Next::End(MachineExit::TripleFault),

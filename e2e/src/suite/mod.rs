@@ -8,8 +8,10 @@ mod daemon;
 mod exec;
 mod exits;
 mod images;
+mod in_place;
 mod jail;
 mod logs;
+mod memory;
 mod node;
 mod outage;
 mod pods;
@@ -80,7 +82,9 @@ fn all() -> impl Iterator<Item = &'static Test> {
         restarts::TESTS,
         volumes::TESTS,
         images::TESTS,
+        in_place::TESTS,
         logs::TESTS,
+        memory::TESTS,
         exec::TESTS,
         exits::TESTS,
         jail::TESTS,

@@ -141,7 +141,7 @@ impl Agent {
     }
 
     fn start_occupied(self: &Arc<Self>, sandbox: &Sandbox, spec: ContainerSpec) -> Result<u32, Failure> {
-        let image = lock(&self.images).mount(&spec.root.device)?;
+        let image = lock(&self.images).mount(&spec.root.device, &sandbox.spec.pmems)?;
         let (container, ended) = container::start(sandbox, image, spec)?;
         let (pid, container) = (container.pid, Arc::new(container));
         {

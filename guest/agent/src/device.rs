@@ -1,4 +1,4 @@
-//! Block devices by their virtio serial; the scratch disk and the images on them, mounted once each.
+//! Disks by their virtio serial, memory devices by their place on the PCI bus; the scratch disk and the images on them, mounted once each.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -73,24 +73,79 @@ fn grow(name: &str) -> std::io::Result<()> {
     sys::ext4_resize(root.as_fd(), bytes / block)
 }
 
-/// The images mounted so far, by their devices' serial.
+/// What a virtio-pmem function says it is: the vendor's, and 0x1040 plus the device type 27.
+const PMEM_FUNCTION: (&str, &str) = ("0x1af4", "0x105b");
+
+/// The kernel's name (`pmem0`) of the device of this number among those of the PCI functions of virtio-pmem. Its memory is read-only to
+/// this machine: a write to it would end the machine, so the kernel is told first.
+fn find_pmem(number: usize) -> Option<String> {
+    let says = |function: &Path, what: &str, value: &str| fs::read_to_string(function.join(what)).is_ok_and(|text| text.trim() == value);
+    let mut functions: Vec<PathBuf> = fs::read_dir("/sys/bus/pci/devices")
+        .ok()?
+        .flatten()
+        .map(|entry| entry.path())
+        .collect();
+    functions.retain(|function| says(function, "vendor", PMEM_FUNCTION.0) && says(function, "device", PMEM_FUNCTION.1));
+    functions.sort();
+    let region = below(&below(&below(functions.get(number)?, "virtio")?, "ndbus")?, "region")?;
+    let block = below(&below(&region, "namespace")?.join("block"), "pmem")?;
+    fs::write(region.join("read_only"), "1").ok()?;
+    Some(block.file_name()?.to_str()?.to_owned())
+}
+
+/// The entry of a directory whose name is this and a number (`region0`, `namespace0.0`).
+fn below(directory: &Path, prefix: &str) -> Option<PathBuf> {
+    let numbered = |name: &str| {
+        name.strip_prefix(prefix)
+            .is_some_and(|rest| rest.starts_with(|first: char| first.is_ascii_digit()))
+    };
+    let mut entries = fs::read_dir(directory).ok()?.flatten();
+    let found = entries.find(|entry| entry.file_name().to_str().is_some_and(numbered))?;
+    Some(found.path())
+}
+
+/// The images mounted so far, by their names.
 #[derive(Debug, Default)]
 pub(crate) struct Images {
     mounted: BTreeMap<String, PathBuf>,
 }
 
 impl Images {
-    /// Where the image on this device is mounted; mounts it when it is asked for first.
-    pub(crate) fn mount(&mut self, serial: &str) -> Result<PathBuf, Failure> {
-        if let Some(path) = self.mounted.get(serial) {
+    /// Where the image of this name is mounted; mounts it when it is asked for first. `pmems` are the names of those that are read in place.
+    pub(crate) fn mount(&mut self, image: &str, pmems: &[String]) -> Result<PathBuf, Failure> {
+        if let Some(path) = self.mounted.get(image) {
             return Ok(path.clone());
         }
-        let name = wait(serial)?;
+        let (name, options) = match pmems.iter().position(|pmem| pmem == image) {
+            Some(number) => (wait_for_pmem(image, number)?, Some(c"dax=always")),
+            None => (wait(image)?, None),
+        };
         let path = Path::new(IMAGES).join(&name);
         fs::create_dir_all(&path).attempt("create an image's directory")?;
-        mount(format!("/dev/{name}"), &path, "erofs", MountFlags::RDONLY | MountFlags::NODEV, None)
-            .attempt(format_args!("mount the image on {serial:?}"))?;
-        self.mounted.insert(serial.to_owned(), path.clone());
+        let flags = MountFlags::RDONLY | MountFlags::NODEV;
+        mount(format!("/dev/{name}"), &path, "erofs", flags, options).attempt(format_args!("mount the image {image:?}"))?;
+        self.mounted.insert(image.to_owned(), path.clone());
         Ok(path)
+    }
+}
+
+fn wait_for_pmem(image: &str, number: usize) -> Result<String, Failure> {
+    wait_for(|| find_pmem(number).filter(|name| Path::new("/dev").join(name).exists()))
+        .ok_or_else(|| fail(ErrorKind::Internal, format!("no memory device with image {image:?} appeared")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_numbered_entry_is_found_and_its_like_is_not() {
+        let directory = std::env::temp_dir().join(format!("kvmlet-agent-{}", std::process::id()));
+        for name in ["ndctl0", "nd", "ndbus", "ndbus7"] {
+            fs::create_dir_all(directory.join(name)).unwrap();
+        }
+        assert_eq!(below(&directory, "ndbus"), Some(directory.join("ndbus7")));
+        assert_eq!(below(&directory, "region"), None);
+        fs::remove_dir_all(directory).unwrap();
     }
 }

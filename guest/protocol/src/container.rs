@@ -28,7 +28,7 @@ pub struct ContainerSpec {
 /// A container's root file system: an image below, a writable layer above.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RootFs {
-    /// virtio-blk serial of the image's device, for example `img0`.
+    /// Name of the image: one of the sandbox's pmems, or the virtio-blk serial of its disk; for example `img0`.
     pub device: String,
     /// Nothing can be written in it (readOnlyRootFilesystem); the agent's layer holds only the places of mounts.
     pub read_only: bool,

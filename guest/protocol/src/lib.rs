@@ -30,7 +30,9 @@ pub const CONTROL_PORT: u32 = 1024;
 /// vsock port on which the agent hands out the containers' output.
 pub const LOG_PORT: u32 = 1025;
 /// The newest version of this protocol; the agent and the host speak the smaller of their two newest.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
+/// The oldest version that understands today's [`SandboxSpec`]: a guest that is new must speak it.
+pub const SANDBOX_VERSION: u16 = 2;
 /// The oldest version still spoken.
 pub const OLDEST_VERSION: u16 = 1;
 /// Largest frame, in bytes, that a host may send (a volume's content travels in one).

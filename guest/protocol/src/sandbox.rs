@@ -19,6 +19,8 @@ pub struct SandboxSpec {
     pub volumes: Vec<VolumeSpec>,
     /// virtio-blk serial of the scratch disk (ext4), which holds writable layers and disk volumes; grown to its device's size.
     pub scratch: String,
+    /// Names of the images on virtio-pmem devices, in the order of their PCI functions; an image of another name is on a disk.
+    pub pmems: Vec<String>,
     /// Host time, nanoseconds since 1970; the guest's clock is set when it is off by more than 10 ms.
     pub time: u64,
     /// Kernel parameters, as (`net.ipv4.ip_forward`, `1`).

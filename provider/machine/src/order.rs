@@ -99,13 +99,15 @@ fn open(spec: MachineSpec, passed: Vec<OwnedFd>) -> Result<Parts, BuildError> {
 
 /// Threads of a machine's process, at most.
 pub fn threads(spec: &MachineSpec) -> u64 {
-    let devices = (spec.disks.len() + spec.nets.len() + 2) as u64;
+    let devices = (spec.disks.len() + spec.pmems.len() + spec.nets.len() + 3) as u64;
     u64::from(spec.cpus) + devices + MAX_CONNECTIONS as u64 + OTHER_THREADS
 }
 
 /// Each extent has a descriptor of its own besides the file's.
 fn limits(spec: &MachineSpec, passed: usize) -> Limits {
-    let extents = spec.disks.iter().map(|disk| disk.extents.len() as u64).sum::<u64>();
+    let of_disks = spec.disks.iter().map(|disk| disk.extents.len());
+    let of_pmems = spec.pmems.iter().map(|pmem| pmem.extents.len());
+    let extents = of_disks.chain(of_pmems).sum::<usize>() as u64;
     Limits {
         files: OTHER_FILES + 2 * extents + passed as u64,
         threads: threads(spec),

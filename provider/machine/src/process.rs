@@ -212,6 +212,8 @@ fn role(kind: ThreadKind) -> Role {
         ThreadKind::Net => Role::Net,
         ThreadKind::Vsock => Role::Vsock,
         ThreadKind::Rng => Role::Rng,
+        ThreadKind::Pmem => Role::Pmem,
+        ThreadKind::Balloon => Role::Balloon,
     }
 }
 

@@ -7,6 +7,8 @@ use std::ops::Range;
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions, VolatileSlice};
 
+use super::device::GuestSpace;
+
 const DESCRIPTOR_SIZE: u64 = 16;
 
 /// What is wrong with what a guest put into a ring.
@@ -59,7 +61,14 @@ impl<'m> Segments<'m> {
         self.slices.len()
     }
 
-    fn push(&mut self, memory: &'m GuestMemoryMmap, address: GuestAddress, length: u32, access: Permissions) -> Result<(), ChainError> {
+    /// Adds a piece that lies in `memory` as a whole and may be used so.
+    pub(crate) fn push(
+        &mut self,
+        memory: &'m GuestMemoryMmap,
+        address: GuestAddress,
+        length: u32,
+        access: Permissions,
+    ) -> Result<(), ChainError> {
         let slices = memory
             .get_slices(address, length as usize, access)
             .map_err(|_| ChainError::Buffer)?;
@@ -67,6 +76,26 @@ impl<'m> Segments<'m> {
             let slice = slice.map_err(|_| ChainError::Buffer)?;
             self.len += slice.len();
             self.slices.push(slice);
+        }
+        Ok(())
+    }
+
+    /// Gives whole pages of RAM back to the host: they read as zeros, and cost nothing until they are written. Other bytes stay.
+    pub(crate) fn discard(&self) -> std::io::Result<()> {
+        const PAGE: usize = 4096;
+        for slice in &self.slices {
+            let guard = slice.ptr_guard_mut();
+            let address = guard.as_ptr();
+            let start = address.addr().next_multiple_of(PAGE);
+            let end = (address.addr() + slice.len()) / PAGE * PAGE;
+            if start < end {
+                let first = address.wrapping_add(start - address.addr());
+                // SAFETY: the range lies in a slice of guest memory, which is mapped for as long as it is borrowed here, and to which nobody
+                // has a reference: all access is volatile. Contents may change at any time, as the guest can do that, too.
+                if unsafe { libc::madvise(first.cast(), end - start, libc::MADV_DONTNEED) } != 0 {
+                    return Err(std::io::Error::last_os_error());
+                }
+            }
         }
         Ok(())
     }
@@ -136,7 +165,7 @@ pub struct Chain<'m> {
 
 impl<'m> Chain<'m> {
     /// Walks the chain that starts at descriptor `head` of a table of `size` descriptors; `may_indirect`: VIRTIO_F_INDIRECT_DESC is agreed on.
-    pub fn walk(memory: &'m GuestMemoryMmap, table: GuestAddress, size: u16, head: u16, may_indirect: bool) -> Result<Self, ChainError> {
+    pub fn walk(memory: &'m GuestSpace, table: GuestAddress, size: u16, head: u16, may_indirect: bool) -> Result<Self, ChainError> {
         let mut chain = Self {
             head,
             readable: Segments::default(),
@@ -175,7 +204,8 @@ impl<'m> Chain<'m> {
             } else if chain.writable.len > 0 {
                 return Err(ChainError::Order);
             } else {
-                chain.readable.push(memory, address, descriptor.length, Permissions::Read)?;
+                let place = memory.of_readable(address, descriptor.length as usize);
+                chain.readable.push(place, address, descriptor.length, Permissions::Read)?;
             }
             if !descriptor.has(VRING_DESC_F_NEXT) {
                 return Ok(chain);
@@ -209,5 +239,56 @@ impl Descriptor {
 
     fn has(&self, flag: u32) -> bool {
         u32::from(self.flags) & flag != 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::images::Images;
+
+    const TABLE: u64 = 0x1000;
+    const IMAGE: u64 = 1 << 32;
+
+    /// 1 MiB of RAM, and an image of 64 KiB.
+    fn space() -> GuestSpace {
+        let of = |start, size| GuestMemoryMmap::from_ranges(&[(GuestAddress(start), size)]).unwrap();
+        let image = of(IMAGE, 64 << 10);
+        image.write_slice(b"from the image", GuestAddress(IMAGE + 8)).unwrap();
+        GuestSpace::new(of(0, 1 << 20), Images::of(image))
+    }
+
+    fn walk(space: &GuestSpace, address: u64, length: u32, flags: u32) -> Result<Chain<'_>, ChainError> {
+        let mut descriptor = address.to_le_bytes().to_vec();
+        descriptor.extend(length.to_le_bytes());
+        descriptor.extend(flags.to_le_bytes());
+        space.write_slice(&descriptor, GuestAddress(TABLE)).unwrap();
+        Chain::walk(space, GuestAddress(TABLE), 16, 0, true)
+    }
+
+    #[test]
+    fn a_device_reads_a_page_of_an_image() {
+        let space = space();
+        let chain = walk(&space, IMAGE + 8, 14, 0).unwrap();
+        let mut bytes = [0; 14];
+        chain.readable.read(0, &mut bytes).unwrap();
+        assert_eq!(&bytes, b"from the image");
+    }
+
+    #[test]
+    fn a_device_is_never_made_to_write_to_an_image_nor_to_take_a_table_from_it() {
+        let space = space();
+        for (address, length) in [(IMAGE, 1), (IMAGE + 8, 14), (IMAGE + (64 << 10) - 1, 1)] {
+            assert_eq!(walk(&space, address, length, VRING_DESC_F_WRITE).unwrap_err(), ChainError::Buffer);
+        }
+        assert_eq!(walk(&space, IMAGE, 16, VRING_DESC_F_INDIRECT).unwrap_err(), ChainError::Indirect);
+    }
+
+    #[test]
+    fn a_buffer_across_the_end_of_an_image_is_no_buffer() {
+        let space = space();
+        for (address, length) in [(IMAGE + (64 << 10) - 1, 2), (IMAGE - 1, 2), (IMAGE + (64 << 10), 1), (u64::MAX, 2)] {
+            assert_eq!(walk(&space, address, length, 0).unwrap_err(), ChainError::Buffer);
+        }
     }
 }

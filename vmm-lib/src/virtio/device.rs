@@ -1,19 +1,60 @@
 //! The seam between the PCI transport and the devices: what a device tells the transport, and what it gets once its driver is ready.
 
+use std::ops::Deref;
 use std::sync::Arc;
 
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::images::Images;
 use crate::threads::Threads;
 
 /// Guest memory as all devices see it.
-pub type Memory = Arc<GuestMemoryMmap>;
+pub type Memory = Arc<GuestSpace>;
+
+/// RAM, which this dereferences to: rings, and all that a device writes, lie there and nowhere else. Beside it what a guest reads in place
+/// and may have a device read: it hands pages of its image to its disk and its network as they are.
+#[derive(Debug, Default)]
+pub struct GuestSpace {
+    ram: GuestMemoryMmap,
+    images: Images,
+}
+
+impl GuestSpace {
+    /// RAM, and images that are mapped without write access.
+    pub fn new(ram: GuestMemoryMmap, images: Images) -> Self {
+        Self { ram, images }
+    }
+
+    /// Where a buffer lies that a device only reads; RAM where it lies nowhere.
+    pub fn of_readable(&self, address: GuestAddress, length: usize) -> &GuestMemoryMmap {
+        let images = self.images.memory();
+        if images.check_range(address, length, Permissions::Read) {
+            images
+        } else {
+            &self.ram
+        }
+    }
+}
+
+impl From<GuestMemoryMmap> for GuestSpace {
+    fn from(ram: GuestMemoryMmap) -> Self {
+        Self::new(ram, Images::default())
+    }
+}
+
+impl Deref for GuestSpace {
+    type Target = GuestMemoryMmap;
+
+    fn deref(&self) -> &GuestMemoryMmap {
+        &self.ram
+    }
+}
 
 /// A virtio device, behind any transport (virtio 1.2, section 2). Called by vCPU threads only for configuration and life cycle;
 /// a device does its work on threads of its own, named after it, started by [`VirtioDevice::activate`].
 pub trait VirtioDevice: Send {
-    /// Device identifier (virtio 1.2, section 5): 1 net, 2 block, 4 entropy, 19 socket.
+    /// Device identifier (virtio 1.2, section 5): 1 net, 2 block, 4 entropy, 19 socket, 27 pmem.
     fn device_type(&self) -> u16;
 
     /// Name for threads, messages and counters: `block img0`.

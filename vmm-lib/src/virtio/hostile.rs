@@ -12,9 +12,11 @@ use std::io::Write as _;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+use super::balloon::Balloon;
 use super::block::Block;
 use super::device::{Memory, VirtioDevice};
 use super::net::Net;
+use super::pmem::Pmem;
 use super::rng::Rng;
 use super::testing::{DEADLINE, Driver, Faults, INDIRECT, NEXT, WRITE, activate};
 use super::vsock::Vsock;
@@ -44,7 +46,7 @@ fn memory() -> Memory {
     }
     // Rings begin empty.
     memory.write_slice(&vec![0; 0x4_0000], GuestAddress(0)).unwrap();
-    Arc::new(memory)
+    Arc::new(memory.into())
 }
 
 /// A device, and the queue of it that is attacked.
@@ -74,6 +76,9 @@ impl Victim {
         let mut all = vec![
             plain("block", Box::new(block), 1, 0, false),
             plain("rng", Box::new(Rng::new()), 1, 0, true),
+            plain("balloon inflate", Box::<Balloon>::default(), 3, 0, false),
+            plain("balloon report", Box::<Balloon>::default(), 3, 2, true),
+            plain("pmem", Box::new(Pmem::new("image", 0..1)), 1, 0, false),
         ];
         for (name, attacked) in [("net receive", 0), ("net transmit", 1)] {
             let (ours, wire) = UnixDatagram::pair().unwrap();
@@ -304,7 +309,7 @@ fn an_indirect_table_that_was_never_agreed_on_is_a_fault() {
 #[test]
 fn more_buffers_than_descriptors_are_never_held() {
     // Small buffers are collected until the largest frame fits, and none is given back: the index may not pass them by.
-    let mut victim = Victim::all().remove(2);
+    let mut victim = Victim::all().into_iter().find(|victim| victim.name == "net receive").unwrap();
     let memory = memory();
     let (mut drivers, faults) = victim.start(&memory, F_MERGE | F_LARGE);
     drivers[0].chain(0, &[(BUFFER, 12, true)]);

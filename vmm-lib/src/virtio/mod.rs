@@ -2,6 +2,7 @@
 
 pub mod device;
 
+pub(crate) mod balloon;
 pub mod block;
 pub(crate) mod chain;
 pub(crate) mod common;
@@ -11,6 +12,7 @@ pub(crate) mod fuzz;
 mod hostile;
 pub mod net;
 pub(crate) mod pci;
+pub(crate) mod pmem;
 #[cfg(test)]
 mod proofs;
 pub(crate) mod queue;

@@ -6,6 +6,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use super::device::GuestSpace;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::chain::{Chain, ChainError};
@@ -21,13 +23,15 @@ const BUFFERS: u64 = 0x8000;
 const PIECES: [(u64, u64); 2] = [(0, 0x1_0000), (0x2_0000, 0x1_0000)];
 const EVENT_IDX: u64 = 1 << 29;
 
-fn memory() -> GuestMemoryMmap {
-    GuestMemoryMmap::from_ranges(&PIECES.map(|(base, size)| (GuestAddress(base), size as usize))).unwrap()
+fn memory() -> GuestSpace {
+    GuestMemoryMmap::from_ranges(&PIECES.map(|(base, size)| (GuestAddress(base), size as usize)))
+        .unwrap()
+        .into()
 }
 
 /// A driver that keeps count in 64 bits, and the device's ring.
 struct Rig<'m> {
-    memory: &'m GuestMemoryMmap,
+    memory: &'m GuestSpace,
     ring: Ring<'m>,
     interrupt: Arc<EventFd>,
     size: u64,
@@ -36,7 +40,7 @@ struct Rig<'m> {
 }
 
 impl<'m> Rig<'m> {
-    fn new(memory: &'m GuestMemoryMmap, size: u16, start: u16, features: u64) -> Self {
+    fn new(memory: &'m GuestSpace, size: u16, start: u16, features: u64) -> Self {
         let registers = QueueRegisters {
             size,
             enabled: true,

@@ -5,12 +5,12 @@ use std::sync::atomic::{Ordering, fence};
 
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{
     chain::{Chain, ChainError},
-    device::{ActiveQueue, Interrupt},
+    device::{ActiveQueue, GuestSpace, Interrupt},
 };
 
 /// VIRTIO_F_INDIRECT_DESC, VIRTIO_F_EVENT_IDX and VIRTIO_F_VERSION_1: what every device here offers.
@@ -20,7 +20,7 @@ const EVENT_IDX: u64 = 1 << 29;
 
 /// A ring and its driver's ear.
 pub struct Ring<'m> {
-    memory: &'m GuestMemoryMmap,
+    memory: &'m GuestSpace,
     queue: Queue,
     interrupt: Interrupt,
     kick: EventFd,
@@ -32,7 +32,7 @@ pub struct Ring<'m> {
 
 impl<'m> Ring<'m> {
     /// A ring whose addresses the transport has checked.
-    pub fn new(memory: &'m GuestMemoryMmap, active: ActiveQueue, features: u64) -> Self {
+    pub fn new(memory: &'m GuestSpace, active: ActiveQueue, features: u64) -> Self {
         let ActiveQueue {
             mut queue,
             kick,
@@ -70,7 +70,7 @@ impl<'m> Ring<'m> {
 
     /// The next chain the driver has made available.
     pub fn pop(&mut self) -> Result<Option<Chain<'m>>, ChainError> {
-        let head = match self.queue.iter(self.memory) {
+        let head = match self.queue.iter(&**self.memory) {
             Ok(mut available) => available.next().map(|chain| chain.head_index()),
             Err(virtio_queue::Error::InvalidAvailRingIndex) => return Err(ChainError::AvailableIndex),
             Err(_) => return Err(ChainError::Ring),
@@ -86,12 +86,12 @@ impl<'m> Ring<'m> {
 
     /// Asks to be kicked at the next chain. `true`: there is one already, and the kick may not come.
     pub fn arm(&mut self) -> Result<bool, ChainError> {
-        self.queue.enable_notification(self.memory).map_err(|_| ChainError::Ring)
+        self.queue.enable_notification(&**self.memory).map_err(|_| ChainError::Ring)
     }
 
     /// Asks not to be kicked.
     pub fn disarm(&mut self) -> Result<(), ChainError> {
-        self.queue.disable_notification(self.memory).map_err(|_| ChainError::Ring)
+        self.queue.disable_notification(&**self.memory).map_err(|_| ChainError::Ring)
     }
 
     /// Gives a chain back with `written` bytes in its writable part; seen by the driver after [`Ring::publish`].

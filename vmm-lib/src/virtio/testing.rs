@@ -28,7 +28,7 @@ pub(in crate::virtio) const MEMORY: u64 = 16 << 20;
 
 /// Guest memory of [`MEMORY`] bytes.
 pub(in crate::virtio) fn memory() -> Memory {
-    Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY as usize)]).unwrap())
+    Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY as usize)]).unwrap().into())
 }
 
 /// The driver's side of a queue.
@@ -66,7 +66,7 @@ impl Driver {
         queue.try_set_avail_ring_address(GuestAddress(self.available)).unwrap();
         queue.try_set_used_ring_address(GuestAddress(self.used)).unwrap();
         queue.set_ready(true);
-        assert!(queue.is_valid(&*self.memory));
+        assert!(queue.is_valid(&**self.memory));
         ActiveQueue {
             queue,
             kick: self.kick.try_clone().unwrap(),

@@ -8,9 +8,9 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 pub(crate) use bzimage::{LOAD, bzimage};
-use vmm_lib::Builder;
 use vmm_lib::exit::MachineReport;
 use vmm_lib::spec::{Boot, FileSource, MachineSpec, SPEC_VERSION};
+use vmm_lib::{Builder, Machine};
 
 /// `mov $value, %al; mov $port, %dx; out %al, %dx`.
 pub fn out_byte(port: u16, value: u8) -> Vec<u8> {
@@ -47,9 +47,11 @@ impl Kernel {
                 command_line: "quiet".into(),
             },
             disks: Vec::new(),
+            pmems: Vec::new(),
             nets: Vec::new(),
             vsock: None,
             rng: true,
+            balloon: false,
             serial: None,
             count_exits: true,
         }
@@ -83,7 +85,11 @@ pub fn run(image: &[u8], cpus: u8) -> MachineReport {
 /// Runs a machine to its end, or stops it after a while.
 pub fn run_spec(spec: MachineSpec) -> MachineReport {
     say_which_kvm();
-    let machine = Builder::new(spec, Vec::new()).build().expect("this KVM makes machines");
+    run_machine(Builder::new(spec, Vec::new()).build().expect("this KVM makes machines"))
+}
+
+/// Runs what was built, as [`run_spec`] does.
+pub fn run_machine(machine: Machine) -> MachineReport {
     let handle = machine.handle();
     let (done, ended) = std::sync::mpsc::channel();
     let guard = std::thread::spawn(move || {

@@ -29,10 +29,14 @@ pub enum Role {
     Vsock,
     /// Serves random bytes.
     Rng,
+    /// Takes memory back from the guest.
+    Balloon,
+    /// Serves an image that is read in place.
+    Pmem,
 }
 
 /// All but [`Role::Process`].
-pub(super) const OWN: [Role; 10] = [
+pub(super) const OWN: [Role; 12] = [
     Role::Main,
     Role::Signals,
     Role::Control,
@@ -43,6 +47,8 @@ pub(super) const OWN: [Role; 10] = [
     Role::Net,
     Role::Vsock,
     Role::Rng,
+    Role::Pmem,
+    Role::Balloon,
 ];
 
 /// A system call, and what must hold for one of its arguments.
@@ -233,7 +239,7 @@ impl Role {
                     OneOf(libc::SYS_ioctl, 1, &[FIONBIO]),
                 ],
             ],
-            Self::Rng => &[DEVICE],
+            Self::Rng | Self::Pmem | Self::Balloon => &[DEVICE],
         };
         own.iter().copied().chain([ALL]).collect()
     }

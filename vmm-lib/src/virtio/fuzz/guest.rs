@@ -37,7 +37,7 @@ pub(crate) fn memory() -> Memory {
     let pieces = PIECES.map(|piece| (GuestAddress(piece.start), (piece.end - piece.start) as usize));
     let memory = MEMORY.with(|memory| {
         memory
-            .get_or_init(|| Arc::new(GuestMemoryMmap::from_ranges(&pieces).expect("the host has 56 KiB")))
+            .get_or_init(|| Arc::new(GuestMemoryMmap::from_ranges(&pieces).expect("the host has 56 KiB").into()))
             .clone()
     });
     for (base, size) in pieces {

@@ -61,7 +61,11 @@ impl Rig {
     fn new() -> Self {
         let vm = Arc::new(crate::kvm::open().expect("the host has KVM").create_vm().expect("and makes VMs"));
         vm.create_irq_chip().expect("with interrupts");
-        let memory = Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).expect("and 1 MiB"));
+        let memory = Arc::new(
+            GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)])
+                .expect("and 1 MiB")
+                .into(),
+        );
         let ((send_activation, activations), (send_reset, resets)) = (channel(), channel());
         let probe = Box::new(Probe {
             activations: send_activation,
@@ -240,7 +244,7 @@ fn a_guest_that_writes_anything_anywhere_breaks_nothing() {
 #[test]
 fn a_bar_that_moves_takes_its_registers_along_and_never_lies_outside_of_the_windows() {
     let rig = Rig::new();
-    let layout = Layout::new(1 << 30, 40).expect("fits");
+    let layout = Layout::new(1 << 30, &[], 40).expect("fits");
     let vm = rig.transport.vm.clone();
     let ecam = crate::memory::create_ecam(&vm).expect("KVM takes a read-only slot");
     let bus = PciBus::new(ecam, layout.clone(), vec![Box::new(rig.transport)]);

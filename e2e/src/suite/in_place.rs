@@ -1,0 +1,61 @@
+//! Images that guests read in place: pods of one image share the host's pages of it, and their guests keep no copy.
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+
+use super::{
+    Test,
+    daemon::Identity,
+    workload::{PATIENCE, line, pod, within},
+};
+use crate::{Cluster, wait_for};
+
+pub(super) const TESTS: &[Test] = &[Test {
+    name: "two pods that read all of one large image have its pages once, and no copy of their own",
+    hosts: 1,
+    kvmlet: true,
+    run: shared,
+}];
+
+/// Reads every file of the image, then says what the guest's page cache has grown by.
+const READ: &str = "before=$(sed -n 's/^Cached: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo)
+    find / -xdev -type f -exec cat {} + | wc -c | sed 's/^/bytes=/'
+    echo cached=$(( ($(sed -n 's/^Cached: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo) - before) * 1024 ))
+    exec sleep 100000";
+/// Of a machine's process: what it has of mapped files, in bytes, and its share where others have them too.
+const MAPPED: &str = "awk '/^[0-9a-f]+-[0-9a-f]+ /{ on = /\\/images\\// } on && /^Rss:/{ r += $2 } on && /^Pss:/{ p += $2 }
+    END { printf \"rss=%d\\npss=%d\\n\", r * 1024, p * 1024 }' /proc/$1/smaps";
+
+fn shared(cluster: &Cluster) -> Result<()> {
+    within(cluster, "in-place", |place| {
+        let main = json!({"image": "large", "command": ["bash", "-c", READ], "resources": {"limits": {"memory": "512Mi"}}});
+        place.create(&[pod("one", main.clone()), pod("two", main)])?;
+        let (host, mut all, mut shares, mut whole) = (cluster.host(0)?, Vec::new(), 0, 0);
+        for name in ["one", "two"] {
+            let said = wait_for(&format!("{name} to have read its image"), PATIENCE, || {
+                let logs = place.kubectl(&["logs", name])?;
+                Ok(logs.contains("cached=").then_some(logs))
+            })?;
+            let number = |key: &str| -> Result<u64> { Ok(line(&said, key)?.trim().parse()?) };
+            let (bytes, cached) = (number("bytes")?, number("cached")?);
+            ensure!(bytes > 300 << 20, "the image is not large: {said}");
+            ensure!(cached < bytes / 20, "the guest of pod {name} keeps a copy: {said}");
+            all.push((name, bytes));
+        }
+        for (name, bytes) in all {
+            let found = host.sh(&format!("set -- {}; {MAPPED}", Identity::of(place, name)?.process))?;
+            let number = |key: &str| -> Result<u64> { Ok(line(&found, key)?.trim().parse()?) };
+            ensure!(
+                number("rss")? > bytes / 10 * 9,
+                "pod {name} does not read the host's pages: {found}"
+            );
+            shares += number("pss")?;
+            whole = whole.max(number("rss")?);
+        }
+        ensure!(
+            shares < whole / 20 * 21,
+            "together {shares} bytes of an image that is {whole} in one"
+        );
+        Ok(())
+    })
+}
