@@ -8,6 +8,8 @@ import files
 for write in (
     devices.queue,
     devices.rng,
+    devices.pmem,
+    devices.balloon,
     devices.block,
     devices.net,
     devices.vsock,

@@ -49,6 +49,29 @@ def rng():
         seed("rng", name, header(), NO_CONFIGURATION, acts, turn)
 
 
+def pmem():
+    turn = b"\x07"
+    flush = (buffer(0), 4, False), (buffer(1), 4, True)
+    for features in range(4):
+        seed("pmem", f"busy-{features}", header(3, features, 0xFFFE), CONFIGURATION, chain(0, *flush), chain(2, READ, FILL), turn, event(1), chain(4, *flush), turn)
+    seed("pmem", "no-answer", header(), NO_CONFIGURATION, chain(0, (buffer(0), 4, False)), turn)
+    seed("pmem", "half-a-request", header(), NO_CONFIGURATION, chain(0, (buffer(0), 3, False), (buffer(1), 4, True)), turn)
+    for name, acts in BREAKS.items():
+        seed("pmem", name, header(), NO_CONFIGURATION, acts, turn)
+
+
+def balloon():
+    turn = b"\x07"
+    for kind in range(3):
+        start = bytes([kind]), header(3, 3, 0xFFFE), CONFIGURATION
+        seed("balloon", f"busy-{kind}", *start, chain(0, READ), turn, chain(1, FILL), turn, event(1), chain(2, FILL), turn)
+        seed("balloon", f"large-{kind}", *start, chain(0, (buffer(0), 0x4000, kind == 2), (buffer(0), 0x4000, kind == 2)), turn)
+        seed("balloon", f"odd-{kind}", *start, chain(0, (buffer(0), 0x1FFF, kind == 2)), turn)
+        seed("balloon", f"across-pieces-{kind}", *start, ACROSS_PIECES, turn)
+    for name, acts in BREAKS.items():
+        seed("balloon", name, b"\2", header(), NO_CONFIGURATION, acts, turn)
+
+
 def block():
     turn = b"\x07"
 

@@ -10,7 +10,7 @@ mod replay;
 pub use crate::boot::fuzz::{bzimage, elf};
 pub use crate::pci::fuzz::pci;
 pub use crate::virtio::block::fuzz::block;
-pub use crate::virtio::fuzz::{queue, rng};
+pub use crate::virtio::fuzz::{balloon, pmem, queue, rng};
 pub use crate::virtio::net::fuzz::net;
 pub use crate::virtio::vsock::fuzz::vsock;
 
@@ -44,6 +44,16 @@ mod tests {
     }
 
     #[test]
+    fn an_image_in_place_keeps_its_rules_whatever_is_asked_of_it() {
+        replay("pmem", super::pmem);
+    }
+
+    #[test]
+    fn a_balloon_takes_only_pages_of_ram_whatever_is_reported_to_it() {
+        replay("balloon", super::balloon);
+    }
+
+    #[test]
     fn the_bus_and_the_transport_keep_their_rules_whatever_registers_are_written() {
         replay("pci", super::pci);
     }
@@ -60,7 +70,7 @@ mod tests {
 
     #[test]
     fn every_fuzz_target_is_replayed_by_a_test() {
-        let ours = ["block", "bzimage", "elf", "net", "pci", "queue", "rng", "vsock"];
+        let ours = ["balloon", "block", "bzimage", "elf", "net", "pci", "pmem", "queue", "rng", "vsock"];
         let (protocol, rest): (Vec<_>, Vec<_>) = targets().into_iter().partition(|name| name == "protocol");
         assert_eq!((protocol.len(), rest), (1, ours.map(String::from).to_vec()));
     }

@@ -22,7 +22,7 @@ const QUEUE_SIZE: u16 = 128;
 const PAGE: u64 = 4096;
 /// Numbers of pages that are read at once.
 const BATCH: usize = 256;
-const INFLATE: usize = 0;
+pub(crate) const INFLATE: usize = 0;
 const DEFLATE: usize = 1;
 /// As Linux numbers it where the queues between are not agreed on.
 const REPORT: usize = 2;
@@ -109,7 +109,7 @@ fn serve(poller: &Poller, memory: &GuestSpace, mut rings: Vec<(usize, Ring<'_>)>
 }
 
 /// Serves what is available, one queue's length at most before the stop event is looked at again: a guest cannot hold the thread.
-fn turn(kind: usize, ring: &mut Ring<'_>, memory: &GuestSpace) -> Result<(), WorkError> {
+pub(crate) fn turn(kind: usize, ring: &mut Ring<'_>, memory: &GuestSpace) -> Result<(), WorkError> {
     for _ in 0..QUEUE_SIZE {
         let Some(chain) = ring.pop()? else { break };
         match kind {

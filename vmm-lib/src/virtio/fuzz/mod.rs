@@ -1,4 +1,4 @@
-//! Hostile drivers out of a fuzzer's bytes: rings by themselves, and the smallest device. The other devices have theirs beside them.
+//! Hostile drivers out of a fuzzer's bytes: rings by themselves, and the smallest devices. The other devices have theirs beside them.
 
 pub(crate) mod guest;
 pub(crate) mod model;
@@ -7,11 +7,14 @@ use std::collections::VecDeque;
 
 use self::guest::{Guest, MAX_ACTS, MAX_SIZE, memory, usual};
 use self::model::{Snapshot, total};
+use super::balloon::{self, Balloon};
 use super::chain::{Chain, ChainError};
 use super::device::VirtioDevice;
+use super::pmem::{self, Pmem};
 use super::queue::QueueRegisters;
 use super::ring::Ring;
 use super::rng::{self, Rng};
+use super::worker::WorkError;
 use crate::fuzz::input::Input;
 
 /// A ring by itself, with a device that holds chains back: what is popped is what a simple model finds, and no more than the queue has.
@@ -112,24 +115,53 @@ impl Holder<'_> {
 
 /// Random bytes.
 pub fn rng(data: &[u8]) {
-    let mut input = Input::new(data);
-    let memory = memory();
-    let mut guest = Guest::new(&memory, 1, &mut input);
-    configuration(&mut Rng::new(), &mut input);
-    let mut ring = Ring::new(&memory, guest.active(0), guest.features());
     let mut block = [0; 4096];
+    one_queue(&mut Input::new(data), &mut Rng::new(), |guest, ring| {
+        guest.watch(|| rng::turn(ring, &mut block))
+    });
+}
+
+/// An image that is read in place: its driver's requests.
+pub fn pmem(data: &[u8]) {
+    let mut device = Pmem::new("image", 1 << 32..1 << 33);
+    one_queue(&mut Input::new(data), &mut device, |guest, ring| guest.watch(|| pmem::turn(ring)));
+}
+
+/// A balloon: free pages that are reported, and pages by their numbers, which may be any of RAM.
+pub fn balloon(data: &[u8]) {
+    let mut input = Input::new(data);
+    let kind = usize::from(input.byte() % 3);
+    one_queue(&mut input, &mut Balloon::default(), |guest, ring| {
+        let memory = guest.memory.clone();
+        if kind == balloon::INFLATE {
+            return balloon::turn(kind, ring, &memory);
+        }
+        guest.watch(|| balloon::turn(kind, ring, &memory))
+    });
+}
+
+/// A device of one queue that matters, served by `turn` between what its driver does, until it finds a rule broken.
+fn one_queue(
+    input: &mut Input<'_>,
+    device: &mut dyn VirtioDevice,
+    mut turn: impl FnMut(&mut Guest, &mut Ring<'_>) -> Result<(), WorkError>,
+) {
+    let memory = memory();
+    let mut guest = Guest::new(&memory, 1, input);
+    configuration(device, input);
+    let mut ring = Ring::new(&memory, guest.active(0), guest.features());
     for _ in 0..MAX_ACTS {
         if input.is_empty() {
             break;
         }
         let code = input.byte();
         if code & 0xf < 7 {
-            guest.act(code, &mut input);
-        } else if guest.watch(|| rng::turn(&mut ring, &mut block)).is_err() {
+            guest.act(code, input);
+        } else if turn(&mut guest, &mut ring).is_err() {
             return;
         }
     }
-    let _ = guest.watch(|| rng::turn(&mut ring, &mut block));
+    let _ = turn(&mut guest, &mut ring);
 }
 
 /// Reads and writes a device's configuration: whole registers are their bytes, and nothing lies past its end.
