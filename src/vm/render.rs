@@ -5,7 +5,10 @@ use std::{
     time::Duration,
 };
 
-use super::timeline::{Row, Timeline, Who};
+use super::{
+    boot_log::Work,
+    timeline::{Row, Timeline, Who},
+};
 
 /// Characters of a bar.
 const WIDTH: u128 = 32;
@@ -17,9 +20,9 @@ const SHORT: Duration = Duration::from_millis(1);
 /// What a bar's mistakes are, said below every trace.
 const NOTE: &str = "\
 The guest's log came through its serial port, character by character, and the kernel waits for it: the guest's rows lie later, and the
-total is longer, than in a boot without a trace. The time of an initcall is the kernel's own (initcall_debug): it contains what the
-initcall itself printed, not the two lines about it. Probes lie within initcalls. The guest's clock is placed on the host's by the line
-that came with the least delay.
+total is longer, than in a boot without a trace. The time of an initcall is the kernel's own (initcall_debug): it contains the lines that
+the initcall printed, not the two about it. Until clocksource_done_booting it is in whole ticks (4 ms at 250 Hz). Probes lie within
+initcalls. The guest's clock is placed on the host's by the line that came with the least delay.
 ";
 
 impl Display for Timeline {
@@ -56,17 +59,13 @@ impl Display for Timeline {
 
 impl Timeline {
     fn longest(&self, out: &mut Formatter<'_>) -> fmt::Result {
-        for (what, works) in [("initcalls", &self.initcalls), ("probes of devices", &self.probes)] {
-            if works.is_empty() {
-                continue;
-            }
-            let shown = works.len().min(LONGEST);
-            writeln!(out, "\nthe {shown} longest of {} {what}", works.len())?;
-            for work in &works[..shown] {
-                writeln!(out, "{:>11} ms  {}", Millis(work.took).to_string(), work.name)?;
-            }
-        }
-        for name in &self.unfinished {
+        let initcalls = self.initcalls.iter().map(|call| match call.printed {
+            0 => (&call.work, String::new()),
+            lines => (&call.work, format!(" (printed {lines})")),
+        });
+        longest(out, "initcalls", initcalls)?;
+        longest(out, "probes of devices", self.probes.iter().map(|work| (work, String::new())))?;
+        for (name, _) in &self.unfinished {
             writeln!(out, "\ninitcall {name} has not returned")?;
         }
         Ok(())
@@ -79,7 +78,7 @@ impl Timeline {
             "\n{:>11} ms  host, up to the guest's first instruction",
             Millis(sum(Who::Host)).to_string()
         )?;
-        let own: Duration = self.initcalls.iter().map(|work| work.took).sum();
+        let own: Duration = self.initcalls.iter().map(|call| call.work.took).sum();
         if !self.initcalls.is_empty() {
             writeln!(out, "{:>11} ms  in {} initcalls", Millis(own).to_string(), self.initcalls.len())?;
         }
@@ -99,6 +98,17 @@ impl Timeline {
             false => out.write_str(NOTE),
         }
     }
+}
+
+/// The longest of these, which are sorted.
+fn longest<'a>(out: &mut Formatter<'_>, what: &str, works: impl ExactSizeIterator<Item = (&'a Work, String)>) -> fmt::Result {
+    if works.len() > 0 {
+        writeln!(out, "\nthe {} longest of {} {what}", works.len().min(LONGEST), works.len())?;
+    }
+    for (work, more) in works.take(LONGEST) {
+        writeln!(out, "{:>11} ms  {}{more}", Millis(work.took).to_string(), work.name)?;
+    }
+    Ok(())
 }
 
 /// Whether a row is worth a line.
@@ -137,7 +147,7 @@ impl Display for Millis {
 
 #[cfg(test)]
 mod tests {
-    use super::super::boot_log::Work;
+    use super::super::timeline::Initcall;
     use super::*;
 
     fn row(who: Who, what: &str, begin: u64, took: Option<u64>) -> Row {
@@ -164,9 +174,12 @@ mod tests {
 
     #[test]
     fn short_initcalls_are_counted_and_everything_else_is_shown() {
-        let work = |name: &str, micros| Work {
-            name: name.into(),
-            took: Duration::from_micros(micros),
+        let call = |name: &str, micros, printed| Initcall {
+            work: Work {
+                name: name.into(),
+                took: Duration::from_micros(micros),
+            },
+            printed,
         };
         let timeline = Timeline {
             rows: vec![
@@ -175,7 +188,7 @@ mod tests {
                 row(Who::Guest, "initcall slow", 700, Some(2000)),
                 row(Who::Agent, "kvmlet's agent answers", 3000, None),
             ],
-            initcalls: vec![work("slow", 2000), work("quick", 10)],
+            initcalls: vec![call("slow", 2000, 3), call("quick", 10, 0)],
             in_initcalls: Some(Duration::from_micros(2500)),
             total: Duration::from_micros(3000),
             ..Timeline::default()
@@ -185,7 +198,13 @@ mod tests {
         assert!(lines[1].starts_with("      0.000       0.500  host  load the kernel"), "{text}");
         assert!(lines[2].contains("initcall slow") && lines[3].contains("agent answers"), "{text}");
         assert_eq!(lines[4], "and 1 initcalls and probes below 1 ms, 0.010 ms together");
-        assert!(lines.contains(&"the 2 longest of 2 initcalls"), "{text}");
+        for line in [
+            "the 2 longest of 2 initcalls",
+            "      2.000 ms  slow (printed 3)",
+            "      0.010 ms  quick",
+        ] {
+            assert!(lines.contains(&line), "{line}: {text}");
+        }
         for (figure, what) in [
             ("0.500", "host,"),
             ("2.010", "in 2 initcalls"),

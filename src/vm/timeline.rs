@@ -27,17 +27,25 @@ pub(super) struct Row {
     pub(super) took: Option<Duration>,
 }
 
+/// An initcall that has returned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Initcall {
+    pub(super) work: Work,
+    /// Lines that the log got while it ran; each went through the serial port in its time.
+    pub(super) printed: usize,
+}
+
 /// One boot.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Timeline {
     /// By their beginning. Initcalls and probes only where the kernel prints times.
     pub(super) rows: Vec<Row>,
     /// All initcalls, the longest first.
-    pub(super) initcalls: Vec<Work>,
+    pub(super) initcalls: Vec<Initcall>,
     /// All probes of devices, the longest first.
     pub(super) probes: Vec<Work>,
-    /// Initcalls that have begun and not returned.
-    pub(super) unfinished: Vec<String>,
+    /// Initcalls that have begun and not returned, with the lines that each has printed.
+    pub(super) unfinished: Vec<(String, usize)>,
     /// From the first initcall to the first process, by the guest's clock.
     pub(super) in_initcalls: Option<Duration>,
     /// From the beginning to the last of what is known.
@@ -71,7 +79,7 @@ pub(super) fn assemble(steps: &[Step], log: &[(Duration, String)], answered: Opt
         took: None,
     }));
     timeline.rows.sort_by_key(|row| row.begin);
-    timeline.initcalls.sort_by_key(|work| std::cmp::Reverse(work.took));
+    timeline.initcalls.sort_by_key(|call| std::cmp::Reverse(call.work.took));
     timeline.probes.sort_by_key(|work| std::cmp::Reverse(work.took));
     timeline.total = timeline
         .rows
@@ -94,12 +102,18 @@ impl Timeline {
                 took,
             }));
         };
+        if let (Said::Other | Said::Probed(_), Some((_, printed))) = (&record.said, self.unfinished.last_mut()) {
+            *printed += 1;
+        }
         match &record.said {
-            Said::Calling(name) => self.unfinished.push(name.clone()),
+            Said::Calling(name) => self.unfinished.push((name.clone(), 0)),
             Said::Returned(work) => {
                 row(format!("initcall {}", work.name), Some(work.took));
-                self.unfinished.retain(|name| *name != work.name);
-                self.initcalls.push(work.clone());
+                let begun = self.unfinished.iter().rposition(|(name, _)| *name == work.name);
+                self.initcalls.push(Initcall {
+                    work: work.clone(),
+                    printed: begun.map_or(0, |begun| self.unfinished.remove(begun).1),
+                });
             }
             Said::Probed(work) => {
                 row(format!("probe {}", work.name), Some(work.took));
