@@ -144,6 +144,26 @@ fn mistakes_are_told_all_at_once_and_nothing_runs() {
     }
 }
 
+#[test]
+fn a_file_in_a_sockets_place_is_left_alone() {
+    let kernel = guest("", &power_off());
+    let precious = NamedTempFile::new().expect("a temporary file can be made");
+    std::fs::write(precious.path(), "precious").expect("and written");
+    let path = precious.path().to_str().expect("temporary paths are text");
+    let (_, text, _) = run(&kernel, &["--print-spec"]);
+    let mut spec: serde_json::Value = serde_json::from_str(&text).expect("it is a specification");
+    spec["vsock"] = serde_json::json!({ "cid": 3, "socket": { "path": path } });
+    let file = NamedTempFile::new().expect("a temporary file can be made");
+    std::fs::write(file.path(), spec.to_string()).expect("and written");
+    let (by_option, _, told) = run(&kernel, &["--vsock", path]);
+    let by_spec = finished(kvmlet(&["--spec", file.path().to_str().expect("temporary paths are text")]));
+    assert_eq!((by_option, by_spec.status.code()), (Some(1), Some(1)));
+    for errors in [told, String::from_utf8_lossy(&by_spec.stderr).into_owned()] {
+        assert!(errors.contains("is no socket"), "{errors}");
+    }
+    assert_eq!(std::fs::read(precious.path()).expect("it is still there"), b"precious");
+}
+
 /// Says what Linux says with `initcall_debug`.
 const LINUX: &str = "[    0.001000] calling  early+0x0/0x10 @ 1\r\n[    0.002000] initcall early+0x0/0x10 returned 0 after 900 usecs\r\n\
                      [    0.030000] initcall slow+0x0/0x10 returned 0 after 20000 usecs\r\n[    0.031000] Run /init as init process\r\n";

@@ -4,6 +4,7 @@
 use std::{
     fs::File,
     io::{self, Seek, SeekFrom},
+    os::unix::fs::FileTypeExt as _,
     path::Path,
     process::ExitCode,
 };
@@ -28,6 +29,15 @@ impl Mistakes {
     /// One more.
     pub(super) fn add(&mut self, what: &str, problem: impl std::fmt::Display) {
         self.0.push(format!("{what}: {problem}"));
+    }
+
+    /// Whether a machine's socket can be made here: one of a machine that is gone is replaced, and nothing else is.
+    pub(super) fn check_socket(&mut self, what: &str, socket: &Path) {
+        if let Ok(metadata) = socket.symlink_metadata()
+            && !metadata.file_type().is_socket()
+        {
+            self.add(&format!("{what} {}", socket.display()), "is there, and is no socket");
+        }
     }
 
     /// An error that tells all of them, if there are any.

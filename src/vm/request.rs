@@ -1,7 +1,7 @@
 //! The options of `kvmlet vm run` as a machine's specification, with every mistake in them at once. Opens files to see that they are there;
 //! runs nothing.
 
-use std::{fs::File, os::unix::fs::FileTypeExt, path::Path};
+use std::{fs::File, path::Path};
 
 use vmm_lib::{
     boot::{FAST_COMMAND_LINE, with_console},
@@ -28,12 +28,8 @@ pub(super) fn spec(arguments: &RunArguments, mistakes: &mut Mistakes) -> Machine
             mistakes.add(&format!("{option} {}", path.display()), error);
         }
     }
-    if let Some(socket) = &arguments.vsock
-        && let Ok(metadata) = socket.symlink_metadata()
-        && !metadata.file_type().is_socket()
-    {
-        // A socket of a machine that is gone is replaced; nothing else is.
-        mistakes.add(&format!("--vsock {}", socket.display()), "is there, and is no socket");
+    if let Some(socket) = &arguments.vsock {
+        mistakes.check_socket("--vsock", socket);
     }
     let disks: Vec<_> = arguments
         .disk

@@ -85,6 +85,13 @@ fn from_file(path: &Path, taps: usize, mistakes: &mut Mistakes) -> Option<Machin
             mistakes.add(&what, error);
         }
     }
+    if let Some(Vsock {
+        socket: FileSource::Path(path),
+        ..
+    }) = &spec.vsock
+    {
+        mistakes.check_socket(&format!("{what}: vsock.socket"), path);
+    }
     Some(spec)
 }
 
