@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand};
 
 /// A virtual Kubernetes node whose pods are microVMs.
 #[derive(Debug, Parser)]
@@ -16,9 +16,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Runs the node: registers it, takes pods, serves the kubelet port.
     Node(NodeArguments),
-    /// Runs one machine; started by the node.
-    #[command(hide = true)]
-    Vm(VmArguments),
+    /// Runs one machine: by hand with `vm run`; without arguments, as the node starts it.
+    Vm(Box<VmArguments>),
 }
 
 #[derive(Debug, Args)]
@@ -32,41 +31,104 @@ pub(crate) struct NodeArguments {
 }
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+#[command(group(ArgGroup::new("by_hand").args(["probe", "boot_trace"]).multiple(true)))]
+#[command(next_help_heading = "Options for a guest with kvmlet's agent")]
 pub(crate) struct VmArguments {
+    #[command(subcommand)]
+    pub(crate) command: Option<VmCommand>,
     /// Boots this kernel and initramfs once, says whether the agent answered, and ends.
     #[arg(long, requires_all = ["kernel", "initramfs"])]
     pub(crate) probe: bool,
-    /// With --probe: counts exits to user space until the agent's hello, by port and address, as JSON.
-    #[arg(long, requires = "probe")]
+    /// The same, and prints where the time went: the host's steps and the guest's initcalls.
+    #[arg(long, requires_all = ["kernel", "initramfs"], conflicts_with_all = ["count_exits", "serial"])]
+    pub(crate) boot_trace: bool,
+    /// Counts exits to user space until the agent's hello, by port and address, as JSON.
+    #[arg(long, requires = "by_hand")]
     pub(crate) count_exits: bool,
-    /// With --probe: a read-only disk, as an image is one that is too large to be read in place.
-    #[arg(long, requires = "probe")]
+    /// A read-only disk, as an image is one that is too large to be read in place. Repeatable.
+    #[arg(long, requires = "by_hand", value_name = "PATH")]
     pub(crate) disk: Vec<PathBuf>,
-    /// With --probe: an image that the guest reads in place.
-    #[arg(long, requires = "probe")]
+    /// An image that the guest reads in place. Repeatable.
+    #[arg(long, requires = "by_hand", value_name = "PATH")]
     pub(crate) pmem: Vec<PathBuf>,
-    /// With --probe: a writable disk, as a pod's scratch disk is one.
-    #[arg(long, requires = "probe")]
+    /// A writable disk, as a pod's scratch disk is one.
+    #[arg(long, requires = "by_hand", value_name = "PATH")]
     pub(crate) scratch: Option<PathBuf>,
-    /// With --probe: a network device on a new tap of this name.
-    #[arg(long, requires = "probe")]
+    /// A network device on a new tap of this name.
+    #[arg(long, requires = "by_hand", value_name = "NAME")]
     pub(crate) tap: Option<String>,
-    /// With --probe: leaves the guest to a client at this socket, and runs until it powers off.
-    #[arg(long, requires = "probe", conflicts_with = "count_exits")]
+    /// Leaves the guest to a client at this socket, and runs until it powers off.
+    #[arg(long, requires = "by_hand", conflicts_with_all = ["count_exits", "boot_trace"], value_name = "SOCKET")]
     pub(crate) vsock: Option<PathBuf>,
-    /// With --probe: a serial console on standard error.
-    #[arg(long, requires = "probe")]
+    /// A serial console on standard error.
+    #[arg(long, requires = "by_hand")]
     pub(crate) serial: bool,
-    /// With --probe: guest memory in MiB.
-    #[arg(long, default_value_t = 128, requires = "probe")]
+    /// Guest memory in MiB.
+    #[arg(long, default_value_t = 128, requires = "by_hand")]
     pub(crate) memory: u64,
-    /// With --probe: processors.
-    #[arg(long, default_value_t = 1, requires = "probe")]
+    /// Processors.
+    #[arg(long, default_value_t = 1, requires = "by_hand")]
     pub(crate) cpus: u8,
-    /// With --probe: a kernel.
-    #[arg(long)]
+    /// In place of kvmlet's own kernel command line.
+    #[arg(long, requires = "by_hand", value_name = "TEXT", allow_hyphen_values = true)]
+    pub(crate) command_line: Option<String>,
+    /// A kernel.
+    #[arg(long, value_name = "PATH")]
     pub(crate) kernel: Option<PathBuf>,
-    /// With --probe: an initramfs with the agent.
-    #[arg(long)]
+    /// An initramfs with the agent.
+    #[arg(long, value_name = "PATH")]
     pub(crate) initramfs: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VmCommand {
+    /// Boots a kernel in a machine of your own, with its serial console on this terminal.
+    ///
+    /// The console is output only: what you type does not reach the guest (give it a network, or a vsock). Ctrl-C ends the machine as if by
+    /// pulling its plug. The exit status is 0 when the guest powered off, else 1, with the reason on standard error. A kernel that panics
+    /// resets the machine, which ends it.
+    Run(Box<RunArguments>),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArguments {
+    /// The kernel: an x86-64 ELF vmlinux with a PVH entry, or a bzImage.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) kernel: Option<PathBuf>,
+    /// An initramfs.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) initrd: Option<PathBuf>,
+    /// A raw disk (/dev/vda, /dev/vdb, ...), read-only with `,ro`. Repeatable. Without --initrd the first one is the root file system.
+    #[arg(long, value_name = "PATH[,ro]")]
+    pub(crate) disk: Vec<String>,
+    /// Guest memory: bytes, or with K, M, G, T (Ki, Mi, Gi, Ti mean the same: powers of 1024); a multiple of 2M [default: 256M].
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) mem: Option<String>,
+    /// Processors [default: 1].
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) cpus: Option<String>,
+    /// Added to the kernel's command line, behind kvmlet's own (--print-spec shows it).
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(crate) cmdline: Option<String>,
+    /// A network device on a new tap of this name, which is gone with the machine; it is yours to bring up and join. Repeatable. With
+    /// --spec: the taps that it names by number, in order.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) tap: Vec<String>,
+    /// A vsock device: connect to this Unix socket and write `CONNECT <port>` and a line feed. The guest's identifier is 3.
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) vsock: Option<PathBuf>,
+    /// A source of random numbers [default: true].
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set)]
+    pub(crate) rng: Option<bool>,
+    /// A whole machine, as JSON, in place of the options above (`-` is standard input).
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["kernel", "initrd", "disk", "mem", "cpus", "cmdline", "vsock", "rng"])]
+    pub(crate) spec: Option<PathBuf>,
+    /// Prints the machine as JSON in place of running it.
+    #[arg(long)]
+    pub(crate) print_spec: bool,
+    /// Prints where the time of the boot went, the host's steps and the guest's initcalls, and ends the machine when its first process has
+    /// begun; with a vsock device, when kvmlet's agent has answered.
+    #[arg(long, conflicts_with = "print_spec")]
+    pub(crate) boot_trace: bool,
 }

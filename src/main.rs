@@ -2,7 +2,6 @@
 
 mod cli;
 mod node;
-mod probe;
 mod vm;
 
 use std::process::ExitCode;

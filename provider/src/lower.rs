@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use k8s_openapi::api::core::v1::{Container, SecurityContext};
 use kvmlet_image::{ImageConfig, ImageDevice};
 use kvmlet_protocol::{ContainerSpec, Interface, Mount, Process, Resources, Rlimit, RootFs, SandboxSpec, User, VolumeSpec};
+use vmm_lib::boot::{FAST_COMMAND_LINE, with_console};
 use vmm_lib::spec::{Boot, Disk, Extent, FileSource, MachineSpec, Net, Pmem, SPEC_VERSION, Serial, Vsock};
 
 use crate::{
@@ -121,11 +122,10 @@ pub fn machine(
         }],
         read_only: false,
     });
-    let mut command_line = vmm_lib::boot::FAST_COMMAND_LINE.to_owned();
-    if guest.serial {
-        command_line = command_line.replace("8250.nr_uarts=0", "8250.nr_uarts=1").replace("quiet", "");
-        command_line.push_str(" console=ttyS0");
-    }
+    let mut command_line = match guest.serial {
+        true => with_console(FAST_COMMAND_LINE),
+        false => FAST_COMMAND_LINE.to_owned(),
+    };
     if !guest.extra_command_line.is_empty() {
         command_line.push(' ');
         command_line.push_str(&guest.extra_command_line);

@@ -22,6 +22,7 @@ use crate::registers::{self, RegistersError};
 use crate::serial::{SerialError, SerialPort};
 use crate::spec::MachineSpec;
 use crate::threads::{Enter, Maker, ThreadKind, Threads};
+use crate::timeline::{Phase, Timeline};
 use crate::validate::SpecErrors;
 use crate::vcpu::{self, Control, Vcpu};
 use crate::virtio::device::{GuestSpace, Memory};
@@ -116,22 +117,28 @@ impl Builder {
             inlet,
             enter,
         } = self;
+        let mut timeline = Timeline::begin();
         spec.validate(passed.len()).map_err(BuildError::Spec)?;
+        timeline.done(Phase::Check);
         let files = Files::new(passed);
         let kvm = kvm.map_or_else(kvm::open, kvm::from_open)?;
         let (threads, maker) = Threads::new(enter);
         let cpuid = Template::new(&kvm)?;
         let lengths: Vec<u64> = spec.pmems.iter().map(images::length).collect();
         let layout = Layout::new(spec.memory, &lengths, cpuid.address_bits())?;
+        timeline.done(Phase::Kvm);
         let step = |what: &'static str| move |source| BuildError::Step(what, source);
 
         let vm = Arc::new(kvm.create_vm().map_err(step("create the virtual machine"))?);
         vm.set_tss_address(KVM_TSS).map_err(step("place KVM's task state"))?;
+        timeline.done(Phase::VirtualMachine);
         let ram = memory::create(&vm, &layout)?;
         let mapped = Images::create(&vm, &layout, &spec.pmems, &files)?;
         let memory: Memory = Arc::new(GuestSpace::new(ram, mapped));
         let ecam = memory::create_ecam(&vm)?;
+        timeline.done(Phase::Memory);
         vm.create_irq_chip().map_err(step("create the interrupt controller"))?;
+        timeline.done(Phase::Interrupts);
         let mut vcpus = Vec::new();
         for index in 0..spec.cpus {
             let vcpu = vm.create_vcpu(u64::from(index)).map_err(step("create a processor"))?;
@@ -140,6 +147,7 @@ impl Builder {
             registers::set_msrs(&vcpu)?;
             vcpus.push(vcpu);
         }
+        timeline.done(Phase::Processors);
 
         let serial = spec
             .serial
@@ -153,6 +161,7 @@ impl Builder {
             serial,
             images: layout.images.clone(),
         };
+        timeline.done(Phase::Devices);
 
         let kernel = files.open_existing("boot.kernel", &spec.boot.kernel, false)?;
         let initramfs = spec
@@ -161,7 +170,8 @@ impl Builder {
             .as_ref()
             .map(|source| files.open_existing("boot.initramfs", source, false))
             .transpose()?;
-        let entry = boot::load(&Plan {
+        timeline.done(Phase::Files);
+        let plan = Plan {
             memory: &memory,
             layout: &layout,
             kernel: &kernel,
@@ -169,10 +179,12 @@ impl Builder {
             command_line: &spec.boot.command_line,
             cpus: spec.cpus,
             serial: spec.serial.is_some(),
-        })?;
+        };
+        let entry = boot::load(&plan, &mut timeline)?;
         registers::set_entry(&vcpus[0], &memory, entry)?;
         vcpu::install_kick_handler().map_err(|error| BuildError::Signal(error.into()))?;
-        let control = Arc::new(Control::new(spec.cpus, spec.count_exits));
+        timeline.done(Phase::Registers);
+        let control = Arc::new(Control::new(spec.cpus, spec.count_exits, timeline));
         Ok(Machine {
             vcpus,
             control,
@@ -208,6 +220,11 @@ impl Handle {
     pub fn exit_counts(&self) -> Option<ExitCounts> {
         self.0.counts()
     }
+
+    /// The host's steps up to now, from [`Builder::build`] on.
+    pub fn timeline(&self) -> Timeline {
+        self.0.timeline()
+    }
 }
 
 impl Machine {
@@ -226,6 +243,7 @@ impl Machine {
             threads: enter,
             maker,
         } = self;
+        control.done(Phase::Waiting);
         let mut threads = Vec::new();
         for (index, fd) in vcpus.into_iter().enumerate() {
             let vcpu = Vcpu {
@@ -257,6 +275,7 @@ impl Machine {
             // A thread that panicked has ended the machine and said so.
             vcpu_cpu_micros.push(thread.join().unwrap_or(0));
         }
+        control.done(Phase::Guest);
         bus.pci.stop();
         let exit = control.exit().unwrap_or_else(|| MachineExit::Error {
             what: "no processor ran".to_owned(),

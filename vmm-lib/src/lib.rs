@@ -62,12 +62,20 @@ mod memory;
 mod pci;
 mod power;
 mod registers;
+#[cfg(test)]
+mod schema;
 mod serial;
 pub mod spec;
 pub mod tap;
 pub mod threads;
+pub mod timeline;
 pub mod validate;
 mod vcpu;
 pub mod virtio;
 
 pub use builder::{BuildError, Builder, Handle, Machine};
+
+/// The README's examples compile.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,5 +1,9 @@
 //! What a machine shall be: plain, versioned data, validated as a whole. Data flows in here and nowhere else; nothing in it is an
 //! open resource: files are paths, or numbers in the list of descriptors that the caller passes beside it.
+//!
+//! As JSON it is described by a schema beside this crate's sources (`schema/v1.json` for version 1), which a test compares with these types.
+//! Within a version fields are only ever added, and may be left out; a document that was valid stays valid and means the same machine.
+//! Whatever else changes is a new version. Unknown fields are refused: a machine is never made without what was asked for.
 
 use std::path::PathBuf;
 
@@ -28,6 +32,7 @@ pub const MAX_SERIAL: usize = 20;
 
 /// A machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct MachineSpec {
     /// [`SPEC_VERSION`].
@@ -68,6 +73,7 @@ pub struct MachineSpec {
 
 /// Kernel, initramfs and command line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Boot {
     /// ELF with a PVH note, or bzImage.
@@ -81,6 +87,7 @@ pub struct Boot {
 
 /// Where a file comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub enum FileSource {
     /// Opened by the machine's builder.
@@ -91,6 +98,7 @@ pub enum FileSource {
 
 /// A block device: extents of files, one behind the other.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Disk {
     /// virtio-blk serial, 1 to [`MAX_SERIAL`] bytes, unique in the machine.
@@ -104,6 +112,7 @@ pub struct Disk {
 /// A read-only virtio-pmem device: extents of files, one behind the other, mapped into the guest, so that machines which read the same file
 /// share the host's pages of it. The files must keep their length for as long as the machine runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Pmem {
     /// For messages.
@@ -114,6 +123,7 @@ pub struct Pmem {
 
 /// A piece of a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Extent {
     /// Which file.
@@ -126,6 +136,7 @@ pub struct Extent {
 
 /// A network device on a tap.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Net {
     /// An open tap (IFF_TAP, IFF_NO_PI, IFF_VNET_HDR with 12-byte headers), non-blocking or not.
@@ -138,6 +149,7 @@ pub struct Net {
 
 /// The vsock device, multiplexed to a Unix socket: a host's client connects, writes `CONNECT <port>\n`, reads `OK <port>\n`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Vsock {
     /// The guest's context identifier, 3 or more.
@@ -148,6 +160,7 @@ pub struct Vsock {
 
 /// A serial port.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Serial {
     /// Where its output is appended.

@@ -13,6 +13,7 @@ use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
 use crate::bus::Bus;
 use crate::exit::{ExitCounts, MachineExit};
 use crate::pci::PciBus;
+use crate::timeline::{Phase, Timeline};
 use crate::virtio::device::Memory;
 
 const SYSTEM_EVENT_SHUTDOWN: u32 = 1;
@@ -33,16 +34,18 @@ pub(crate) struct Control {
     exit: Mutex<Option<MachineExit>>,
     kicks: Vec<Mutex<Option<Kick>>>,
     counts: Option<Vec<Mutex<ExitCounts>>>,
+    timeline: Mutex<Timeline>,
 }
 
 impl Control {
-    /// For so many processors.
-    pub(crate) fn new(cpus: u8, count_exits: bool) -> Self {
+    /// For so many processors, of a machine that came to be like this.
+    pub(crate) fn new(cpus: u8, count_exits: bool, timeline: Timeline) -> Self {
         Self {
             stopping: AtomicBool::new(false),
             exit: Mutex::new(None),
             kicks: (0..cpus).map(|_| Mutex::new(None)).collect(),
             counts: count_exits.then(|| (0..cpus).map(|_| Mutex::default()).collect()),
+            timeline: Mutex::new(timeline),
         }
     }
 
@@ -70,6 +73,16 @@ impl Control {
         let mut all = ExitCounts::default();
         self.counts.as_ref()?.iter().for_each(|counts| all.merge(&lock(counts)));
         Some(all)
+    }
+
+    /// The host has done this.
+    pub(crate) fn done(&self, phase: Phase) {
+        lock(&self.timeline).done(phase);
+    }
+
+    /// What the host has done.
+    pub(crate) fn timeline(&self) -> Timeline {
+        lock(&self.timeline).clone()
     }
 
     fn count(&self, index: u8, count: impl FnOnce(&mut ExitCounts)) {
@@ -147,6 +160,9 @@ impl Vcpu {
         // SAFETY: asks for this thread's own identifier.
         let thread = unsafe { libc::pthread_self() };
         let registered = Registered::new(&control, self.index, Kick { immediate_exit, thread });
+        if self.index == 0 {
+            control.done(Phase::Threads);
+        }
         let exit = self.run_until_end();
         drop(registered);
         if let Some(exit) = exit {

@@ -4,6 +4,7 @@
 mod bad_host;
 mod bad_image;
 mod bad_pod;
+mod by_hand;
 mod daemon;
 mod exec;
 mod exits;
@@ -87,6 +88,7 @@ fn all() -> impl Iterator<Item = &'static Test> {
         memory::TESTS,
         exec::TESTS,
         exits::TESTS,
+        by_hand::TESTS,
         jail::TESTS,
         survival::TESTS,
         outage::TESTS,

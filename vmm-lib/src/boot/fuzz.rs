@@ -9,6 +9,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::{ACPI, COMMAND_LINE, Entry, HIGH_START, LOW_END, Plan, START_INFO, ZERO_PAGE};
 use crate::memory::Layout;
+use crate::timeline::Timeline;
 
 /// RAM: room for a kernel of 1 MiB.
 const MEMORY: u64 = 2 << 20;
@@ -98,7 +99,7 @@ fn load(content: &[u8]) -> Option<Loaded> {
         cpus: 2,
         serial: false,
     };
-    let entry = super::load(&plan).ok()?;
+    let entry = super::load(&plan, &mut Timeline::begin()).ok()?;
     Some(Loaded { memory, entry })
 }
 

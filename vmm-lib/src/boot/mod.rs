@@ -7,6 +7,7 @@ mod elf;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzz;
 mod image;
+mod line;
 mod map;
 
 use std::fs::File;
@@ -14,7 +15,10 @@ use std::fs::File;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::memory::Layout;
+use crate::timeline::{Phase, Timeline};
 use image::Image;
+
+pub use line::{with_console, with_initcalls};
 
 /// Options that save a Linux guest time and exits on this machine: there is no keyboard controller, no legacy port and no PCI outside of the
 /// ECAM to look for; a panic ends the machine as [`MachineExit::Reset`](crate::exit::MachineExit::Reset).
@@ -141,11 +145,12 @@ pub(crate) struct Plan<'a> {
     pub(crate) serial: bool,
 }
 
-/// Loads everything.
-pub(crate) fn load(plan: &Plan<'_>) -> Result<Entry, BootError> {
+/// Loads everything, and takes note when.
+pub(crate) fn load(plan: &Plan<'_>, timeline: &mut Timeline) -> Result<Entry, BootError> {
     let rsdp = acpi::write(plan.memory, plan.layout, plan.cpus, plan.serial, ACPI)?;
     let line = [plan.command_line.as_bytes(), &[0]].concat();
     write(plan.memory, "the command line", COMMAND_LINE, &line)?;
+    timeline.done(Phase::Tables);
     let kernel_image = Image::new("kernel", plan.kernel)?;
     let boots_bzimage = bzimage::is(&kernel_image)?;
     let kernel = if boots_bzimage {
@@ -153,12 +158,14 @@ pub(crate) fn load(plan: &Plan<'_>) -> Result<Entry, BootError> {
     } else {
         elf::load(&kernel_image, plan.memory, plan.layout.low)?
     };
+    timeline.done(Phase::Kernel);
     let module = plan.initramfs.map(|file| load_initramfs(file, plan, &kernel)).transpose()?;
     if boots_bzimage {
         bzimage::write_zero_page(&kernel_image, plan.memory, plan.layout, rsdp, line.len() as u32 - 1, module)?;
     } else {
         elf::write_start_info(plan.memory, plan.layout, rsdp, module)?;
     }
+    timeline.done(Phase::Initramfs);
     Ok(kernel.entry)
 }
 

@@ -1,0 +1,33 @@
+//! `kvmlet vm`: one machine. Without arguments it is started by the node with its order on standard input; by hand it is `kvmlet vm run`,
+//! or `--probe` and `--boot-trace` for a guest with our agent.
+
+mod agent;
+mod boot_log;
+mod by_hand;
+mod probe;
+mod render;
+mod request;
+mod run;
+mod running;
+mod timeline;
+mod trace;
+
+use std::process::ExitCode;
+
+use vmm_lib::exit::MachineExit;
+
+use crate::cli::{VmArguments, VmCommand};
+
+/// Runs a machine to its end.
+pub(crate) fn run(arguments: &VmArguments) -> anyhow::Result<ExitCode> {
+    if let Some(VmCommand::Run(arguments)) = &arguments.command {
+        return run::run(arguments);
+    }
+    if arguments.probe || arguments.boot_trace {
+        return probe::run(arguments);
+    }
+    Ok(match kvmlet_machine::run()? {
+        MachineExit::PoweredOff | MachineExit::Stopped => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    })
+}

@@ -1,0 +1,138 @@
+//! `kvmlet vm --probe` and `--boot-trace`: one machine with our agent by hand, without a node. Shows whether this host's KVM boots a guest and
+//! what that costs in exits or in time; with `--vsock`, leaves the guest to whoever measures it. Decides nothing for a pod.
+
+use std::{
+    os::fd::OwnedFd,
+    path::Path,
+    process::ExitCode,
+    sync::mpsc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+use kvmlet_protocol::Welcome;
+use vmm_lib::{
+    Builder, Machine,
+    boot::{FAST_COMMAND_LINE, with_console},
+    spec::{Boot, Disk, FileSource, MachineSpec, Pmem, SPEC_VERSION, Serial},
+    tap,
+};
+
+use super::{agent::hello, by_hand, running::Running, trace};
+use crate::cli::VmArguments;
+
+/// How long a probed guest may take.
+const PROBE_TIME: Duration = Duration::from_secs(60);
+
+/// Boots once.
+pub(crate) fn run(arguments: &VmArguments) -> anyhow::Result<ExitCode> {
+    let (Some(kernel), Some(initramfs)) = (&arguments.kernel, &arguments.initramfs) else {
+        bail!("--probe needs --kernel and --initramfs")
+    };
+    let tap = arguments
+        .tap
+        .as_deref()
+        .map(|name| tap::open_tap(name).with_context(|| format!("open the tap {name}")))
+        .transpose()?;
+    if let Some(socket) = &arguments.vsock {
+        let machine = build(spec(arguments, kernel, initramfs, socket)?, tap)?;
+        return Ok(by_hand::tell_end(&machine.run().exit));
+    }
+    let directory = std::env::temp_dir().join(format!("kvmlet-probe-{}", std::process::id()));
+    std::fs::create_dir_all(&directory)?;
+    let socket = directory.join("vsock.sock");
+    let result = spec(arguments, kernel, initramfs, &socket).and_then(|spec| match arguments.boot_trace {
+        true => trace::run(spec, tap.into_iter().collect()),
+        false => boot(spec, tap, &socket),
+    });
+    std::fs::remove_dir_all(&directory)?;
+    result
+}
+
+fn build(spec: MachineSpec, tap: Option<OwnedFd>) -> anyhow::Result<Machine> {
+    Builder::new(spec, tap.into_iter().collect()).build().context("make the machine")
+}
+
+fn spec(arguments: &VmArguments, kernel: &Path, initramfs: &Path, vsock: &Path) -> anyhow::Result<MachineSpec> {
+    let images = arguments.disk.iter().enumerate();
+    let mut disks = images
+        .map(|(index, path)| disk(format!("img{index}"), path, true))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    if let Some(path) = &arguments.scratch {
+        disks.push(disk("scratch".into(), path, false)?);
+    }
+    let pmems = arguments.pmem.iter().enumerate().map(|(index, path)| {
+        let Disk { serial, extents, .. } = disk(format!("img{index}"), path, true)?;
+        Ok(Pmem { name: serial, extents })
+    });
+    let line = arguments.command_line.as_deref().unwrap_or(FAST_COMMAND_LINE);
+    let command_line = match arguments.serial {
+        true => with_console(line),
+        false => line.to_owned(),
+    };
+    Ok(MachineSpec {
+        version: SPEC_VERSION,
+        name: "probe".into(),
+        cpus: arguments.cpus,
+        memory: arguments.memory << 20,
+        boot: Boot {
+            kernel: FileSource::Path(kernel.into()),
+            initramfs: Some(FileSource::Path(initramfs.into())),
+            command_line,
+        },
+        disks,
+        pmems: pmems.collect::<anyhow::Result<_>>()?,
+        nets: by_hand::nets(usize::from(arguments.tap.is_some())),
+        vsock: Some(by_hand::vsock(vsock)),
+        rng: true,
+        balloon: true,
+        serial: arguments.serial.then(|| Serial {
+            output: FileSource::Path("/dev/stderr".into()),
+        }),
+        count_exits: arguments.count_exits,
+    })
+}
+
+fn disk(serial: String, path: &Path, read_only: bool) -> anyhow::Result<Disk> {
+    by_hand::disk(serial, path, read_only).with_context(|| format!("disk {}", path.display()))
+}
+
+fn boot(spec: MachineSpec, tap: Option<OwnedFd>, socket: &Path) -> anyhow::Result<ExitCode> {
+    let begun = Instant::now();
+    let machine = build(spec, tap)?;
+    let (ended, watch) = mpsc::channel();
+    let running = Running::start(machine, move || {
+        let _ = ended.send(());
+    })?;
+    let answered = loop {
+        match hello(socket) {
+            Ok(welcome) => break Ok(welcome),
+            Err(error) if begun.elapsed() > PROBE_TIME || watch.recv_timeout(Duration::from_millis(5)).is_ok() => break Err(error),
+            Err(_) => {}
+        }
+    };
+    let elapsed = begun.elapsed();
+    let counts = running.handle.exit_counts();
+    let report = running.stop()?;
+    match answered {
+        Ok(welcome) => {
+            if let Some(counts) = counts {
+                println!("{}", serde_json::to_string(&counts)?);
+            }
+            let Welcome { agent, kernel, .. } = welcome;
+            eprintln!(
+                "the guest's agent ({agent}, Linux {kernel}) answered after {} ms",
+                elapsed.as_millis()
+            );
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(error) => {
+            eprintln!(
+                "this host's KVM does not boot a guest: no answer within {} ms ({:?}): {error:#}",
+                elapsed.as_millis(),
+                report.exit
+            );
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}

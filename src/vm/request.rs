@@ -1,0 +1,144 @@
+//! The options of `kvmlet vm run` as a machine's specification, with every mistake in them at once. Opens files to see that they are there;
+//! runs nothing.
+
+use std::{fs::File, path::Path};
+
+use vmm_lib::{
+    boot::{FAST_COMMAND_LINE, with_console},
+    spec::{Boot, Disk, Extent, FileSource, MachineSpec, SPEC_VERSION, Serial},
+};
+
+use super::by_hand::{self, Mistakes};
+use crate::cli::RunArguments;
+
+/// Bytes, when nothing is said.
+const MEMORY: u64 = 256 << 20;
+/// Where a console goes that is for whoever runs the machine.
+pub(super) const STDOUT: &str = "/dev/stdout";
+
+/// The machine that is asked for. What is wrong has a valid value in it, so that the rest is looked at too.
+pub(super) fn spec(arguments: &RunArguments, mistakes: &mut Mistakes) -> MachineSpec {
+    if arguments.kernel.is_none() {
+        mistakes.add("--kernel", "is missing (or --spec)");
+    }
+    for (option, path) in [("--kernel", &arguments.kernel), ("--initrd", &arguments.initrd)] {
+        if let Some(path) = path
+            && let Err(error) = File::open(path)
+        {
+            mistakes.add(&format!("{option} {}", path.display()), error);
+        }
+    }
+    if let Some(socket) = &arguments.vsock {
+        mistakes.check_socket("--vsock", socket);
+    }
+    let disks: Vec<_> = arguments
+        .disk
+        .iter()
+        .enumerate()
+        .map(|(index, text)| disk(index, text, mistakes))
+        .collect();
+    let path = |path: &Path| FileSource::Path(path.into());
+    let spec = MachineSpec {
+        version: SPEC_VERSION,
+        name: "run".into(),
+        cpus: number("--cpus", arguments.cpus.as_deref(), 1, |text| text.parse().ok(), mistakes),
+        memory: number("--mem", arguments.mem.as_deref(), MEMORY, bytes, mistakes),
+        boot: Boot {
+            kernel: path(arguments.kernel.as_deref().unwrap_or(Path::new("vmlinux"))),
+            initramfs: arguments.initrd.as_deref().map(path),
+            command_line: command_line(arguments, &disks),
+        },
+        nets: by_hand::nets(arguments.tap.len()),
+        vsock: arguments.vsock.as_deref().map(by_hand::vsock),
+        rng: arguments.rng.unwrap_or(true),
+        balloon: true,
+        serial: Some(Serial {
+            output: path(Path::new(STDOUT)),
+        }),
+        count_exits: false,
+        disks,
+        pmems: Vec::new(),
+    };
+    if let Err(errors) = spec.validate(arguments.tap.len()) {
+        for error in errors.0 {
+            mistakes.add(&option(&error.path, arguments), error.problem);
+        }
+    }
+    spec
+}
+
+fn number<T>(option: &str, text: Option<&str>, unsaid: T, read: impl Fn(&str) -> Option<T>, mistakes: &mut Mistakes) -> T {
+    let Some(text) = text else { return unsaid };
+    read(text).unwrap_or_else(|| {
+        mistakes.add(&format!("{option} {text}"), "is not such a number");
+        unsaid
+    })
+}
+
+/// Reads `268435456`, `256M`, `256Mi`, `1G`.
+fn bytes(text: &str) -> Option<u64> {
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit.strip_suffix('i').filter(|unit| !unit.is_empty()).unwrap_or(unit) {
+        "" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
+fn disk(index: usize, text: &str, mistakes: &mut Mistakes) -> Disk {
+    let (path, read_only) = text.strip_suffix(",ro").map_or((text, false), |path| (path, true));
+    let serial = format!("disk{index}");
+    by_hand::disk(serial.clone(), Path::new(path), read_only).unwrap_or_else(|error| {
+        mistakes.add(&format!("--disk {text}"), error);
+        Disk {
+            serial,
+            extents: vec![Extent {
+                file: FileSource::Path("missing".into()),
+                offset: 0,
+                length: 512,
+            }],
+            read_only,
+        }
+    })
+}
+
+/// What saves any Linux guest time on this machine, its console, its root, and then what was asked for. Modules may be loaded: a
+/// distribution's kernel has its drivers there.
+fn command_line(arguments: &RunArguments, disks: &[Disk]) -> String {
+    let mut words: Vec<_> = FAST_COMMAND_LINE.split(' ').filter(|word| *word != "nomodule").collect();
+    if let (None, Some(root)) = (&arguments.initrd, disks.first()) {
+        words.extend(["root=/dev/vda", if root.read_only { "ro" } else { "rw" }]);
+    }
+    let mut line = with_console(&words.join(" "));
+    if let Some(more) = &arguments.cmdline {
+        line.push(' ');
+        line.push_str(more);
+    }
+    line
+}
+
+/// The option that a field of the specification came from.
+fn option(field: &str, arguments: &RunArguments) -> String {
+    let nth = |list: &str| -> Option<usize> { field.strip_prefix(list)?.strip_prefix('[')?.split(']').next()?.parse().ok() };
+    let of = |option: &str, value: Option<&String>| value.map_or(option.to_owned(), |value| format!("{option} {value}"));
+    match field.split(['[', '.']).next() {
+        Some("memory") => of("--mem", arguments.mem.as_ref()),
+        Some("cpus") => of("--cpus", arguments.cpus.as_ref()),
+        Some("disks") => of("--disk", nth("disks").and_then(|index| arguments.disk.get(index))),
+        Some("nets") => of("--tap", nth("nets").and_then(|index| arguments.tap.get(index))),
+        Some("vsock") => "--vsock".into(),
+        Some("boot") if field == "boot.commandLine" => "--cmdline".into(),
+        Some("boot") if field == "boot.initramfs" => "--initrd".into(),
+        Some("boot") => "--kernel".into(),
+        _ => field.to_owned(),
+    }
+}
+
+#[cfg(test)]
+#[path = "request_tests.rs"]
+mod tests;

@@ -1,0 +1,109 @@
+//! `kvmlet vm run`: a machine for people. Its console is this process's standard output, its end this process's.
+
+use std::{
+    io::{self, Read as _},
+    os::fd::{AsFd as _, OwnedFd},
+    path::Path,
+    process::ExitCode,
+};
+
+use anyhow::Context as _;
+use vmm_lib::{
+    Builder,
+    spec::{FileSource, MachineSpec, Vsock},
+    tap,
+};
+
+use super::{
+    by_hand::{Mistakes, tell_end},
+    request::{self, STDOUT},
+    running::stop_on_signals,
+    trace,
+};
+use crate::cli::RunArguments;
+
+/// Runs what the options say.
+pub(crate) fn run(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
+    let mut mistakes = Mistakes::default();
+    let spec = match &arguments.spec {
+        Some(file) => from_file(file, arguments.tap.len(), &mut mistakes),
+        None => Some(request::spec(arguments, &mut mistakes)),
+    };
+    let mut files = Vec::new();
+    if !arguments.print_spec {
+        for name in &arguments.tap {
+            match tap::open_tap(name) {
+                Ok(tap) => files.push(tap),
+                Err(error) => mistakes.add(&format!("--tap {name}"), error),
+            }
+        }
+    }
+    mistakes.check()?;
+    let spec = spec.expect("without a specification there is a mistake");
+    if arguments.print_spec {
+        println!("{}", serde_json::to_string_pretty(&spec)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    // What the library has to say of a guest that breaks rules.
+    tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::WARN)
+        .with_writer(io::stderr)
+        .init();
+    let socket = spec.vsock.clone();
+    let result = if arguments.boot_trace {
+        trace::run(spec, files)
+    } else {
+        to_end(spec, files)
+    };
+    if let Some(Vsock {
+        socket: FileSource::Path(path),
+        ..
+    }) = socket
+    {
+        // It may not even have been made.
+        let _ = std::fs::remove_file(path);
+    }
+    result
+}
+
+/// The specification in a file.
+fn from_file(path: &Path, taps: usize, mistakes: &mut Mistakes) -> Option<MachineSpec> {
+    let mut text = String::new();
+    let read = if path == Path::new("-") {
+        io::stdin().read_to_string(&mut text).map(drop)
+    } else {
+        std::fs::read_to_string(path).map(|content| text = content)
+    };
+    let what = format!("--spec {}", path.display());
+    if let Err(error) = read {
+        mistakes.add(&what, error);
+        return None;
+    }
+    let spec: MachineSpec = serde_json::from_str(&text).map_err(|error| mistakes.add(&what, error)).ok()?;
+    if let Err(errors) = spec.validate(taps) {
+        for error in errors.0 {
+            mistakes.add(&what, error);
+        }
+    }
+    if let Some(Vsock {
+        socket: FileSource::Path(path),
+        ..
+    }) = &spec.vsock
+    {
+        mistakes.check_socket(&format!("{what}: vsock.socket"), path);
+    }
+    Some(spec)
+}
+
+fn to_end(mut spec: MachineSpec, mut files: Vec<OwnedFd>) -> anyhow::Result<ExitCode> {
+    if let Some(serial) = &mut spec.serial
+        && serial.output == FileSource::Path(STDOUT.into())
+    {
+        // The very same open file: its path may not be opened again, a socket's or another user's terminal's.
+        serial.output = FileSource::Passed(files.len() as u32);
+        files.push(io::stdout().as_fd().try_clone_to_owned()?);
+    }
+    let machine = Builder::new(spec, files).build().context("make the machine")?;
+    stop_on_signals(machine.handle())?;
+    Ok(tell_end(&machine.run().exit))
+}

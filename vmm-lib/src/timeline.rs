@@ -1,0 +1,147 @@
+//! When a machine came to be: the host's steps from [`Builder::build`](crate::Builder::build) to the guest's first instruction and its end.
+//! Costs a reading of the clock a step; decides nothing. What the guest does meanwhile is the guest's to say.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+/// A step of the host's, in the order in which they are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Phase {
+    /// The specification is checked.
+    Check,
+    /// `/dev/kvm` is opened and asked what it has, CPUID among it.
+    Kvm,
+    /// KVM makes the virtual machine.
+    VirtualMachine,
+    /// Guest memory is mapped and given to KVM.
+    Memory,
+    /// KVM makes its interrupt controllers.
+    Interrupts,
+    /// Processors are made, with their CPUID and MSRs.
+    Processors,
+    /// Files of devices are opened, devices made and put on the bus.
+    Devices,
+    /// Kernel and initramfs are opened.
+    Files,
+    /// ACPI tables and command line are written.
+    Tables,
+    /// The kernel is read into guest memory.
+    Kernel,
+    /// The initramfs is read into guest memory, and what both boot protocols hand over is written.
+    Initramfs,
+    /// The boot processor's registers are set.
+    Registers,
+    /// The machine is made and nobody has run it yet.
+    Waiting,
+    /// Threads are started, up to the boot processor's first KVM_RUN.
+    Threads,
+    /// The guest runs, until its last processor has left it.
+    Guest,
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Check => "check the specification",
+            Self::Kvm => "open and ask KVM",
+            Self::VirtualMachine => "create the virtual machine",
+            Self::Memory => "map guest memory",
+            Self::Interrupts => "create interrupt controllers",
+            Self::Processors => "create processors",
+            Self::Devices => "make devices",
+            Self::Files => "open kernel and initramfs",
+            Self::Tables => "write ACPI tables and command line",
+            Self::Kernel => "load the kernel",
+            Self::Initramfs => "load the initramfs",
+            Self::Registers => "set registers",
+            Self::Waiting => "made, not yet run",
+            Self::Threads => "start threads, until the first KVM_RUN",
+            Self::Guest => "run the guest",
+        })
+    }
+}
+
+/// One step, done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Step {
+    /// Which.
+    pub phase: Phase,
+    /// When it began, from the beginning of the timeline.
+    pub begin: Duration,
+    /// How long it took.
+    pub took: Duration,
+}
+
+impl Step {
+    /// When it ended, from the beginning of the timeline.
+    pub fn end(&self) -> Duration {
+        self.begin + self.took
+    }
+}
+
+/// The steps that are done, one behind the other without a gap. Times are monotonic.
+#[derive(Debug, Clone)]
+pub struct Timeline {
+    begun: Instant,
+    steps: Vec<Step>,
+}
+
+impl Timeline {
+    /// Begins now.
+    pub(crate) fn begin() -> Self {
+        Self {
+            begun: Instant::now(),
+            // All there can be: a confined thread that adds one needs no memory for it.
+            steps: Vec::with_capacity(Phase::Guest as usize + 1),
+        }
+    }
+
+    /// What was done since the step before was this.
+    pub(crate) fn done(&mut self, phase: Phase) {
+        let begin = self.total();
+        // Saturates, were the clock ever to go back.
+        let took = self.begun.elapsed().saturating_sub(begin);
+        self.steps.push(Step { phase, begin, took });
+    }
+
+    /// When it began: when [`Builder::build`](crate::Builder::build) was called.
+    pub fn begun(&self) -> Instant {
+        self.begun
+    }
+
+    /// All steps, in order.
+    pub fn steps(&self) -> &[Step] {
+        &self.steps
+    }
+
+    /// When the guest was first entered, if it was.
+    pub fn entered(&self) -> Option<Duration> {
+        self.steps.iter().find(|step| step.phase == Phase::Threads).map(Step::end)
+    }
+
+    /// From the beginning to the end of the last step.
+    pub fn total(&self) -> Duration {
+        self.steps.last().map_or(Duration::ZERO, Step::end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_follow_one_another_without_a_gap() {
+        let mut timeline = Timeline::begin();
+        assert_eq!((timeline.total(), timeline.entered()), (Duration::ZERO, None));
+        for phase in [Phase::Check, Phase::Kvm, Phase::Threads, Phase::Guest] {
+            std::thread::sleep(Duration::from_millis(1));
+            timeline.done(phase);
+        }
+        let steps = timeline.steps();
+        assert!(steps.windows(2).all(|pair| pair[0].end() == pair[1].begin));
+        assert!(steps.iter().all(|step| step.took >= Duration::from_millis(1)), "{steps:?}");
+        assert_eq!(timeline.entered(), Some(steps[2].end()));
+        assert_eq!(timeline.total(), steps.iter().map(|step| step.took).sum());
+    }
+}
