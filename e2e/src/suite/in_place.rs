@@ -17,18 +17,28 @@ pub(super) const TESTS: &[Test] = &[Test {
     run: shared,
 }];
 
-/// Reads every file of the image, then says what the guest's page cache has grown by.
-const READ: &str = "before=$(sed -n 's/^Cached: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo)
-    find / -xdev -type f -exec cat {} + | wc -c | sed 's/^/bytes=/'
-    echo cached=$(( ($(sed -n 's/^Cached: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo) - before) * 1024 ))
-    exec sleep 100000";
+/// Reads every file of the image, and says by how much the guest's page cache has grown.
+const READ: &str = r#"
+import os, time
+def cached():
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/meminfo") if line.startswith("Cached:"))
+before, total, root = cached(), 0, os.stat("/").st_dev
+for folder, folders, files in os.walk("/"):
+    folders[:] = [name for name in folders if os.lstat(os.path.join(folder, name)).st_dev == root]
+    for path in (os.path.join(folder, name) for name in files):
+        if os.path.isfile(path) and not os.path.islink(path):
+            with open(path, "rb") as file:
+                total += len(file.read())
+print(f"bytes={total}\ncached={cached() - before}", flush=True)
+time.sleep(100000)
+"#;
 /// Of a machine's process: what it has of mapped files, in bytes, and its share where others have them too.
 const MAPPED: &str = "awk '/^[0-9a-f]+-[0-9a-f]+ /{ on = /\\/images\\// } on && /^Rss:/{ r += $2 } on && /^Pss:/{ p += $2 }
     END { printf \"rss=%d\\npss=%d\\n\", r * 1024, p * 1024 }' /proc/$1/smaps";
 
 fn shared(cluster: &Cluster) -> Result<()> {
     within(cluster, "in-place", |place| {
-        let main = json!({"image": "large", "command": ["bash", "-c", READ], "resources": {"limits": {"memory": "512Mi"}}});
+        let main = json!({"image": "large", "command": ["python3", "-c", READ], "resources": {"limits": {"memory": "512Mi"}}});
         place.create(&[pod("one", main.clone()), pod("two", main)])?;
         let (host, mut all, mut shares, mut whole) = (cluster.host(0)?, Vec::new(), 0, 0);
         for name in ["one", "two"] {
