@@ -11,7 +11,7 @@ use crate::{Cluster, Host, node};
 /// For all of a machine (Firecracker with five devices: 2,367).
 pub const MOST: u64 = 2_500;
 /// PCI configuration, for each function.
-pub const MOST_CONFIG: u64 = 40;
+pub const MOST_CONFIG: u64 = 22;
 /// Host bridge, scratch disk, image in place, network, vsock, entropy, balloon.
 pub const FUNCTIONS: usize = 7;
 
