@@ -18,11 +18,14 @@ const DEVICE_CPUS: u64 = 1;
 const PERIOD: u64 = 100_000;
 
 /// What a machine of this specification may use, as names and contents of its group's files. The kernel's threads that serve it (vhost,
-/// KVM's) count too.
+/// KVM's) count too, and so do pages of images that no other machine has read before: without room for them a guest that uses all of its
+/// memory would have its programs thrown out.
 fn limits(spec: &MachineSpec, threads: u64) -> [(&'static str, String); 5] {
     let cpus = u64::from(spec.cpus) + DEVICE_CPUS;
+    let images: u64 = spec.pmems.iter().flat_map(|pmem| &pmem.extents).map(|extent| extent.length).sum();
+    let memory = spec.memory + images;
     [
-        ("memory.max", (spec.memory + spec.memory / PAGE_TABLES + MONITOR).to_string()),
+        ("memory.max", (memory + memory / PAGE_TABLES + MONITOR).to_string()),
         // All of it or nothing: half a machine serves nobody.
         ("memory.oom.group", "1".into()),
         ("memory.swap.max", "0".into()),
@@ -77,7 +80,8 @@ mod tests {
     #[test]
     fn a_machine_may_use_its_size_and_what_its_monitor_needs() {
         let spec: MachineSpec = serde_json::from_value(serde_json::json!({
-            "version": vmm_lib::spec::SPEC_VERSION, "name": "m", "cpus": 2, "memory": 256 << 20,
+            "version": vmm_lib::spec::SPEC_VERSION, "name": "m", "cpus": 2, "memory": 192 << 20,
+            "pmems": [{"name": "image", "extents": [{"file": {"passed": 0}, "offset": 0, "length": 64 << 20}]}],
             "boot": {"kernel": {"path": "/k"}, "initramfs": null, "commandLine": ""},
         }))
         .unwrap();
