@@ -108,8 +108,8 @@ mod tests {
     fn both_speak_the_newest_version_that_both_know() {
         let hello = |oldest, newest| agree(&Hello { oldest, newest });
         assert_eq!(hello(1, 1), Some(1));
-        assert_eq!(hello(1, 9), Some(1));
-        assert_eq!(hello(0, 0), None);
-        assert_eq!(hello(2, 9), None);
+        assert_eq!(hello(1, VERSION + 1), Some(VERSION));
+        assert_eq!(hello(0, OLDEST_VERSION - 1), None);
+        assert_eq!(hello(VERSION + 1, VERSION + 7), None);
     }
 }
