@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
 use std::time::Duration;
 
 use kvmlet_network::cni::{Attachment, CniError, ConfigList, Plugins};
@@ -13,8 +13,15 @@ use tempfile::TempDir;
 fn plugins(dir: &TempDir, scripts: &[(&str, &str)], timeout: Duration) -> (Plugins, ConfigList, Attachment) {
     for (name, script) in scripts {
         let path = dir.path().join(name);
-        fs::write(&path, format!("#!/bin/sh\nconfig=$(cat)\n{script}\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        // By a process of its own: had this one the file open for writing, what another test starts meanwhile would have it open, too, for a
+        // moment, and nobody can run a file that is open for writing (ETXTBSY).
+        let text = format!("#!/bin/sh\nconfig=$(cat)\n{script}\n");
+        let writer = Command::new("sh")
+            .args(["-c", r#"printf %s "$2" >"$1" && chmod 755 "$1""#, "sh"])
+            .arg(&path)
+            .arg(text)
+            .status();
+        assert!(writer.unwrap().success());
     }
     let list = ConfigList {
         version: "1.0.0".to_owned(),
