@@ -3,7 +3,7 @@
 
 use std::{fs, io, path::PathBuf};
 
-use vmm_lib::spec::MachineSpec;
+use vmm_lib::spec::{MachineSpec, Pmem};
 
 const ROOT: &str = "/sys/fs/cgroup";
 /// Where machines' groups are.
@@ -22,7 +22,7 @@ const PERIOD: u64 = 100_000;
 /// memory would have its programs thrown out.
 fn limits(spec: &MachineSpec, threads: u64) -> [(&'static str, String); 5] {
     let cpus = u64::from(spec.cpus) + DEVICE_CPUS;
-    let images: u64 = spec.pmems.iter().flat_map(|pmem| &pmem.extents).map(|extent| extent.length).sum();
+    let images: u64 = spec.pmems.iter().map(Pmem::length).sum();
     let memory = spec.memory + images;
     [
         ("memory.max", (memory + memory / PAGE_TABLES + MONITOR).to_string()),

@@ -1,4 +1,5 @@
-//! The machine's devices on its bus, in PCI order: host bridge, disks, images in place, networks, vsock, entropy, balloon. Knows what each needs; does none of its work.
+//! The machine's devices on its bus, in PCI order: host bridge, disks, images in place, networks, vsock, entropy, balloon. Knows what each
+//! needs; does none of its work.
 
 use std::sync::Arc;
 

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use crate::spec::{FileSource, MachineSpec};
+use crate::spec::{Extent, FileSource, MachineSpec};
 
 /// A file that could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -32,16 +32,10 @@ pub fn open_files(mut spec: MachineSpec, passed: Vec<OwnedFd>) -> Result<(Machin
         opener.existing("boot.initramfs", initramfs, false)?;
     }
     for (index, disk) in spec.disks.iter_mut().enumerate() {
-        for (number, extent) in disk.extents.iter_mut().enumerate() {
-            let field = format!("disks[{index}].extents[{number}].file");
-            opener.existing(&field, &mut extent.file, !disk.read_only)?;
-        }
+        opener.extents(&format!("disks[{index}]"), &mut disk.extents, !disk.read_only)?;
     }
     for (index, pmem) in spec.pmems.iter_mut().enumerate() {
-        for (number, extent) in pmem.extents.iter_mut().enumerate() {
-            let field = format!("pmems[{index}].extents[{number}].file");
-            opener.existing(&field, &mut extent.file, false)?;
-        }
+        opener.extents(&format!("pmems[{index}]"), &mut pmem.extents, false)?;
     }
     for (index, net) in spec.nets.iter_mut().enumerate() {
         opener.existing(&format!("nets[{index}].tap"), &mut net.tap, true)?;
@@ -76,6 +70,13 @@ impl Opener {
         }
         let index = self.take(source, |files, source| files.open_existing(field, source, write).map(OwnedFd::from))?;
         self.opened.extend(index.map(|index| (path, write, index)));
+        Ok(())
+    }
+
+    fn extents(&mut self, of: &str, extents: &mut [Extent], write: bool) -> Result<(), FileError> {
+        for (number, extent) in extents.iter_mut().enumerate() {
+            self.existing(&format!("{of}.extents[{number}].file"), &mut extent.file, write)?;
+        }
         Ok(())
     }
 

@@ -63,11 +63,6 @@ pub enum ImagesError {
     },
 }
 
-/// Bytes of an image, before the room that it takes is rounded up.
-pub(crate) fn length(image: &Pmem) -> u64 {
-    image.extents.iter().fold(0, |sum, extent| sum.saturating_add(extent.length))
-}
-
 /// All images of a machine.
 #[derive(Debug, Default)]
 pub struct Images {

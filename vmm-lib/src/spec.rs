@@ -121,6 +121,13 @@ pub struct Pmem {
     pub extents: Vec<Extent>,
 }
 
+impl Pmem {
+    /// Bytes of all extents together, before the room that they take is rounded up.
+    pub fn length(&self) -> u64 {
+        self.extents.iter().fold(0, |sum, extent| sum.saturating_add(extent.length))
+    }
+}
+
 /// A piece of a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]

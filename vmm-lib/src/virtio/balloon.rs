@@ -120,11 +120,7 @@ pub(crate) fn turn(kind: usize, ring: &mut Ring<'_>, memory: &GuestSpace) -> Res
         }
         ring.give_back(chain.head, 0)?;
     }
-    ring.notify()?;
-    if ring.arm()? {
-        ring.rekick();
-    }
-    Ok(())
+    Ok(ring.settle()?)
 }
 
 /// Gives back the pages of these numbers (le32).

@@ -3,17 +3,14 @@
 
 use std::ops::Range;
 
-use rustix::event::epoll::EventFlags;
-
 use super::{
     chain::ChainError,
     device::{ActivateError, Activation, VirtioDevice},
     ring::{RING_FEATURES, Ring},
-    worker::{Poller, STOP, WorkError, Worker, broke, eventfd, required},
+    worker::{Poller, WorkError, Worker, required, serve_queue},
 };
 use crate::threads::ThreadKind;
 
-const QUEUE: u64 = 0;
 /// VIRTIO_PMEM_REQ_TYPE_FLUSH.
 const FLUSH: u32 = 0;
 /// What a request is answered that is none.
@@ -60,13 +57,7 @@ impl VirtioDevice for Pmem {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        for (position, byte) in (offset..).zip(data) {
-            *byte = usize::try_from(position)
-                .ok()
-                .and_then(|at| self.config.get(at))
-                .copied()
-                .unwrap_or(0);
-        }
+        super::worker::read_config(&self.config, offset, data);
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
@@ -79,32 +70,13 @@ impl VirtioDevice for Pmem {
             failed,
             ..
         } = activation;
-        let work = move |poller: Poller| serve(poller, Ring::new(&memory, queue, features));
+        let work = move |poller: Poller| serve_queue(&poller, Ring::new(&memory, queue, features), turn);
         self.worker = Some(Worker::spawn(self.name(), (&threads, ThreadKind::Pmem), failed, work)?);
         Ok(())
     }
 
     fn reset(&mut self) {
         self.worker = None;
-    }
-}
-
-fn serve(poller: Poller, mut ring: Ring<'_>) -> Result<(), WorkError> {
-    poller
-        .add(eventfd(ring.kick()), QUEUE, EventFlags::IN)
-        .map_err(broke("watch the queue"))?;
-    loop {
-        let (mut stop, mut kicked) = (false, false);
-        poller
-            .wait(None, |token, _| if token == STOP { stop = true } else { kicked = true })
-            .map_err(broke("wait for events"))?;
-        if stop {
-            return Ok(());
-        }
-        if kicked {
-            ring.clear_kick();
-        }
-        turn(&mut ring)?;
     }
 }
 
@@ -121,11 +93,7 @@ pub(crate) fn turn(ring: &mut Ring<'_>) -> Result<(), WorkError> {
         chain.writable.write(0, &answer.to_le_bytes())?;
         ring.give_back(chain.head, 4)?;
     }
-    ring.notify()?;
-    if ring.arm()? {
-        ring.rekick();
-    }
-    Ok(())
+    Ok(ring.settle()?)
 }
 
 #[cfg(test)]

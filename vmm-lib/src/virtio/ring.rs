@@ -144,6 +144,15 @@ impl<'m> Ring<'m> {
         Ok(())
     }
 
+    /// Ends a turn: what was given back is heard of, and the next chain kicks, or is there already and kicks now.
+    pub fn settle(&mut self) -> Result<(), ChainError> {
+        self.notify()?;
+        if self.arm()? {
+            self.rekick();
+        }
+        Ok(())
+    }
+
     fn load(&self, base: u64, offset: u64) -> Result<u16, ChainError> {
         let address = base.checked_add(offset).ok_or(ChainError::Ring)?;
         let value: u16 = self

@@ -1,19 +1,18 @@
 //! virtio-rng (virtio 1.2, 5.4): random bytes of the host's getrandom(2). Refuses requests without a writable buffer; a request gets at
 //! most [`MAX_REQUEST`] bytes, whatever it asks for.
 
-use rustix::{event::epoll::EventFlags, rand::GetRandomFlags};
+use rustix::rand::GetRandomFlags;
 
 use super::{
     chain::ChainError,
     device::{ActivateError, Activation, VirtioDevice},
     ring::{RING_FEATURES, Ring},
-    worker::{Poller, STOP, WorkError, Worker, broke, eventfd, required},
+    worker::{Poller, WorkError, Worker, broke, required, serve_queue},
 };
 use crate::threads::ThreadKind;
 
 /// Most bytes one request gets.
 pub const MAX_REQUEST: usize = 64 << 10;
-const QUEUE: u64 = 0;
 
 /// The device.
 #[derive(Debug, Default)]
@@ -59,33 +58,16 @@ impl VirtioDevice for Rng {
             failed,
             ..
         } = activation;
-        let work = move |poller: Poller| serve(poller, Ring::new(&memory, queue, features));
+        let work = move |poller: Poller| {
+            let mut block = [0; 4096];
+            serve_queue(&poller, Ring::new(&memory, queue, features), |ring| turn(ring, &mut block))
+        };
         self.worker = Some(Worker::spawn(self.name(), (&threads, ThreadKind::Rng), failed, work)?);
         Ok(())
     }
 
     fn reset(&mut self) {
         self.worker = None;
-    }
-}
-
-fn serve(poller: Poller, mut ring: Ring<'_>) -> Result<(), WorkError> {
-    poller
-        .add(eventfd(ring.kick()), QUEUE, EventFlags::IN)
-        .map_err(broke("watch the queue"))?;
-    let mut block = [0u8; 4096];
-    loop {
-        let (mut stop, mut kicked) = (false, false);
-        poller
-            .wait(None, |token, _| if token == STOP { stop = true } else { kicked = true })
-            .map_err(broke("wait for events"))?;
-        if stop {
-            return Ok(());
-        }
-        if kicked {
-            ring.clear_kick();
-        }
-        turn(&mut ring, &mut block)?;
     }
 }
 
@@ -108,11 +90,7 @@ pub(crate) fn turn(ring: &mut Ring<'_>, block: &mut [u8]) -> Result<(), WorkErro
         }
         ring.give_back(chain.head, u32::try_from(done).expect("MAX_REQUEST is small"))?;
     }
-    ring.notify()?;
-    if ring.arm()? {
-        ring.rekick();
-    }
-    Ok(())
+    Ok(ring.settle()?)
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::{
     chain::ChainError,
     device::{ActivateError, Activation, ActiveQueue, DeviceFault},
+    ring::Ring,
 };
 use crate::threads::{ThreadKind, Threads};
 
@@ -109,6 +110,30 @@ pub fn required(activation: &mut Activation, index: usize) -> Result<ActiveQueue
         .get_mut(index)
         .and_then(Option::take)
         .ok_or(ActivateError::QueueDisabled(index))
+}
+
+/// The work of a device of one queue: a turn at each kick, until it shall end.
+pub fn serve_queue(
+    poller: &Poller,
+    mut ring: Ring<'_>,
+    mut turn: impl FnMut(&mut Ring<'_>) -> Result<(), WorkError>,
+) -> Result<(), WorkError> {
+    poller
+        .add(eventfd(ring.kick()), 0, epoll::EventFlags::IN)
+        .map_err(broke("watch the queue"))?;
+    loop {
+        let (mut stop, mut kicked) = (false, false);
+        poller
+            .wait(None, |token, _| if token == STOP { stop = true } else { kicked = true })
+            .map_err(broke("wait for events"))?;
+        if stop {
+            return Ok(());
+        }
+        if kicked {
+            ring.clear_kick();
+        }
+        turn(&mut ring)?;
+    }
 }
 
 /// vmm-sys-util's eventfd as the standard library's borrowed descriptor.

@@ -10,8 +10,6 @@ mod tests;
 
 use std::{fs::File, sync::Arc};
 
-use rustix::event::epoll::EventFlags;
-
 use self::{
     extents::Extents,
     request::{Disk, Refusal, serve},
@@ -20,13 +18,12 @@ use super::{
     chain::ChainError,
     device::{ActivateError, Activation, VirtioDevice},
     ring::{RING_FEATURES, Ring},
-    worker::{Poller, STOP, WorkError, Worker, broke, eventfd, required},
+    worker::{Poller, Worker, required, serve_queue},
 };
 use crate::{spec::MAX_SERIAL, threads::ThreadKind};
 
 const SECTOR: u64 = 512;
 const QUEUE_SIZE: u16 = 256;
-const QUEUE: u64 = 0;
 const SEG_MAX: u64 = 1 << 2;
 const RO: u64 = 1 << 5;
 const FLUSH: u64 = 1 << 9;
@@ -131,33 +128,18 @@ impl VirtioDevice for Block {
             ..
         } = activation;
         let (disk, name) = (Arc::clone(&self.disk), self.name.clone());
-        let work = move |poller: Poller| work(&poller, Ring::new(&memory, queue, features), &disk, &name);
+        let work = move |poller: Poller| {
+            let mut reported = false;
+            serve_queue(&poller, Ring::new(&memory, queue, features), |ring| {
+                Ok(turn(ring, &disk, &name, &mut reported)?)
+            })
+        };
         self.worker = Some(Worker::spawn(&self.name, (&threads, ThreadKind::Block), failed, work)?);
         Ok(())
     }
 
     fn reset(&mut self) {
         self.worker = None;
-    }
-}
-
-fn work(poller: &Poller, mut ring: Ring<'_>, disk: &Disk, name: &str) -> Result<(), WorkError> {
-    poller
-        .add(eventfd(ring.kick()), QUEUE, EventFlags::IN)
-        .map_err(broke("watch the queue"))?;
-    let mut reported = false;
-    loop {
-        let (mut stop, mut kicked) = (false, false);
-        poller
-            .wait(None, |token, _| if token == STOP { stop = true } else { kicked = true })
-            .map_err(broke("wait for events"))?;
-        if stop {
-            return Ok(());
-        }
-        if kicked {
-            ring.clear_kick();
-        }
-        turn(&mut ring, disk, name, &mut reported)?;
     }
 }
 
@@ -176,9 +158,5 @@ fn turn(ring: &mut Ring<'_>, disk: &Disk, name: &str, reported: &mut bool) -> Re
             *reported = true;
         }
     }
-    ring.notify()?;
-    if ring.arm()? {
-        ring.rekick();
-    }
-    Ok(())
+    ring.settle()
 }

@@ -29,9 +29,5 @@ pub(super) fn transmit(ring: &mut Ring<'_>, tap: &File) -> Result<(), ChainError
         }
         ring.give_back(chain.head, 0)?;
     }
-    ring.notify()?;
-    if ring.arm()? {
-        ring.rekick();
-    }
-    Ok(())
+    ring.settle()
 }

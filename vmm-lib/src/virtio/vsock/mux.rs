@@ -280,11 +280,7 @@ impl<'m> Mux<'m> {
             self.packet(Header::parse(&raw), &chain);
             self.transmit.give_back(chain.head, 0)?;
         }
-        self.transmit.notify()?;
-        if self.transmit.arm()? {
-            self.transmit.rekick();
-        }
-        Ok(())
+        self.transmit.settle()
     }
 
     fn packet(&mut self, header: Header, chain: &Chain<'_>) {
