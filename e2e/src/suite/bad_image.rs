@@ -95,20 +95,19 @@ fn refused(cluster: &Cluster) -> Result<()> {
                 invalid["status"]
             );
             place.kubectl(&["delete", "pod", "--all", "--timeout=110s"])?;
-            let after = host.sh(LEFT)?;
-            let news: Vec<_> = after.lines().filter(|line| !before.lines().any(|old| old == *line)).collect();
-            // Whole layers that are good on their own may stay as a cache, but nothing of those that were refused.
-            ensure!(
-                !news
-                    .iter()
-                    .any(|line| line.contains("escaped") || line.contains("partial") || line.contains("tmp")),
-                "left: {news:?}"
-            );
+            // Unpacking ends a moment after the pod whose pull it was; whole layers that are good on their own may stay as a cache.
+            let news = wait_for("what was begun to be gone again", Duration::from_secs(60), || {
+                let after = host.sh(LEFT)?;
+                let news: Vec<_> = after.lines().filter(|line| !before.lines().any(|old| old == *line)).collect();
+                let refused = |line: &&str| line.contains("escaped") || line.contains("partial") || line.contains("tmp");
+                ensure!(!news.iter().any(refused), "left: {news:?}");
+                Ok(Some(news.len()))
+            })?;
             let used: u64 = host
                 .sh("du -sm /var/lib/kvmlet/images | cut -f1")?
                 .parse()
                 .context("measure the store")?;
-            eprintln!("  the image store has {used} MiB; new files: {news:?}");
+            eprintln!("  the image store has {used} MiB; new files: {news}");
             Ok(())
         })
     })
