@@ -159,6 +159,8 @@ pub fn machine(
         serial: guest.serial.then(|| Serial {
             output: FileSource::Path(dir.join("console.log")),
         }),
+        comb: None,
+        restore: None,
         count_exits: false,
     }
 }

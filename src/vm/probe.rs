@@ -89,6 +89,8 @@ fn spec(arguments: &VmArguments, kernel: &Path, initramfs: &Path, vsock: &Path) 
         serial: arguments.serial.then(|| Serial {
             output: FileSource::Path("/dev/stderr".into()),
         }),
+        comb: None,
+        restore: None,
         count_exits: arguments.count_exits,
     })
 }

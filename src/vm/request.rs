@@ -55,6 +55,8 @@ pub(super) fn spec(arguments: &RunArguments, mistakes: &mut Mistakes) -> Machine
         serial: Some(Serial {
             output: path(Path::new(STDOUT)),
         }),
+        comb: None,
+        restore: None,
         count_exits: false,
         disks,
         pmems: Vec::new(),

@@ -34,6 +34,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         serial: Some(Serial {
             output: FileSource::Path("/dev/stdout".into()),
         }),
+        comb: None,
+        restore: None,
         count_exits: true,
     };
     let report = Builder::new(spec, Vec::new()).build()?.run();

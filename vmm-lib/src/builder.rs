@@ -1,11 +1,13 @@
 //! From a specification to a machine that is ready to run, in KVM's order: VM, memory, interrupt controller, processors, devices, kernel.
 //! Everything that can fail because of the host or the specification fails here, before a guest exists.
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-use kvm_ioctls::VcpuFd;
+use kvm_bindings::{CpuId, kvm_clock_data};
+use kvm_ioctls::{VcpuFd, VmFd};
 
 use crate::boot::{self, BootError, Plan};
 use crate::bus::Bus;
@@ -20,8 +22,10 @@ use crate::memory::{self, KVM_TSS, Layout, MemoryError};
 use crate::pci::PciBus;
 use crate::registers::{self, RegistersError};
 use crate::serial::{SerialError, SerialPort};
-use crate::spec::{MachineSpec, Pmem};
-use crate::threads::{Enter, Maker, ThreadKind, Threads};
+use crate::snapshot::processor::{Registers, same_cpuid};
+use crate::snapshot::{self, RestoreError, SnapshotError, SnapshotFiles, Source, State, same};
+use crate::spec::{MachineSpec, Pmem, Restore};
+use crate::threads::{Enter, Maker, SnapshotRequest, ThreadKind, Threads};
 use crate::timeline::{Phase, Timeline};
 use crate::validate::SpecErrors;
 use crate::vcpu::{self, Control, Vcpu};
@@ -64,6 +68,9 @@ pub enum BuildError {
     /// Kernel, initramfs, tables.
     #[error("load the kernel")]
     Boot(#[from] BootError),
+    /// A snapshot.
+    #[error("take up the snapshot")]
+    Restore(#[from] RestoreError),
     /// The signal that gets processors out of the guest.
     #[error("install the signal handler")]
     Signal(#[source] std::io::Error),
@@ -121,18 +128,26 @@ impl Builder {
         spec.validate(passed.len()).map_err(BuildError::Spec)?;
         timeline.done(Phase::Check);
         let files = Files::new(passed);
+        let snapshot = spec.restore.as_ref().map(|restore| open_snapshot(restore, &files)).transpose()?;
         let kvm = kvm.map_or_else(kvm::open, kvm::from_open)?;
         let (threads, maker) = Threads::new(enter);
         let cpuid = Template::new(&kvm)?;
         let lengths: Vec<u64> = spec.pmems.iter().map(Pmem::length).collect();
-        let layout = Layout::new(spec.memory, &lengths, cpuid.address_bits())?;
+        let room = spec.comb.as_ref().map_or(0, |comb| comb.pmem_bytes);
+        let layout = Layout::new(spec.memory, &lengths, room, cpuid.address_bits())?;
+        let possible_cpus = spec.comb.as_ref().map_or(spec.cpus, |comb| comb.cpus);
+        let first = cpuid.processor(0, possible_cpus)?;
+        if let Some((state, _)) = &snapshot {
+            check_shape(state, &spec, &layout, &first)?;
+        }
+        let msrs = Arc::new(Registers::of(&kvm));
         timeline.done(Phase::Kvm);
         let step = |what: &'static str| move |source| BuildError::Step(what, source);
 
         let vm = Arc::new(kvm.create_vm().map_err(step("create the virtual machine"))?);
         vm.set_tss_address(KVM_TSS).map_err(step("place KVM's task state"))?;
         timeline.done(Phase::VirtualMachine);
-        let ram = memory::create(&vm, &layout)?;
+        let ram = memory::create(&vm, &layout, snapshot.as_ref().map(|(_, memory)| memory))?;
         let mapped = Images::create(&vm, &layout, &spec.pmems, &files)?;
         let memory: Memory = Arc::new(GuestSpace::new(ram, mapped));
         let ecam = memory::create_ecam(&vm)?;
@@ -142,7 +157,7 @@ impl Builder {
         let mut vcpus = Vec::new();
         for index in 0..spec.cpus {
             let vcpu = vm.create_vcpu(u64::from(index)).map_err(step("create a processor"))?;
-            vcpu.set_cpuid2(&cpuid.processor(index, spec.cpus)?)
+            vcpu.set_cpuid2(&cpuid.processor(index, possible_cpus)?)
                 .map_err(step("set a processor's CPUID"))?;
             registers::set_msrs(&vcpu)?;
             vcpus.push(vcpu);
@@ -163,25 +178,12 @@ impl Builder {
         };
         timeline.done(Phase::Devices);
 
-        let kernel = files.open_existing("boot.kernel", &spec.boot.kernel, false)?;
-        let initramfs = spec
-            .boot
-            .initramfs
-            .as_ref()
-            .map(|source| files.open_existing("boot.initramfs", source, false))
-            .transpose()?;
-        timeline.done(Phase::Files);
-        let plan = Plan {
-            memory: &memory,
-            layout: &layout,
-            kernel: &kernel,
-            initramfs: initramfs.as_ref(),
-            command_line: &spec.boot.command_line,
-            cpus: spec.cpus,
-            serial: spec.serial.is_some(),
-        };
-        let entry = boot::load(&plan, &mut timeline)?;
-        registers::set_entry(&vcpus[0], &memory, entry)?;
+        let restored = snapshot.is_some();
+        if let Some((state, _)) = snapshot {
+            restore(&state, &vm, &vcpus, &bus)?;
+        } else {
+            boot(&spec, &files, (&memory, &layout, possible_cpus), &vcpus[0], &mut timeline)?;
+        }
         vcpu::install_kick_handler().map_err(|error| BuildError::Signal(error.into()))?;
         timeline.done(Phase::Registers);
         let control = Arc::new(Control::new(spec.cpus, spec.count_exits, timeline));
@@ -192,8 +194,107 @@ impl Builder {
             memory,
             threads,
             maker,
+            vm,
+            layout,
+            cpuid: first,
+            possible_cpus,
+            registers: msrs,
+            restored,
         })
     }
+}
+
+/// Loads the kernel and points the boot processor at it.
+fn boot(
+    spec: &MachineSpec,
+    files: &Files,
+    (memory, layout, cpus): (&Memory, &Layout, u8),
+    vcpu: &VcpuFd,
+    timeline: &mut Timeline,
+) -> Result<(), BuildError> {
+    let kernel = files.open_existing("boot.kernel", &spec.boot.kernel, false)?;
+    let initramfs = spec
+        .boot
+        .initramfs
+        .as_ref()
+        .map(|source| files.open_existing("boot.initramfs", source, false))
+        .transpose()?;
+    timeline.done(Phase::Files);
+    let plan = Plan {
+        memory,
+        layout,
+        kernel: &kernel,
+        initramfs: initramfs.as_ref(),
+        command_line: &spec.boot.command_line,
+        cpus,
+        serial: spec.serial.is_some(),
+    };
+    let entry = boot::load(&plan, timeline)?;
+    Ok(registers::set_entry(vcpu, memory, entry)?)
+}
+
+/// A snapshot's state, and the file of its memory.
+fn open_snapshot(restore: &Restore, files: &Files) -> Result<(State, File), BuildError> {
+    let state = State::read(&files.open_existing("restore.state", &restore.state, false)?)?;
+    let memory = files.open_existing("restore.memory", &restore.memory, false)?;
+    let has = memory.metadata().map_err(|source| RestoreError::Read("memory", source))?.len();
+    same("memory, bytes,", &state.memory, &has)?;
+    if restore.verify {
+        snapshot::memory::verify(&memory, state.memory, state.memory_checksum)?;
+    }
+    Ok((state, memory))
+}
+
+/// Whether a machine can become what a snapshot was, on this host.
+fn check_shape(state: &State, spec: &MachineSpec, layout: &Layout, cpuid: &CpuId) -> Result<(), RestoreError> {
+    same("memory, bytes,", &spec.memory, &state.memory)?;
+    same("the device window's address", &layout.mmio64.start, &state.window)?;
+    let cpus = spec.comb.as_ref().map_or(spec.cpus, |comb| comb.cpus);
+    same("the number of possible processors", &cpus, &state.possible_cpus)?;
+    if state.processors.len() > usize::from(spec.cpus) {
+        return same("the number of processors", &usize::from(spec.cpus), &state.processors.len());
+    }
+    if same_cpuid(cpuid, &state.cpuid) {
+        Ok(())
+    } else {
+        Err(RestoreError::Host)
+    }
+}
+
+/// Makes a machine that has not run what it was. Processors beyond those of the snapshot wait for the guest to start them.
+fn restore(state: &State, vm: &VmFd, vcpus: &[VcpuFd], bus: &Bus) -> Result<(), RestoreError> {
+    for chip in &state.irqchips {
+        vm.set_irqchip(chip)
+            .map_err(|error| RestoreError::Kvm("set an interrupt controller", error))?;
+    }
+    // Without the flags of a host's time: the guest's clock goes on where it stood.
+    let clock = kvm_clock_data {
+        clock: state.clock.clock,
+        ..Default::default()
+    };
+    vm.set_clock(&clock).map_err(|error| RestoreError::Kvm("set the clock", error))?;
+    bus.pci
+        .restore(&state.functions)
+        .map_err(|(device, what)| RestoreError::Device(device, what))?;
+    for (processor, vcpu) in state.processors.iter().zip(vcpus) {
+        processor.restore(vcpu)?;
+    }
+    Ok(())
+}
+
+/// A snapshot of a machine that runs, and goes on or stops.
+fn stand_and_take(control: &Control, source: &Source<'_>, files: &SnapshotFiles, go_on: bool) -> Result<(), SnapshotError> {
+    if !control.stand() {
+        return Err(SnapshotError::NotRunning);
+    }
+    let taken = snapshot::take(source, || control.registers(), files);
+    if taken.is_ok() && !go_on {
+        control.finish(MachineExit::Stopped);
+    } else {
+        source.bus.pci.resume();
+    }
+    control.go_on();
+    taken
 }
 
 /// A machine that has not run yet.
@@ -204,33 +305,51 @@ pub struct Machine {
     memory: Memory,
     threads: Threads,
     maker: Maker,
+    vm: Arc<VmFd>,
+    layout: Layout,
+    cpuid: CpuId,
+    possible_cpus: u8,
+    registers: Arc<Registers>,
+    restored: bool,
 }
 
 /// Reaches a machine from other threads, before, while and after it runs.
 #[derive(Clone)]
-pub struct Handle(Arc<Control>);
+pub struct Handle {
+    control: Arc<Control>,
+    threads: Threads,
+}
 
 impl Handle {
     /// Ends the machine at once, as if by pulling its plug; a machine that has not run yet will not.
     pub fn stop(&self) {
-        self.0.finish(MachineExit::Stopped);
+        self.control.finish(MachineExit::Stopped);
     }
 
     /// The exits to user space up to now, if they are counted.
     pub fn exit_counts(&self) -> Option<ExitCounts> {
-        self.0.counts()
+        self.control.counts()
     }
 
     /// The host's steps up to now, from [`Builder::build`] on.
     pub fn timeline(&self) -> Timeline {
-        self.0.timeline()
+        self.control.timeline()
+    }
+
+    /// Brings the machine to a stand, writes all of it, and lets it `go_on` or stops it. Connections of the vsock device are gone then, and the
+    /// guest knows. Waits until the files are written; blocks for as long as that takes. After an error the machine goes on.
+    pub fn snapshot(&self, files: SnapshotFiles, go_on: bool) -> Result<(), SnapshotError> {
+        self.threads.snapshot(files, go_on)
     }
 }
 
 impl Machine {
     /// A handle on this machine.
     pub fn handle(&self) -> Handle {
-        Handle(self.control.clone())
+        Handle {
+            control: self.control.clone(),
+            threads: self.threads.clone(),
+        }
     }
 
     /// Runs the machine to its end. Returns when all its threads are gone.
@@ -242,7 +361,17 @@ impl Machine {
             memory,
             threads: enter,
             maker,
+            vm,
+            layout,
+            cpuid,
+            possible_cpus,
+            registers,
+            restored,
         } = self;
+        enter.settle();
+        if restored {
+            bus.pci.resume();
+        }
         control.done(Phase::Waiting);
         let mut threads = Vec::new();
         for (index, fd) in vcpus.into_iter().enumerate() {
@@ -251,6 +380,7 @@ impl Machine {
                 fd,
                 control: control.clone(),
                 bus: bus.clone(),
+                registers: registers.clone(),
                 _memory: memory.clone(),
             };
             let (enter, presence) = (enter.clone(), enter.presence());
@@ -269,7 +399,30 @@ impl Machine {
                 }),
             }
         }
-        maker.serve(threads.len());
+        let source = Source {
+            vm: &vm,
+            bus: &bus,
+            memory: &memory,
+            layout: &layout,
+            possible_cpus,
+            cpuid: cpuid.as_slice(),
+        };
+        let one_at_a_time = Mutex::new(());
+        let snapshot = |request: SnapshotRequest| {
+            let _turn = one_at_a_time.lock().unwrap_or_else(PoisonError::into_inner);
+            let taken = stand_and_take(&control, &source, &request.files, request.go_on);
+            // Whoever asked may have gone.
+            let _ = request.reply.send(taken);
+        };
+        thread::scope(|scope| {
+            // On a thread of its own: a processor on its way to a stand may still want this one to make it a thread.
+            maker.serve(threads.len(), |request| {
+                // Without a thread the request is dropped, and whoever asked is told that.
+                let _ = thread::Builder::new()
+                    .name("snapshot".into())
+                    .spawn_scoped(scope, || snapshot(request));
+            });
+        });
         let mut vcpu_cpu_micros = Vec::new();
         for thread in threads {
             // A thread that panicked has ended the machine and said so.

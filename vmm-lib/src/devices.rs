@@ -9,14 +9,15 @@ use crate::files::{FileError, Files};
 use crate::irq::Interrupts;
 use crate::memory::Layout;
 use crate::pci::{DEVICES, HostBridge, PciFunction};
-use crate::spec::{Disk, MAX_NETS, MAX_STORES, MachineSpec};
+use crate::spec::{Comb, Disk, MAX_NETS, MAX_STORES, MachineSpec};
 use crate::threads::Threads;
 use crate::virtio::balloon::Balloon;
-use crate::virtio::block::{Block, BlockError};
+use crate::virtio::block::{self, Block, BlockError};
 use crate::virtio::device::{Memory, VirtioDevice};
-use crate::virtio::net::Net;
+use crate::virtio::net::{self, Net};
 use crate::virtio::pci::{BAR_SIZE, Transport};
-use crate::virtio::pmem::Pmem;
+use crate::virtio::placeholder::Placeholder;
+use crate::virtio::pmem::{self, Pmem};
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{Inlet, Vsock};
 
@@ -70,16 +71,20 @@ pub(crate) fn create(
 
 fn virtio(spec: &MachineSpec, files: &Files, layout: &Layout, inlet: Option<Inlet>) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+    let places = spec.places();
     for (index, disk) in spec.disks.iter().enumerate() {
-        devices.push(Box::new(block(index, disk, files)?));
+        devices.push(Box::new(disk_device(index, disk, files)?));
     }
+    pad(&mut devices, places.pmems, block::placeholder);
     for (pmem, region) in spec.pmems.iter().zip(&layout.images) {
         devices.push(Box::new(Pmem::new(&pmem.name, region.clone())));
     }
+    pad(&mut devices, places.nets, pmem::placeholder);
     for (index, net) in spec.nets.iter().enumerate() {
         let tap = files.open_existing(&format!("nets[{index}].tap"), &net.tap, true)?;
         devices.push(Box::new(Net::new(tap, net.mac, net.mtu)));
     }
+    pad(&mut devices, places.others, net::placeholder);
     if let Some(vsock) = &spec.vsock {
         devices.push(Box::new(Vsock::new(vsock.cid, files.listen("vsock.socket", &vsock.socket)?, inlet)));
     }
@@ -92,7 +97,55 @@ fn virtio(spec: &MachineSpec, files: &Files, layout: &Layout, inlet: Option<Inle
     Ok(devices)
 }
 
-fn block(index: usize, disk: &Disk, files: &Files) -> Result<Block, DeviceError> {
+/// Fills places up to the device number `next`.
+fn pad(devices: &mut Vec<Box<dyn VirtioDevice>>, next: u8, placeholder: impl Fn() -> Placeholder) {
+    while devices.len() + 1 < usize::from(next) {
+        devices.push(Box::new(placeholder()));
+    }
+}
+
+/// Device numbers on the bus of the first function of each kind, behind the host bridge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Places {
+    /// Of disks.
+    pub disks: u8,
+    /// Of images in place.
+    pub pmems: u8,
+    /// Of network interfaces.
+    pub nets: u8,
+    /// Of the others.
+    pub others: u8,
+}
+
+impl MachineSpec {
+    /// Where the functions of a valid specification stand: each kind's one behind the other, with the comb's places behind those that there are.
+    pub fn places(&self) -> Places {
+        let room = |count: usize, places: fn(&Comb) -> u8| self.comb.as_ref().map_or(0, places).max(count as u8);
+        let pmems = 1 + room(self.disks.len(), |comb| comb.disks);
+        let nets = pmems + room(self.pmems.len(), |comb| comb.pmems);
+        let others = nets + room(self.nets.len(), |comb| comb.nets);
+        Places {
+            disks: 1,
+            pmems,
+            nets,
+            others,
+        }
+    }
+
+    /// Device numbers of the disks, images and networks that there are: what a guest that was made of a snapshot has to look at anew.
+    pub fn filled_places(&self) -> Vec<u8> {
+        let places = self.places();
+        let kinds = [
+            (places.disks, self.disks.len()),
+            (places.pmems, self.pmems.len()),
+            (places.nets, self.nets.len()),
+        ];
+        let of = |(first, count): (u8, usize)| first..first + count as u8;
+        kinds.into_iter().flat_map(of).collect()
+    }
+}
+
+fn disk_device(index: usize, disk: &Disk, files: &Files) -> Result<Block, DeviceError> {
     let mut extents = Vec::new();
     for (number, extent) in disk.extents.iter().enumerate() {
         let field = format!("disks[{index}].extents[{number}].file");

@@ -27,9 +27,14 @@ pub fn open_files(mut spec: MachineSpec, passed: Vec<OwnedFd>) -> Result<(Machin
         files: Files(passed),
         opened: Vec::new(),
     };
-    opener.existing("boot.kernel", &mut spec.boot.kernel, false)?;
-    if let Some(initramfs) = &mut spec.boot.initramfs {
-        opener.existing("boot.initramfs", initramfs, false)?;
+    if let Some(restore) = &mut spec.restore {
+        opener.existing("restore.state", &mut restore.state, false)?;
+        opener.existing("restore.memory", &mut restore.memory, false)?;
+    } else {
+        opener.existing("boot.kernel", &mut spec.boot.kernel, false)?;
+        if let Some(initramfs) = &mut spec.boot.initramfs {
+            opener.existing("boot.initramfs", initramfs, false)?;
+        }
     }
     for (index, disk) in spec.disks.iter_mut().enumerate() {
         opener.extents(&format!("disks[{index}]"), &mut disk.extents, !disk.read_only)?;

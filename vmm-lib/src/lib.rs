@@ -23,6 +23,8 @@
 //!     rng: true,
 //!     balloon: true,
 //!     serial: None,
+//!     comb: None,
+//!     restore: None,
 //!     count_exits: false,
 //! };
 //! let machine = vmm_lib::Builder::new(spec, vec![]).build()?;
@@ -59,12 +61,14 @@ mod images;
 mod irq;
 pub mod kvm;
 mod memory;
+mod pause;
 mod pci;
 mod power;
 mod registers;
 #[cfg(test)]
 mod schema;
 mod serial;
+pub mod snapshot;
 pub mod spec;
 pub mod tap;
 pub mod threads;

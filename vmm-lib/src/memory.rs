@@ -8,11 +8,12 @@
 //! behind them  64-bit window, on 1 GiB, as far as the processor's addresses go
 //! ```
 
+use std::fs::File;
 use std::ops::Range;
 
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MmapRegion};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
 
 /// First address that low RAM may not use.
 pub(crate) const HOLE: u64 = 0xc000_0000;
@@ -57,6 +58,12 @@ pub enum MemoryError {
     /// The host refused the mapping.
     #[error("map {0} bytes of guest memory")]
     Map(u64, #[source] vm_memory::mmap::FromRangesError),
+    /// The file of a snapshot's memory could not be used.
+    #[error("use the memory's file")]
+    File(#[source] std::io::Error),
+    /// The host refused the mapping of a snapshot's memory.
+    #[error("map a snapshot's memory")]
+    MapFile(#[source] vm_memory::mmap::MmapRegionError),
     /// The host refused the mapping of the configuration space.
     #[error("map PCI configuration space")]
     MapEcam(#[source] vm_memory::mmap::MmapRegionError),
@@ -79,12 +86,13 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// Lays out `memory` bytes, and images of these lengths, for a processor with `bits` physical address bits.
-    pub(crate) fn new(memory: u64, lengths: &[u64], bits: u8) -> Result<Self, MemoryError> {
+    /// Lays out `memory` bytes, images of these lengths with room for `room` bytes of them, for a processor with `bits` physical address bits.
+    pub(crate) fn new(memory: u64, lengths: &[u64], room: u64, bits: u8) -> Result<Self, MemoryError> {
         let low = memory.min(HOLE);
         let high = memory - low;
         let limit = 1u64 << bits.clamp(32, 52);
         let mut end_of_images = (ABOVE_HOLE + high).next_multiple_of(IMAGE_STEP);
+        let room = end_of_images.saturating_add(room);
         let mut images = Vec::new();
         for length in lengths {
             let start = end_of_images;
@@ -92,7 +100,7 @@ impl Layout {
             end_of_images = start.saturating_add(length.saturating_add(IMAGE_STEP - 1) / IMAGE_STEP * IMAGE_STEP);
             images.push(start..end_of_images);
         }
-        let start = end_of_images.min(1 << 62).next_multiple_of(WINDOW_STEP);
+        let start = end_of_images.max(room).min(1 << 62).next_multiple_of(WINDOW_STEP);
         let end = limit.min(start.saturating_add(MAX_WINDOW));
         if end < start + WINDOW_STEP {
             let images = lengths.iter().fold(0u64, |sum, length| sum.saturating_add(*length));
@@ -123,11 +131,17 @@ impl Layout {
     }
 }
 
-/// Maps RAM and gives it to KVM.
-pub(crate) fn create(vm: &VmFd, layout: &Layout) -> Result<GuestMemoryMmap, MemoryError> {
+/// Maps RAM and gives it to KVM. With `file` it is a private copy of that file's content, of which a page that nobody has written is the
+/// file's own, shared by all that are made of it.
+pub(crate) fn create(vm: &VmFd, layout: &Layout, file: Option<&File>) -> Result<GuestMemoryMmap, MemoryError> {
     let ram = layout.ram();
-    let ranges: Vec<_> = ram.iter().map(|(base, size)| (GuestAddress(*base), *size as usize)).collect();
-    let memory = GuestMemoryMmap::from_ranges(&ranges).map_err(|source| MemoryError::Map(layout.low + layout.high, source))?;
+    let memory = match file {
+        None => {
+            let ranges: Vec<_> = ram.iter().map(|(base, size)| (GuestAddress(*base), *size as usize)).collect();
+            GuestMemoryMmap::from_ranges(&ranges).map_err(|source| MemoryError::Map(layout.low + layout.high, source))?
+        }
+        Some(file) => map(file, &ram)?,
+    };
     for (slot, region) in memory.iter().enumerate() {
         let slot = slot as u32;
         let address = memory
@@ -144,6 +158,20 @@ pub(crate) fn create(vm: &VmFd, layout: &Layout) -> Result<GuestMemoryMmap, Memo
         unsafe { vm.set_user_memory_region(entry) }.map_err(|source| MemoryError::Slot(slot, source))?;
     }
     Ok(memory)
+}
+
+/// Maps a file's pieces one behind the other.
+fn map(file: &File, ram: &[(u64, u64)]) -> Result<GuestMemoryMmap, MemoryError> {
+    let (mut regions, mut offset) = (Vec::new(), 0);
+    for (base, size) in ram {
+        let piece = FileOffset::new(file.try_clone().map_err(MemoryError::File)?, offset);
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let region = MmapRegion::build(Some(piece), *size as usize, protection, libc::MAP_PRIVATE | libc::MAP_NORESERVE);
+        let region = region.map_err(MemoryError::MapFile)?;
+        regions.push(GuestRegionMmap::new(region, GuestAddress(*base)).expect("RAM ends far below the last address"));
+        offset += size;
+    }
+    Ok(GuestMemoryMmap::from_regions(regions).expect("pieces of RAM lie in order, apart from one another"))
 }
 
 /// Maps the configuration space and gives it to KVM such that the guest reads it without an exit and a write exits.
@@ -167,43 +195,46 @@ mod tests {
 
     #[test]
     fn memory_up_to_the_hole_is_one_piece() {
-        let layout = Layout::new(HOLE, &[], 40).expect("fits");
+        let layout = Layout::new(HOLE, &[], 0, 40).expect("fits");
         assert_eq!(layout.ram(), [(0, HOLE)]);
         assert_eq!(layout.mmio64.start, ABOVE_HOLE);
     }
 
     #[test]
     fn memory_beyond_the_hole_goes_on_at_4_gib_and_the_window_follows_it() {
-        let layout = Layout::new(HOLE + (2 << 20), &[], 40).expect("fits");
+        let layout = Layout::new(HOLE + (2 << 20), &[], 0, 40).expect("fits");
         assert_eq!(layout.ram(), [(0, HOLE), (ABOVE_HOLE, 2 << 20)]);
         assert_eq!(layout.mmio64, ABOVE_HOLE + (1 << 30)..ABOVE_HOLE + (65 << 30));
     }
 
     #[test]
     fn images_follow_memory_on_2_mib_each_and_the_window_follows_them() {
-        let layout = Layout::new(HOLE + (2 << 20), &[4096, 3 << 20], 40).expect("fits");
+        let layout = Layout::new(HOLE + (2 << 20), &[4096, 3 << 20], 0, 40).expect("fits");
         let first = ABOVE_HOLE + (2 << 20);
         assert_eq!(layout.images, [first..first + (2 << 20), first + (2 << 20)..first + (6 << 20)]);
         assert_eq!(layout.mmio64.start, ABOVE_HOLE + (1 << 30));
         assert!(!layout.is_device_window(&layout.images[0]));
         for lengths in [[64 << 30, 0], [u64::MAX, u64::MAX]] {
-            assert!(matches!(Layout::new(1 << 30, &lengths, 36), Err(MemoryError::AddressBits { .. })));
+            assert!(matches!(
+                Layout::new(1 << 30, &lengths, 0, 36),
+                Err(MemoryError::AddressBits { .. })
+            ));
         }
     }
 
     #[test]
     fn the_window_ends_where_addresses_end_and_memory_that_leaves_none_is_refused() {
-        assert_eq!(Layout::new(1 << 30, &[], 36).expect("fits").mmio64.end, 1 << 36);
+        assert_eq!(Layout::new(1 << 30, &[], 0, 36).expect("fits").mmio64.end, 1 << 36);
         assert!(matches!(
-            Layout::new(64 << 30, &[], 36),
+            Layout::new(64 << 30, &[], 0, 36),
             Err(MemoryError::AddressBits { bits: 36, .. })
         ));
-        assert!(matches!(Layout::new(1 << 30, &[], 32), Err(MemoryError::AddressBits { .. })));
+        assert!(matches!(Layout::new(1 << 30, &[], 0, 32), Err(MemoryError::AddressBits { .. })));
     }
 
     #[test]
     fn only_ranges_within_one_window_are_device_windows() {
-        let layout = Layout::new(1 << 30, &[], 40).expect("fits");
+        let layout = Layout::new(1 << 30, &[], 0, 40).expect("fits");
         assert!(layout.is_device_window(&(HOLE..HOLE + 0x4000)));
         assert!(layout.is_device_window(&(layout.mmio64.end - 0x4000..layout.mmio64.end)));
         assert!(!layout.is_device_window(&(layout.mmio64.end - 0x2000..layout.mmio64.end + 0x2000)));

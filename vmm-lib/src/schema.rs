@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::spec::{Boot, Disk, Extent, FileSource, MachineSpec, Net, Pmem, SPEC_VERSION, Serial, Vsock};
+use crate::spec::{Boot, Comb, Disk, Extent, FileSource, MachineSpec, Net, Pmem, Restore, SPEC_VERSION, Serial, Vsock};
 
 /// Writes the files in place of comparing them.
 const WRITE: &str = "VMM_LIB_WRITE_SCHEMA";
@@ -88,6 +88,18 @@ fn everything() -> MachineSpec {
         balloon: true,
         serial: Some(Serial {
             output: path("console.log"),
+        }),
+        comb: Some(Comb {
+            cpus: 4,
+            disks: 2,
+            pmems: 2,
+            nets: 1,
+            pmem_bytes: 1 << 30,
+        }),
+        restore: Some(Restore {
+            state: path("template.state"),
+            memory: path("template.memory"),
+            verify: true,
         }),
         count_exits: true,
     }

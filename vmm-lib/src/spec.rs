@@ -66,6 +66,12 @@ pub struct MachineSpec {
     /// A serial port (COM1), for debugging: costs thousands of exits.
     #[serde(default)]
     pub serial: Option<Serial>,
+    /// Room for what a machine of this one's snapshot may have besides.
+    #[serde(default)]
+    pub comb: Option<Comb>,
+    /// A snapshot that is taken up in place of booting. Of `boot` nothing is opened then.
+    #[serde(default)]
+    pub restore: Option<Restore>,
     /// Counts exits to user space by port and address; read from the exit record.
     #[serde(default)]
     pub count_exits: bool,
@@ -83,6 +89,38 @@ pub struct Boot {
     pub initramfs: Option<FileSource>,
     /// Command line, at most [`MAX_COMMAND_LINE`] bytes.
     pub command_line: String,
+}
+
+/// Places for processors, devices and memory that a machine need not have: a snapshot of a machine can become any machine that fits into the same
+/// comb. Functions of the bus stand at the same places whether there is a device behind them or not; one without is not to be driven.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Comb {
+    /// Processors that the guest is told of, at least `cpus`, at most [`MAX_CPUS`].
+    pub cpus: u8,
+    /// Disks, at least as many as there are; together with `pmems` at most [`MAX_STORES`].
+    pub disks: u8,
+    /// Images in place, at least as many as there are.
+    pub pmems: u8,
+    /// Network interfaces, at least as many as there are, at most [`MAX_NETS`].
+    pub nets: u8,
+    /// Room for images in place, bytes, each rounded up to 2 MiB.
+    pub pmem_bytes: u64,
+}
+
+/// A snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Restore {
+    /// The state, read from where the file stands.
+    pub state: FileSource,
+    /// Memory, mapped: the file must stay as it is for as long as the machine runs.
+    pub memory: FileSource,
+    /// Whether all of memory is read at once, to see that it is what was written.
+    #[serde(default)]
+    pub verify: bool,
 }
 
 /// Where a file comes from.

@@ -5,9 +5,11 @@
 //! Knows no confinement: it calls what the user of this library gave it ([`Enter`]), at the start of each thread, with the thread's kind.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
-use std::thread::{Builder, JoinHandle};
+use std::sync::{Arc, OnceLock};
+use std::thread::{self, Builder, JoinHandle, ThreadId};
+
+use crate::snapshot::{SnapshotError, SnapshotFiles};
 
 /// What a thread does; its system calls follow from that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -40,8 +42,20 @@ enum Message {
         work: Work,
         reply: SyncSender<io::Result<JoinHandle<()>>>,
     },
+    /// A snapshot is to be taken.
+    Snapshot(SnapshotRequest),
     /// A processor's thread has ended.
     Gone,
+}
+
+/// A wish for a snapshot.
+pub(crate) struct SnapshotRequest {
+    /// Where it goes.
+    pub(crate) files: SnapshotFiles,
+    /// Whether the machine goes on.
+    pub(crate) go_on: bool,
+    /// Who waits for it.
+    pub(crate) reply: SyncSender<Result<(), SnapshotError>>,
 }
 
 /// Makes threads of a machine.
@@ -49,6 +63,8 @@ enum Message {
 pub struct Threads {
     enter: Arc<Enter>,
     maker: Option<Sender<Message>>,
+    /// The maker's thread, once it has said so: it need not ask itself.
+    home: Arc<OnceLock<ThreadId>>,
 }
 
 impl Threads {
@@ -57,6 +73,7 @@ impl Threads {
         Self {
             enter: Arc::new(|_| Ok(())),
             maker: None,
+            home: Arc::default(),
         }
     }
 
@@ -66,6 +83,7 @@ impl Threads {
         let threads = Self {
             enter,
             maker: Some(sender),
+            home: Arc::default(),
         };
         (threads, Maker(receiver))
     }
@@ -75,9 +93,15 @@ impl Threads {
         (self.enter)(kind)
     }
 
+    /// The calling thread is the one that has the [`Maker`].
+    pub(crate) fn settle(&self) {
+        // Once only.
+        let _ = self.home.set(thread::current().id());
+    }
+
     /// A new thread.
     pub(crate) fn spawn(&self, builder: Builder, work: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
-        let Some(maker) = &self.maker else {
+        let Some(maker) = self.maker.as_ref().filter(|_| self.home.get() != Some(&thread::current().id())) else {
             return builder.spawn(work);
         };
         let (reply, answer) = mpsc::sync_channel(1);
@@ -87,6 +111,15 @@ impl Threads {
             .send(Message::Make { builder, work, reply })
             .map_err(|_| io::Error::other("the machine is ending"))?;
         answer.recv().map_err(gone)?
+    }
+
+    /// Has the thread that runs the machine take a snapshot.
+    pub(crate) fn snapshot(&self, files: SnapshotFiles, go_on: bool) -> Result<(), SnapshotError> {
+        let (reply, answer) = mpsc::sync_channel(1);
+        let request = SnapshotRequest { files, go_on, reply };
+        let maker = self.maker.as_ref().ok_or(SnapshotError::NotRunning)?;
+        maker.send(Message::Snapshot(request)).map_err(|_| SnapshotError::NotRunning)?;
+        answer.recv().map_err(|_| SnapshotError::NotRunning)?
     }
 
     /// Tells the maker, when dropped, that one whom it serves is gone.
@@ -111,13 +144,14 @@ impl Drop for Presence {
 pub(crate) struct Maker(Receiver<Message>);
 
 impl Maker {
-    /// Makes threads until so many [`Presence`]s are gone.
-    pub(crate) fn serve(&self, mut present: usize) {
+    /// Makes threads, and has `snapshot` take snapshots, until so many [`Presence`]s are gone.
+    pub(crate) fn serve(&self, mut present: usize, mut snapshot: impl FnMut(SnapshotRequest)) {
         while present > 0 {
             match self.0.recv() {
                 Ok(Message::Make { builder, work, reply }) => {
                     let _ = reply.send(builder.spawn(work));
                 }
+                Ok(Message::Snapshot(request)) => snapshot(request),
                 Ok(Message::Gone) => present -= 1,
                 Err(_) => return,
             }
@@ -142,7 +176,7 @@ mod tests {
             made.expect("there is a maker").join().expect("it has the name");
             threads
         });
-        maker.serve(1);
+        maker.serve(1, |_| {});
         let threads = asker.join().expect("it got its thread");
         assert_eq!(std::thread::current().id(), maker_id);
         drop(maker);

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use crate::memory::IMAGE_STEP;
 use crate::spec::{
     Extent, FileSource, MAX_COMMAND_LINE, MAX_CPUS, MAX_DISKS, MAX_MEMORY, MAX_NETS, MAX_PMEM, MAX_SERIAL, MAX_STORES, MIN_MEMORY,
     MachineSpec, SPEC_VERSION,
@@ -101,6 +102,7 @@ impl MachineSpec {
         };
         self.shape(&mut check);
         self.boot(&mut check);
+        self.comb(&mut check);
         self.disks(&mut check);
         self.pmems(&mut check);
         self.nets(&mut check);
@@ -138,9 +140,14 @@ impl MachineSpec {
     }
 
     fn boot(&self, check: &mut Checker) {
-        check.file(&self.boot.kernel, "boot.kernel");
-        if let Some(initramfs) = &self.boot.initramfs {
-            check.file(initramfs, "boot.initramfs");
+        if let Some(restore) = &self.restore {
+            check.file(&restore.state, "restore.state");
+            check.file(&restore.memory, "restore.memory");
+        } else {
+            check.file(&self.boot.kernel, "boot.kernel");
+            if let Some(initramfs) = &self.boot.initramfs {
+                check.file(initramfs, "boot.initramfs");
+            }
         }
         let line = &self.boot.command_line;
         let path = "boot.commandLine";
@@ -148,6 +155,28 @@ impl MachineSpec {
             format!("has {} bytes, more than {MAX_COMMAND_LINE}", line.len())
         });
         check.require(!line.contains('\0'), path, || "contains a NUL byte".to_owned());
+    }
+
+    fn comb(&self, check: &mut Checker) {
+        let Some(comb) = &self.comb else { return };
+        let mut room = |path: &str, places: u8, least: usize, most: usize| {
+            check.require((least..=most).contains(&usize::from(places)), path, || {
+                format!("{places} is not {least} to {most}")
+            });
+        };
+        room("comb.cpus", comb.cpus, usize::from(self.cpus), usize::from(MAX_CPUS));
+        room("comb.disks", comb.disks, self.disks.len(), MAX_DISKS);
+        let left = MAX_STORES.saturating_sub(usize::from(comb.disks));
+        room("comb.pmems", comb.pmems, self.pmems.len(), left);
+        room("comb.nets", comb.nets, self.nets.len(), MAX_NETS);
+        let needs = self
+            .pmems
+            .iter()
+            .map(|pmem| pmem.length().saturating_add(IMAGE_STEP - 1) / IMAGE_STEP * IMAGE_STEP);
+        let needs = needs.fold(0u64, u64::saturating_add);
+        check.require((needs..=MAX_PMEM).contains(&comb.pmem_bytes), "comb.pmemBytes", || {
+            format!("{} is not {needs} to {MAX_PMEM}", comb.pmem_bytes)
+        });
     }
 
     fn disks(&self, check: &mut Checker) {
@@ -233,6 +262,8 @@ mod tests {
             rng: false,
             balloon: false,
             serial: None,
+            comb: None,
+            restore: None,
             count_exits: false,
         }
     }

@@ -12,7 +12,9 @@ use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
 
 use crate::bus::Bus;
 use crate::exit::{ExitCounts, MachineExit};
+use crate::pause::Pause;
 use crate::pci::PciBus;
+use crate::snapshot::processor::{ProcessorState, Registers};
 use crate::timeline::{Phase, Timeline};
 use crate::virtio::device::Memory;
 
@@ -35,6 +37,7 @@ pub(crate) struct Control {
     kicks: Vec<Mutex<Option<Kick>>>,
     counts: Option<Vec<Mutex<ExitCounts>>>,
     timeline: Mutex<Timeline>,
+    pause: Pause,
 }
 
 impl Control {
@@ -46,6 +49,7 @@ impl Control {
             kicks: (0..cpus).map(|_| Mutex::new(None)).collect(),
             counts: count_exits.then(|| (0..cpus).map(|_| Mutex::default()).collect()),
             timeline: Mutex::new(timeline),
+            pause: Pause::default(),
         }
     }
 
@@ -53,6 +57,12 @@ impl Control {
     pub(crate) fn finish(&self, exit: MachineExit) {
         lock(&self.exit).get_or_insert(exit);
         self.stopping.store(true, Ordering::SeqCst);
+        self.pause.give_up();
+        self.kick();
+    }
+
+    /// Gets all processors out of the guest.
+    fn kick(&self) {
         for kick in &self.kicks {
             if let Some(kick) = &*lock(kick) {
                 // SAFETY: a registered kick's page is mapped: its thread removes the kick, under this lock, before unmapping.
@@ -61,6 +71,23 @@ impl Control {
                 unsafe { libc::pthread_kill(kick.thread, SIGRTMIN()) };
             }
         }
+    }
+
+    /// Brings all processors to a stand; `false` when the machine ends instead.
+    pub(crate) fn stand(&self) -> bool {
+        self.pause.want();
+        self.kick();
+        self.pause.wait(self.kicks.len())
+    }
+
+    /// The registers of all processors, which stand; `None` when the machine ends instead.
+    pub(crate) fn registers(&self) -> Option<Vec<Result<ProcessorState, String>>> {
+        self.pause.tell(self.kicks.len())
+    }
+
+    /// Lets processors that stand go on.
+    pub(crate) fn go_on(&self) {
+        self.pause.end();
     }
 
     /// Why the machine ended, once it has.
@@ -137,6 +164,8 @@ pub(crate) struct Vcpu {
     pub(crate) fd: VcpuFd,
     pub(crate) control: Arc<Control>,
     pub(crate) bus: Arc<Bus>,
+    /// What there is to be told of it.
+    pub(crate) registers: Arc<Registers>,
     /// Kept mapped for as long as this processor can touch it.
     pub(crate) _memory: Memory,
 }
@@ -180,6 +209,10 @@ impl Vcpu {
 
     fn run_until_end(&mut self) -> Option<MachineExit> {
         while !self.control.is_stopping() {
+            if self.control.pause.is_wanted() {
+                // KVM finishes what the last exit began, and comes back.
+                self.fd.set_kvm_immediate_exit(1);
+            }
             match self.enter() {
                 Next::Enter => {}
                 Next::End(exit) => return Some(exit),
@@ -247,9 +280,13 @@ impl Vcpu {
         Next::Enter
     }
 
-    /// A kick that was not for a stop (there is none today) must not keep the processor out of the guest.
+    /// Stands if that is wished; then the kick must not keep the processor out of the guest.
     fn after_signal(&mut self) {
-        if !self.control.is_stopping() {
+        let (control, fd, registers) = (self.control.clone(), &self.fd, &self.registers);
+        if control.pause.is_wanted() {
+            control.pause.stand(usize::from(self.index), || ProcessorState::save(fd, registers));
+        }
+        if !control.is_stopping() {
             self.fd.set_kvm_immediate_exit(0);
         }
     }

@@ -88,6 +88,16 @@ impl ConfigSpace {
         }
     }
 
+    /// Takes over what a guest may write from the registers of a function like this one.
+    pub(crate) fn restore(&mut self, saved: &[u8]) -> Result<(), String> {
+        let fixed = |bytes: &[u8]| -> Vec<u8> { bytes.iter().zip(&self.writable).map(|(byte, writable)| byte & !writable).collect() };
+        if saved.len() != SIZE || fixed(saved) != fixed(&self.bytes) {
+            return Err("it is another function".to_owned());
+        }
+        self.bytes.copy_from_slice(saved);
+        Ok(())
+    }
+
     /// A guest's read; zero beyond the end.
     pub(crate) fn read(&self, offset: usize, data: &mut [u8]) {
         for (index, byte) in data.iter_mut().enumerate() {

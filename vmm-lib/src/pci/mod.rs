@@ -6,6 +6,7 @@ pub(crate) mod config;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzz;
 pub(crate) mod msix;
+pub(crate) mod state;
 
 use std::ops::Range;
 use std::sync::atomic::Ordering;
@@ -15,6 +16,7 @@ use vm_memory::{Bytes, MmapRegion};
 
 use crate::memory::{ECAM, ECAM_SIZE, Layout};
 use config::{ConfigSpace, Identity};
+use state::FunctionState;
 
 /// Devices of a bus.
 pub(crate) const DEVICES: usize = 32;
@@ -40,6 +42,19 @@ pub(crate) trait PciFunction: Send {
     fn write(&mut self, _offset: u64, _data: &[u8]) {}
     /// The machine is over.
     fn stop(&mut self) {}
+    /// Stops what works, so that [`PciFunction::resume`] can go on with it, and tells what there is; the error names what cannot be told.
+    fn save(&mut self) -> Result<FunctionState, String> {
+        Ok(FunctionState {
+            config: self.config().bytes().to_vec(),
+            transport: None,
+        })
+    }
+    /// Becomes what was saved, by the same kind of function; goes on with [`PciFunction::resume`].
+    fn restore(&mut self, state: &FunctionState) -> Result<(), String> {
+        self.config_mut().restore(&state.config)
+    }
+    /// Goes on where [`PciFunction::save`] stopped, or after [`PciFunction::restore`].
+    fn resume(&mut self) {}
 }
 
 /// The host bridge: there, and nothing else.
@@ -131,6 +146,38 @@ impl PciBus {
             && let Some(mut function) = self.lock(device)
         {
             function.write(offset, data);
+        }
+    }
+
+    /// Stops all functions and tells what they are. After an error, too, they are to be resumed.
+    pub(crate) fn save(&self) -> Result<Vec<FunctionState>, String> {
+        let functions = (0..self.functions.len()).filter_map(|device| self.lock(device));
+        functions.map(|mut function| function.save()).collect()
+    }
+
+    /// Makes all functions what they were; the error names the one that cannot be.
+    pub(crate) fn restore(&self, states: &[FunctionState]) -> Result<(), (usize, String)> {
+        if states.len() != self.functions.len() {
+            let what = format!("the machine has {} functions, the snapshot {}", self.functions.len(), states.len());
+            return Err((states.len(), what));
+        }
+        for (device, state) in states.iter().enumerate() {
+            let Some(mut function) = self.lock(device) else { continue };
+            function.restore(state).map_err(|what| (device, what))?;
+            function.config_written();
+            self.publish(device, 0..config::SIZE, &function);
+            let range = function.config().decoded();
+            self.place(device, &mut function, range);
+        }
+        Ok(())
+    }
+
+    /// Lets all functions go on.
+    pub(crate) fn resume(&self) {
+        for device in 0..self.functions.len() {
+            if let Some(mut function) = self.lock(device) {
+                function.resume();
+            }
         }
     }
 

@@ -8,6 +8,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::complaints::Complaints;
 use crate::irq::{Interrupts, Message};
+use crate::pci::state::VectorState;
 
 /// Bytes of an entry.
 pub(crate) const ENTRY: u64 = 16;
@@ -118,6 +119,30 @@ impl Msix {
             }
             self.update(index);
         }
+    }
+
+    /// The table.
+    pub(crate) fn save(&self) -> Vec<VectorState> {
+        let state = |vector: &Vector| VectorState {
+            address: vector.message.address,
+            data: vector.message.data,
+            masked: vector.masked,
+        };
+        self.vectors.iter().map(state).collect()
+    }
+
+    /// Takes over a table of as many entries.
+    pub(crate) fn restore(&mut self, table: &[VectorState]) -> Result<(), String> {
+        if table.len() != self.vectors.len() {
+            return Err(format!("it has {} vectors, not {}", self.vectors.len(), table.len()));
+        }
+        for (index, state) in table.iter().enumerate() {
+            let vector = &mut self.vectors[index];
+            let (address, data) = (state.address & !3, state.data);
+            (vector.message, vector.masked) = (Message { address, data }, state.masked);
+            self.update(index);
+        }
+        Ok(())
     }
 
     /// Reads the pending bits.

@@ -114,7 +114,7 @@ pub(crate) fn turn(kind: usize, ring: &mut Ring<'_>, memory: &GuestSpace) -> Res
         let Some(chain) = ring.pop()? else { break };
         match kind {
             INFLATE => inflate(&chain.readable, memory)?,
-            REPORT => chain.writable.discard().map_err(broke("give memory back"))?,
+            REPORT => chain.writable.discard(memory.backing()).map_err(broke("give memory back"))?,
             // A page that is taken back is there when it is touched.
             _ => {}
         }
@@ -138,7 +138,7 @@ fn inflate(numbers: &Segments<'_>, memory: &GuestSpace) -> Result<(), WorkError>
             let address = GuestAddress(u64::from(u32::from_le_bytes(*number)) * PAGE);
             let mut page = Segments::default();
             page.push(memory, address, PAGE as u32, Permissions::Write)?;
-            page.discard().map_err(broke("give memory back"))?;
+            page.discard(memory.backing()).map_err(broke("give memory back"))?;
         }
         place += part;
     }

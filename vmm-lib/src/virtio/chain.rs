@@ -11,6 +11,37 @@ use super::device::GuestSpace;
 
 const DESCRIPTOR_SIZE: u64 = 16;
 
+const PAGE: usize = 4096;
+/// What of RAM that is a copy of a file is given back at least at a time, bytes: each piece is a mapping of its own, of which a process has few.
+pub(crate) const FILE_PIECE: usize = 64 << 10;
+
+/// What RAM is behind the pages that nobody has written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Backing {
+    /// Zeros.
+    #[default]
+    Anonymous,
+    /// A file, of which this is a private copy.
+    File,
+}
+
+/// Gives pages of a slice of guest memory back.
+fn give_back(start: *mut u8, length: usize, backing: Backing) -> std::io::Result<()> {
+    let done = match backing {
+        // SAFETY: the range lies in a slice of guest memory, which is mapped for as long as the caller borrows it, and to which nobody has a
+        // reference: all access is volatile. Contents may change at any time, as the guest can do that, too.
+        Backing::Anonymous => unsafe { libc::madvise(start.cast(), length, libc::MADV_DONTNEED) == 0 },
+        Backing::File => {
+            // What was dropped would read as the file again, so zeros are put over it.
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+            // SAFETY: as above; the range stays mapped, readable and writable, in one step, and is unmapped with the region it lies in.
+            let mapped = unsafe { libc::mmap(start.cast(), length, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+            mapped != libc::MAP_FAILED
+        }
+    };
+    if done { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+}
+
 /// What is wrong with what a guest put into a ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ChainError {
@@ -80,21 +111,20 @@ impl<'m> Segments<'m> {
         Ok(())
     }
 
-    /// Gives whole pages of RAM back to the host: they read as zeros, and cost nothing until they are written. Other bytes stay.
-    pub(crate) fn discard(&self) -> std::io::Result<()> {
-        const PAGE: usize = 4096;
+    /// Gives whole pages of RAM back to the host: they read as zeros, and cost nothing until they are written. Other bytes stay, and of RAM
+    /// that is a copy of a file pieces below [`FILE_PIECE`] stay as a whole.
+    pub(crate) fn discard(&self, backing: Backing) -> std::io::Result<()> {
+        let unit = match backing {
+            Backing::Anonymous => PAGE,
+            Backing::File => FILE_PIECE,
+        };
         for slice in &self.slices {
             let guard = slice.ptr_guard_mut();
             let address = guard.as_ptr();
-            let start = address.addr().next_multiple_of(PAGE);
-            let end = (address.addr() + slice.len()) / PAGE * PAGE;
+            let start = address.addr().next_multiple_of(unit);
+            let end = (address.addr() + slice.len()) / unit * unit;
             if start < end {
-                let first = address.wrapping_add(start - address.addr());
-                // SAFETY: the range lies in a slice of guest memory, which is mapped for as long as it is borrowed here, and to which nobody
-                // has a reference: all access is volatile. Contents may change at any time, as the guest can do that, too.
-                if unsafe { libc::madvise(first.cast(), end - start, libc::MADV_DONTNEED) } != 0 {
-                    return Err(std::io::Error::last_os_error());
-                }
+                give_back(address.wrapping_add(start - address.addr()), end - start, backing)?;
             }
         }
         Ok(())

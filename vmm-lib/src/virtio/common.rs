@@ -1,6 +1,8 @@
 //! The common configuration structure (virtio 1.2, 4.1.4.3), but for the device status: selection, features and queue registers, and when a
 //! driver may write them. Has no effects.
 
+use serde::{Deserialize, Serialize};
+
 use super::device::VirtioDevice;
 use super::pci::{DRIVER_OK, FEATURES_OK};
 use super::queue::{NO_VECTOR, QueueRegisters};
@@ -27,6 +29,18 @@ pub(crate) struct Registers {
     pub(crate) queues: Vec<QueueRegisters>,
 }
 
+/// What of [`Registers`] is the guest's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RegistersState {
+    device_select: u32,
+    driver_select: u32,
+    accepted: [u32; 2],
+    config_vector: u16,
+    generation: u8,
+    queue_select: u16,
+    queues: Vec<QueueRegisters>,
+}
+
 impl Registers {
     /// Of a device that has never been driven.
     pub(crate) fn new(device: &dyn VirtioDevice, vectors: u16) -> Self {
@@ -51,6 +65,35 @@ impl Registers {
         for queue in &mut self.queues {
             *queue = QueueRegisters::new(queue.max_size);
         }
+    }
+
+    /// What the guest has written.
+    pub(crate) fn save(&self) -> RegistersState {
+        RegistersState {
+            device_select: self.device_select,
+            driver_select: self.driver_select,
+            accepted: self.accepted,
+            config_vector: self.config_vector,
+            generation: self.generation,
+            queue_select: self.queue_select,
+            queues: self.queues.clone(),
+        }
+    }
+
+    /// Takes over what was written to a device like this one. Its configuration may be another, so its generation is.
+    pub(crate) fn restore(&mut self, state: &RegistersState) -> Result<(), String> {
+        let sizes = |queues: &[QueueRegisters]| -> Vec<u16> { queues.iter().map(|queue| queue.max_size).collect() };
+        if sizes(&self.queues) != sizes(&state.queues) {
+            return Err("it has other queues".to_owned());
+        }
+        (self.device_select, self.driver_select, self.accepted) = (state.device_select, state.driver_select, state.accepted);
+        (self.config_vector, self.queue_select) = (self.vector(state.config_vector), state.queue_select);
+        self.generation = state.generation.wrapping_add(1);
+        for (index, queue) in state.queues.iter().enumerate() {
+            let vector = self.vector(queue.vector);
+            self.queues[index] = QueueRegisters { vector, ..queue.clone() };
+        }
+        Ok(())
     }
 
     /// What the driver has accepted.

@@ -3,9 +3,10 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
-use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
+use vm_memory::{GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, Permissions};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::chain::Backing;
 use crate::images::Images;
 use crate::threads::Threads;
 
@@ -18,18 +19,28 @@ pub type Memory = Arc<GuestSpace>;
 pub struct GuestSpace {
     ram: GuestMemoryMmap,
     images: Images,
+    backing: Backing,
 }
 
 impl GuestSpace {
     /// RAM, and images that are mapped without write access.
     pub fn new(ram: GuestMemoryMmap, images: Images) -> Self {
-        Self { ram, images }
+        let backing = match ram.iter().any(|region| region.file_offset().is_some()) {
+            true => Backing::File,
+            false => Backing::Anonymous,
+        };
+        Self { ram, images, backing }
+    }
+
+    /// What RAM is behind the pages that nobody has written.
+    pub(crate) fn backing(&self) -> Backing {
+        self.backing
     }
 
     /// Where a buffer lies that a device only reads; RAM where it lies nowhere.
     pub fn of_readable(&self, address: GuestAddress, length: usize) -> &GuestMemoryMmap {
         let images = self.images.memory();
-        if images.check_range(address, length, Permissions::Read) {
+        if GuestMemory::check_range(images, address, length, Permissions::Read) {
             images
         } else {
             &self.ram
@@ -78,6 +89,27 @@ pub trait VirtioDevice: Send {
 
     /// The driver resets the device: stops and joins its threads, closes what belongs to the session; the device can be activated again.
     fn reset(&mut self);
+
+    /// Stops and joins its threads while the driver is at work, such that [`VirtioDevice::activate`] can go on `again`: each chain that it
+    /// has taken is given back, in the order in which it was taken, or as if it had not been taken. The error names what stands against it.
+    fn pause(&mut self) -> Result<(), &'static str> {
+        self.reset();
+        Ok(())
+    }
+
+    /// What it keeps besides rings and configuration.
+    fn save(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    /// Takes back what a device like this one has kept.
+    fn restore(&mut self, state: &[u8]) -> Result<(), String> {
+        if state.is_empty() {
+            Ok(())
+        } else {
+            Err("its state is that of another device".to_owned())
+        }
+    }
 }
 
 /// What a device gets when its driver is ready.
@@ -94,6 +126,8 @@ pub struct Activation {
     pub threads: Threads,
     /// Where a device reports that its guest broke the protocol: it sets DEVICE_NEEDS_RESET and logs once.
     pub failed: Arc<dyn Fn(DeviceFault) + Send + Sync>,
+    /// The driver is at work already: the device was paused, or is that of a snapshot.
+    pub again: bool,
 }
 
 /// A queue, ready: its rings lie in guest memory as a whole and do not overlap one another, its registers are frozen.
@@ -128,6 +162,9 @@ pub enum ActivateError {
     /// A queue that the device needs was left disabled.
     #[error("queue {0} is not enabled")]
     QueueDisabled(usize),
+    /// It is a place without a device.
+    #[error("there is no device")]
+    Nothing,
     /// The host could not give a thread, an eventfd or an epoll.
     #[error("{what}")]
     Host {

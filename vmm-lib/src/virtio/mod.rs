@@ -12,6 +12,7 @@ pub(crate) mod fuzz;
 mod hostile;
 pub mod net;
 pub(crate) mod pci;
+pub(crate) mod placeholder;
 pub(crate) mod pmem;
 #[cfg(test)]
 mod proofs;

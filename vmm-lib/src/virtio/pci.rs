@@ -22,6 +22,7 @@ use crate::irq::Interrupts;
 use crate::pci::PciFunction;
 use crate::pci::config::{ConfigSpace, Identity};
 use crate::pci::msix::{ENTRY, Msix};
+use crate::pci::state::{FunctionState, TransportState};
 use crate::threads::Threads;
 
 /// Size of BAR 0.
@@ -148,10 +149,13 @@ impl Transport {
             new &= !DRIVER_OK;
         }
         self.status.fetch_or(new, Ordering::AcqRel);
-        if start
-            && new & DRIVER_OK != 0
-            && let Err(error) = self.start()
-        {
+        if start && new & DRIVER_OK != 0 {
+            self.start_or_complain(false);
+        }
+    }
+
+    fn start_or_complain(&mut self, again: bool) {
+        if let Err(error) = self.start(again) {
             if self.complaints.allow() {
                 tracing::warn!(device = self.device.name(), %error, "a device could not start");
             }
@@ -162,17 +166,24 @@ impl Transport {
         }
     }
 
-    fn start(&mut self) -> Result<(), StartError> {
+    /// Starts the device, or starts it `again` where it stopped.
+    fn start(&mut self, again: bool) -> Result<(), StartError> {
         let features = self.registers.features();
         let ready = queue::ready(&self.registers.queues, &self.memory, features & F_EVENT_IDX != 0)?;
         let mut queues = Vec::with_capacity(ready.len());
         for (index, queue) in ready.into_iter().enumerate() {
-            let Some(queue) = queue else {
+            let Some(mut queue) = queue else {
                 queues.push(None);
                 continue;
             };
             let kick = self.kicks[index].try_clone().map_err(StartError::EventFd)?;
             let interrupt = self.interrupt(self.registers.queues[index].vector)?;
+            if again {
+                queue::go_on(&mut queue, &self.memory);
+                // Notifications either way that were under way are lost: one too many does no harm.
+                let _ = kick.write(1);
+                interrupt.signal();
+            }
             queues.push(Some(ActiveQueue { queue, kick, interrupt }));
         }
         let config_changed = self.interrupt(self.registers.config_vector)?;
@@ -185,6 +196,7 @@ impl Transport {
             config_changed,
             threads: self.threads.clone(),
             failed,
+            again,
         };
         Ok(self.device.activate(activation)?)
     }
@@ -331,6 +343,50 @@ impl PciFunction for Transport {
 
     fn stop(&mut self) {
         self.reset();
+    }
+
+    fn save(&mut self) -> Result<FunctionState, String> {
+        if self.active {
+            self.device.pause().map_err(|what| format!("{} ({what})", self.device.name()))?;
+        }
+        let transport = TransportState {
+            vectors: self.msix.save(),
+            status: self.status.load(Ordering::Acquire),
+            registers: self.registers.save(),
+            device: self.device.save(),
+        };
+        Ok(FunctionState {
+            config: self.config.bytes().to_vec(),
+            transport: Some(transport),
+        })
+    }
+
+    fn restore(&mut self, state: &FunctionState) -> Result<(), String> {
+        let transport = state.transport.as_ref().ok_or("it is another function")?;
+        self.config.restore(&state.config)?;
+        self.msix.restore(&transport.vectors)?;
+        if transport.status & FAILED != 0 {
+            // Its driver has given up: there may not even have been a device.
+            self.status.store(transport.status & ACKNOWLEDGE, Ordering::Release);
+            return Ok(());
+        }
+        self.registers.restore(&transport.registers)?;
+        self.device.restore(&transport.device)?;
+        self.active = transport.status & (DRIVER_OK | NEEDS_RESET) == DRIVER_OK;
+        if self.active && !self.registers.accepts(F_VERSION_1) {
+            return Err("its driver uses features that it does not have".to_owned());
+        }
+        self.status.store(transport.status, Ordering::Release);
+        Ok(())
+    }
+
+    fn resume(&mut self) {
+        if self.active {
+            self.start_or_complain(true);
+            if let Some(eventfd) = self.msix.eventfd(self.registers.config_vector) {
+                Interrupt::new(eventfd).signal();
+            }
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::ops::Range;
 use super::{
     chain::ChainError,
     device::{ActivateError, Activation, VirtioDevice},
+    placeholder::Placeholder,
     ring::{RING_FEATURES, Ring},
     worker::{Poller, WorkError, Worker, required, serve_queue},
 };
@@ -16,6 +17,7 @@ const FLUSH: u32 = 0;
 /// What a request is answered that is none.
 const REFUSED: u32 = u32::MAX;
 const QUEUE_SIZE: u16 = 64;
+const QUEUES: &[u16] = &[QUEUE_SIZE];
 
 /// The device.
 pub(crate) struct Pmem {
@@ -39,6 +41,11 @@ impl Pmem {
     }
 }
 
+/// A place for one.
+pub(crate) fn placeholder() -> Placeholder {
+    Placeholder::of(27, "pmem", QUEUES)
+}
+
 impl VirtioDevice for Pmem {
     fn device_type(&self) -> u16 {
         27
@@ -49,7 +56,7 @@ impl VirtioDevice for Pmem {
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        &[QUEUE_SIZE]
+        QUEUES
     }
 
     fn features(&self) -> u64 {

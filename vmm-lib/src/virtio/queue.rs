@@ -1,9 +1,11 @@
 //! A queue's registers before its driver is ready, and the check that turns them into a queue. Nothing here reads a ring.
 
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 
+use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 /// The vector that means none.
 pub(crate) const NO_VECTOR: u16 = 0xffff;
@@ -13,7 +15,7 @@ const USED_ELEMENT: u64 = 8;
 const RING_OVERHEAD: u64 = 6;
 
 /// What a driver has said of a queue.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct QueueRegisters {
     pub(crate) max_size: u16,
     pub(crate) size: u16,
@@ -75,6 +77,17 @@ pub(crate) fn ready(registers: &[QueueRegisters], memory: &GuestMemoryMmap, even
         .enumerate()
         .map(|(index, queue)| one(index, queue, memory, event_idx, &mut taken))
         .collect()
+}
+
+/// Goes on where the used ring says that a device has stopped. Every chain that was taken is given back in its turn, so what is not in the used
+/// ring was not taken.
+pub(crate) fn go_on(queue: &mut Queue, memory: &GuestMemoryMmap) {
+    // The ring was checked when the queue was made; were it gone, the device would find out by itself.
+    if let Ok(index) = memory.load::<u16>(GuestAddress(queue.used_ring() + 2), Ordering::Acquire) {
+        let index = u16::from_le(index);
+        queue.set_next_avail(index);
+        queue.set_next_used(index);
+    }
 }
 
 fn one(

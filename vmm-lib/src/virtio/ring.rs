@@ -84,6 +84,11 @@ impl<'m> Ring<'m> {
         Chain::walk(self.memory, GuestAddress(self.queue.desc_table()), size, head, self.may_indirect).map(Some)
     }
 
+    /// How far the driver's index is ahead of what was taken.
+    pub fn available(&self) -> Result<u16, ChainError> {
+        Ok(self.load(self.queue.avail_ring(), 2)?.wrapping_sub(self.queue.next_avail()))
+    }
+
     /// Asks to be kicked at the next chain. `true`: there is one already, and the kick may not come.
     pub fn arm(&mut self) -> Result<bool, ChainError> {
         self.queue.enable_notification(&**self.memory).map_err(|_| ChainError::Ring)

@@ -211,6 +211,7 @@ pub(in crate::virtio) fn activate(device: &mut dyn VirtioDevice, drivers: &[&Dri
         failed: Arc::new(move |fault| {
             let _ = send.send(fault);
         }),
+        again: false,
     };
     device.activate(activation).unwrap();
     Faults(Mutex::new(receive))

@@ -53,6 +53,8 @@ impl Kernel {
             rng: true,
             balloon: false,
             serial: None,
+            comb: None,
+            restore: None,
             count_exits: true,
         }
     }

@@ -14,6 +14,7 @@ use self::{
     extents::Extents,
     request::{Disk, Refusal, serve},
 };
+use super::placeholder::Placeholder;
 use super::{
     chain::ChainError,
     device::{ActivateError, Activation, VirtioDevice},
@@ -24,6 +25,7 @@ use crate::{spec::MAX_SERIAL, threads::ThreadKind};
 
 const SECTOR: u64 = 512;
 const QUEUE_SIZE: u16 = 256;
+const QUEUES: &[u16] = &[QUEUE_SIZE];
 const SEG_MAX: u64 = 1 << 2;
 const RO: u64 = 1 << 5;
 const FLUSH: u64 = 1 << 9;
@@ -94,6 +96,11 @@ impl Block {
     }
 }
 
+/// A place for one.
+pub(crate) fn placeholder() -> Placeholder {
+    Placeholder::of(2, "block", QUEUES)
+}
+
 impl VirtioDevice for Block {
     fn device_type(&self) -> u16 {
         2
@@ -104,7 +111,7 @@ impl VirtioDevice for Block {
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        &[QUEUE_SIZE]
+        QUEUES
     }
 
     fn features(&self) -> u64 {

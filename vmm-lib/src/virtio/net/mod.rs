@@ -26,6 +26,7 @@ use self::{
     receive::{Filled, Receiver},
     transmit::transmit,
 };
+use super::placeholder::Placeholder;
 use super::{
     device::{ActivateError, Activation, VirtioDevice},
     ring::{RING_FEATURES, Ring},
@@ -34,6 +35,7 @@ use super::{
 use crate::threads::ThreadKind;
 
 const QUEUE_SIZE: u16 = 256;
+const QUEUES: &[u16] = &[QUEUE_SIZE, QUEUE_SIZE];
 /// `struct virtio_net_hdr_v1`.
 const HEADER: usize = 12;
 const RECEIVE: u64 = 0;
@@ -119,6 +121,11 @@ fn offloads(features: u64) -> libc::c_ulong {
     TUN_F_CSUM | four | six
 }
 
+/// A place for one.
+pub(crate) fn placeholder() -> Placeholder {
+    Placeholder::of(1, "net", QUEUES)
+}
+
 impl VirtioDevice for Net {
     fn device_type(&self) -> u16 {
         1
@@ -129,7 +136,7 @@ impl VirtioDevice for Net {
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        &[QUEUE_SIZE, QUEUE_SIZE]
+        QUEUES
     }
 
     fn features(&self) -> u64 {

@@ -8,6 +8,7 @@ mod dial;
 mod hostile;
 mod mux;
 mod packet;
+mod reset;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -84,14 +85,19 @@ impl VirtioDevice for Vsock {
             features,
             threads,
             failed,
+            again,
+            mut queues,
             ..
         } = activation;
+        // The guest still has connections that are gone here.
+        let events = queues.get_mut(2).and_then(Option::take).filter(|_| again);
         let guest = u64::from(self.cid);
         let inlet = self.inlet.as_ref().map(Inlet::share);
         let work = move |poller: Poller| {
             let receive = Ring::new(&memory, receive, features);
             let transmit = Ring::new(&memory, transmit, features);
-            Mux::new(guest, poller, (listener, inlet), receive, transmit).run()
+            let events = events.map(|events| Ring::new(&memory, events, features));
+            Mux::new(guest, poller, (listener, inlet), receive, transmit).run(events)
         };
         self.worker = Some(Worker::spawn(&self.name, (&threads, ThreadKind::Vsock), failed, work)?);
         Ok(())

@@ -15,6 +15,7 @@ use rustix::event::epoll::EventFlags;
 use super::connection::{Connection, Over, State, Step};
 use super::dial::InletView;
 use super::packet::{self, HEADER, HOST_CID, Header, STREAM};
+use super::reset;
 use crate::virtio::{
     chain::{Chain, ChainError},
     ring::Ring,
@@ -88,7 +89,13 @@ impl<'m> Mux<'m> {
         }
     }
 
-    pub(super) fn run(mut self) -> Result<(), WorkError> {
+    /// Serves until it shall stop. With `events` the guest has connections of before, which it drops first.
+    pub(super) fn run(mut self, events: Option<Ring<'m>>) -> Result<(), WorkError> {
+        if let Some(events) = events
+            && !reset::connections(&self.poller, events)?
+        {
+            return Ok(());
+        }
         self.watch()?;
         while self.turn(None)? {}
         Ok(())

@@ -1,0 +1,160 @@
+//! Snapshots: a machine's state in one small file, its memory in another, and a machine made of both. Knows the form of the files; what
+//! is in them is gathered by [`take`] and put back by the [`Builder`](crate::Builder).
+//!
+//! ```text
+//! state    magic, 8 bytes | version, u32 | length of the body, u64 | CRC32C of the body, u32 | body (postcard)      all little-endian
+//! memory   RAM below the hole, then RAM above it; pages that are all zero are holes of the file
+//! ```
+//! A snapshot is taken up whole or not at all: form, version and checksum are checked before a machine is made, and a host that is not as
+//! it was (processor, KVM) is refused. What the files say is still not trusted: it is a guest's, checked as a guest's.
+
+pub(crate) mod memory;
+pub(crate) mod processor;
+mod take;
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+
+use kvm_bindings::{kvm_clock_data, kvm_cpuid_entry2, kvm_irqchip};
+use serde::{Deserialize, Serialize};
+
+use crate::pci::state::FunctionState;
+use processor::ProcessorState;
+pub use take::{SnapshotError, SnapshotFiles};
+pub(crate) use take::{Source, take};
+
+const MAGIC: [u8; 8] = *b"kvmsnap\n";
+/// The only form that is read and written.
+const VERSION: u32 = 1;
+const HEADER: usize = 24;
+/// Largest body, bytes: 64 processors and 32 functions need far less.
+const MAX_BODY: u64 = 16 << 20;
+
+/// Why a snapshot could not be taken up.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// A file could not be read.
+    #[error("read the {0}")]
+    Read(&'static str, #[source] io::Error),
+    /// The state is of something else.
+    #[error("the state is not that of a machine")]
+    Magic,
+    /// The state has another form.
+    #[error("the state has version {0}, and this library reads {VERSION}")]
+    Version(u32),
+    /// The state ends too early, or goes on behind its end.
+    #[error("the state has {has} bytes and says {says}")]
+    Length {
+        /// Bytes that there are.
+        has: u64,
+        /// Bytes that there should be.
+        says: u64,
+    },
+    /// The bytes are not those that were written.
+    #[error("the {0} is not what was written: its checksum differs")]
+    Checksum(&'static str),
+    /// The checksum is right and the content is not.
+    #[error("understand the state")]
+    Content(#[source] postcard::Error),
+    /// The host's processor or KVM is another than when the snapshot was taken.
+    #[error("the host's processor or KVM has changed since the snapshot was taken")]
+    Host,
+    /// The machine is another.
+    #[error("{what} of the machine is {wanted}, and the snapshot's is {has}")]
+    Shape {
+        /// What differs.
+        what: &'static str,
+        /// The machine's.
+        wanted: String,
+        /// The snapshot's.
+        has: String,
+    },
+    /// KVM refused a step.
+    #[error("{0}")]
+    Kvm(&'static str, #[source] kvm_ioctls::Error),
+    /// A device of the snapshot cannot go on as a device of the machine.
+    #[error("device {0}: {1}")]
+    Device(usize, String),
+}
+
+/// What a machine is besides its memory.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct State {
+    /// Bytes of RAM.
+    pub(crate) memory: u64,
+    /// CRC32C of RAM as it lies in the file, zeros included.
+    pub(crate) memory_checksum: u32,
+    /// Start of the 64-bit window: where it lies follows from all that lies before it.
+    pub(crate) window: u64,
+    /// Processors that the tables tell of.
+    pub(crate) possible_cpus: u8,
+    /// CPUID of the first processor.
+    pub(crate) cpuid: Vec<kvm_cpuid_entry2>,
+    pub(crate) processors: Vec<ProcessorState>,
+    pub(crate) clock: kvm_clock_data,
+    /// Both PICs and the IOAPIC.
+    pub(crate) irqchips: Vec<kvm_irqchip>,
+    pub(crate) functions: Vec<FunctionState>,
+}
+
+impl State {
+    /// Writes it whole.
+    pub(crate) fn write(&self, mut to: &File) -> io::Result<()> {
+        let body = postcard::to_allocvec(self).map_err(io::Error::other)?;
+        let mut bytes = Vec::with_capacity(HEADER + body.len());
+        bytes.extend(MAGIC);
+        bytes.extend(VERSION.to_le_bytes());
+        bytes.extend((body.len() as u64).to_le_bytes());
+        bytes.extend(crc32c::crc32c(&body).to_le_bytes());
+        bytes.extend(body);
+        to.write_all(&bytes)
+    }
+
+    /// Reads it whole, from where the file stands to its end.
+    pub(crate) fn read(from: &File) -> Result<Self, RestoreError> {
+        let mut bytes = Vec::new();
+        from.take(HEADER as u64 + MAX_BODY + 1)
+            .read_to_end(&mut bytes)
+            .map_err(|source| RestoreError::Read("state", source))?;
+        Self::parse(&bytes)
+    }
+
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, RestoreError> {
+        if !bytes.starts_with(&MAGIC) {
+            return Err(RestoreError::Magic);
+        }
+        let has = bytes.len() as u64;
+        let Some((header, body)) = bytes.split_first_chunk::<HEADER>() else {
+            return Err(RestoreError::Length { has, says: HEADER as u64 });
+        };
+        let [.., v0, v1, v2, v3, l0, l1, l2, l3, l4, l5, l6, l7, c0, c1, c2, c3] = *header;
+        let version = u32::from_le_bytes([v0, v1, v2, v3]);
+        if version != VERSION {
+            return Err(RestoreError::Version(version));
+        }
+        let length = u64::from_le_bytes([l0, l1, l2, l3, l4, l5, l6, l7]);
+        if body.len() as u64 != length {
+            let says = length.saturating_add(HEADER as u64);
+            return Err(RestoreError::Length { has, says });
+        }
+        if crc32c::crc32c(body) != u32::from_le_bytes([c0, c1, c2, c3]) {
+            return Err(RestoreError::Checksum("state"));
+        }
+        match postcard::take_from_bytes(body).map_err(RestoreError::Content)? {
+            (state, []) => Ok(state),
+            (_, _) => Err(RestoreError::Content(postcard::Error::DeserializeBadEncoding)),
+        }
+    }
+}
+
+/// Two things that must be alike.
+pub(crate) fn same<T: PartialEq + ToString>(what: &'static str, wanted: &T, has: &T) -> Result<(), RestoreError> {
+    if wanted == has {
+        return Ok(());
+    }
+    Err(RestoreError::Shape {
+        what,
+        wanted: wanted.to_string(),
+        has: has.to_string(),
+    })
+}

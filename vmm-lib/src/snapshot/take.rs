@@ -1,0 +1,93 @@
+//! Takes a snapshot of a machine whose processors stand still.
+
+use std::fs::File;
+use std::io;
+
+use kvm_bindings::{KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_cpuid_entry2, kvm_irqchip};
+use kvm_ioctls::VmFd;
+
+use super::{State, memory};
+use crate::bus::Bus;
+use crate::memory::Layout;
+use crate::snapshot::processor::ProcessorState;
+use crate::virtio::device::Memory;
+
+/// Where a snapshot goes.
+#[derive(Debug)]
+pub struct SnapshotFiles {
+    /// The state, from where the file stands.
+    pub state: File,
+    /// Memory, in place of what the file holds.
+    pub memory: File,
+}
+
+/// Why there is no snapshot. The machine goes on as if nothing had been asked.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// The machine does not run, or ended meanwhile.
+    #[error("the machine does not run")]
+    NotRunning,
+    /// A processor could not be read.
+    #[error("processor {0}: {1}")]
+    Processor(usize, String),
+    /// KVM refused a step.
+    #[error("{0}")]
+    Kvm(&'static str, #[source] kvm_ioctls::Error),
+    /// The machine has what no snapshot can hold.
+    #[error("the machine has {0}, which a snapshot cannot hold")]
+    Device(String),
+    /// A file could not be written.
+    #[error("write the {0}")]
+    Write(&'static str, #[source] io::Error),
+}
+
+/// What a snapshot is taken from.
+pub(crate) struct Source<'a> {
+    pub(crate) vm: &'a VmFd,
+    pub(crate) bus: &'a Bus,
+    pub(crate) memory: &'a Memory,
+    pub(crate) layout: &'a Layout,
+    pub(crate) possible_cpus: u8,
+    pub(crate) cpuid: &'a [kvm_cpuid_entry2],
+}
+
+/// Stops the devices, asks the processors, which stand, and writes both files.
+pub(crate) fn take(
+    source: &Source<'_>,
+    processors: impl FnOnce() -> Option<Vec<Result<ProcessorState, String>>>,
+    files: &SnapshotFiles,
+) -> Result<(), SnapshotError> {
+    // Devices first: what they still have to say to the processors is then in these.
+    let functions = source.bus.pci.save().map_err(SnapshotError::Device)?;
+    let processors = processors().ok_or(SnapshotError::NotRunning)?;
+    let processors = processors
+        .into_iter()
+        .enumerate()
+        .map(|(index, told)| told.map_err(|why| SnapshotError::Processor(index, why)))
+        .collect::<Result<_, _>>()?;
+    let clock = source.vm.get_clock().map_err(|error| SnapshotError::Kvm("read the clock", error))?;
+    let irqchips = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC].map(|chip_id| {
+        let mut chip = kvm_irqchip {
+            chip_id,
+            ..Default::default()
+        };
+        source.vm.get_irqchip(&mut chip).map(|()| chip)
+    });
+    let irqchips = irqchips
+        .into_iter()
+        .collect::<Result<_, _>>()
+        .map_err(|error| SnapshotError::Kvm("read an interrupt controller", error))?;
+    let memory_checksum = memory::write(source.memory, &files.memory).map_err(|error| SnapshotError::Write("memory", error))?;
+    let state = State {
+        memory: source.layout.low + source.layout.high,
+        memory_checksum,
+        window: source.layout.mmio64.start,
+        possible_cpus: source.possible_cpus,
+        cpuid: source.cpuid.to_vec(),
+        processors,
+        clock,
+        irqchips,
+        functions,
+    };
+    state.write(&files.state).map_err(|error| SnapshotError::Write("state", error))
+}

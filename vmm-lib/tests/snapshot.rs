@@ -1,0 +1,163 @@
+//! Snapshots of guests of a few instructions: what was taken goes on where it stood, as often as one likes, and what was changed since is refused.
+
+mod support;
+
+use std::fs::{self, File};
+use std::io::Seek;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::thread;
+
+use support::{Kernel, LOAD, bzimage, run_machine};
+use vmm_lib::exit::MachineExit;
+use vmm_lib::snapshot::SnapshotFiles;
+use vmm_lib::spec::{FileSource, MachineSpec, Restore};
+use vmm_lib::{Builder, Machine};
+
+/// Where the guest counts.
+const COUNTER: u64 = 0x20_0000;
+
+/// `movabs $COUNTER, %rdi`, then `incq (%rdi)` and `inc %rbx` for ever, the latter so that registers matter: it is written behind the counter.
+fn counting() -> Kernel {
+    let mut code = vec![0x48, 0xbf];
+    code.extend(COUNTER.to_le_bytes());
+    code.extend([0x48, 0x31, 0xdb]);
+    // again: inc %rbx; mov %rbx, 8(%rdi); incq (%rdi); jmp again
+    code.extend([0x48, 0xff, 0xc3, 0x48, 0x89, 0x5f, 0x08, 0x48, 0xff, 0x07, 0xeb, 0xf4]);
+    assert!(LOAD + (code.len() as u64) < COUNTER);
+    Kernel::new(&bzimage(&code))
+}
+
+fn files(directory: &Path, name: &str) -> SnapshotFiles {
+    let create = |what: &str| {
+        let path = directory.join(format!("{name}.{what}"));
+        let options = File::options().read(true).write(true).create(true).truncate(true).open(path);
+        options.expect("a file can be made")
+    };
+    SnapshotFiles {
+        state: create("state"),
+        memory: create("memory"),
+    }
+}
+
+fn restored(spec: &MachineSpec, directory: &Path, name: &str) -> MachineSpec {
+    MachineSpec {
+        restore: Some(Restore {
+            state: FileSource::Path(directory.join(format!("{name}.state"))),
+            memory: FileSource::Path(directory.join(format!("{name}.memory"))),
+            verify: true,
+        }),
+        ..spec.clone()
+    }
+}
+
+fn build(spec: MachineSpec) -> Machine {
+    Builder::new(spec, Vec::new()).build().expect("this KVM makes machines")
+}
+
+/// What the guest has counted, in memory and in a register.
+fn counted(files: &SnapshotFiles) -> (u64, u64) {
+    let mut bytes = [0; 16];
+    files.memory.read_exact_at(&mut bytes, COUNTER).expect("memory is as long");
+    let [one, other] = [0, 8].map(|at| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight")));
+    (one, other)
+}
+
+/// Takes snapshots of a machine, which goes on, until it has counted beyond `beyond`, and one at which it ends; what that one has.
+fn take(machine: Machine, files: &SnapshotFiles, beyond: u64) -> (u64, u64) {
+    let handle = machine.handle();
+    let running = thread::spawn(|| run_machine(machine));
+    let snapshot = |go_on: bool| {
+        let again = |file: &File| {
+            let mut file = file.try_clone().expect("it is open");
+            file.set_len(0).and_then(|()| file.rewind()).expect("it is a file");
+            file
+        };
+        let to = SnapshotFiles {
+            state: again(&files.state),
+            memory: again(&files.memory),
+        };
+        handle.snapshot(to, go_on).expect("a snapshot");
+        counted(&files.memory)
+    };
+    // A guest that does not go on after a snapshot is stopped in the end, and the next one fails.
+    while snapshot(true).0 <= beyond {}
+    let last = snapshot(false);
+    assert_eq!(running.join().expect("no panic").exit, MachineExit::Stopped);
+    last
+}
+
+#[test]
+fn a_machine_goes_on_where_its_snapshot_was_taken_and_as_often_as_one_likes() {
+    let (kernel, directory) = (counting(), tempfile::tempdir().expect("a directory"));
+    let spec = kernel.spec(2);
+    let first = take(build(spec.clone()), &files(directory.path(), "first"), 0);
+    assert!(first.0.abs_diff(first.1) <= 1, "{first:?}");
+    for name in ["second", "third"] {
+        let machine = build(restored(&spec, directory.path(), "first"));
+        let later = take(machine, &files(directory.path(), name), first.0);
+        assert!(later.0 > first.0 && later.0.abs_diff(later.1) <= 1, "{first:?}, then {later:?}");
+    }
+    let memory = File::open(directory.path().join("first.memory")).expect("it is there");
+    assert_eq!(counted(&memory), first, "the file is only read");
+}
+
+#[test]
+fn a_snapshot_that_is_cut_short_changed_or_of_another_machine_is_refused_by_name() {
+    let (kernel, directory) = (counting(), tempfile::tempdir().expect("a directory"));
+    let spec = kernel.spec(1);
+    take(build(spec.clone()), &files(directory.path(), "it"), 0);
+    let (state, memory) = (directory.path().join("it.state"), directory.path().join("it.memory"));
+    let good = fs::read(&state).expect("it was written");
+    let refusal = |spec: MachineSpec| {
+        let error = Builder::new(spec, Vec::new()).build().err().expect("it is refused");
+        let mut text = error.to_string();
+        let mut source = std::error::Error::source(&error);
+        while let Some(error) = source {
+            text = format!("{text}: {error}");
+            source = error.source();
+        }
+        text
+    };
+    let again = || restored(&spec, directory.path(), "it");
+    let changed = |at: usize, bit: u8| {
+        let mut bytes = good.clone();
+        bytes[at] ^= bit;
+        bytes
+    };
+    for (bytes, words) in [
+        (good[..10].to_vec(), "says 24"),
+        (good[..good.len() - 1].to_vec(), "and says"),
+        ([&good[..], &[0]].concat(), "and says"),
+        (changed(0, 1), "not that of a machine"),
+        (changed(8, 1), "has version 0"),
+        (changed(24, 1), "checksum"),
+        (changed(good.len() - 1, 0x80), "checksum"),
+    ] {
+        fs::write(&state, bytes).expect("it can be");
+        let refused = refusal(again());
+        assert!(refused.contains(words), "{refused}");
+    }
+    fs::write(&state, &good).expect("it can be");
+    let mut byte = [0];
+    let file = File::options().read(true).write(true).open(&memory).expect("it is there");
+    file.read_exact_at(&mut byte, LOAD).expect("it is as long");
+    file.write_all_at(&[byte[0] ^ 4], LOAD).expect("it can be");
+    assert!(refusal(again()).contains("memory is not what was written"));
+    file.write_all_at(&byte, LOAD).expect("it can be");
+    for (spec, words) in [
+        (
+            MachineSpec {
+                memory: 64 << 20,
+                ..again()
+            },
+            "memory, bytes, of the machine is 67108864",
+        ),
+        (MachineSpec { rng: false, ..again() }, "functions"),
+    ] {
+        let refused = refusal(spec);
+        assert!(refused.contains(words), "{refused}");
+    }
+    file.set_len(4096).expect("it can be");
+    assert!(refusal(again()).contains("memory, bytes,"));
+}
