@@ -61,6 +61,12 @@ pub(crate) struct VmArguments {
     /// Leaves the guest to a client at this socket, and runs until it powers off.
     #[arg(long, requires = "by_hand", conflicts_with_all = ["count_exits", "boot_trace"], value_name = "SOCKET")]
     pub(crate) vsock: Option<PathBuf>,
+    /// Makes the machine a template, and writes a snapshot of it (`state`, `memory`) into this directory once the agent has answered.
+    #[arg(long, requires = "probe", conflicts_with_all = ["vsock", "boot_trace", "from"], value_name = "DIRECTORY")]
+    pub(crate) take: Option<PathBuf>,
+    /// Takes up the snapshot in this directory in place of booting: a machine of as much memory, made with `--take`.
+    #[arg(long, requires = "probe", conflicts_with_all = ["vsock", "boot_trace"], value_name = "DIRECTORY")]
+    pub(crate) from: Option<PathBuf>,
     /// A serial console on standard error.
     #[arg(long, requires = "by_hand")]
     pub(crate) serial: bool,

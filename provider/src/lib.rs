@@ -36,4 +36,5 @@ pub mod state;
 pub mod status;
 pub mod store;
 pub mod supported;
+pub mod template;
 pub mod volumes;

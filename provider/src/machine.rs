@@ -65,6 +65,7 @@ pub async fn launch(context: &Arc<Context>, uid: &str, spec: MachineSpec, tap: O
             version: process::VERSION,
             spec,
             jail,
+            template: false,
             log_filter: "info".into(),
         };
         let machine = spawned.start(&order, &[tap]).map_err(|e| chain(&e))?;

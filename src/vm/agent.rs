@@ -1,4 +1,4 @@
-//! Greets kvmlet's agent in a machine run by hand. Asks it for nothing.
+//! Greets kvmlet's agent in a machine run by hand, and makes a copy of a machine one of its own.
 
 use std::{
     io::{Read, Write},
@@ -7,11 +7,11 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, ensure};
-use kvmlet_protocol::{CONTROL_PORT, Hello, MAX_GUEST_FRAME, OLDEST_VERSION, VERSION, Welcome, read_frame, write_frame};
+use anyhow::{Context as _, bail, ensure};
+use kvmlet_protocol::{CONTROL_PORT, Hello, MAX_GUEST_FRAME, OLDEST_VERSION, Request, Response, VERSION, Welcome, read_frame, write_frame};
 
-/// The agent's answer to the first frame of a connection through the machine's vsock socket.
-pub(super) fn hello(socket: &Path) -> anyhow::Result<Welcome> {
+/// A connection through the machine's vsock socket, and the agent's answer to its first frame.
+pub(super) fn hello(socket: &Path) -> anyhow::Result<(UnixStream, Welcome)> {
     let mut stream = UnixStream::connect(socket).context("reach the machine")?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     stream.write_all(format!("CONNECT {CONTROL_PORT}\n").as_bytes())?;
@@ -32,5 +32,17 @@ pub(super) fn hello(socket: &Path) -> anyhow::Result<Welcome> {
         newest: VERSION,
     };
     write_frame(&mut stream, &hello).context("greet the agent")?;
-    read_frame(&mut stream, MAX_GUEST_FRAME).context("hear the agent")
+    let welcome = read_frame(&mut stream, MAX_GUEST_FRAME).context("hear the agent")?;
+    Ok((stream, welcome))
+}
+
+/// Makes a copy of a machine one of its own.
+pub(super) fn renew(stream: &mut UnixStream, cpus: u8, devices: Vec<u8>) -> anyhow::Result<()> {
+    let renewal = kvmlet_provider::template::renewal(cpus, devices).context("read random bytes")?;
+    write_frame(stream, &Request::Renew(renewal)).context("ask the agent")?;
+    match read_frame(stream, MAX_GUEST_FRAME).context("hear the agent")? {
+        Response::Done => Ok(()),
+        Response::Failed(failure) => Err(failure.into()),
+        other => bail!("the agent answered with something else: {other:?}"),
+    }
 }

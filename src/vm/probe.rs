@@ -2,6 +2,7 @@
 //! what that costs in exits or in time; with `--vsock`, leaves the guest to whoever measures it. Decides nothing for a pod.
 
 use std::{
+    fs::{self, File},
     os::fd::OwnedFd,
     path::Path,
     process::ExitCode,
@@ -11,14 +12,22 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use kvmlet_protocol::Welcome;
+use kvmlet_provider::template;
 use vmm_lib::{
     Builder, Machine,
     boot::{FAST_COMMAND_LINE, with_console},
-    spec::{Boot, Disk, FileSource, MachineSpec, Pmem, SPEC_VERSION, Serial},
+    builder::Handle,
+    snapshot::SnapshotFiles,
+    spec::{Boot, Disk, FileSource, MachineSpec, Pmem, Restore, SPEC_VERSION, Serial},
     tap,
 };
 
-use super::{agent::hello, by_hand, running::Running, trace};
+use super::{
+    agent::{hello, renew},
+    by_hand,
+    running::Running,
+    trace,
+};
 use crate::cli::VmArguments;
 
 /// How long a probed guest may take.
@@ -43,7 +52,7 @@ pub(crate) fn run(arguments: &VmArguments) -> anyhow::Result<ExitCode> {
     let socket = directory.join("vsock.sock");
     let result = spec(arguments, kernel, initramfs, &socket).and_then(|spec| match arguments.boot_trace {
         true => trace::run(spec, tap.into_iter().collect()),
-        false => boot(spec, tap, &socket),
+        false => boot(arguments, spec, tap, &socket),
     });
     std::fs::remove_dir_all(&directory)?;
     result
@@ -66,6 +75,11 @@ fn spec(arguments: &VmArguments, kernel: &Path, initramfs: &Path, vsock: &Path) 
         Ok(Pmem { name: serial, extents })
     });
     let line = arguments.command_line.as_deref().unwrap_or(FAST_COMMAND_LINE);
+    let line = &if arguments.take.is_some() {
+        template::command_line(line)
+    } else {
+        line.to_owned()
+    };
     let command_line = match arguments.serial {
         true => with_console(line),
         false => line.to_owned(),
@@ -89,8 +103,12 @@ fn spec(arguments: &VmArguments, kernel: &Path, initramfs: &Path, vsock: &Path) 
         serial: arguments.serial.then(|| Serial {
             output: FileSource::Path("/dev/stderr".into()),
         }),
-        comb: None,
-        restore: None,
+        comb: (arguments.take.is_some() || arguments.from.is_some()).then(template::comb),
+        restore: arguments.from.as_deref().map(|directory| Restore {
+            state: FileSource::Path(directory.join("state")),
+            memory: FileSource::Path(directory.join("memory")),
+            verify: false,
+        }),
         count_exits: arguments.count_exits,
     })
 }
@@ -99,15 +117,23 @@ fn disk(serial: String, path: &Path, read_only: bool) -> anyhow::Result<Disk> {
     by_hand::disk(serial, path, read_only).with_context(|| format!("disk {}", path.display()))
 }
 
-fn boot(spec: MachineSpec, tap: Option<OwnedFd>, socket: &Path) -> anyhow::Result<ExitCode> {
+fn boot(arguments: &VmArguments, spec: MachineSpec, tap: Option<OwnedFd>, socket: &Path) -> anyhow::Result<ExitCode> {
     let begun = Instant::now();
+    let (cpus, devices) = (spec.cpus, spec.filled_places());
     let machine = build(spec, tap)?;
     let (ended, watch) = mpsc::channel();
     let running = Running::start(machine, move || {
         let _ = ended.send(());
     })?;
+    let greet = || {
+        let (mut stream, welcome) = hello(socket)?;
+        if arguments.from.is_some() {
+            renew(&mut stream, cpus, devices.clone())?;
+        }
+        anyhow::Ok(welcome)
+    };
     let answered = loop {
-        match hello(socket) {
+        match greet() {
             Ok(welcome) => break Ok(welcome),
             Err(error) if begun.elapsed() > PROBE_TIME || watch.recv_timeout(Duration::from_millis(5)).is_ok() => break Err(error),
             Err(_) => {}
@@ -115,7 +141,12 @@ fn boot(spec: MachineSpec, tap: Option<OwnedFd>, socket: &Path) -> anyhow::Resul
     };
     let elapsed = begun.elapsed();
     let counts = running.handle.exit_counts();
+    let taken = match (&arguments.take, &answered) {
+        (Some(directory), Ok(_)) => take(directory, &running.handle),
+        _ => Ok(()),
+    };
     let report = running.stop()?;
+    taken?;
     match answered {
         Ok(welcome) => {
             if let Some(counts) = counts {
@@ -137,4 +168,22 @@ fn boot(spec: MachineSpec, tap: Option<OwnedFd>, socket: &Path) -> anyhow::Resul
             Ok(ExitCode::FAILURE)
         }
     }
+}
+
+/// Writes a snapshot, at which the machine ends.
+fn take(directory: &Path, handle: &Handle) -> anyhow::Result<()> {
+    fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
+    let create = |name: &str| {
+        let path = directory.join(name);
+        let file = File::options().read(true).write(true).create(true).truncate(true).open(&path);
+        file.with_context(|| format!("make {}", path.display()))
+    };
+    let files = SnapshotFiles {
+        state: create("state")?,
+        memory: create("memory")?,
+    };
+    let begun = Instant::now();
+    handle.snapshot(files, false).context("take the snapshot")?;
+    eprintln!("the snapshot took {} ms", begun.elapsed().as_millis());
+    Ok(())
 }

@@ -171,7 +171,7 @@ fn greet(socket: PathBuf, events: Sender<Event>, done: Arc<AtomicBool>) -> io::R
     thread::Builder::new().name("greeter".into()).spawn(move || {
         while !done.load(Ordering::Relaxed) {
             if let Ok(welcome) = hello(&socket) {
-                let _ = events.send(Event::Answered(Instant::now(), Box::new(welcome)));
+                let _ = events.send(Event::Answered(Instant::now(), Box::new(welcome.1)));
                 return;
             }
             thread::sleep(AGAIN);

@@ -56,9 +56,9 @@ fn build(spec: MachineSpec) -> Machine {
 }
 
 /// What the guest has counted, in memory and in a register.
-fn counted(files: &SnapshotFiles) -> (u64, u64) {
+fn counted(memory: &File) -> (u64, u64) {
     let mut bytes = [0; 16];
-    files.memory.read_exact_at(&mut bytes, COUNTER).expect("memory is as long");
+    memory.read_exact_at(&mut bytes, COUNTER).expect("memory is as long");
     let [one, other] = [0, 8].map(|at| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight")));
     (one, other)
 }

@@ -19,6 +19,7 @@ mod lines;
 mod logs;
 mod netlink;
 mod reaper;
+mod renew;
 mod server;
 mod setup;
 mod spawn;

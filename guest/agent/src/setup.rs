@@ -46,7 +46,8 @@ impl Sandbox {
     }
 }
 
-fn set_clock(time: u64) -> Result<(), Failure> {
+/// Sets the clock to nanoseconds since 1970, unless it is right.
+pub(crate) fn set_clock(time: u64) -> Result<(), Failure> {
     let wanted = Duration::from_nanos(time);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     if now.abs_diff(wanted) <= TOLERATED {

@@ -32,6 +32,23 @@ pub(crate) fn ext4_resize(mounted: impl AsFd, blocks: u64) -> io::Result<()> {
     check(result.into()).map(drop)
 }
 
+/// Gives the kernel's random number generator bytes that nobody else knows, has it count them, and makes it forget what it would have said next.
+pub(crate) fn reseed(random: impl AsFd, entropy: &[u8]) -> io::Result<()> {
+    /// `_IOW('R', 3, int[2])`
+    const RNDADDENTROPY: libc::Ioctl = 0x4008_5203;
+    /// `_IO('R', 7)`
+    const RNDRESEEDCRNG: libc::Ioctl = 0x5207;
+    let length = i32::try_from(entropy.len()).map_err(io::Error::other)?;
+    // struct rand_pool_info: bits, bytes, and the bytes.
+    let bits = length.checked_mul(8).ok_or(io::ErrorKind::InvalidInput)?;
+    let mut pool = [bits.to_ne_bytes(), length.to_ne_bytes()].concat();
+    pool.extend_from_slice(entropy);
+    // SAFETY: the request reads two numbers and as many bytes as the second says, all of which `pool` has.
+    check(unsafe { libc::ioctl(random.as_fd().as_raw_fd(), RNDADDENTROPY, pool.as_ptr()) }.into())?;
+    // SAFETY: the request has no argument.
+    check(unsafe { libc::ioctl(random.as_fd().as_raw_fd(), RNDRESEEDCRNG) }.into()).map(drop)
+}
+
 /// The attributes of a mount that [`mount_setattr`] sets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct MountAttributes(u64);

@@ -66,6 +66,34 @@ pub enum Request {
     Stats,
     /// Kills what runs, syncs, powers the machine off. Answered [`Response::Done`] first.
     PowerOff,
+    /// Makes a copy of another machine one of its own, before anything else is asked of it. Since version 3.
+    Renew(Renewal),
+}
+
+/// What a machine that was made of a snapshot has to know to be one of its own.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renewal {
+    /// Secret random bytes, for the kernel's generator; never printed.
+    pub entropy: Vec<u8>,
+    /// Host time, nanoseconds since 1970.
+    pub time: u64,
+    /// Processors that shall be online.
+    pub cpus: u8,
+    /// Device numbers on PCI bus 0 of virtio functions that have a device by now, for their drivers to look at anew.
+    pub devices: Vec<u8>,
+}
+
+impl std::fmt::Debug for Renewal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "Renewal {{ {} bytes, time: {}, cpus: {}, devices: {:?} }}",
+            self.entropy.len(),
+            self.time,
+            self.cpus,
+            self.devices
+        )
+    }
 }
 
 /// What the agent answers.

@@ -19,7 +19,7 @@ pub mod log;
 pub mod sandbox;
 
 pub use container::{ContainerSpec, ContainerState, ContainerStatus, ExitStatus, Mount, Process, Resources, Rlimit, RootFs, User};
-pub use control::{ErrorKind, Failure, GuestStats, Hello, Request, Response, Welcome};
+pub use control::{ErrorKind, Failure, GuestStats, Hello, Renewal, Request, Response, Welcome};
 pub use exec::{ExecInput, ExecOutput, ExecSpec};
 pub use frame::{FrameError, decode, encode, read_frame, write_frame};
 pub use log::{LogAck, LogRecord, LogStream};
@@ -30,9 +30,11 @@ pub const CONTROL_PORT: u32 = 1024;
 /// vsock port on which the agent hands out the containers' output.
 pub const LOG_PORT: u32 = 1025;
 /// The newest version of this protocol; the agent and the host speak the smaller of their two newest.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 /// The oldest version that understands today's [`SandboxSpec`]: a guest that is new must speak it.
 pub const SANDBOX_VERSION: u16 = 2;
+/// The oldest version that has [`Request::Renew`].
+pub const RENEW_VERSION: u16 = 3;
 /// The oldest version still spoken.
 pub const OLDEST_VERSION: u16 = 1;
 /// Largest frame, in bytes, that a host may send (a volume's content travels in one).

@@ -383,6 +383,11 @@ impl Control {
         self.done(&Request::CloseLog { container }, &[])
     }
 
+    /// Has a template written into `state` and `memory`, at which its machine ends. Answered when they are written.
+    pub fn snapshot(&mut self, state: BorrowedFd<'_>, memory: BorrowedFd<'_>) -> Result<(), ClientError> {
+        self.done(&Request::Snapshot, &[state, memory])
+    }
+
     /// Stops the machine at once; the process writes its record and ends. Asked again after the machine's end, it does not wait any
     /// longer for files of containers whose budget is spent.
     pub fn kill(&mut self) -> Result<(), ClientError> {

@@ -15,6 +15,7 @@ use nix::sys::signal::{SigSet, Signal};
 use vmm_lib::{
     builder::{BuildError, Builder, Handle},
     exit::{MachineExit, MachineReport},
+    snapshot::SnapshotFiles,
     threads::ThreadKind,
     virtio::vsock::{Dialer, Inlet},
 };
@@ -106,6 +107,7 @@ impl Order {
             filters,
             pid,
             started,
+            template,
         } = self;
         let book = Arc::new(Book::new());
         let engine = Arc::new(Engine::default());
@@ -126,6 +128,10 @@ impl Order {
             pid,
             enter: Arc::new(move |role| enter.enter(role).map_err(io::Error::other)),
             kill,
+            snapshot: {
+                let engine = Arc::clone(&engine);
+                Arc::new(move |files| engine.snapshot(files, template))
+            },
         };
         server.start(listener).map_err(host("start the control thread"))?;
         // A daemon that has gone meanwhile will find the socket.
@@ -166,6 +172,16 @@ impl Engine {
         engine.1 = true;
         if let Some(handle) = &engine.0 {
             handle.stop();
+        }
+    }
+
+    /// Writes a snapshot of a template, at which it ends.
+    fn snapshot(&self, files: SnapshotFiles, template: bool) -> Result<(), String> {
+        let handle = self.0.lock().unwrap_or_else(PoisonError::into_inner).0.clone();
+        match handle {
+            Some(handle) if template => handle.snapshot(files, false).map_err(|error| chain(&error)),
+            Some(_) => Err("this machine was not started as a template".into()),
+            None => Err("the machine does not run yet".into()),
         }
     }
 

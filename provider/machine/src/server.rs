@@ -17,6 +17,7 @@ use std::{
 };
 
 use rustix::event::{PollFd, PollFlags, poll};
+use vmm_lib::snapshot::SnapshotFiles;
 
 use crate::{
     control::{Event, MachineState, Reply, Request, Status},
@@ -43,7 +44,12 @@ pub(crate) struct Server {
     pub(crate) enter: Enter,
     /// Stops the machine; after its end, gives up on what waits.
     pub(crate) kill: Arc<dyn Fn() + Send + Sync>,
+    /// Writes a snapshot and stops the machine.
+    pub(crate) snapshot: Snapshot,
 }
+
+/// Writes a snapshot; the error is for the daemon.
+pub(crate) type Snapshot = Arc<dyn Fn(SnapshotFiles) -> Result<(), String> + Send + Sync>;
 
 impl Server {
     /// Serves on a thread of its own for as long as the process lives.
@@ -140,6 +146,16 @@ impl Server {
                 self.book.close(&container);
                 Reply::Done
             }
+            Request::Snapshot => match <[OwnedFd; 2]>::try_from(descriptors) {
+                Ok([state, memory]) => {
+                    let files = SnapshotFiles {
+                        state: state.into(),
+                        memory: memory.into(),
+                    };
+                    (self.snapshot)(files).map_or_else(failed, |()| Reply::Done)
+                }
+                Err(_) => failed("a snapshot is exactly two descriptors".into()),
+            },
             Request::Kill => {
                 (self.kill)();
                 Reply::Done
@@ -245,6 +261,7 @@ mod tests {
                 kill: Arc::new(move || {
                     counted.fetch_add(1, Ordering::SeqCst);
                 }),
+                snapshot: Arc::new(|_| Err("nothing runs".into())),
             };
             server
                 .start(UnixListener::bind(directory.path().join(CONTROL_SOCKET)).unwrap())

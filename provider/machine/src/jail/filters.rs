@@ -20,13 +20,13 @@ pub struct Filters(Arc<BTreeMap<Role, Vec<BpfProgram>>>);
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
 impl Filters {
-    /// Compiles them.
-    pub fn new() -> Result<Self, JailError> {
+    /// Compiles them; with `template` such that a snapshot can be taken.
+    pub fn new(template: bool) -> Result<Self, JailError> {
         let mut filters = BTreeMap::new();
         for role in OWN {
-            filters.insert(role, vec![compile(rules(role)?, SeccompAction::KillProcess, SeccompAction::Allow)?]);
+            filters.insert(role, vec![compile(rules(role, template)?, SeccompAction::KillProcess, SeccompAction::Allow)?]);
         }
-        let process = compile(rules(Role::Process)?, SeccompAction::KillProcess, SeccompAction::Allow)?;
+        let process = compile(rules(Role::Process, template)?, SeccompAction::KillProcess, SeccompAction::Allow)?;
         // clone3's flags cannot be looked at. Without it the C library takes clone, whose flags can.
         let unknown = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
         let clone3 = compile(Rules::from([(libc::SYS_clone3, vec![])]), SeccompAction::Allow, unknown)?;
@@ -51,9 +51,9 @@ fn compile(rules: Rules, otherwise: SeccompAction, listed: SeccompAction) -> Res
 }
 
 /// One rule is enough to let a call pass; a call without rules always passes.
-fn rules(role: Role) -> Result<Rules, JailError> {
+fn rules(role: Role, template: bool) -> Result<Rules, JailError> {
     let mut all = Rules::new();
-    let (any, some): (Vec<&Call>, Vec<&Call>) = role.calls().into_iter().flatten().partition(|call| matches!(call, Call::Any(_)));
+    let (any, some): (Vec<&Call>, Vec<&Call>) = role.calls().into_iter().chain(role.for_snapshots(template)).flatten().partition(|call| matches!(call, Call::Any(_)));
     for call in some {
         let (number, new) = alternatives(call)?;
         let rules = all.entry(number).or_default();
@@ -92,7 +92,7 @@ mod tests {
 
     #[test]
     fn every_list_becomes_a_program_that_the_kernel_takes() {
-        let filters = Filters::new().unwrap();
+        let filters = Filters::new(true).unwrap();
         for (role, programs) in &*filters.0 {
             // BPF_MAXINSNS.
             assert!(programs.iter().all(|program| program.len() < 4096), "{role:?}");
@@ -135,7 +135,7 @@ mod tests {
             libc::SYS_unlinkat,
             libc::SYS_renameat2,
         ];
-        let process = rules(Role::Process).unwrap();
+        let process = rules(Role::Process, true).unwrap();
         for number in never {
             assert!(!process.contains_key(&number), "system call {number}");
         }
@@ -143,9 +143,9 @@ mod tests {
 
     #[test]
     fn what_a_role_may_call_the_process_may_call() {
-        let process = rules(Role::Process).unwrap();
+        let process = rules(Role::Process, true).unwrap();
         for role in OWN {
-            for (number, own) in rules(role).unwrap() {
+            for (number, own) in rules(role, true).unwrap() {
                 let all = &process[&number];
                 assert!(
                     all.is_empty() || (!own.is_empty() && own.iter().all(|rule| all.contains(rule))),
@@ -157,12 +157,12 @@ mod tests {
 
     #[test]
     fn only_processors_run_a_guest_and_none_makes_threads_or_machines() {
-        let ioctls = |role| rules(role).unwrap().get(&libc::SYS_ioctl).cloned().unwrap_or_default();
+        let ioctls = |role| rules(role, true).unwrap().get(&libc::SYS_ioctl).cloned().unwrap_or_default();
         let (_, run) = alternatives(&Call::OneOf(libc::SYS_ioctl, 1, &[0xae80])).unwrap();
         for role in OWN {
             assert_eq!(ioctls(role).contains(&run[0]), role == Role::Vcpu, "{role:?}");
             assert_eq!(
-                rules(role).unwrap().contains_key(&libc::SYS_clone),
+                rules(role, true).unwrap().contains_key(&libc::SYS_clone),
                 role == Role::Control,
                 "{role:?}"
             );

@@ -1,0 +1,47 @@
+//! Makes a copy of another machine one of its own: random numbers, time, devices, processors. What was running when the snapshot was taken is this
+//! agent alone, which has no secret.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use kvmlet_protocol::{Failure, Renewal};
+
+use crate::failure::Attempt;
+use crate::{setup, sys};
+
+/// Does all of it, random numbers first: nothing that was made with those of before is given away.
+pub(crate) fn renew(renewal: &Renewal) -> Result<(), Failure> {
+    let random = fs::File::open("/dev/urandom").attempt("open the source of random numbers")?;
+    sys::reseed(&random, &renewal.entropy).attempt("renew the source of random numbers")?;
+    setup::set_clock(renewal.time)?;
+    for number in &renewal.devices {
+        probe(*number).attempt(format_args!("have the driver look at device {number}"))?;
+    }
+    for cpu in 1..renewal.cpus {
+        online(cpu).attempt(format_args!("start processor {cpu}"))?;
+    }
+    Ok(())
+}
+
+/// Has the kernel look for a driver of the virtio device on a PCI function.
+fn probe(number: u8) -> std::io::Result<()> {
+    let function = PathBuf::from(format!("/sys/bus/pci/devices/0000:00:{number:02x}.0"));
+    for entry in fs::read_dir(&function)? {
+        let name = entry?.file_name();
+        if name.as_encoded_bytes().starts_with(b"virtio") {
+            if !function.join(&name).join("driver").exists() {
+                fs::write("/sys/bus/virtio/drivers_probe", name.as_encoded_bytes())?;
+            }
+            return Ok(());
+        }
+    }
+    Err(std::io::ErrorKind::NotFound.into())
+}
+
+fn online(cpu: u8) -> std::io::Result<()> {
+    let path = format!("/sys/devices/system/cpu/cpu{cpu}/online");
+    if fs::read_to_string(&path)?.trim() == "1" {
+        return Ok(());
+    }
+    fs::write(Path::new(&path), "1")
+}
