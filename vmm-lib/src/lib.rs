@@ -60,6 +60,7 @@ mod irq;
 pub mod kvm;
 mod memory;
 mod pci;
+mod posted;
 mod power;
 mod registers;
 #[cfg(test)]
