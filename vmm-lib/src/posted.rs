@@ -99,3 +99,96 @@ impl Drop for Ring {
         unsafe { libc::munmap(self.0.as_ptr().cast(), PAGE) };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicU64;
+
+    /// A ring without a machine; the test is its KVM.
+    fn ring() -> Posted {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        // SAFETY: a new mapping at an address that the kernel chooses touches nothing that is there.
+        let page = unsafe { libc::mmap(ptr::null_mut(), PAGE, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+        assert_ne!(page, libc::MAP_FAILED, "the host has a page");
+        Posted(Mutex::new(Ring(NonNull::new(page.cast()).expect("it is somewhere"))))
+    }
+
+    /// Posts a write of `length` bytes as KVM does, unless the ring is full.
+    fn post(posted: &Posted, address: u64, value: u64, length: u32) -> bool {
+        let ring = posted.0.lock().expect("nobody panics with it");
+        let (first, last) = (ring.first().load(Ordering::Acquire), ring.last().load(Ordering::Relaxed));
+        if (last + 1) % ENTRIES == first {
+            return false;
+        }
+        let entry = kvm_coalesced_mmio {
+            phys_addr: address,
+            len: length,
+            data: value.to_le_bytes(),
+            ..Default::default()
+        };
+        let offset = size_of::<kvm_coalesced_mmio_ring>() + last as usize * size_of::<kvm_coalesced_mmio>();
+        // SAFETY: `last` is below ENTRIES, so the entry lies within the page, which is mapped and aligned for it.
+        unsafe { ring.0.as_ptr().add(offset).cast::<kvm_coalesced_mmio>().write_volatile(entry) };
+        ring.last().store((last + 1) % ENTRIES, Ordering::Release);
+        true
+    }
+
+    fn all(posted: &Posted) -> Vec<(u64, Vec<u8>)> {
+        let mut seen = Vec::new();
+        posted.deliver(|address, data| seen.push((address, data.to_vec())));
+        seen
+    }
+
+    #[test]
+    fn writes_are_delivered_once_and_in_order_all_around_the_ring() {
+        let posted = ring();
+        for round in 0..5u64 {
+            let mut wanted = Vec::new();
+            for number in 0..u64::from(ENTRIES) - 1 - 7 * round {
+                assert!(post(&posted, number, round, 2));
+                wanted.push((number, vec![round as u8, 0]));
+            }
+            assert_eq!(all(&posted), wanted);
+            assert_eq!(all(&posted), []);
+        }
+    }
+
+    #[test]
+    fn a_page_of_nonsense_is_read_within_its_bounds() {
+        let posted = ring();
+        {
+            let ring = posted.0.lock().expect("nobody panics with it");
+            // SAFETY: the page is mapped, and nothing borrowed from it is in use.
+            unsafe { ptr::write_bytes(ring.0.as_ptr(), 0xff, PAGE) };
+            ring.first().store(7, Ordering::Relaxed);
+        }
+        let seen = all(&posted);
+        assert!(seen.len() < ENTRIES as usize && seen.iter().all(|(_, data)| data.len() == 8));
+    }
+
+    #[test]
+    fn whoever_delivers_a_processors_writes_they_are_done_when_its_own_turn_ends() {
+        let posted = ring();
+        let done = [const { AtomicU64::new(0) }; 4];
+        std::thread::scope(|scope| {
+            for thread in 0..4usize {
+                let (posted, done) = (&posted, &done);
+                scope.spawn(move || {
+                    for value in 1..=2000u64 {
+                        while !post(posted, thread as u64, value, 8) {
+                            std::thread::yield_now();
+                        }
+                        posted.deliver(|address, data| {
+                            let value = u64::from_le_bytes(data.try_into().expect("eight bytes were posted"));
+                            std::thread::yield_now();
+                            let before = done[address as usize].swap(value, Ordering::Relaxed);
+                            assert_eq!(before + 1, value, "in order");
+                        });
+                        assert_eq!(done[thread].load(Ordering::Relaxed), value, "its own");
+                    }
+                });
+            }
+        });
+    }
+}
