@@ -20,6 +20,7 @@ use crate::irq::Interrupts;
 use crate::kvm::{self, KvmError};
 use crate::memory::{self, KVM_TSS, Layout, MemoryError};
 use crate::pci::PciBus;
+use crate::posted::Posted;
 use crate::registers::{self, RegistersError};
 use crate::serial::{SerialError, SerialPort};
 use crate::snapshot::processor::{Registers, same_cpuid};
@@ -62,6 +63,9 @@ pub enum BuildError {
     /// A device.
     #[error("make devices")]
     Device(#[from] DeviceError),
+    /// The ring of posted writes.
+    #[error("map KVM's ring of posted writes")]
+    Posted(#[source] std::io::Error),
     /// The serial port.
     #[error("make the serial port")]
     Serial(#[from] SerialError),
@@ -171,8 +175,11 @@ impl Builder {
         let serial = serial.transpose()?;
         let interrupts = Arc::new(Interrupts::new(vm.clone()));
         let functions = devices::create(&spec, &files, &vm, &interrupts, &memory, &layout, (&threads, inlet))?;
+        let pci = PciBus::new(ecam, layout.clone(), functions);
+        pci.post(&vm).map_err(step("post writes of absent registers"))?;
         let bus = Bus {
-            pci: PciBus::new(ecam, layout.clone(), functions),
+            pci,
+            posted: Posted::new(&vcpus[0]).map_err(BuildError::Posted)?,
             serial,
             images: layout.images.clone(),
         };

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use crate::exit::MachineExit;
 use crate::pci::PciBus;
+use crate::posted::Posted;
 use crate::power;
 use crate::serial::SerialPort;
 
@@ -11,6 +12,8 @@ use crate::serial::SerialPort;
 pub(crate) struct Bus {
     /// PCI, configuration space and BARs.
     pub(crate) pci: PciBus,
+    /// Writes to it that cost no exit.
+    pub(crate) posted: Posted,
     /// COM1.
     pub(crate) serial: Option<SerialPort>,
     /// Where images lie, which a guest can read only.
@@ -18,6 +21,11 @@ pub(crate) struct Bus {
 }
 
 impl Bus {
+    /// Carries out what processors have posted. Comes first whenever one has left the guest, for whatever reason.
+    pub(crate) fn settle(&self) {
+        self.posted.deliver(|address, data| self.pci.write(address, data));
+    }
+
     /// Reads memory that is not RAM; may end the machine: a page of an image is read without an exit, unless the host cannot give it.
     pub(crate) fn read(&self, address: u64, data: &mut [u8]) -> Option<MachineExit> {
         if let Some(number) = self.image(address) {

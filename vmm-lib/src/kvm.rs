@@ -17,6 +17,7 @@ const REQUIRED: &[(Cap, &str)] = &[
     (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
     (Cap::IoeventfdNoLength, "KVM_CAP_IOEVENTFD_NO_LENGTH"),
     (Cap::ReadonlyMem, "KVM_CAP_READONLY_MEM"),
+    (Cap::CoalescedMmio, "KVM_CAP_COALESCED_MMIO"),
     (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
 ];
 

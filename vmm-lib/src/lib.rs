@@ -35,7 +35,7 @@
 //! # The machine
 //! x86-64; ELF kernels by their PVH entry or bzImages by their 64-bit one; hardware-reduced ACPI (power off and reset by register, nothing
 //! legacy); KVM's interrupt controllers, no PIT; PCI bus 0 through an ECAM page that the guest reads without an exit; modern virtio with
-//! MSI-X only. What a guest does wrong ends its device or its machine with a typed reason, never the process.
+//! MSI-X only, whose registers take writes that do not act by themselves without one. What a guest does wrong ends its device or its machine with a typed reason, never the process.
 //!
 //! # Threads
 //! `vcpuN` run the guest; each device has its own, named after it. SIGRTMIN is taken to get processors out of the guest. There are no others
@@ -63,6 +63,7 @@ pub mod kvm;
 mod memory;
 mod pause;
 mod pci;
+mod posted;
 mod power;
 mod registers;
 #[cfg(test)]

@@ -224,7 +224,9 @@ impl Vcpu {
 
     fn enter(&mut self) -> Next {
         let (control, bus, index) = (&self.control, &self.bus, self.index);
-        match self.fd.run() {
+        let left = self.fd.run();
+        bus.settle();
+        match left {
             Ok(VcpuExit::IoIn(port, data)) => {
                 control.count(index, |counts| counts.port(port));
                 bus.read_port(port, data);

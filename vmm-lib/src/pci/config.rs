@@ -13,6 +13,8 @@ const STATUS_CAPABILITIES: u16 = 1 << 4;
 const BAR0: usize = 0x10;
 /// 64 bits, prefetchable.
 const BAR_FLAGS: u32 = 0b1100;
+const END_OF_BARS: usize = 0x28;
+const ROM: usize = 0x30;
 const CAPABILITIES: usize = 0x34;
 const FIRST_CAPABILITY: usize = 0x40;
 
@@ -78,6 +80,12 @@ impl ConfigSpace {
         self.last_pointer = at + 1;
         self.next_capability = (at + 2 + body.len()).next_multiple_of(4);
         at
+    }
+
+    /// Registers that the function does not have and that a system nonetheless writes to find that out: other BARs, the expansion ROM's.
+    pub(crate) fn absent(&self) -> [Range<usize>; 2] {
+        let first = if self.bar_size == 0 { BAR0 } else { BAR0 + 8 };
+        [first..END_OF_BARS, ROM..ROM + 4]
     }
 
     /// A guest's write; what lies outside or is read-only is ignored.

@@ -12,9 +12,11 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
+use kvm_ioctls::VmFd;
 use vm_memory::{Bytes, MmapRegion};
 
 use crate::memory::{ECAM, ECAM_SIZE, Layout};
+use crate::posted;
 use config::{ConfigSpace, Identity};
 use state::FunctionState;
 
@@ -114,6 +116,18 @@ impl PciBus {
             }
         }
         bus
+    }
+
+    /// Has KVM keep writes of registers that are not there: read in place they stay zero, so nobody waits for such a write.
+    pub(crate) fn post(&self, vm: &VmFd) -> Result<(), kvm_ioctls::Error> {
+        for device in 0..self.functions.len() {
+            let absent = self.lock(device).map(|function| function.config().absent());
+            for range in absent.into_iter().flatten() {
+                let start = ECAM + device as u64 * DEVICE + range.start as u64;
+                posted::post(vm, start, range.len() as u32, true)?;
+            }
+        }
+        Ok(())
     }
 
     /// Device and function that an address in the ECAM names.

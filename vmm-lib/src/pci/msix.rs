@@ -12,6 +12,8 @@ use crate::pci::state::VectorState;
 
 /// Bytes of an entry.
 pub(crate) const ENTRY: u64 = 16;
+/// Those of its message, at its beginning; what follows masks it.
+pub(crate) const MESSAGE: u32 = 12;
 const CONTROL_MASKED: u32 = 1;
 /// Bits of the capability's message control.
 const ENABLE: u16 = 1 << 15;

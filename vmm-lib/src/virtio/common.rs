@@ -12,6 +12,9 @@ pub(crate) const SIZE: usize = 0x38;
 /// Where the device status lies.
 pub(crate) const STATUS: u64 = 0x14;
 const GENERATION: usize = 0x15;
+/// All but device status and generation, as offset and length: what is written there means nothing before the status is written or
+/// something read.
+pub(crate) const POSTED: [(u64, u32); 2] = [(0, 0x14), (0x16, SIZE as u32 - 0x16)];
 /// How much of a device's configuration tells whether it has changed.
 const WATCHED: usize = 64;
 

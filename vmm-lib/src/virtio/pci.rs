@@ -14,15 +14,16 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::common::Registers;
+use super::common::{POSTED, Registers};
 use super::device::{ActivateError, Activation, ActiveQueue, DeviceFault, Interrupt, Memory, VirtioDevice};
 use super::queue::{self, QueueError};
 use crate::complaints::Complaints;
 use crate::irq::Interrupts;
 use crate::pci::PciFunction;
 use crate::pci::config::{ConfigSpace, Identity};
-use crate::pci::msix::{ENTRY, Msix};
+use crate::pci::msix::{ENTRY, MESSAGE, Msix};
 use crate::pci::state::{FunctionState, TransportState};
+use crate::posted;
 use crate::threads::Threads;
 
 /// Size of BAR 0.
@@ -238,6 +239,19 @@ impl Transport {
         }
     }
 
+    /// Has KVM keep writes that mean nothing by themselves, or no longer: registers that the status acts on, and messages of vectors, which
+    /// a driver changes while they are masked. Where KVM refuses, they are exits.
+    fn set_posted(&self, base: u64, on: bool) {
+        let message = |vector: u16| (TABLE + ENTRY * u64::from(vector), MESSAGE);
+        for (offset, length) in POSTED.into_iter().chain((0..self.msix.count()).map(message)) {
+            if let Err(error) = posted::post(&self.vm, base + offset, length, on)
+                && self.complaints.allow()
+            {
+                tracing::warn!(device = self.device.name(), offset, on, %error, "KVM refused to keep writes");
+            }
+        }
+    }
+
     fn read_device_config(&self, offset: u64, data: &mut [u8]) {
         match data.len() {
             1 | 2 | 4 | 8 => self.device.read_config(offset, data),
@@ -301,9 +315,11 @@ impl PciFunction for Transport {
         }
         if let Some(old) = self.placed.take() {
             self.set_ioeventfds(old, false);
+            self.set_posted(old, false);
         }
         if let Some(new) = base {
             self.set_ioeventfds(new, true);
+            self.set_posted(new, true);
         }
         self.placed = base;
     }

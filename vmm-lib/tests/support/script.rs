@@ -11,6 +11,7 @@ const READ: u64 = 0x10;
 const WAIT: u64 = 0x11;
 const JUMP: u64 = 0x12;
 const PUSH: u64 = 0x13;
+const READ_LONG: u64 = 0x14;
 
 /// The list: kind (or width), address, value.
 #[derive(Default)]
@@ -26,6 +27,12 @@ impl Script {
     /// Reads a byte and says it.
     pub fn say(&mut self, address: u64) -> &mut Self {
         self.0.push([READ, address, 0]);
+        self
+    }
+
+    /// Reads four bytes at once and says the lowest.
+    pub fn say_long(&mut self, address: u64) -> &mut Self {
+        self.0.push([READ_LONG, address, 0]);
         self
     }
 
@@ -67,13 +74,16 @@ impl Script {
         let next = code.len();
         code.extend([0x48, 0xad, 0x48, 0x89, 0xc1, 0x48, 0xad, 0x48, 0x89, 0xc7, 0x48, 0xad]);
         let serial = [&[0x8a, 0x07, 0x66, 0xba, 0xf8, 0x03][..], &[0xee]].concat();
-        let kinds: [(u64, &[u8]); 8] = [
+        let serial_long = [&[0x8b][..], &serial[1..]].concat();
+        let kinds: [(u64, &[u8]); 9] = [
             (1, &[0x88, 0x07]),
             (2, &[0x66, 0x89, 0x07]),
             (4, &[0x89, 0x07]),
             (8, &[0x48, 0x89, 0x07]),
             // mov (%rdi), %al; mov $0x3f8, %dx; out %al, %dx
             (READ, &serial),
+            // The same with mov (%rdi), %eax.
+            (READ_LONG, &serial_long),
             // pause; test %al, (%rdi); jz back
             (WAIT, &[0xf3, 0x90, 0x84, 0x07, 0x74, 0xfa]),
             // jmp *%rdi

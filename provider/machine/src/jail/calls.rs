@@ -137,6 +137,7 @@ const BUILD: &[Call] = &[
             0x4020_ae46, // KVM_SET_USER_MEMORY_REGION
             0xae47,      // KVM_SET_TSS_ADDR
             0xae60,      // KVM_CREATE_IRQCHIP
+            0x4010_ae67, // KVM_REGISTER_COALESCED_MMIO
             0x4090_ae82, // KVM_SET_REGS
             0x8138_ae83, // KVM_GET_SREGS
             0x4138_ae84, // KVM_SET_SREGS
@@ -206,6 +207,8 @@ const VCPU: &[Call] = &[
             0xae80,      // KVM_RUN
             0x4020_ae76, // KVM_IRQFD
             0x4040_ae79, // KVM_IOEVENTFD
+            0x4010_ae67, // KVM_REGISTER_COALESCED_MMIO
+            0x4010_ae68, // KVM_UNREGISTER_COALESCED_MMIO
             0x4008_ae6a, // KVM_SET_GSI_ROUTING
             0x8090_ae81, // KVM_GET_REGS
             FIONBIO,
