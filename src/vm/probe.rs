@@ -86,6 +86,7 @@ fn spec(arguments: &VmArguments, kernel: &Path, initramfs: &Path, vsock: &Path) 
         vsock: Some(by_hand::vsock(vsock)),
         rng: true,
         balloon: true,
+        hotplug: None,
         serial: arguments.serial.then(|| Serial {
             output: FileSource::Path("/dev/stderr".into()),
         }),

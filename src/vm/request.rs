@@ -52,6 +52,7 @@ pub(super) fn spec(arguments: &RunArguments, mistakes: &mut Mistakes) -> Machine
         vsock: arguments.vsock.as_deref().map(by_hand::vsock),
         rng: arguments.rng.unwrap_or(true),
         balloon: true,
+        hotplug: None,
         serial: Some(Serial {
             output: path(Path::new(STDOUT)),
         }),

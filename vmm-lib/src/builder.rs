@@ -13,6 +13,7 @@ use crate::cpuid::{CpuidError, Template};
 use crate::devices::{self, DeviceError};
 use crate::exit::{ExitCounts, MachineExit, MachineReport};
 use crate::files::{FileError, Files};
+use crate::hotplug::{Hotplug, Hotplugged, ResizeError};
 use crate::images::{Images, ImagesError};
 use crate::irq::Interrupts;
 use crate::kvm::{self, KvmError};
@@ -125,7 +126,7 @@ impl Builder {
         let (threads, maker) = Threads::new(enter);
         let cpuid = Template::new(&kvm)?;
         let lengths: Vec<u64> = spec.pmems.iter().map(Pmem::length).collect();
-        let layout = Layout::new(spec.memory, &lengths, cpuid.address_bits())?;
+        let layout = Layout::new(spec.memory, spec.hotplug.map_or(0, |hotplug| hotplug.size), &lengths, cpuid.address_bits())?;
         timeline.done(Phase::Kvm);
         let step = |what: &'static str| move |source| BuildError::Step(what, source);
 
@@ -134,7 +135,10 @@ impl Builder {
         timeline.done(Phase::VirtualMachine);
         let ram = memory::create(&vm, &layout)?;
         let mapped = Images::create(&vm, &layout, &spec.pmems, &files)?;
-        let memory: Memory = Arc::new(GuestSpace::new(ram, mapped));
+        let hotplug = spec
+            .hotplug
+            .map(|hotplug| Arc::new(Hotplug::new(layout.hotplug.clone(), hotplug.requested)));
+        let memory: Memory = Arc::new(GuestSpace::new(ram, mapped).with_hotplug(hotplug));
         let ecam = memory::create_ecam(&vm)?;
         timeline.done(Phase::Memory);
         vm.create_irq_chip().map_err(step("create the interrupt controller"))?;
@@ -208,29 +212,48 @@ pub struct Machine {
 
 /// Reaches a machine from other threads, before, while and after it runs.
 #[derive(Clone)]
-pub struct Handle(Arc<Control>);
+pub struct Handle {
+    control: Arc<Control>,
+    hotplug: Option<Arc<Hotplug>>,
+}
 
 impl Handle {
     /// Ends the machine at once, as if by pulling its plug; a machine that has not run yet will not.
     pub fn stop(&self) {
-        self.0.finish(MachineExit::Stopped);
+        self.control.finish(MachineExit::Stopped);
     }
 
     /// The exits to user space up to now, if they are counted.
     pub fn exit_counts(&self) -> Option<ExitCounts> {
-        self.0.counts()
+        self.control.counts()
     }
 
     /// The host's steps up to now, from [`Builder::build`] on.
     pub fn timeline(&self) -> Timeline {
-        self.0.timeline()
+        self.control.timeline()
+    }
+
+    /// Has the guest plug or unplug memory until it has `requested` bytes besides what it began with, a multiple of
+    /// [`HOTPLUG_BLOCK`](crate::spec::HOTPLUG_BLOCK). Returns what it has now: it follows while it runs, as far as it can.
+    pub fn resize_memory(&self, requested: u64) -> Result<Hotplugged, ResizeError> {
+        let hotplug = self.hotplug.as_ref().ok_or(ResizeError::NoRegion)?;
+        hotplug.request(requested)?;
+        Ok(hotplug.status())
+    }
+
+    /// How much memory besides what it began with the guest has, if there is room for any.
+    pub fn hotplugged(&self) -> Option<Hotplugged> {
+        self.hotplug.as_ref().map(|hotplug| hotplug.status())
     }
 }
 
 impl Machine {
     /// A handle on this machine.
     pub fn handle(&self) -> Handle {
-        Handle(self.control.clone())
+        Handle {
+            control: self.control.clone(),
+            hotplug: self.memory.hotplug().cloned(),
+        }
     }
 
     /// Runs the machine to its end. Returns when all its threads are gone.

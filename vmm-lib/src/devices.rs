@@ -1,4 +1,5 @@
-//! The machine's devices on its bus, in PCI order: host bridge, disks, images in place, networks, vsock, entropy, balloon. Knows what each
+//! The machine's devices on its bus, in PCI order: host bridge, disks, images in place, networks, vsock, entropy, balloon,
+//! memory that comes and goes. Knows what each
 //! needs; does none of its work.
 
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use crate::threads::Threads;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::block::{Block, BlockError};
 use crate::virtio::device::{Memory, VirtioDevice};
+use crate::virtio::mem::Mem;
 use crate::virtio::net::Net;
 use crate::virtio::pci::{BAR_SIZE, Transport};
 use crate::virtio::pmem::Pmem;
@@ -57,7 +59,7 @@ pub(crate) fn create(
     (threads, inlet): (&Threads, Option<Inlet>),
 ) -> Result<Vec<Box<dyn PciFunction>>, DeviceError> {
     let mut functions: Vec<Box<dyn PciFunction>> = vec![Box::new(HostBridge::new())];
-    for (index, device) in virtio(spec, files, layout, inlet)?.into_iter().enumerate() {
+    for (index, device) in virtio(spec, files, memory, layout, inlet)?.into_iter().enumerate() {
         let name = device.name().to_owned();
         let bar = layout.mmio64.start + BAR_SIZE * index as u64;
         let transport = Transport::new(device, vm.clone(), interrupts.clone(), memory.clone(), bar, threads.clone());
@@ -68,7 +70,13 @@ pub(crate) fn create(
     Ok(functions)
 }
 
-fn virtio(spec: &MachineSpec, files: &Files, layout: &Layout, inlet: Option<Inlet>) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {
+fn virtio(
+    spec: &MachineSpec,
+    files: &Files,
+    memory: &Memory,
+    layout: &Layout,
+    inlet: Option<Inlet>,
+) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     for (index, disk) in spec.disks.iter().enumerate() {
         devices.push(Box::new(block(index, disk, files)?));
@@ -89,6 +97,7 @@ fn virtio(spec: &MachineSpec, files: &Files, layout: &Layout, inlet: Option<Inle
     if spec.balloon {
         devices.push(Box::new(Balloon::default()));
     }
+    devices.extend(memory.hotplug().map(|hotplug| Box::new(Mem::new(hotplug.clone())) as Box<dyn VirtioDevice>));
     Ok(devices)
 }
 
@@ -108,5 +117,6 @@ fn block(index: usize, disk: &Disk, files: &Files) -> Result<Block, DeviceError>
     })
 }
 
-// Bridge, disks and images, networks, vsock, entropy and balloon have a device number each.
+// Bridge, disks and images, networks, vsock, entropy and balloon have a device number each; for memory that comes and goes the specification
+// is refused that has all of these.
 const _: () = assert!(1 + MAX_STORES + MAX_NETS + 3 <= DEVICES);

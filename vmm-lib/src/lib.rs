@@ -22,6 +22,7 @@
 //!     vsock: None,
 //!     rng: true,
 //!     balloon: true,
+//!     hotplug: None,
 //!     serial: None,
 //!     count_exits: false,
 //! };
@@ -55,6 +56,7 @@ pub mod files;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzz;
+mod hotplug;
 mod images;
 mod irq;
 pub mod kvm;
@@ -74,6 +76,7 @@ mod vcpu;
 pub mod virtio;
 
 pub use builder::{BuildError, Builder, Handle, Machine};
+pub use hotplug::{Hotplugged, ResizeError};
 
 /// The README's examples compile.
 #[cfg(doctest)]

@@ -4,7 +4,8 @@
 //! 0            RAM, with boot structures below 640 KiB and ACPI tables at 896 KiB
 //! 3 GiB        hole: 32-bit window (512 MiB), ECAM (1 MiB), IOAPIC, LAPIC, KVM's own pages
 //! 4 GiB        RAM above the hole
-//! end of RAM   images that are read in place, on 2 MiB each
+//! end of RAM   room for memory that comes and goes, on 128 MiB
+//! behind it    images that are read in place, on 2 MiB each
 //! behind them  64-bit window, on 1 GiB, as far as the processor's addresses go
 //! ```
 
@@ -13,6 +14,8 @@ use std::ops::Range;
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MmapRegion};
+
+use crate::spec::{HOTPLUG_STEP, MAX_STORES};
 
 /// First address that low RAM may not use.
 pub(crate) const HOLE: u64 = 0xc000_0000;
@@ -38,6 +41,8 @@ const WINDOW_STEP: u64 = 1 << 30;
 const ECAM_SLOT: u32 = 2;
 /// KVM's slot of the first image.
 pub(crate) const IMAGE_SLOT: u32 = 3;
+/// KVM's slot of memory that comes and goes, behind those of images.
+const HOTPLUG_SLOT: u32 = IMAGE_SLOT + MAX_STORES as u32;
 /// What an image begins and ends on: what Linux can add to its memory map at once.
 pub(crate) const IMAGE_STEP: u64 = 2 << 20;
 
@@ -45,10 +50,12 @@ pub(crate) const IMAGE_STEP: u64 = 2 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
     /// The processor's physical addresses are too short.
-    #[error("{memory} bytes of memory, {images} bytes of images and a device window do not fit into {bits} address bits")]
+    #[error("{memory} bytes of memory, {hotplug} bytes of room for more, {images} bytes of images and a device window do not fit into {bits} address bits")]
     AddressBits {
         /// Wanted.
         memory: u64,
+        /// Room behind it, wanted.
+        hotplug: u64,
         /// Read in place, wanted.
         images: u64,
         /// Had.
@@ -72,6 +79,8 @@ pub(crate) struct Layout {
     pub(crate) low: u64,
     /// RAM above the hole.
     pub(crate) high: u64,
+    /// Memory that comes and goes; empty where there is none.
+    pub(crate) hotplug: Range<u64>,
     /// Images, in their order.
     pub(crate) images: Vec<Range<u64>>,
     /// Window for 64-bit BARs.
@@ -79,12 +88,14 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// Lays out `memory` bytes, and images of these lengths, for a processor with `bits` physical address bits.
-    pub(crate) fn new(memory: u64, lengths: &[u64], bits: u8) -> Result<Self, MemoryError> {
+    /// Lays out `memory` bytes, room for `hotplug` more, and images of these lengths, for a processor with `bits` physical address bits.
+    pub(crate) fn new(memory: u64, hotplug: u64, lengths: &[u64], bits: u8) -> Result<Self, MemoryError> {
         let low = memory.min(HOLE);
         let high = memory - low;
         let limit = 1u64 << bits.clamp(32, 52);
-        let mut end_of_images = (ABOVE_HOLE + high).next_multiple_of(IMAGE_STEP);
+        let room = (ABOVE_HOLE + high).next_multiple_of(if hotplug > 0 { HOTPLUG_STEP } else { IMAGE_STEP });
+        let room = room..room.saturating_add(hotplug);
+        let mut end_of_images = room.end;
         let mut images = Vec::new();
         for length in lengths {
             let start = end_of_images;
@@ -96,21 +107,30 @@ impl Layout {
         let end = limit.min(start.saturating_add(MAX_WINDOW));
         if end < start + WINDOW_STEP {
             let images = lengths.iter().fold(0u64, |sum, length| sum.saturating_add(*length));
-            return Err(MemoryError::AddressBits { memory, images, bits });
+            return Err(MemoryError::AddressBits {
+                memory,
+                hotplug,
+                images,
+                bits,
+            });
         }
         Ok(Self {
             low,
             high,
+            hotplug: room,
             images,
             mmio64: start..end,
         })
     }
 
-    /// RAM, as base and size.
+    /// RAM, and behind it what comes and goes, as base and size.
     pub(crate) fn ram(&self) -> Vec<(u64, u64)> {
         let mut ram = vec![(0, self.low)];
         if self.high > 0 {
             ram.push((ABOVE_HOLE, self.high));
+        }
+        if !self.hotplug.is_empty() {
+            ram.push((self.hotplug.start, self.hotplug.end - self.hotplug.start));
         }
         ram
     }
@@ -127,9 +147,10 @@ impl Layout {
 pub(crate) fn create(vm: &VmFd, layout: &Layout) -> Result<GuestMemoryMmap, MemoryError> {
     let ram = layout.ram();
     let ranges: Vec<_> = ram.iter().map(|(base, size)| (GuestAddress(*base), *size as usize)).collect();
-    let memory = GuestMemoryMmap::from_ranges(&ranges).map_err(|source| MemoryError::Map(layout.low + layout.high, source))?;
+    let memory = GuestMemoryMmap::from_ranges(&ranges).map_err(|source| MemoryError::Map(ram.iter().map(|(_, size)| size).sum(), source))?;
     for (slot, region) in memory.iter().enumerate() {
-        let slot = slot as u32;
+        let comes_and_goes = layout.hotplug.contains(&region.start_addr().0);
+        let slot = if comes_and_goes { HOTPLUG_SLOT } else { slot as u32 };
         let address = memory
             .get_host_address(region.start_addr())
             .expect("a region's start lies in memory");
@@ -167,43 +188,54 @@ mod tests {
 
     #[test]
     fn memory_up_to_the_hole_is_one_piece() {
-        let layout = Layout::new(HOLE, &[], 40).expect("fits");
+        let layout = Layout::new(HOLE, 0, &[], 40).expect("fits");
         assert_eq!(layout.ram(), [(0, HOLE)]);
         assert_eq!(layout.mmio64.start, ABOVE_HOLE);
     }
 
     #[test]
     fn memory_beyond_the_hole_goes_on_at_4_gib_and_the_window_follows_it() {
-        let layout = Layout::new(HOLE + (2 << 20), &[], 40).expect("fits");
+        let layout = Layout::new(HOLE + (2 << 20), 0, &[], 40).expect("fits");
         assert_eq!(layout.ram(), [(0, HOLE), (ABOVE_HOLE, 2 << 20)]);
         assert_eq!(layout.mmio64, ABOVE_HOLE + (1 << 30)..ABOVE_HOLE + (65 << 30));
     }
 
     #[test]
+    fn room_for_more_memory_follows_it_on_128_mib_and_images_follow_that() {
+        let layout = Layout::new(1 << 30, 256 << 20, &[4096], 40).expect("fits");
+        assert_eq!(layout.hotplug, ABOVE_HOLE..ABOVE_HOLE + (256 << 20));
+        assert_eq!(layout.ram(), [(0, 1 << 30), (ABOVE_HOLE, 256 << 20)]);
+        assert_eq!(layout.images[0].start, layout.hotplug.end);
+        let layout = Layout::new(HOLE + (2 << 20), 128 << 20, &[], 40).expect("fits");
+        assert_eq!(layout.hotplug.start, ABOVE_HOLE + (128 << 20));
+        assert!(matches!(Layout::new(1 << 30, 1 << 36, &[], 36), Err(MemoryError::AddressBits { .. })));
+    }
+
+    #[test]
     fn images_follow_memory_on_2_mib_each_and_the_window_follows_them() {
-        let layout = Layout::new(HOLE + (2 << 20), &[4096, 3 << 20], 40).expect("fits");
+        let layout = Layout::new(HOLE + (2 << 20), 0, &[4096, 3 << 20], 40).expect("fits");
         let first = ABOVE_HOLE + (2 << 20);
         assert_eq!(layout.images, [first..first + (2 << 20), first + (2 << 20)..first + (6 << 20)]);
         assert_eq!(layout.mmio64.start, ABOVE_HOLE + (1 << 30));
         assert!(!layout.is_device_window(&layout.images[0]));
         for lengths in [[64 << 30, 0], [u64::MAX, u64::MAX]] {
-            assert!(matches!(Layout::new(1 << 30, &lengths, 36), Err(MemoryError::AddressBits { .. })));
+            assert!(matches!(Layout::new(1 << 30, 0, &lengths, 36), Err(MemoryError::AddressBits { .. })));
         }
     }
 
     #[test]
     fn the_window_ends_where_addresses_end_and_memory_that_leaves_none_is_refused() {
-        assert_eq!(Layout::new(1 << 30, &[], 36).expect("fits").mmio64.end, 1 << 36);
+        assert_eq!(Layout::new(1 << 30, 0, &[], 36).expect("fits").mmio64.end, 1 << 36);
         assert!(matches!(
-            Layout::new(64 << 30, &[], 36),
+            Layout::new(64 << 30, 0, &[], 36),
             Err(MemoryError::AddressBits { bits: 36, .. })
         ));
-        assert!(matches!(Layout::new(1 << 30, &[], 32), Err(MemoryError::AddressBits { .. })));
+        assert!(matches!(Layout::new(1 << 30, 0, &[], 32), Err(MemoryError::AddressBits { .. })));
     }
 
     #[test]
     fn only_ranges_within_one_window_are_device_windows() {
-        let layout = Layout::new(1 << 30, &[], 40).expect("fits");
+        let layout = Layout::new(1 << 30, 0, &[], 40).expect("fits");
         assert!(layout.is_device_window(&(HOLE..HOLE + 0x4000)));
         assert!(layout.is_device_window(&(layout.mmio64.end - 0x4000..layout.mmio64.end)));
         assert!(!layout.is_device_window(&(layout.mmio64.end - 0x2000..layout.mmio64.end + 0x2000)));

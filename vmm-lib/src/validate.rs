@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use crate::pci::DEVICES;
 use crate::spec::{
-    Extent, FileSource, MAX_COMMAND_LINE, MAX_CPUS, MAX_DISKS, MAX_MEMORY, MAX_NETS, MAX_PMEM, MAX_SERIAL, MAX_STORES, MIN_MEMORY,
+    Extent, FileSource, HOTPLUG_BLOCK, HOTPLUG_STEP, MAX_COMMAND_LINE, MAX_CPUS, MAX_DISKS, MAX_MEMORY, MAX_NETS, MAX_PMEM, MAX_SERIAL, MAX_STORES, MIN_MEMORY,
     MachineSpec, SPEC_VERSION,
 };
 
@@ -110,6 +111,7 @@ impl MachineSpec {
             });
             check.file(&vsock.socket, "vsock.socket");
         }
+        self.hotplug(&mut check);
         if let Some(serial) = &self.serial {
             check.file(&serial.output, "serial.output");
         }
@@ -134,6 +136,28 @@ impl MachineSpec {
         });
         check.require(self.memory.is_multiple_of(MEMORY_STEP), "memory", || {
             format!("{} is not a multiple of {MEMORY_STEP}", self.memory)
+        });
+    }
+
+    fn hotplug(&self, check: &mut Checker) {
+        let Some(hotplug) = &self.hotplug else { return };
+        let (size, requested) = (hotplug.size, hotplug.requested);
+        let whole = size > 0 && size <= MAX_MEMORY && size.is_multiple_of(HOTPLUG_STEP);
+        check.require(whole, "hotplug.size", || {
+            format!("{size} is not a multiple of {HOTPLUG_STEP} above 0, up to {MAX_MEMORY}")
+        });
+        check.require(requested <= size, "hotplug.requested", || {
+            format!("{requested} is more than the size, {size}")
+        });
+        check.require(requested.is_multiple_of(HOTPLUG_BLOCK), "hotplug.requested", || {
+            format!("{requested} is not a multiple of {HOTPLUG_BLOCK}")
+        });
+        let others = self.disks.len() + self.pmems.len() + self.nets.len();
+        let single = [self.vsock.is_some(), self.rng, self.balloon, true];
+        // The first is the host bridge.
+        let devices = 1 + others + single.into_iter().filter(|there| *there).count();
+        check.require(devices <= DEVICES, "hotplug", || {
+            format!("would be device {devices} of {DEVICES} on the bus")
         });
     }
 
@@ -213,7 +237,7 @@ impl MachineSpec {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{Boot, Disk, Net, Pmem, Vsock};
+    use crate::spec::{Boot, Disk, Hotplug, Net, Pmem, Vsock};
 
     fn spec() -> MachineSpec {
         MachineSpec {
@@ -232,6 +256,7 @@ mod tests {
             vsock: None,
             rng: false,
             balloon: false,
+            hotplug: None,
             serial: None,
             count_exits: false,
         }
@@ -290,6 +315,10 @@ mod tests {
             cid: 2,
             socket: FileSource::Passed(1),
         });
+        spec.hotplug = Some(Hotplug {
+            size: 1 << 20,
+            requested: (1 << 20) + 1,
+        });
         let paths: Vec<_> = spec
             .validate(1)
             .expect_err("all of it is wrong")
@@ -321,6 +350,9 @@ mod tests {
             "nets[0].mtu",
             "vsock.cid",
             "vsock.socket",
+            "hotplug.size",
+            "hotplug.requested",
+            "hotplug.requested",
         ];
         assert_eq!(paths, expected);
     }

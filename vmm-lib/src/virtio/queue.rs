@@ -3,7 +3,9 @@
 use std::ops::Range;
 
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{GuestAddress, GuestMemoryBackend};
+
+use super::device::GuestSpace;
 
 /// The vector that means none.
 pub(crate) const NO_VECTOR: u16 = 0xffff;
@@ -68,7 +70,7 @@ impl QueueRegisters {
 }
 
 /// Checks all queues of a device together and makes the enabled ones ready.
-pub(crate) fn ready(registers: &[QueueRegisters], memory: &GuestMemoryMmap, event_idx: bool) -> Result<Vec<Option<Queue>>, QueueError> {
+pub(crate) fn ready(registers: &[QueueRegisters], memory: &GuestSpace, event_idx: bool) -> Result<Vec<Option<Queue>>, QueueError> {
     let mut taken: Vec<Range<u64>> = Vec::new();
     registers
         .iter()
@@ -80,7 +82,7 @@ pub(crate) fn ready(registers: &[QueueRegisters], memory: &GuestMemoryMmap, even
 fn one(
     queue: usize,
     registers: &QueueRegisters,
-    memory: &GuestMemoryMmap,
+    memory: &GuestSpace,
     event_idx: bool,
     taken: &mut Vec<Range<u64>>,
 ) -> Result<Option<Queue>, QueueError> {
@@ -101,7 +103,8 @@ fn one(
                 alignment,
             });
         }
-        if memory.get_slice(GuestAddress(address), length as usize).is_err() {
+        let (start, bytes) = (GuestAddress(address), length as usize);
+        if memory.get_slice(start, bytes).is_err() || !memory.is_plugged(start, bytes) {
             return Err(QueueError::NotMemory { queue, ring, address });
         }
         let range = address..address + length;
@@ -122,10 +125,13 @@ fn one(
 
 #[cfg(test)]
 mod tests {
+    use vm_memory::GuestMemoryMmap;
+
     use super::*;
 
-    fn memory() -> GuestMemoryMmap {
-        GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20), (GuestAddress(1 << 20), 1 << 20)]).expect("the host has 2 MiB")
+    fn memory() -> GuestSpace {
+        let ranges = [(GuestAddress(0), 1 << 20), (GuestAddress(1 << 20), 1 << 20)];
+        GuestMemoryMmap::from_ranges(&ranges).expect("the host has 2 MiB").into()
     }
 
     fn queue() -> QueueRegisters {

@@ -52,6 +52,7 @@ impl Kernel {
             vsock: None,
             rng: true,
             balloon: false,
+            hotplug: None,
             serial: None,
             count_exits: true,
         }
