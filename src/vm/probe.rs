@@ -14,7 +14,7 @@ use kvmlet_protocol::Welcome;
 use vmm_lib::{
     Builder, Machine,
     boot::{FAST_COMMAND_LINE, with_console},
-    spec::{Boot, Disk, FileSource, MachineSpec, Pmem, SPEC_VERSION, Serial},
+    spec::{Boot, Disk, FileSource, Hotplug, MachineSpec, Pmem, SPEC_VERSION, Serial},
     tap,
 };
 
@@ -86,7 +86,10 @@ fn spec(arguments: &VmArguments, kernel: &Path, initramfs: &Path, vsock: &Path) 
         vsock: Some(by_hand::vsock(vsock)),
         rng: true,
         balloon: true,
-        hotplug: None,
+        hotplug: arguments.hotplug.map(|mebibytes| Hotplug {
+            size: mebibytes << 20,
+            requested: 0,
+        }),
         serial: arguments.serial.then(|| Serial {
             output: FileSource::Path("/dev/stderr".into()),
         }),

@@ -126,7 +126,12 @@ impl Builder {
         let (threads, maker) = Threads::new(enter);
         let cpuid = Template::new(&kvm)?;
         let lengths: Vec<u64> = spec.pmems.iter().map(Pmem::length).collect();
-        let layout = Layout::new(spec.memory, spec.hotplug.map_or(0, |hotplug| hotplug.size), &lengths, cpuid.address_bits())?;
+        let layout = Layout::new(
+            spec.memory,
+            spec.hotplug.map_or(0, |hotplug| hotplug.size),
+            &lengths,
+            cpuid.address_bits(),
+        )?;
         timeline.done(Phase::Kvm);
         let step = |what: &'static str| move |source| BuildError::Step(what, source);
 

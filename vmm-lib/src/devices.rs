@@ -97,7 +97,11 @@ fn virtio(
     if spec.balloon {
         devices.push(Box::new(Balloon::default()));
     }
-    devices.extend(memory.hotplug().map(|hotplug| Box::new(Mem::new(hotplug.clone())) as Box<dyn VirtioDevice>));
+    devices.extend(
+        memory
+            .hotplug()
+            .map(|hotplug| Box::new(Mem::new(hotplug.clone())) as Box<dyn VirtioDevice>),
+    );
     Ok(devices)
 }
 

@@ -50,7 +50,9 @@ pub(crate) const IMAGE_STEP: u64 = 2 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
     /// The processor's physical addresses are too short.
-    #[error("{memory} bytes of memory, {hotplug} bytes of room for more, {images} bytes of images and a device window do not fit into {bits} address bits")]
+    #[error(
+        "{memory} bytes of memory, {hotplug} bytes of room for more, {images} bytes of images and a device window do not fit into {bits} address bits"
+    )]
     AddressBits {
         /// Wanted.
         memory: u64,
@@ -147,7 +149,8 @@ impl Layout {
 pub(crate) fn create(vm: &VmFd, layout: &Layout) -> Result<GuestMemoryMmap, MemoryError> {
     let ram = layout.ram();
     let ranges: Vec<_> = ram.iter().map(|(base, size)| (GuestAddress(*base), *size as usize)).collect();
-    let memory = GuestMemoryMmap::from_ranges(&ranges).map_err(|source| MemoryError::Map(ram.iter().map(|(_, size)| size).sum(), source))?;
+    let memory =
+        GuestMemoryMmap::from_ranges(&ranges).map_err(|source| MemoryError::Map(ram.iter().map(|(_, size)| size).sum(), source))?;
     for (slot, region) in memory.iter().enumerate() {
         let comes_and_goes = layout.hotplug.contains(&region.start_addr().0);
         let slot = if comes_and_goes { HOTPLUG_SLOT } else { slot as u32 };
@@ -208,7 +211,10 @@ mod tests {
         assert_eq!(layout.images[0].start, layout.hotplug.end);
         let layout = Layout::new(HOLE + (2 << 20), 128 << 20, &[], 40).expect("fits");
         assert_eq!(layout.hotplug.start, ABOVE_HOLE + (128 << 20));
-        assert!(matches!(Layout::new(1 << 30, 1 << 36, &[], 36), Err(MemoryError::AddressBits { .. })));
+        assert!(matches!(
+            Layout::new(1 << 30, 1 << 36, &[], 36),
+            Err(MemoryError::AddressBits { .. })
+        ));
     }
 
     #[test]
@@ -219,7 +225,10 @@ mod tests {
         assert_eq!(layout.mmio64.start, ABOVE_HOLE + (1 << 30));
         assert!(!layout.is_device_window(&layout.images[0]));
         for lengths in [[64 << 30, 0], [u64::MAX, u64::MAX]] {
-            assert!(matches!(Layout::new(1 << 30, 0, &lengths, 36), Err(MemoryError::AddressBits { .. })));
+            assert!(matches!(
+                Layout::new(1 << 30, 0, &lengths, 36),
+                Err(MemoryError::AddressBits { .. })
+            ));
         }
     }
 

@@ -20,9 +20,10 @@ use vmm_lib::{
 };
 
 use crate::{
-    control::MachineState,
+    control::{MachineState, Memory},
     jail::{Filters, JailError, Role},
     logs::{Book, Writer},
+    memory::memory,
     order::{Order, Parts},
     record::{self, ExitRecord, RecordError},
     server::Server,
@@ -126,6 +127,10 @@ impl Order {
             pid,
             enter: Arc::new(move |role| enter.enter(role).map_err(io::Error::other)),
             kill,
+            memory: {
+                let engine = Arc::clone(&engine);
+                Arc::new(move |resize| engine.memory(resize))
+            },
         };
         server.start(listener).map_err(host("start the control thread"))?;
         // A daemon that has gone meanwhile will find the socket.
@@ -158,24 +163,37 @@ impl Order {
 
 /// The machine, or the wish that it shall not run.
 #[derive(Default)]
-struct Engine(Mutex<(Option<Handle>, bool)>);
+struct Engine(Mutex<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    /// With the memory that it began with, bytes.
+    machine: Option<(Handle, u64)>,
+    stopped: bool,
+}
 
 impl Engine {
     fn stop(&self) {
         let mut engine = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        engine.1 = true;
-        if let Some(handle) = &engine.0 {
+        engine.stopped = true;
+        if let Some((handle, _)) = &engine.machine {
             handle.stop();
         }
     }
 
+    fn memory(&self, resize: Option<u64>) -> Result<Memory, String> {
+        let engine = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (handle, least) = engine.machine.as_ref().ok_or("the machine is not made yet")?;
+        memory(handle, *least, resize)
+    }
+
     /// Takes note of a machine about to run; stops it if that was wished before.
-    fn started(&self, handle: Handle) {
+    fn started(&self, handle: Handle, memory: u64) {
         let mut engine = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if engine.1 {
+        if engine.stopped {
             handle.stop();
         }
-        engine.0 = Some(handle);
+        engine.machine = Some((handle, memory));
     }
 }
 
@@ -194,12 +212,13 @@ fn run_machine(
     let enter = move |kind| filters.enter(role(kind)).map_err(io::Error::other);
     thread::Builder::new().name("machine".into()).spawn(move || {
         let Parts { spec, files, kvm } = parts?;
+        let memory = spec.memory;
         let mut builder = Builder::new(spec, files).kvm(kvm).enter(Arc::new(enter));
         if let Some(inlet) = inlet {
             builder = builder.inlet(inlet);
         }
         let machine = builder.build()?;
-        engine.started(machine.handle());
+        engine.started(machine.handle(), memory);
         book.set_state(MachineState::Running);
         Ok(machine.run())
     })
@@ -214,6 +233,7 @@ fn role(kind: ThreadKind) -> Role {
         ThreadKind::Rng => Role::Rng,
         ThreadKind::Pmem => Role::Pmem,
         ThreadKind::Balloon => Role::Balloon,
+        ThreadKind::Mem => Role::Mem,
     }
 }
 

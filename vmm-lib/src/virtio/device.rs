@@ -45,9 +45,7 @@ impl GuestSpace {
 
     /// Whether the guest has all the memory of this range that comes and goes.
     pub(crate) fn is_plugged(&self, address: GuestAddress, length: usize) -> bool {
-        self.hotplug
-            .as_ref()
-            .is_none_or(|hotplug| hotplug.allows(address.0, length as u64))
+        self.hotplug.as_ref().is_none_or(|hotplug| hotplug.allows(address.0, length as u64))
     }
 
     /// Where a buffer lies that a device only reads; RAM where it lies nowhere.

@@ -51,7 +51,8 @@ impl Rig {
         request[16..18].copy_from_slice(&blocks.to_le_bytes());
         self.driver.write(BUFFERS, &request);
         self.driver.write(ANSWER, &[0xff; RESPONSE]);
-        self.driver.chain(0, &[(BUFFERS, REQUEST as u32, false), (ANSWER, RESPONSE as u32, true)]);
+        self.driver
+            .chain(0, &[(BUFFERS, REQUEST as u32, false), (ANSWER, RESPONSE as u32, true)]);
         self.driver.offer(0);
         self.driver.kick();
         assert_eq!(self.driver.wait_used(), (0, RESPONSE as u32));
@@ -205,7 +206,10 @@ fn memory_that_is_unplugged_is_the_hosts_again_and_its_neighbours_stay_whole() {
     let (memory, size) = (rig.driver.memory.clone(), HOTPLUG_BLOCK as usize);
     assert_eq!(resident(&memory, block(10), 4 * size), 4 * size);
     assert_eq!(rig.ask(UNPLUG, block(11), 2), (ACK, 0));
-    assert_eq!([10, 11, 12, 13].map(|number| resident(&memory, block(number), size)), [size, 0, 0, size]);
+    assert_eq!(
+        [10, 11, 12, 13].map(|number| resident(&memory, block(number), size)),
+        [size, 0, 0, size]
+    );
     assert!(rig.driver.read(block(10), size) == bytes[..size] && rig.driver.read(block(13), size) == bytes[..size]);
     assert_eq!(rig.ask(UNPLUG_ALL, 0, 0), (ACK, 0));
     assert_eq!(resident(&memory, START, BLOCKS as usize * size), 0);
