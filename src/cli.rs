@@ -73,6 +73,9 @@ pub(crate) struct VmArguments {
     /// Guest memory in MiB.
     #[arg(long, default_value_t = 128, requires = "by_hand")]
     pub(crate) memory: u64,
+    /// Room for so many MiB more, which nobody asks for (virtio-mem).
+    #[arg(long, requires = "by_hand", value_name = "MIB")]
+    pub(crate) hotplug: Option<u64>,
     /// Processors.
     #[arg(long, default_value_t = 1, requires = "by_hand")]
     pub(crate) cpus: u8,
@@ -95,6 +98,18 @@ pub(crate) enum VmCommand {
     /// pulling its plug. The exit status is 0 when the guest powered off, else 1, with the reason on standard error. A kernel that panics
     /// resets the machine, which ends it.
     Run(Box<RunArguments>),
+    /// Says how much memory a machine has, and has it grow or shrink to SIZE in all.
+    ///
+    /// Ends when the guest has done so; after 30 s, with status 1 and what it has by then. It goes on by itself, as far as it can.
+    Memory(MemoryArguments),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MemoryArguments {
+    /// The machine's control socket: of `vm run --control`, or `control.sock` in a pod's machine directory.
+    pub(crate) socket: PathBuf,
+    /// Bytes, or with K, M, G, T: at least what the machine began with, in steps of 2M from there.
+    pub(crate) size: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -111,6 +126,12 @@ pub(crate) struct RunArguments {
     /// Guest memory: bytes, or with K, M, G, T (Ki, Mi, Gi, Ti mean the same: powers of 1024); a multiple of 2M [default: 256M].
     #[arg(long, value_name = "SIZE")]
     pub(crate) mem: Option<String>,
+    /// What the memory may grow to while the machine runs, by `kvmlet vm memory`: --mem and a multiple of 128M (virtio-mem).
+    #[arg(long, value_name = "SIZE", requires = "control")]
+    pub(crate) memory_max: Option<String>,
+    /// Listens at this Unix socket for `kvmlet vm memory`.
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) control: Option<PathBuf>,
     /// Processors [default: 1].
     #[arg(long, value_name = "NUMBER")]
     pub(crate) cpus: Option<String>,
@@ -128,13 +149,13 @@ pub(crate) struct RunArguments {
     #[arg(long, value_name = "BOOL", action = ArgAction::Set)]
     pub(crate) rng: Option<bool>,
     /// A whole machine, as JSON, in place of the options above (`-` is standard input).
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["kernel", "initrd", "disk", "mem", "cpus", "cmdline", "vsock", "rng"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["kernel", "initrd", "disk", "mem", "memory_max", "cpus", "cmdline", "vsock", "rng"])]
     pub(crate) spec: Option<PathBuf>,
     /// Prints the machine as JSON in place of running it.
     #[arg(long)]
     pub(crate) print_spec: bool,
     /// Prints where the time of the boot went, the host's steps and the guest's initcalls, and ends the machine when its first process has
     /// begun; with a vsock device, when kvmlet's agent has answered.
-    #[arg(long, conflicts_with = "print_spec")]
+    #[arg(long, conflicts_with_all = ["print_spec", "control"])]
     pub(crate) boot_trace: bool,
 }

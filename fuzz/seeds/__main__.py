@@ -10,6 +10,7 @@ for write in (
     devices.rng,
     devices.pmem,
     devices.balloon,
+    devices.mem,
     devices.block,
     devices.net,
     devices.vsock,

@@ -15,6 +15,7 @@ from driver import (
     header,
     length,
     offer,
+    poke,
 )
 
 
@@ -58,6 +59,29 @@ def pmem():
     seed("pmem", "half-a-request", header(), NO_CONFIGURATION, chain(0, (buffer(0), 3, False), (buffer(1), 4, True)), turn)
     for name, acts in BREAKS.items():
         seed("pmem", name, header(), NO_CONFIGURATION, acts, turn)
+
+
+def mem():
+    turn = b"\x07"
+    region, block = 1 << 32, 2 << 20
+    plug, unplug, everything, state = range(4)
+
+    def request(slot, kind, first, count, at=0):
+        data = short(kind) + bytes(6) + quad(region + first * block + at) + short(count) + bytes(6)
+        question, answer = buffer(0x40 * slot), buffer(0x800 + 0x40 * slot)
+        return poke(question, data) + chain(2 * slot, (question, 24, False), (answer, 10, True))
+
+    for features in range(4):
+        session = [request(0, plug, 3, 2), turn, request(1, state, 2, 3), request(2, plug, 4, 2), turn, request(3, unplug, 3, 1), turn, event(4)]
+        session += [request(4, state, 4, 1), request(5, unplug, 3, 2), turn, request(6, everything, 0, 0), turn, request(7, plug, 0, 9), turn]
+        seed("mem", f"busy-{features}", b"\x0a\x08", header(5, features, 0xFFFE), CONFIGURATION, *session)
+    wrong = [request(0, plug, 9, 2), request(1, plug, 0, 1, 4096), request(2, plug, 0, 0), request(3, plug, -1, 1), request(4, 4, 0, 1)]
+    seed("mem", "wrong", b"\x0a\xff", header(5), NO_CONFIGURATION, *wrong, turn, request(5, unplug, 0, 0xFFFF), turn)
+    seed("mem", "no-region", b"\0\0", header(), NO_CONFIGURATION, request(0, plug, 0, 1), turn, request(1, everything, 0, 0), turn)
+    seed("mem", "half-a-request", b"\x0a\x08", header(), NO_CONFIGURATION, chain(0, (buffer(0), 23, False), (buffer(0x100), 10, True)), turn)
+    seed("mem", "no-answer", b"\x0a\x08", header(), NO_CONFIGURATION, chain(0, (buffer(0), 24, False), (buffer(0x100), 9, True)), turn)
+    for name, acts in BREAKS.items():
+        seed("mem", name, b"\x0a\x08", header(), NO_CONFIGURATION, acts, turn)
 
 
 def balloon():

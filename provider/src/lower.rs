@@ -156,6 +156,7 @@ pub fn machine(
         }),
         rng: true,
         balloon: true,
+        hotplug: None,
         serial: guest.serial.then(|| Serial {
             output: FileSource::Path(dir.join("console.log")),
         }),

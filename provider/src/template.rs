@@ -19,6 +19,7 @@ pub fn comb() -> Comb {
         pmems: 8,
         nets: 1,
         pmem_bytes: (1 << 30) + 8 * (2 << 20),
+        memory_bytes: 64 << 30,
     }
 }
 

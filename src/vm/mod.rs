@@ -1,9 +1,10 @@
 //! `kvmlet vm`: one machine. Without arguments it is started by the node with its order on standard input; by hand it is `kvmlet vm run`,
-//! or `--probe` and `--boot-trace` for a guest with our agent.
+//! whose memory `kvmlet vm memory` resizes, or `--probe` and `--boot-trace` for a guest with our agent.
 
 mod agent;
 mod boot_log;
 mod by_hand;
+mod memory;
 mod probe;
 mod render;
 mod request;
@@ -20,8 +21,10 @@ use crate::cli::{VmArguments, VmCommand};
 
 /// Runs a machine to its end.
 pub(crate) fn run(arguments: &VmArguments) -> anyhow::Result<ExitCode> {
-    if let Some(VmCommand::Run(arguments)) = &arguments.command {
-        return run::run(arguments);
+    match &arguments.command {
+        Some(VmCommand::Run(arguments)) => return run::run(arguments),
+        Some(VmCommand::Memory(arguments)) => return memory::run(arguments),
+        None => {}
     }
     if arguments.probe || arguments.boot_trace {
         return probe::run(arguments);

@@ -18,7 +18,7 @@ use vmm_lib::{
     boot::{FAST_COMMAND_LINE, with_console},
     builder::Handle,
     snapshot::SnapshotFiles,
-    spec::{Boot, Disk, FileSource, MachineSpec, Pmem, Restore, SPEC_VERSION, Serial},
+    spec::{Boot, Disk, FileSource, Hotplug, MachineSpec, Pmem, Restore, SPEC_VERSION, Serial},
     tap,
 };
 
@@ -100,6 +100,10 @@ fn spec(arguments: &VmArguments, kernel: &Path, initramfs: &Path, vsock: &Path) 
         vsock: Some(by_hand::vsock(vsock)),
         rng: true,
         balloon: true,
+        hotplug: arguments.hotplug.map(|mebibytes| Hotplug {
+            size: mebibytes << 20,
+            requested: 0,
+        }),
         serial: arguments.serial.then(|| Serial {
             output: FileSource::Path("/dev/stderr".into()),
         }),

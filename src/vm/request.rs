@@ -5,7 +5,7 @@ use std::{fs::File, path::Path};
 
 use vmm_lib::{
     boot::{FAST_COMMAND_LINE, with_console},
-    spec::{Boot, Disk, Extent, FileSource, MachineSpec, SPEC_VERSION, Serial},
+    spec::{Boot, Disk, Extent, FileSource, HOTPLUG_STEP, Hotplug, MachineSpec, SPEC_VERSION, Serial},
 };
 
 use super::by_hand::{self, Mistakes};
@@ -31,6 +31,9 @@ pub(super) fn spec(arguments: &RunArguments, mistakes: &mut Mistakes) -> Machine
     if let Some(socket) = &arguments.vsock {
         mistakes.check_socket("--vsock", socket);
     }
+    if let Some(socket) = &arguments.control {
+        mistakes.check_socket("--control", socket);
+    }
     let disks: Vec<_> = arguments
         .disk
         .iter()
@@ -38,11 +41,16 @@ pub(super) fn spec(arguments: &RunArguments, mistakes: &mut Mistakes) -> Machine
         .map(|(index, text)| disk(index, text, mistakes))
         .collect();
     let path = |path: &Path| FileSource::Path(path.into());
+    let memory = number("--mem", arguments.mem.as_deref(), MEMORY, bytes, mistakes);
+    let hotplug = arguments.memory_max.as_ref().map(|max| Hotplug {
+        size: number("--memory-max", Some(max), memory + HOTPLUG_STEP, bytes, mistakes).saturating_sub(memory),
+        requested: 0,
+    });
     let spec = MachineSpec {
         version: SPEC_VERSION,
         name: "run".into(),
         cpus: number("--cpus", arguments.cpus.as_deref(), 1, |text| text.parse().ok(), mistakes),
-        memory: number("--mem", arguments.mem.as_deref(), MEMORY, bytes, mistakes),
+        memory,
         boot: Boot {
             kernel: path(arguments.kernel.as_deref().unwrap_or(Path::new("vmlinux"))),
             initramfs: arguments.initrd.as_deref().map(path),
@@ -52,6 +60,7 @@ pub(super) fn spec(arguments: &RunArguments, mistakes: &mut Mistakes) -> Machine
         vsock: arguments.vsock.as_deref().map(by_hand::vsock),
         rng: arguments.rng.unwrap_or(true),
         balloon: true,
+        hotplug,
         serial: Some(Serial {
             output: path(Path::new(STDOUT)),
         }),
@@ -78,7 +87,7 @@ fn number<T>(option: &str, text: Option<&str>, unsaid: T, read: impl Fn(&str) ->
 }
 
 /// Reads `268435456`, `256M`, `256Mi`, `1G`.
-fn bytes(text: &str) -> Option<u64> {
+pub(super) fn bytes(text: &str) -> Option<u64> {
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
     let (number, unit) = text.split_at(digits);
     let shift = match unit.strip_suffix('i').filter(|unit| !unit.is_empty()).unwrap_or(unit) {
@@ -130,6 +139,7 @@ fn option(field: &str, arguments: &RunArguments) -> String {
     let of = |option: &str, value: Option<&String>| value.map_or(option.to_owned(), |value| format!("{option} {value}"));
     match field.split(['[', '.']).next() {
         Some("memory") => of("--mem", arguments.mem.as_ref()),
+        Some("hotplug") => of("--memory-max", arguments.memory_max.as_ref()),
         Some("cpus") => of("--cpus", arguments.cpus.as_ref()),
         Some("disks") => of("--disk", nth("disks").and_then(|index| arguments.disk.get(index))),
         Some("nets") => of("--tap", nth("nets").and_then(|index| arguments.tap.get(index))),

@@ -10,7 +10,7 @@ fn arguments(words: &[&str]) -> Box<RunArguments> {
     match Cli::try_parse_from(words).expect("clap takes it").command {
         Command::Vm(vm) => match vm.command {
             Some(VmCommand::Run(run)) => run,
-            None => panic!("`run` was not seen"),
+            _ => panic!("`run` was not seen"),
         },
         Command::Node(_) => panic!("`vm` was not seen"),
     }
@@ -60,6 +60,10 @@ fn options_become_the_machine_that_they_say() {
         &disk,
         "--mem",
         "512M",
+        "--memory-max",
+        "1G",
+        "--control",
+        "nowhere.control",
         "--cpus",
         "3",
         "--tap",
@@ -73,6 +77,11 @@ fn options_become_the_machine_that_they_say() {
         "-x quiet",
     ]);
     assert_eq!((spec.cpus, spec.memory, spec.rng), (3, 512 << 20, false));
+    let room = Hotplug {
+        size: 512 << 20,
+        requested: 0,
+    };
+    assert_eq!(spec.hotplug, Some(room));
     assert_eq!(spec.boot.initramfs, Some(FileSource::Path(initrd.into())));
     let disks: Vec<_> = spec
         .disks
@@ -126,6 +135,10 @@ fn every_mistake_is_told_at_once_with_its_option() {
         &odd,
         "--mem",
         "12x",
+        "--memory-max",
+        "12y",
+        "--control",
+        &taken,
         "--cpus",
         "0",
         "--vsock",
@@ -151,6 +164,8 @@ fn every_mistake_is_told_at_once_with_its_option() {
         format!("--vsock {taken}: "),
         "--disk /nowhere/disk,ro: ".into(),
         "--mem 12x: ".into(),
+        "--memory-max 12y: ".into(),
+        format!("--control {taken}: "),
         "--cpus 0: ".into(),
         "--cmdline: ".into(),
         format!("--disk {odd}: 1000 is not a multiple of 512"),
@@ -162,6 +177,26 @@ fn every_mistake_is_told_at_once_with_its_option() {
     assert_eq!(told.len(), expected.len(), "{told:#?}");
     let text = mistakes.check().expect_err("they are an error").to_string();
     assert_eq!(text.lines().count(), 1 + expected.len(), "{text}");
+}
+
+#[test]
+fn memory_that_may_come_is_whole_steps_beyond_what_is_there_and_needs_a_way_to_ask_for_it() {
+    let files = Files::new();
+    for max in ["256M", "300M", "64M"] {
+        let mut mistakes = Mistakes::default();
+        let words = [
+            "--kernel",
+            &files.text("vmlinux"),
+            "--memory-max",
+            max,
+            "--control",
+            "nowhere.control",
+        ];
+        spec(&arguments(&words), &mut mistakes);
+        let told = mistakes.all();
+        assert!(told.len() == 1 && told[0].starts_with(&format!("--memory-max {max}: ")), "{told:?}");
+    }
+    assert!(Cli::try_parse_from(["kvmlet", "vm", "run", "--kernel", "k", "--memory-max", "1G"]).is_err());
 }
 
 #[test]
@@ -191,7 +226,17 @@ fn sizes_are_read_as_people_and_kubernetes_write_them() {
 
 #[test]
 fn a_whole_specification_goes_with_no_option_that_is_part_of_it() {
-    for option in ["--kernel", "--initrd", "--disk", "--mem", "--cpus", "--cmdline", "--vsock", "--rng"] {
+    for option in [
+        "--kernel",
+        "--initrd",
+        "--disk",
+        "--mem",
+        "--memory-max",
+        "--cpus",
+        "--cmdline",
+        "--vsock",
+        "--rng",
+    ] {
         let words = ["kvmlet", "vm", "run", "--spec", "x.json", option, "true"];
         let error = Cli::try_parse_from(words).expect_err(option);
         assert_eq!(error.kind(), clap::error::ErrorKind::ArgumentConflict, "{option}");
@@ -206,6 +251,9 @@ fn the_forms_that_the_node_and_the_rig_use_are_taken() {
         "kvmlet vm --probe --kernel k --initramfs i",
         "kvmlet vm --probe --kernel k --initramfs i --memory 128 --vsock s",
         "kvmlet vm --probe --count-exits --kernel k --initramfs i --disk d --scratch s --tap t",
+        "kvmlet vm --probe --kernel k --initramfs i --hotplug 1024",
+        "kvmlet vm memory control.sock",
+        "kvmlet vm memory control.sock 512M",
         "kvmlet vm --boot-trace --kernel k --initramfs i --cpus 2",
         "kvmlet vm --probe --boot-trace --kernel k --initramfs i",
     ] {

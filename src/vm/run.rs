@@ -2,7 +2,10 @@
 
 use std::{
     io::{self, Read as _},
-    os::fd::{AsFd as _, OwnedFd},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::net::UnixListener,
+    },
     path::Path,
     process::ExitCode,
 };
@@ -49,19 +52,20 @@ pub(crate) fn run(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
         .with_max_level(tracing::Level::WARN)
         .with_writer(io::stderr)
         .init();
-    let socket = spec.vsock.clone();
+    let sockets = [
+        spec.vsock.as_ref().map(|vsock| vsock.socket.clone()),
+        arguments.control.clone().map(FileSource::Path),
+    ];
     let result = if arguments.boot_trace {
         trace::run(spec, files)
     } else {
-        to_end(spec, files)
+        to_end(spec, files, arguments.control.as_deref())
     };
-    if let Some(Vsock {
-        socket: FileSource::Path(path),
-        ..
-    }) = socket
-    {
-        // It may not even have been made.
-        let _ = std::fs::remove_file(path);
+    for socket in sockets.into_iter().flatten() {
+        if let FileSource::Path(path) = socket {
+            // It may not even have been made.
+            let _ = std::fs::remove_file(path);
+        }
     }
     result
 }
@@ -95,7 +99,7 @@ fn from_file(path: &Path, taps: usize, mistakes: &mut Mistakes) -> Option<Machin
     Some(spec)
 }
 
-fn to_end(mut spec: MachineSpec, mut files: Vec<OwnedFd>) -> anyhow::Result<ExitCode> {
+fn to_end(mut spec: MachineSpec, mut files: Vec<OwnedFd>, control: Option<&Path>) -> anyhow::Result<ExitCode> {
     if let Some(serial) = &mut spec.serial
         && serial.output == FileSource::Path(STDOUT.into())
     {
@@ -103,7 +107,14 @@ fn to_end(mut spec: MachineSpec, mut files: Vec<OwnedFd>) -> anyhow::Result<Exit
         serial.output = FileSource::Passed(files.len() as u32);
         files.push(io::stdout().as_fd().try_clone_to_owned()?);
     }
+    let memory = spec.memory;
     let machine = Builder::new(spec, files).build().context("make the machine")?;
     stop_on_signals(machine.handle())?;
+    if let Some(path) = control {
+        // One of a machine that is gone: that it is a socket was looked at.
+        let _ = std::fs::remove_file(path);
+        let listener = UnixListener::bind(path).with_context(|| format!("listen at {}", path.display()))?;
+        kvmlet_machine::serve_by_hand(listener, machine.handle(), memory)?;
+    }
     Ok(tell_end(&machine.run().exit))
 }

@@ -31,6 +31,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         vsock: None,
         rng: true,
         balloon: true,
+        hotplug: None,
         serial: Some(Serial {
             output: FileSource::Path("/dev/stdout".into()),
         }),

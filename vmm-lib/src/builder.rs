@@ -15,6 +15,7 @@ use crate::cpuid::{CpuidError, Template};
 use crate::devices::{self, DeviceError};
 use crate::exit::{ExitCounts, MachineExit, MachineReport};
 use crate::files::{FileError, Files};
+use crate::hotplug::{Hotplug, Hotplugged, ResizeError};
 use crate::images::{Images, ImagesError};
 use crate::irq::Interrupts;
 use crate::kvm::{self, KvmError};
@@ -137,8 +138,9 @@ impl Builder {
         let (threads, maker) = Threads::new(enter);
         let cpuid = Template::new(&kvm)?;
         let lengths: Vec<u64> = spec.pmems.iter().map(Pmem::length).collect();
-        let room = spec.comb.as_ref().map_or(0, |comb| comb.pmem_bytes);
-        let layout = Layout::new(spec.memory, &lengths, room, cpuid.address_bits())?;
+        let room = spec.comb.as_ref().map_or((0, 0), |comb| (comb.memory_bytes, comb.pmem_bytes));
+        let hotplug = spec.hotplug.map_or(0, |hotplug| hotplug.size);
+        let layout = Layout::new(spec.memory, hotplug, &lengths, room, cpuid.address_bits())?;
         let possible_cpus = spec.comb.as_ref().map_or(spec.cpus, |comb| comb.cpus);
         let first = cpuid.processor(0, possible_cpus)?;
         if let Some((state, _)) = &snapshot {
@@ -153,7 +155,10 @@ impl Builder {
         timeline.done(Phase::VirtualMachine);
         let ram = memory::create(&vm, &layout, snapshot.as_ref().map(|(_, memory)| memory))?;
         let mapped = Images::create(&vm, &layout, &spec.pmems, &files)?;
-        let memory: Memory = Arc::new(GuestSpace::new(ram, mapped));
+        let hotplug = spec
+            .hotplug
+            .map(|hotplug| Arc::new(Hotplug::new(layout.hotplug.clone(), hotplug.requested)));
+        let memory: Memory = Arc::new(GuestSpace::new(ram, mapped).with_hotplug(hotplug));
         let ecam = memory::create_ecam(&vm)?;
         timeline.done(Phase::Memory);
         vm.create_irq_chip().map_err(step("create the interrupt controller"))?;
@@ -325,6 +330,7 @@ pub struct Machine {
 pub struct Handle {
     control: Arc<Control>,
     threads: Threads,
+    hotplug: Option<Arc<Hotplug>>,
 }
 
 impl Handle {
@@ -348,6 +354,19 @@ impl Handle {
     pub fn snapshot(&self, files: SnapshotFiles, go_on: bool) -> Result<(), SnapshotError> {
         self.threads.snapshot(files, go_on)
     }
+
+    /// Has the guest plug or unplug memory until it has `requested` bytes besides what it began with, a multiple of
+    /// [`HOTPLUG_BLOCK`](crate::spec::HOTPLUG_BLOCK). Returns what it has now: it follows while it runs, as far as it can.
+    pub fn resize_memory(&self, requested: u64) -> Result<Hotplugged, ResizeError> {
+        let hotplug = self.hotplug.as_ref().ok_or(ResizeError::NoRegion)?;
+        hotplug.request(requested)?;
+        Ok(hotplug.status())
+    }
+
+    /// How much memory besides what it began with the guest has, if there is room for any.
+    pub fn hotplugged(&self) -> Option<Hotplugged> {
+        self.hotplug.as_ref().map(|hotplug| hotplug.status())
+    }
 }
 
 impl Machine {
@@ -356,6 +375,7 @@ impl Machine {
         Handle {
             control: self.control.clone(),
             threads: self.threads.clone(),
+            hotplug: self.memory.hotplug().cloned(),
         }
     }
 

@@ -1,4 +1,5 @@
-//! The machine's devices on its bus, in PCI order: host bridge, disks, images in place, networks, vsock, entropy, balloon. Knows what each
+//! The machine's devices on its bus, in PCI order: host bridge, disks, images in place, networks, vsock, entropy, balloon,
+//! memory that comes and goes. Knows what each
 //! needs; does none of its work.
 
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use crate::threads::Threads;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::block::{self, Block, BlockError};
 use crate::virtio::device::{Memory, VirtioDevice};
+use crate::virtio::mem::{self, Mem};
 use crate::virtio::net::{self, Net};
 use crate::virtio::pci::{BAR_SIZE, Transport};
 use crate::virtio::placeholder::Placeholder;
@@ -58,7 +60,7 @@ pub(crate) fn create(
     (threads, inlet): (&Threads, Option<Inlet>),
 ) -> Result<Vec<Box<dyn PciFunction>>, DeviceError> {
     let mut functions: Vec<Box<dyn PciFunction>> = vec![Box::new(HostBridge::new())];
-    for (index, device) in virtio(spec, files, layout, inlet)?.into_iter().enumerate() {
+    for (index, device) in virtio(spec, files, memory, layout, inlet)?.into_iter().enumerate() {
         let name = device.name().to_owned();
         let bar = layout.mmio64.start + BAR_SIZE * index as u64;
         let transport = Transport::new(device, vm.clone(), interrupts.clone(), memory.clone(), bar, threads.clone());
@@ -69,7 +71,13 @@ pub(crate) fn create(
     Ok(functions)
 }
 
-fn virtio(spec: &MachineSpec, files: &Files, layout: &Layout, inlet: Option<Inlet>) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {
+fn virtio(
+    spec: &MachineSpec,
+    files: &Files,
+    memory: &Memory,
+    layout: &Layout,
+    inlet: Option<Inlet>,
+) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     let places = spec.places();
     for (index, disk) in spec.disks.iter().enumerate() {
@@ -93,6 +101,11 @@ fn virtio(spec: &MachineSpec, files: &Files, layout: &Layout, inlet: Option<Inle
     }
     if spec.balloon {
         devices.push(Box::new(Balloon::default()));
+    }
+    match memory.hotplug() {
+        Some(hotplug) => devices.push(Box::new(Mem::new(hotplug.clone()))),
+        None if spec.has_memory_place() => devices.push(Box::new(mem::placeholder())),
+        None => {}
     }
     Ok(devices)
 }
@@ -132,7 +145,7 @@ impl MachineSpec {
         }
     }
 
-    /// Device numbers of the disks, images and networks that there are: what a guest that was made of a snapshot has to look at anew.
+    /// Device numbers of the disks, images, networks and memory that comes and goes that there are: what a guest that was made of a snapshot has to look at anew.
     pub fn filled_places(&self) -> Vec<u8> {
         let places = self.places();
         let kinds = [
@@ -141,7 +154,15 @@ impl MachineSpec {
             (places.nets, self.nets.len()),
         ];
         let of = |(first, count): (u8, usize)| first..first + count as u8;
-        kinds.into_iter().flat_map(of).collect()
+        let single = [self.vsock.is_some(), self.rng, self.balloon];
+        let memory = places.others + single.into_iter().filter(|there| *there).count() as u8;
+        let memory = (memory, usize::from(self.hotplug.is_some() && self.comb.is_some()));
+        kinds.into_iter().chain([memory]).flat_map(of).collect()
+    }
+
+    /// Whether there is a function for memory that comes and goes, the last one.
+    pub(crate) fn has_memory_place(&self) -> bool {
+        self.hotplug.is_some() || self.comb.as_ref().is_some_and(|comb| comb.memory_bytes > 0)
     }
 }
 
@@ -161,5 +182,6 @@ fn disk_device(index: usize, disk: &Disk, files: &Files) -> Result<Block, Device
     })
 }
 
-// Bridge, disks and images, networks, vsock, entropy and balloon have a device number each.
+// Bridge, disks and images, networks, vsock, entropy and balloon have a device number each; for memory that comes and goes the specification
+// is refused that has all of these.
 const _: () = assert!(1 + MAX_STORES + MAX_NETS + 3 <= DEVICES);

@@ -22,6 +22,7 @@
 //!     vsock: None,
 //!     rng: true,
 //!     balloon: true,
+//!     hotplug: None,
 //!     serial: None,
 //!     comb: None,
 //!     restore: None,
@@ -57,6 +58,7 @@ pub mod files;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzz;
+mod hotplug;
 mod images;
 mod irq;
 pub mod kvm;
@@ -79,6 +81,7 @@ mod vcpu;
 pub mod virtio;
 
 pub use builder::{BuildError, Builder, Handle, Machine};
+pub use hotplug::{Hotplugged, ResizeError};
 
 /// The README's examples compile.
 #[cfg(doctest)]

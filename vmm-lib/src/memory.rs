@@ -4,7 +4,8 @@
 //! 0            RAM, with boot structures below 640 KiB and ACPI tables at 896 KiB
 //! 3 GiB        hole: 32-bit window (512 MiB), ECAM (1 MiB), IOAPIC, LAPIC, KVM's own pages
 //! 4 GiB        RAM above the hole
-//! end of RAM   images that are read in place, on 2 MiB each
+//! end of RAM   room for memory that comes and goes, on 128 MiB
+//! behind it    images that are read in place, on 2 MiB each
 //! behind them  64-bit window, on 1 GiB, as far as the processor's addresses go
 //! ```
 
@@ -14,6 +15,8 @@ use std::ops::Range;
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
+
+use crate::spec::{HOTPLUG_STEP, MAX_STORES};
 
 /// First address that low RAM may not use.
 pub(crate) const HOLE: u64 = 0xc000_0000;
@@ -39,6 +42,8 @@ const WINDOW_STEP: u64 = 1 << 30;
 const ECAM_SLOT: u32 = 2;
 /// KVM's slot of the first image.
 pub(crate) const IMAGE_SLOT: u32 = 3;
+/// KVM's slot of memory that comes and goes, behind those of images.
+const HOTPLUG_SLOT: u32 = IMAGE_SLOT + MAX_STORES as u32;
 /// What an image begins and ends on: what Linux can add to its memory map at once.
 pub(crate) const IMAGE_STEP: u64 = 2 << 20;
 
@@ -46,10 +51,14 @@ pub(crate) const IMAGE_STEP: u64 = 2 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
     /// The processor's physical addresses are too short.
-    #[error("{memory} bytes of memory, {images} bytes of images and a device window do not fit into {bits} address bits")]
+    #[error(
+        "{memory} bytes of memory, {hotplug} bytes of room for more, {images} bytes of images and a device window do not fit into {bits} address bits"
+    )]
     AddressBits {
         /// Wanted.
         memory: u64,
+        /// Room behind it, wanted.
+        hotplug: u64,
         /// Read in place, wanted.
         images: u64,
         /// Had.
@@ -57,13 +66,10 @@ pub enum MemoryError {
     },
     /// The host refused the mapping.
     #[error("map {0} bytes of guest memory")]
-    Map(u64, #[source] vm_memory::mmap::FromRangesError),
+    Map(u64, #[source] vm_memory::mmap::MmapRegionError),
     /// The file of a snapshot's memory could not be used.
     #[error("use the memory's file")]
     File(#[source] std::io::Error),
-    /// The host refused the mapping of a snapshot's memory.
-    #[error("map a snapshot's memory")]
-    MapFile(#[source] vm_memory::mmap::MmapRegionError),
     /// The host refused the mapping of the configuration space.
     #[error("map PCI configuration space")]
     MapEcam(#[source] vm_memory::mmap::MmapRegionError),
@@ -79,6 +85,8 @@ pub(crate) struct Layout {
     pub(crate) low: u64,
     /// RAM above the hole.
     pub(crate) high: u64,
+    /// Memory that comes and goes; empty where there is none.
+    pub(crate) hotplug: Range<u64>,
     /// Images, in their order.
     pub(crate) images: Vec<Range<u64>>,
     /// Window for 64-bit BARs.
@@ -86,13 +94,17 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// Lays out `memory` bytes, images of these lengths with room for `room` bytes of them, for a processor with `bits` physical address bits.
-    pub(crate) fn new(memory: u64, lengths: &[u64], room: u64, bits: u8) -> Result<Self, MemoryError> {
+    /// Lays out `memory` bytes, a region for `hotplug` more, and images of these lengths, for a processor with `bits` physical address bits;
+    /// `room` are the bytes that the region and all images together are given at least.
+    pub(crate) fn new(memory: u64, hotplug: u64, lengths: &[u64], room: (u64, u64), bits: u8) -> Result<Self, MemoryError> {
         let low = memory.min(HOLE);
         let high = memory - low;
         let limit = 1u64 << bits.clamp(32, 52);
-        let mut end_of_images = (ABOVE_HOLE + high).next_multiple_of(IMAGE_STEP);
-        let room = end_of_images.saturating_add(room);
+        let region = hotplug.max(room.0);
+        let start = (ABOVE_HOLE + high).next_multiple_of(if region > 0 { HOTPLUG_STEP } else { IMAGE_STEP });
+        let hotplug = start..start.saturating_add(hotplug);
+        let mut end_of_images = start.saturating_add(region);
+        let end_of_room = end_of_images.saturating_add(room.1);
         let mut images = Vec::new();
         for length in lengths {
             let start = end_of_images;
@@ -100,25 +112,34 @@ impl Layout {
             end_of_images = start.saturating_add(length.saturating_add(IMAGE_STEP - 1) / IMAGE_STEP * IMAGE_STEP);
             images.push(start..end_of_images);
         }
-        let start = end_of_images.max(room).min(1 << 62).next_multiple_of(WINDOW_STEP);
+        let start = end_of_images.max(end_of_room).min(1 << 62).next_multiple_of(WINDOW_STEP);
         let end = limit.min(start.saturating_add(MAX_WINDOW));
         if end < start + WINDOW_STEP {
             let images = lengths.iter().fold(0u64, |sum, length| sum.saturating_add(*length));
-            return Err(MemoryError::AddressBits { memory, images, bits });
+            return Err(MemoryError::AddressBits {
+                memory,
+                hotplug,
+                images,
+                bits,
+            });
         }
         Ok(Self {
             low,
             high,
+            hotplug: room,
             images,
             mmio64: start..end,
         })
     }
 
-    /// RAM, as base and size.
+    /// RAM, and behind it what comes and goes, as base and size.
     pub(crate) fn ram(&self) -> Vec<(u64, u64)> {
         let mut ram = vec![(0, self.low)];
         if self.high > 0 {
             ram.push((ABOVE_HOLE, self.high));
+        }
+        if !self.hotplug.is_empty() {
+            ram.push((self.hotplug.start, self.hotplug.end - self.hotplug.start));
         }
         ram
     }
@@ -135,15 +156,17 @@ impl Layout {
 /// file's own, shared by all that are made of it.
 pub(crate) fn create(vm: &VmFd, layout: &Layout, file: Option<&File>) -> Result<GuestMemoryMmap, MemoryError> {
     let ram = layout.ram();
-    let memory = match file {
-        None => {
-            let ranges: Vec<_> = ram.iter().map(|(base, size)| (GuestAddress(*base), *size as usize)).collect();
-            GuestMemoryMmap::from_ranges(&ranges).map_err(|source| MemoryError::Map(layout.low + layout.high, source))?
-        }
-        Some(file) => map(file, &ram)?,
-    };
+    let (mut regions, mut offset) = (Vec::new(), 0);
+    for (base, size) in ram {
+        // What comes and goes is not in the file.
+        let file = file.filter(|_| !layout.hotplug.contains(&base));
+        regions.push(map(base, size, file.map(|file| (file, offset)))?);
+        offset += size;
+    }
+    let memory = GuestMemoryMmap::from_regions(regions).expect("pieces of RAM lie in order, apart from one another");
     for (slot, region) in memory.iter().enumerate() {
-        let slot = slot as u32;
+        let comes_and_goes = layout.hotplug.contains(&region.start_addr().0);
+        let slot = if comes_and_goes { HOTPLUG_SLOT } else { slot as u32 };
         let address = memory
             .get_host_address(region.start_addr())
             .expect("a region's start lies in memory");
@@ -160,18 +183,15 @@ pub(crate) fn create(vm: &VmFd, layout: &Layout, file: Option<&File>) -> Result<
     Ok(memory)
 }
 
-/// Maps a file's pieces one behind the other.
-fn map(file: &File, ram: &[(u64, u64)]) -> Result<GuestMemoryMmap, MemoryError> {
-    let (mut regions, mut offset) = (Vec::new(), 0);
-    for (base, size) in ram {
-        let piece = FileOffset::new(file.try_clone().map_err(MemoryError::File)?, offset);
-        let protection = libc::PROT_READ | libc::PROT_WRITE;
-        let region = MmapRegion::build(Some(piece), *size as usize, protection, libc::MAP_PRIVATE | libc::MAP_NORESERVE);
-        let region = region.map_err(MemoryError::MapFile)?;
-        regions.push(GuestRegionMmap::new(region, GuestAddress(*base)).expect("RAM ends far below the last address"));
-        offset += size;
-    }
-    Ok(GuestMemoryMmap::from_regions(regions).expect("pieces of RAM lie in order, apart from one another"))
+/// Maps a piece of RAM: zeros, or a private copy of a file from an offset on.
+fn map(base: u64, size: u64, file: Option<(&File, u64)>) -> Result<GuestRegionMmap, MemoryError> {
+    let piece = file.map(|(file, offset)| Ok(FileOffset::new(file.try_clone()?, offset)));
+    let piece = piece.transpose().map_err(MemoryError::File)?;
+    let (protection, private) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_NORESERVE);
+    let flags = if piece.is_some() { private } else { private | libc::MAP_ANONYMOUS };
+    let region = MmapRegion::build(piece, size as usize, protection, flags);
+    let region = region.map_err(|source| MemoryError::Map(size, source))?;
+    Ok(GuestRegionMmap::new(region, GuestAddress(base)).expect("RAM ends far below the last address"))
 }
 
 /// Maps the configuration space and gives it to KVM such that the guest reads it without an exit and a write exits.
@@ -195,28 +215,42 @@ mod tests {
 
     #[test]
     fn memory_up_to_the_hole_is_one_piece() {
-        let layout = Layout::new(HOLE, &[], 0, 40).expect("fits");
+        let layout = Layout::new(HOLE, 0, &[], (0, 0), 40).expect("fits");
         assert_eq!(layout.ram(), [(0, HOLE)]);
         assert_eq!(layout.mmio64.start, ABOVE_HOLE);
     }
 
     #[test]
     fn memory_beyond_the_hole_goes_on_at_4_gib_and_the_window_follows_it() {
-        let layout = Layout::new(HOLE + (2 << 20), &[], 0, 40).expect("fits");
+        let layout = Layout::new(HOLE + (2 << 20), 0, &[], (0, 0), 40).expect("fits");
         assert_eq!(layout.ram(), [(0, HOLE), (ABOVE_HOLE, 2 << 20)]);
         assert_eq!(layout.mmio64, ABOVE_HOLE + (1 << 30)..ABOVE_HOLE + (65 << 30));
     }
 
     #[test]
+    fn room_for_more_memory_follows_it_on_128_mib_and_images_follow_that() {
+        let layout = Layout::new(1 << 30, 256 << 20, &[4096], (0, 0), 40).expect("fits");
+        assert_eq!(layout.hotplug, ABOVE_HOLE..ABOVE_HOLE + (256 << 20));
+        assert_eq!(layout.ram(), [(0, 1 << 30), (ABOVE_HOLE, 256 << 20)]);
+        assert_eq!(layout.images[0].start, layout.hotplug.end);
+        let layout = Layout::new(HOLE + (2 << 20), 128 << 20, &[], (0, 0), 40).expect("fits");
+        assert_eq!(layout.hotplug.start, ABOVE_HOLE + (128 << 20));
+        assert!(matches!(
+            Layout::new(1 << 30, 1 << 36, &[], (0, 0), 36),
+            Err(MemoryError::AddressBits { .. })
+        ));
+    }
+
+    #[test]
     fn images_follow_memory_on_2_mib_each_and_the_window_follows_them() {
-        let layout = Layout::new(HOLE + (2 << 20), &[4096, 3 << 20], 0, 40).expect("fits");
+        let layout = Layout::new(HOLE + (2 << 20), 0, &[4096, 3 << 20], (0, 0), 40).expect("fits");
         let first = ABOVE_HOLE + (2 << 20);
         assert_eq!(layout.images, [first..first + (2 << 20), first + (2 << 20)..first + (6 << 20)]);
         assert_eq!(layout.mmio64.start, ABOVE_HOLE + (1 << 30));
         assert!(!layout.is_device_window(&layout.images[0]));
         for lengths in [[64 << 30, 0], [u64::MAX, u64::MAX]] {
             assert!(matches!(
-                Layout::new(1 << 30, &lengths, 0, 36),
+                Layout::new(1 << 30, 0, &lengths, (0, 0), 36),
                 Err(MemoryError::AddressBits { .. })
             ));
         }
@@ -224,17 +258,17 @@ mod tests {
 
     #[test]
     fn the_window_ends_where_addresses_end_and_memory_that_leaves_none_is_refused() {
-        assert_eq!(Layout::new(1 << 30, &[], 0, 36).expect("fits").mmio64.end, 1 << 36);
+        assert_eq!(Layout::new(1 << 30, 0, &[], (0, 0), 36).expect("fits").mmio64.end, 1 << 36);
         assert!(matches!(
-            Layout::new(64 << 30, &[], 0, 36),
+            Layout::new(64 << 30, 0, &[], (0, 0), 36),
             Err(MemoryError::AddressBits { bits: 36, .. })
         ));
-        assert!(matches!(Layout::new(1 << 30, &[], 0, 32), Err(MemoryError::AddressBits { .. })));
+        assert!(matches!(Layout::new(1 << 30, 0, &[], (0, 0), 32), Err(MemoryError::AddressBits { .. })));
     }
 
     #[test]
     fn only_ranges_within_one_window_are_device_windows() {
-        let layout = Layout::new(1 << 30, &[], 0, 40).expect("fits");
+        let layout = Layout::new(1 << 30, 0, &[], (0, 0), 40).expect("fits");
         assert!(layout.is_device_window(&(HOLE..HOLE + 0x4000)));
         assert!(layout.is_device_window(&(layout.mmio64.end - 0x4000..layout.mmio64.end)));
         assert!(!layout.is_device_window(&(layout.mmio64.end - 0x2000..layout.mmio64.end + 0x2000)));

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::spec::{Boot, Comb, Disk, Extent, FileSource, MachineSpec, Net, Pmem, Restore, SPEC_VERSION, Serial, Vsock};
+use crate::spec::{Boot, Comb, Disk, Extent, FileSource, Hotplug, MachineSpec, Net, Pmem, Restore, SPEC_VERSION, Serial, Vsock};
 
 /// Writes the files in place of comparing them.
 const WRITE: &str = "VMM_LIB_WRITE_SCHEMA";
@@ -86,6 +86,10 @@ fn everything() -> MachineSpec {
         }),
         rng: true,
         balloon: true,
+        hotplug: Some(Hotplug {
+            size: 512 << 20,
+            requested: 64 << 20,
+        }),
         serial: Some(Serial {
             output: path("console.log"),
         }),
@@ -95,6 +99,7 @@ fn everything() -> MachineSpec {
             pmems: 2,
             nets: 1,
             pmem_bytes: 1 << 30,
+            memory_bytes: 1 << 36,
         }),
         restore: Some(Restore {
             state: path("template.state"),

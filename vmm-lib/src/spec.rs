@@ -25,6 +25,10 @@ pub const MAX_STORES: usize = MAX_DISKS;
 pub const MAX_PMEM: u64 = 1 << 36;
 /// Most network interfaces.
 pub const MAX_NETS: usize = 4;
+/// Bytes of a block of [`Hotplug`], which is plugged or unplugged as a whole.
+pub const HOTPLUG_BLOCK: u64 = 2 << 20;
+/// What the region of [`Hotplug`] begins and ends on: what Linux adds memory in.
+pub const HOTPLUG_STEP: u64 = 128 << 20;
 /// Longest kernel command line, bytes.
 pub const MAX_COMMAND_LINE: usize = 2047;
 /// Longest virtio-blk serial, bytes (virtio 1.2, 5.2.6).
@@ -63,6 +67,9 @@ pub struct MachineSpec {
     /// Whether there is a virtio-balloon device, by which the guest gives free memory back to the host.
     #[serde(default)]
     pub balloon: bool,
+    /// Memory that the guest may have besides, which comes and goes while the machine runs (virtio-mem).
+    #[serde(default)]
+    pub hotplug: Option<Hotplug>,
     /// A serial port (COM1), for debugging: costs thousands of exits.
     #[serde(default)]
     pub serial: Option<Serial>,
@@ -107,6 +114,8 @@ pub struct Comb {
     pub nets: u8,
     /// Room for images in place, bytes, each rounded up to 2 MiB.
     pub pmem_bytes: u64,
+    /// Room for memory that comes and goes, bytes, as `hotplug.size`, and at least that; 0 for no such place.
+    pub memory_bytes: u64,
 }
 
 /// A snapshot.
@@ -201,6 +210,19 @@ pub struct Vsock {
     pub cid: u32,
     /// Path of the Unix socket, created by the machine; or an already listening one.
     pub socket: FileSource,
+}
+
+/// Memory besides [`MachineSpec::memory`], behind it in the guest's addresses. Nothing of it is the host's before the guest has it. The room
+/// itself costs the host's kernel what KVM keeps for a memory slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Hotplug {
+    /// Room, bytes: a multiple of [`HOTPLUG_STEP`] above 0, at most [`MAX_MEMORY`].
+    pub size: u64,
+    /// What the guest shall plug as soon as its driver is ready, bytes: a multiple of [`HOTPLUG_BLOCK`], at most `size`.
+    #[serde(default)]
+    pub requested: u64,
 }
 
 /// A serial port.

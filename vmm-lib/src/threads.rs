@@ -28,6 +28,8 @@ pub enum ThreadKind {
     Balloon,
     /// Serves an image that is read in place.
     Pmem,
+    /// Gives the guest memory, and takes it back.
+    Mem,
 }
 
 /// Called by each thread before its work; an error ends what the thread was for.

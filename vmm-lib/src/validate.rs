@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use crate::memory::IMAGE_STEP;
+use crate::pci::DEVICES;
 use crate::spec::{
-    Extent, FileSource, MAX_COMMAND_LINE, MAX_CPUS, MAX_DISKS, MAX_MEMORY, MAX_NETS, MAX_PMEM, MAX_SERIAL, MAX_STORES, MIN_MEMORY,
-    MachineSpec, SPEC_VERSION,
+    Extent, FileSource, HOTPLUG_BLOCK, HOTPLUG_STEP, MAX_COMMAND_LINE, MAX_CPUS, MAX_DISKS, MAX_MEMORY, MAX_NETS, MAX_PMEM, MAX_SERIAL,
+    MAX_STORES, MIN_MEMORY, MachineSpec, SPEC_VERSION,
 };
 
 /// Granularity of guest memory.
@@ -103,6 +104,7 @@ impl MachineSpec {
         self.shape(&mut check);
         self.boot(&mut check);
         self.comb(&mut check);
+        self.functions(&mut check);
         self.disks(&mut check);
         self.pmems(&mut check);
         self.nets(&mut check);
@@ -112,6 +114,7 @@ impl MachineSpec {
             });
             check.file(&vsock.socket, "vsock.socket");
         }
+        self.hotplug(&mut check);
         if let Some(serial) = &self.serial {
             check.file(&serial.output, "serial.output");
         }
@@ -137,6 +140,28 @@ impl MachineSpec {
         check.require(self.memory.is_multiple_of(MEMORY_STEP), "memory", || {
             format!("{} is not a multiple of {MEMORY_STEP}", self.memory)
         });
+    }
+
+    fn hotplug(&self, check: &mut Checker) {
+        let Some(hotplug) = &self.hotplug else { return };
+        let (size, requested) = (hotplug.size, hotplug.requested);
+        let whole = size > 0 && size <= MAX_MEMORY && size.is_multiple_of(HOTPLUG_STEP);
+        check.require(whole, "hotplug.size", || {
+            format!("{size} is not a multiple of {HOTPLUG_STEP} above 0, up to {MAX_MEMORY}")
+        });
+        check.require(requested <= size, "hotplug.requested", || {
+            format!("{requested} is more than the size, {size}")
+        });
+        check.require(requested.is_multiple_of(HOTPLUG_BLOCK), "hotplug.requested", || {
+            format!("{requested} is not a multiple of {HOTPLUG_BLOCK}")
+        });
+    }
+
+    /// The bus has room for all functions.
+    fn functions(&self, check: &mut Checker) {
+        let single = [self.vsock.is_some(), self.rng, self.balloon, self.has_memory_place()];
+        let devices = usize::from(self.places().others) + single.into_iter().filter(|there| *there).count();
+        check.require(devices <= DEVICES, "functions", || format!("{devices} are more than the {DEVICES} of the bus"));
     }
 
     fn boot(&self, check: &mut Checker) {
@@ -174,6 +199,11 @@ impl MachineSpec {
             .iter()
             .map(|pmem| pmem.length().saturating_add(IMAGE_STEP - 1) / IMAGE_STEP * IMAGE_STEP);
         let needs = needs.fold(0u64, u64::saturating_add);
+        let (least, room) = (self.hotplug.map_or(0, |hotplug| hotplug.size), comb.memory_bytes);
+        let whole = (least..=MAX_MEMORY).contains(&room) && room.is_multiple_of(HOTPLUG_STEP);
+        check.require(whole, "comb.memoryBytes", || {
+            format!("{room} is not a multiple of {HOTPLUG_STEP} from {least} to {MAX_MEMORY}")
+        });
         check.require((needs..=MAX_PMEM).contains(&comb.pmem_bytes), "comb.pmemBytes", || {
             format!("{} is not {needs} to {MAX_PMEM}", comb.pmem_bytes)
         });
@@ -242,7 +272,7 @@ impl MachineSpec {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{Boot, Disk, Net, Pmem, Vsock};
+    use crate::spec::{Boot, Disk, Hotplug, Net, Pmem, Vsock};
 
     fn spec() -> MachineSpec {
         MachineSpec {
@@ -261,6 +291,7 @@ mod tests {
             vsock: None,
             rng: false,
             balloon: false,
+            hotplug: None,
             serial: None,
             comb: None,
             restore: None,
@@ -321,6 +352,10 @@ mod tests {
             cid: 2,
             socket: FileSource::Passed(1),
         });
+        spec.hotplug = Some(Hotplug {
+            size: 1 << 20,
+            requested: (1 << 20) + 1,
+        });
         let paths: Vec<_> = spec
             .validate(1)
             .expect_err("all of it is wrong")
@@ -352,6 +387,9 @@ mod tests {
             "nets[0].mtu",
             "vsock.cid",
             "vsock.socket",
+            "hotplug.size",
+            "hotplug.requested",
+            "hotplug.requested",
         ];
         assert_eq!(paths, expected);
     }

@@ -5,27 +5,10 @@ mod support;
 
 use std::io::Write;
 
-use support::{HALT, Kernel, bzimage, out_byte, run_machine, run_spec};
+use support::{HALT, Kernel, at_4_gib, bzimage, out_byte, run_machine, run_spec};
 use vmm_lib::exit::MachineExit;
 use vmm_lib::spec::{Extent, FileSource, MachineSpec, Pmem};
 use vmm_lib::{BuildError, Builder};
-
-/// Where the first image of a small machine lies: at 4 GiB. The payload maps its first 2 MiB there, in a page directory at 3 MiB behind the
-/// fifth entry of the table of directories, and has its address in rbx.
-const MAP: [u8; 46] = [
-    0x0f, 0x20, 0xd8, // mov rax, cr3
-    0x48, 0x8b, 0x38, // mov rdi, [rax]
-    0x48, 0x81, 0xe7, 0x00, 0xf0, 0xff, 0xff, // and rdi, -4096
-    0xb8, 0x00, 0x00, 0x30, 0x00, // mov eax, 3 MiB
-    0x48, 0xb9, 0x83, 0x00, 0x00, 0x00, 0x01, 0x00, 0x00, 0x00, // mov rcx, 4 GiB, present, writable, large
-    0x48, 0x89, 0x08, // mov [rax], rcx
-    0x83, 0xc8, 0x03, // or eax, 3
-    0x48, 0x89, 0x47, 0x20, // mov [rdi + 32], rax
-    0xbb, 0x01, 0x00, 0x00, 0x00, // mov ebx, 1
-    0x90, 0x90, 0x90, // nop
-];
-/// shl rbx, 32
-const AT_4_GIB: [u8; 4] = [0x48, 0xc1, 0xe3, 0x20];
 
 /// A file of two pages: the first ends in a word, the second begins with one.
 fn file() -> tempfile::NamedTempFile {
@@ -55,7 +38,7 @@ fn machine(kernel: &Kernel, extents: Vec<Extent>) -> MachineSpec {
 
 /// A payload that does `what` with the image's address in rbx.
 fn payload(what: &[&[u8]]) -> Kernel {
-    Kernel::new(&bzimage(&[&MAP[..], &AT_4_GIB, &what.concat(), &HALT].concat()))
+    Kernel::new(&bzimage(&at_4_gib(what)))
 }
 
 #[test]

@@ -29,12 +29,12 @@ pub struct Exits {
     pub addresses: BTreeMap<String, u64>,
 }
 
-/// Boots a machine with an image in place, a scratch disk, a network, vsock and entropy, and counts.
+/// Boots a machine with an image in place, a scratch disk, a network, vsock, entropy, a balloon and room for more memory, and counts.
 pub fn count(host: &Host) -> Result<Exits> {
     let script = format!(
         "mkdir -p {FOLDER} && cd {FOLDER} && truncate -s 64M image scratch && \
          {} vm --probe --count-exits --kernel /usr/lib/kvmlet/vmlinux --initramfs /usr/lib/kvmlet/initramfs.cpio \
-         --pmem image --scratch scratch --tap kvmlet-bench; code=$?; rm -f image scratch; exit $code",
+         --pmem image --scratch scratch --tap kvmlet-bench --hotplug 1024; code=$?; rm -f image scratch; exit $code",
         node::PROGRAM
     );
     let text = host.sh(&script)?;

@@ -24,7 +24,7 @@ const MIB: u64 = 1 << 20;
 const REPORTED: Duration = Duration::from_secs(60);
 
 /// What a machine's process has of the host's memory, bytes.
-fn resident(host: &Host, process: &str) -> Result<u64> {
+pub(super) fn resident(host: &Host, process: &str) -> Result<u64> {
     let kibibytes = host.sh(&format!("sed -n 's/^VmRSS:[^0-9]*\\([0-9]*\\) kB/\\1/p' /proc/{process}/status"))?;
     Ok(kibibytes.trim().parse::<u64>()? << 10)
 }

@@ -16,6 +16,7 @@ mod memory;
 mod node;
 mod outage;
 mod pods;
+mod resize;
 mod restarts;
 mod rig;
 mod survival;
@@ -86,6 +87,7 @@ fn all() -> impl Iterator<Item = &'static Test> {
         in_place::TESTS,
         logs::TESTS,
         memory::TESTS,
+        resize::TESTS,
         exec::TESTS,
         exits::TESTS,
         by_hand::TESTS,

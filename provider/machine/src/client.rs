@@ -22,7 +22,7 @@ use rustix::{
 };
 
 use crate::{
-    control::{Event, Reply, Request, Status},
+    control::{Event, Memory, Reply, Request, Status},
     order::{CONTROL_SOCKET, within},
     process::open_log,
     record::{ExitRecord, ProcessRecord, RecordError, open_directory},
@@ -322,13 +322,22 @@ impl Control {
     pub(crate) fn connect(directory: &Path, pid: u32) -> Result<Self, ClientError> {
         let handle = open_directory(directory).map_err(host("open the machine's directory"))?;
         let stream = UnixStream::connect(within(&handle, CONTROL_SOCKET)).map_err(host("connect to the control socket"))?;
-        for set in [UnixStream::set_read_timeout, UnixStream::set_write_timeout] {
-            set(&stream, Some(DEADLINE)).map_err(host("set a deadline"))?;
-        }
         let peer = rustix::net::sockopt::socket_peercred(&stream).map_err(host("ask whose socket it is"))?;
         let actual = peer.pid.as_raw_nonzero().get().unsigned_abs();
         if actual != pid {
             return Err(ClientError::Stranger { expected: pid, actual });
+        }
+        Self::greet(stream)
+    }
+
+    /// Connects to whichever machine process listens at this path.
+    pub fn open(socket: &Path) -> Result<Self, ClientError> {
+        Self::greet(UnixStream::connect(socket).map_err(host("connect to the control socket"))?)
+    }
+
+    fn greet(stream: UnixStream) -> Result<Self, ClientError> {
+        for set in [UnixStream::set_read_timeout, UnixStream::set_write_timeout] {
+            set(&stream, Some(DEADLINE)).map_err(host("set a deadline"))?;
         }
         let mut control = Self {
             receiver: Receiver::new(stream),
@@ -386,6 +395,14 @@ impl Control {
     /// Has a template written into `state` and `memory`, at which its machine ends. Answered when they are written.
     pub fn snapshot(&mut self, state: BorrowedFd<'_>, memory: BorrowedFd<'_>) -> Result<(), ClientError> {
         self.done(&Request::Snapshot, &[state, memory])
+    }
+
+    /// The machine's memory. Has its guest grow or shrink to `resize` bytes in all, if that is wished: what was asked for before holds no more.
+    pub fn memory(&mut self, resize: Option<u64>) -> Result<Memory, ClientError> {
+        match self.request(&Request::Memory { resize }, &[])? {
+            Reply::Memory(memory) => Ok(memory),
+            other => Err(unexpected(&other)),
+        }
     }
 
     /// Stops the machine at once; the process writes its record and ends. Asked again after the machine's end, it does not wait any

@@ -16,6 +16,8 @@ pub(crate) enum Request {
     CloseLog { container: String },
     /// Stops the machine at once. Asked again after its end: does not wait for logs any longer.
     Kill,
+    /// Asks for [`Memory`], and before that has the guest grow or shrink until it has `resize` bytes in all.
+    Memory { resize: Option<u64> },
     /// Asks for events on this connection; those that hold now come first.
     Subscribe,
     /// Writes a snapshot into the two descriptors that come along, state and memory, and stops the machine. For templates only.
@@ -29,6 +31,8 @@ pub(crate) enum Reply {
     Welcome { version: u32 },
     /// The answer to [`Request::Status`].
     Status(Status),
+    /// The answer to [`Request::Memory`].
+    Memory(Memory),
     /// It is done.
     Done,
     /// It cannot be done.
@@ -62,6 +66,20 @@ pub struct Status {
     pub logs: Vec<LogStatus>,
     /// The connection to the agent's log port.
     pub link: LinkStatus,
+}
+
+/// A machine's memory, bytes, in all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Memory {
+    /// What it began with, and never has less than.
+    pub least: u64,
+    /// What it may have.
+    pub most: u64,
+    /// What its guest shall have.
+    pub wanted: u64,
+    /// What its guest has: it follows `wanted` while it runs, and keeps what it cannot free.
+    pub present: u64,
 }
 
 /// Where a machine stands.

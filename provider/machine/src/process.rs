@@ -21,9 +21,10 @@ use vmm_lib::{
 };
 
 use crate::{
-    control::MachineState,
+    control::{MachineState, Memory},
     jail::{Filters, JailError, Role},
     logs::{Book, Writer},
+    memory::memory,
     order::{Order, Parts},
     record::{self, ExitRecord, RecordError},
     server::Server,
@@ -132,6 +133,10 @@ impl Order {
                 let engine = Arc::clone(&engine);
                 Arc::new(move |files| engine.snapshot(files, template))
             },
+            memory: {
+                let engine = Arc::clone(&engine);
+                Arc::new(move |resize| engine.memory(resize))
+            },
         };
         server.start(listener).map_err(host("start the control thread"))?;
         // A daemon that has gone meanwhile will find the socket.
@@ -164,20 +169,30 @@ impl Order {
 
 /// The machine, or the wish that it shall not run.
 #[derive(Default)]
-struct Engine(Mutex<(Option<Handle>, bool)>);
+struct Engine(Mutex<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    /// With the memory that it began with, bytes.
+    machine: Option<(Handle, u64)>,
+    stopped: bool,
+}
 
 impl Engine {
     fn stop(&self) {
         let mut engine = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        engine.1 = true;
-        if let Some(handle) = &engine.0 {
+        engine.stopped = true;
+        if let Some((handle, _)) = &engine.machine {
             handle.stop();
         }
     }
 
     /// Writes a snapshot of a template, at which it ends.
     fn snapshot(&self, files: SnapshotFiles, template: bool) -> Result<(), String> {
-        let handle = self.0.lock().unwrap_or_else(PoisonError::into_inner).0.clone();
+        let engine = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Not held while it takes its time.
+        let handle = engine.machine.as_ref().map(|(handle, _)| handle.clone());
+        drop(engine);
         match handle {
             Some(handle) if template => handle.snapshot(files, false).map_err(|error| chain(&error)),
             Some(_) => Err("this machine was not started as a template".into()),
@@ -185,13 +200,19 @@ impl Engine {
         }
     }
 
+    fn memory(&self, resize: Option<u64>) -> Result<Memory, String> {
+        let engine = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (handle, least) = engine.machine.as_ref().ok_or("the machine is not made yet")?;
+        memory(handle, *least, resize)
+    }
+
     /// Takes note of a machine about to run; stops it if that was wished before.
-    fn started(&self, handle: Handle) {
+    fn started(&self, handle: Handle, memory: u64) {
         let mut engine = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if engine.1 {
+        if engine.stopped {
             handle.stop();
         }
-        engine.0 = Some(handle);
+        engine.machine = Some((handle, memory));
     }
 }
 
@@ -210,12 +231,13 @@ fn run_machine(
     let enter = move |kind| filters.enter(role(kind)).map_err(io::Error::other);
     thread::Builder::new().name("machine".into()).spawn(move || {
         let Parts { spec, files, kvm } = parts?;
+        let memory = spec.memory;
         let mut builder = Builder::new(spec, files).kvm(kvm).enter(Arc::new(enter));
         if let Some(inlet) = inlet {
             builder = builder.inlet(inlet);
         }
         let machine = builder.build()?;
-        engine.started(machine.handle());
+        engine.started(machine.handle(), memory);
         book.set_state(MachineState::Running);
         Ok(machine.run())
     })
@@ -230,6 +252,7 @@ fn role(kind: ThreadKind) -> Role {
         ThreadKind::Rng => Role::Rng,
         ThreadKind::Pmem => Role::Pmem,
         ThreadKind::Balloon => Role::Balloon,
+        ThreadKind::Mem => Role::Mem,
     }
 }
 

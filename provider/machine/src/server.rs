@@ -18,11 +18,13 @@ use std::{
 
 use rustix::event::{PollFd, PollFlags, poll};
 use vmm_lib::snapshot::SnapshotFiles;
+use vmm_lib::builder::Handle;
 
 use crate::{
-    control::{Event, MachineState, Reply, Request, Status},
+    control::{Event, MachineState, Memory, Reply, Request, Status},
     jail::Role,
     logs::Book,
+    memory::memory,
     start::{OLDEST_VERSION, VERSION},
     wire::{Receiver, WireError, send},
 };
@@ -46,6 +48,26 @@ pub(crate) struct Server {
     pub(crate) kill: Arc<dyn Fn() + Send + Sync>,
     /// Writes a snapshot and stops the machine.
     pub(crate) snapshot: Snapshot,
+    /// Resizes the machine, if that is wished, and tells its memory.
+    pub(crate) memory: Resize,
+}
+
+/// See [`memory`].
+pub(crate) type Resize = Arc<dyn Fn(Option<u64>) -> Result<Memory, String> + Send + Sync>;
+
+/// The control socket of a machine that a person runs in this process, which nothing confines: `least` is the memory that it began with, bytes.
+pub fn serve_by_hand(listener: UnixListener, machine: Handle, least: u64) -> io::Result<()> {
+    let book = Arc::new(Book::new());
+    book.set_state(MachineState::Running);
+    let stopped = machine.clone();
+    let server = Server {
+        book,
+        pid: std::process::id(),
+        enter: Arc::new(|_| Ok(())),
+        kill: Arc::new(move || stopped.stop()),
+        memory: Arc::new(move |resize| memory(&machine, least, resize)),
+    };
+    server.start(listener)
 }
 
 /// Writes a snapshot; the error is for the daemon.
@@ -160,6 +182,10 @@ impl Server {
                 (self.kill)();
                 Reply::Done
             }
+            Request::Memory { resize } => match (self.memory)(resize) {
+                Ok(memory) => Reply::Memory(memory),
+                Err(message) => failed(message),
+            },
             Request::Hello { .. } | Request::Subscribe => failed("not now".into()),
         }
     }
@@ -262,6 +288,7 @@ mod tests {
                     counted.fetch_add(1, Ordering::SeqCst);
                 }),
                 snapshot: Arc::new(|_| Err("nothing runs".into())),
+                memory: Arc::new(resized),
             };
             server
                 .start(UnixListener::bind(directory.path().join(CONTROL_SOCKET)).unwrap())
@@ -272,6 +299,28 @@ mod tests {
         fn control(&self) -> Control {
             Control::connect(self.directory.path(), std::process::id()).unwrap()
         }
+    }
+
+    /// A machine that follows at once.
+    fn resized(resize: Option<u64>) -> Result<Memory, String> {
+        let (least, most) = (100, 300);
+        let wanted = resize.unwrap_or(200);
+        let memory = Memory {
+            least,
+            most,
+            wanted,
+            present: wanted,
+        };
+        (least..=most).contains(&wanted).then_some(memory).ok_or("not so much".into())
+    }
+
+    #[test]
+    fn memory_is_told_and_a_wish_that_cannot_be_met_is_refused_with_its_reason() {
+        let mut control = Rig::new().control();
+        assert_eq!(control.memory(None).unwrap().present, 200);
+        assert_eq!(control.memory(Some(300)).unwrap().wanted, 300);
+        let refused = control.memory(Some(301));
+        assert!(matches!(refused, Err(crate::ClientError::Refused(why)) if why == "not so much"));
     }
 
     fn file() -> std::fs::File {

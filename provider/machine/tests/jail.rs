@@ -21,7 +21,7 @@ use vmm_lib::spec::{Disk, Extent, FileSource, Vsock};
 
 use support::{SOON, SPIN, kernel, order, running, uid};
 
-const ROLES: [Role; 11] = [
+const ROLES: [Role; 14] = [
     Role::Process,
     Role::Main,
     Role::Signals,
@@ -33,6 +33,9 @@ const ROLES: [Role; 11] = [
     Role::Net,
     Role::Vsock,
     Role::Rng,
+    Role::Balloon,
+    Role::Pmem,
+    Role::Mem,
 ];
 
 /// What is tried, and what with: opened before the jail, as a machine's files are.

@@ -184,7 +184,7 @@ mod tests {
     #[test]
     fn all_tables_hang_together_with_right_checksums_below_1_mib() {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).expect("the host has 1 MiB");
-        let layout = Layout::new(1 << 30, &[], 0, 40).expect("fits");
+        let layout = Layout::new(1 << 30, 0, &[], (0, 0), 40).expect("fits");
         let rsdp = write(&memory, &layout, 64, true, 0xe_0000).expect("fits");
         let read = |address: u64, length: usize| {
             let mut data = vec![0; length];

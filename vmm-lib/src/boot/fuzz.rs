@@ -89,7 +89,7 @@ impl Loaded {
 
 fn load(content: &[u8]) -> Option<Loaded> {
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY as usize)]).expect("the host has 2 MiB");
-    let layout = Layout::new(MEMORY, &[], 0, 40).expect("fits");
+    let layout = Layout::new(MEMORY, 0, &[], (0, 0), 40).expect("fits");
     let plan = Plan {
         memory: &memory,
         layout: &layout,

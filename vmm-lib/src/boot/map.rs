@@ -56,7 +56,7 @@ mod tests {
 
     #[test]
     fn the_usable_ranges_are_the_memory_less_the_firmwares() {
-        let layout = Layout::new(4 << 30, &[], 0, 40).expect("fits");
+        let layout = Layout::new(4 << 30, 0, &[], (0, 0), 40).expect("fits");
         let usable: u64 = ranges(&layout)
             .iter()
             .filter(|range| range.kind == USABLE)

@@ -10,7 +10,7 @@ mod replay;
 pub use crate::boot::fuzz::{bzimage, elf};
 pub use crate::pci::fuzz::pci;
 pub use crate::virtio::block::fuzz::block;
-pub use crate::virtio::fuzz::{balloon, pmem, queue, rng};
+pub use crate::virtio::fuzz::{balloon, mem, pmem, queue, rng};
 pub use crate::virtio::net::fuzz::net;
 pub use crate::virtio::vsock::fuzz::vsock;
 
@@ -54,6 +54,11 @@ mod tests {
     }
 
     #[test]
+    fn memory_that_comes_and_goes_is_plugged_by_the_rules_whatever_is_asked_of_it() {
+        replay("mem", super::mem);
+    }
+
+    #[test]
     fn the_bus_and_the_transport_keep_their_rules_whatever_registers_are_written() {
         replay("pci", super::pci);
     }
@@ -70,7 +75,9 @@ mod tests {
 
     #[test]
     fn every_fuzz_target_is_replayed_by_a_test() {
-        let ours = ["balloon", "block", "bzimage", "elf", "net", "pci", "pmem", "queue", "rng", "vsock"];
+        let ours = [
+            "balloon", "block", "bzimage", "elf", "mem", "net", "pci", "pmem", "queue", "rng", "vsock",
+        ];
         let (protocol, rest): (Vec<_>, Vec<_>) = targets().into_iter().partition(|name| name == "protocol");
         assert_eq!((protocol.len(), rest), (1, ours.map(String::from).to_vec()));
     }

@@ -114,7 +114,7 @@ const IDENTITIES: [u32; 3] = [0x0008_1b36, 0x1044_1af4, 0x1044_1af4];
 
 impl Rig {
     fn new() -> Self {
-        let layout = Layout::new(1 << 30, &[], 0, 40).expect("fits");
+        let layout = Layout::new(1 << 30, 0, &[], (0, 0), 40).expect("fits");
         let (vm, memory) = (vm(), memory());
         let interrupts = Arc::new(Interrupts::new(vm.clone()));
         let mut functions: Vec<Box<dyn PciFunction>> = vec![Box::new(HostBridge::new())];

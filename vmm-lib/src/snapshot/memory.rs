@@ -7,18 +7,19 @@ use std::os::unix::fs::FileExt;
 use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress};
 
 use super::RestoreError;
+use crate::memory::Layout;
 
 /// What is looked at at a time; a piece that is all zero becomes a hole.
 const PIECE: usize = 64 << 10;
 
-/// Writes all of memory; answers its checksum.
-pub(crate) fn write(memory: &GuestMemoryMmap, file: &File) -> io::Result<u32> {
+/// Writes all of memory, but what comes and goes, of which nothing is there; answers its checksum.
+pub(crate) fn write(memory: &GuestMemoryMmap, layout: &Layout, file: &File) -> io::Result<u32> {
     let (mut place, mut checksum) = (0, 0);
     let mut piece = vec![0; PIECE];
     // An older content would shine through the holes.
     file.set_len(0)?;
-    file.set_len(memory.iter().map(GuestMemoryRegion::len).sum())?;
-    for region in memory.iter() {
+    file.set_len(layout.low + layout.high)?;
+    for region in memory.iter().filter(|region| !layout.hotplug.contains(&region.start_addr().0)) {
         let mut offset = 0;
         while offset < region.len() {
             let length = PIECE.min((region.len() - offset) as usize);

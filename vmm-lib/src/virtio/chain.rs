@@ -63,7 +63,7 @@ pub enum ChainError {
     /// A buffer has no bytes.
     #[error("a buffer is empty")]
     Empty,
-    /// A buffer is not in guest memory.
+    /// A buffer is not in guest memory, or in memory that is not plugged.
     #[error("a buffer is not in guest memory")]
     Buffer,
     /// A readable buffer follows a writable one.
@@ -215,10 +215,11 @@ impl<'m> Chain<'m> {
                 if !may_indirect || indirect || descriptor.has(VRING_DESC_F_NEXT) || !whole || count == 0 || count > u32::from(size) {
                     return Err(ChainError::Indirect);
                 }
-                if !memory.check_range(GuestAddress(descriptor.address), descriptor.length as usize, Permissions::Read) {
+                let (address, length) = (GuestAddress(descriptor.address), descriptor.length as usize);
+                if !memory.check_range(address, length, Permissions::Read) || !memory.is_plugged(address, length) {
                     return Err(ChainError::Indirect);
                 }
-                (table, index, indirect) = (GuestAddress(descriptor.address), 0, true);
+                (table, index, indirect) = (address, 0, true);
                 entries = u16::try_from(count).expect("not above the queue's size");
                 continue;
             }
@@ -229,6 +230,9 @@ impl<'m> Chain<'m> {
             }
             total = total.checked_add(descriptor.length).ok_or(ChainError::TooLong)?;
             let address = GuestAddress(descriptor.address);
+            if !memory.is_plugged(address, descriptor.length as usize) {
+                return Err(ChainError::Buffer);
+            }
             if descriptor.has(VRING_DESC_F_WRITE) {
                 chain.writable.push(memory, address, descriptor.length, Permissions::Write)?;
             } else if chain.writable.len > 0 {

@@ -7,19 +7,22 @@ use vm_memory::{GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryMmap, 
 use vmm_sys_util::eventfd::EventFd;
 
 use super::chain::Backing;
+use crate::hotplug::Hotplug;
 use crate::images::Images;
 use crate::threads::Threads;
 
 /// Guest memory as all devices see it.
 pub type Memory = Arc<GuestSpace>;
 
-/// RAM, which this dereferences to: rings, and all that a device writes, lie there and nowhere else. Beside it what a guest reads in place
+/// RAM, which this dereferences to: rings, and all that a device writes, lie there and nowhere else. Part of it may come and go: what is not
+/// plugged is mapped, and no buffer may lie there. Beside it what a guest reads in place
 /// and may have a device read: it hands pages of its image to its disk and its network as they are.
 #[derive(Debug, Default)]
 pub struct GuestSpace {
     ram: GuestMemoryMmap,
     images: Images,
     backing: Backing,
+    hotplug: Option<Arc<Hotplug>>,
 }
 
 impl GuestSpace {
@@ -29,12 +32,32 @@ impl GuestSpace {
             true => Backing::File,
             false => Backing::Anonymous,
         };
-        Self { ram, images, backing }
+        Self {
+            ram,
+            images,
+            backing,
+            hotplug: None,
+        }
     }
 
     /// What RAM is behind the pages that nobody has written.
     pub(crate) fn backing(&self) -> Backing {
         self.backing
+    }
+
+    /// The same, a region of whose RAM comes and goes.
+    pub(crate) fn with_hotplug(self, hotplug: Option<Arc<Hotplug>>) -> Self {
+        Self { hotplug, ..self }
+    }
+
+    /// What comes and goes.
+    pub(crate) fn hotplug(&self) -> Option<&Arc<Hotplug>> {
+        self.hotplug.as_ref()
+    }
+
+    /// Whether the guest has all the memory of this range that comes and goes.
+    pub(crate) fn is_plugged(&self, address: GuestAddress, length: usize) -> bool {
+        self.hotplug.as_ref().is_none_or(|hotplug| hotplug.allows(address.0, length as u64))
     }
 
     /// Where a buffer lies that a device only reads; RAM where it lies nowhere.
@@ -65,7 +88,7 @@ impl Deref for GuestSpace {
 /// A virtio device, behind any transport (virtio 1.2, section 2). Called by vCPU threads only for configuration and life cycle;
 /// a device does its work on threads of its own, named after it, started by [`VirtioDevice::activate`].
 pub trait VirtioDevice: Send {
-    /// Device identifier (virtio 1.2, section 5): 1 net, 2 block, 4 entropy, 19 socket, 27 pmem.
+    /// Device identifier (virtio 1.2, section 5): 1 net, 2 block, 4 entropy, 19 socket, 24 memory, 27 pmem.
     fn device_type(&self) -> u16;
 
     /// Name for threads, messages and counters: `block img0`.

@@ -15,11 +15,13 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use super::balloon::Balloon;
 use super::block::Block;
 use super::device::{Memory, VirtioDevice};
+use super::mem::Mem;
 use super::net::Net;
 use super::pmem::Pmem;
 use super::rng::Rng;
 use super::testing::{DEADLINE, Driver, Faults, INDIRECT, NEXT, WRITE, activate};
 use super::vsock::Vsock;
+use crate::hotplug::Hotplug;
 
 const MIB: u64 = 1 << 20;
 /// RAM as a machine has it, only smaller: a piece, a hole, a piece.
@@ -79,6 +81,13 @@ impl Victim {
             plain("balloon inflate", Box::<Balloon>::default(), 3, 0, false),
             plain("balloon report", Box::<Balloon>::default(), 3, 2, true),
             plain("pmem", Box::new(Pmem::new("image", 0..1)), 1, 0, false),
+            plain(
+                "mem",
+                Box::new(Mem::new(Arc::new(Hotplug::new(HIGH_END..HIGH_END, 0)))),
+                1,
+                0,
+                false,
+            ),
         ];
         for (name, attacked) in [("net receive", 0), ("net transmit", 1)] {
             let (ours, wire) = UnixDatagram::pair().unwrap();

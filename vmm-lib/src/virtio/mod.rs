@@ -10,6 +10,7 @@ pub(crate) mod common;
 pub(crate) mod fuzz;
 #[cfg(test)]
 mod hostile;
+pub(crate) mod mem;
 pub mod net;
 pub(crate) mod pci;
 pub(crate) mod placeholder;

@@ -5,7 +5,9 @@ use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+
+use super::device::GuestSpace;
 
 /// The vector that means none.
 pub(crate) const NO_VECTOR: u16 = 0xffff;
@@ -70,7 +72,7 @@ impl QueueRegisters {
 }
 
 /// Checks all queues of a device together and makes the enabled ones ready.
-pub(crate) fn ready(registers: &[QueueRegisters], memory: &GuestMemoryMmap, event_idx: bool) -> Result<Vec<Option<Queue>>, QueueError> {
+pub(crate) fn ready(registers: &[QueueRegisters], memory: &GuestSpace, event_idx: bool) -> Result<Vec<Option<Queue>>, QueueError> {
     let mut taken: Vec<Range<u64>> = Vec::new();
     registers
         .iter()
@@ -81,7 +83,7 @@ pub(crate) fn ready(registers: &[QueueRegisters], memory: &GuestMemoryMmap, even
 
 /// Goes on where the used ring says that a device has stopped. Every chain that was taken is given back in its turn, so what is not in the used
 /// ring was not taken.
-pub(crate) fn go_on(queue: &mut Queue, memory: &GuestMemoryMmap) {
+pub(crate) fn go_on(queue: &mut Queue, memory: &GuestSpace) {
     // The ring was checked when the queue was made; were it gone, the device would find out by itself.
     if let Ok(index) = memory.load::<u16>(GuestAddress(queue.used_ring() + 2), Ordering::Acquire) {
         let index = u16::from_le(index);
@@ -93,7 +95,7 @@ pub(crate) fn go_on(queue: &mut Queue, memory: &GuestMemoryMmap) {
 fn one(
     queue: usize,
     registers: &QueueRegisters,
-    memory: &GuestMemoryMmap,
+    memory: &GuestSpace,
     event_idx: bool,
     taken: &mut Vec<Range<u64>>,
 ) -> Result<Option<Queue>, QueueError> {
@@ -114,7 +116,8 @@ fn one(
                 alignment,
             });
         }
-        if memory.get_slice(GuestAddress(address), length as usize).is_err() {
+        let (start, bytes) = (GuestAddress(address), length as usize);
+        if memory.get_slice(start, bytes).is_err() || !memory.is_plugged(start, bytes) {
             return Err(QueueError::NotMemory { queue, ring, address });
         }
         let range = address..address + length;
@@ -135,10 +138,13 @@ fn one(
 
 #[cfg(test)]
 mod tests {
+    use vm_memory::GuestMemoryMmap;
+
     use super::*;
 
-    fn memory() -> GuestMemoryMmap {
-        GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20), (GuestAddress(1 << 20), 1 << 20)]).expect("the host has 2 MiB")
+    fn memory() -> GuestSpace {
+        let ranges = [(GuestAddress(0), 1 << 20), (GuestAddress(1 << 20), 1 << 20)];
+        GuestMemoryMmap::from_ranges(&ranges).expect("the host has 2 MiB").into()
     }
 
     fn queue() -> QueueRegisters {

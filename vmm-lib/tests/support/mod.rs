@@ -21,6 +21,28 @@ pub fn out_byte(port: u16, value: u8) -> Vec<u8> {
 
 pub const HALT: [u8; 3] = [0xf4, 0xeb, 0xfd];
 
+/// Maps the first 2 MiB behind 4 GiB, where a small machine has what lies behind its RAM, in a page directory at 3 MiB behind the fifth
+/// entry of the table of directories; their address is in rbx.
+const MAP: [u8; 46] = [
+    0x0f, 0x20, 0xd8, // mov rax, cr3
+    0x48, 0x8b, 0x38, // mov rdi, [rax]
+    0x48, 0x81, 0xe7, 0x00, 0xf0, 0xff, 0xff, // and rdi, -4096
+    0xb8, 0x00, 0x00, 0x30, 0x00, // mov eax, 3 MiB
+    0x48, 0xb9, 0x83, 0x00, 0x00, 0x00, 0x01, 0x00, 0x00, 0x00, // mov rcx, 4 GiB, present, writable, large
+    0x48, 0x89, 0x08, // mov [rax], rcx
+    0x83, 0xc8, 0x03, // or eax, 3
+    0x48, 0x89, 0x47, 0x20, // mov [rdi + 32], rax
+    0xbb, 0x01, 0x00, 0x00, 0x00, // mov ebx, 1
+    0x90, 0x90, 0x90, // nop
+];
+/// shl rbx, 32
+const AT_4_GIB: [u8; 4] = [0x48, 0xc1, 0xe3, 0x20];
+
+/// Does `what` with an address in rbx, 4 GiB, behind which 2 MiB are mapped; then halts.
+pub fn at_4_gib(what: &[&[u8]]) -> Vec<u8> {
+    [&MAP[..], &AT_4_GIB, &what.concat(), &HALT].concat()
+}
+
 /// A kernel in a temporary file.
 pub struct Kernel {
     file: tempfile::NamedTempFile,
@@ -52,6 +74,7 @@ impl Kernel {
             vsock: None,
             rng: true,
             balloon: false,
+            hotplug: None,
             serial: None,
             comb: None,
             restore: None,

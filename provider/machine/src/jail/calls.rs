@@ -33,10 +33,12 @@ pub enum Role {
     Balloon,
     /// Serves an image that is read in place.
     Pmem,
+    /// Gives the guest memory, and takes it back.
+    Mem,
 }
 
 /// All but [`Role::Process`].
-pub(super) const OWN: [Role; 12] = [
+pub(super) const OWN: [Role; 13] = [
     Role::Main,
     Role::Signals,
     Role::Control,
@@ -49,6 +51,7 @@ pub(super) const OWN: [Role; 12] = [
     Role::Rng,
     Role::Pmem,
     Role::Balloon,
+    Role::Mem,
 ];
 
 /// A system call, and what must hold for one of its arguments.
@@ -292,7 +295,7 @@ impl Role {
                     OneOf(libc::SYS_ioctl, 1, &[FIONBIO]),
                 ],
             ],
-            Self::Rng | Self::Pmem | Self::Balloon => &[DEVICE],
+            Self::Rng | Self::Pmem | Self::Balloon | Self::Mem => &[DEVICE],
         };
         own.iter().copied().chain([ALL]).collect()
     }

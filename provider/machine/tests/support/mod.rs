@@ -92,6 +92,7 @@ pub(crate) fn order(kernel: FileSource, uid: u32) -> Start {
             vsock: None,
             rng: false,
             balloon: false,
+            hotplug: None,
             serial: None,
             comb: None,
             restore: None,

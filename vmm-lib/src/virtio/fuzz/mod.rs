@@ -4,18 +4,27 @@ pub(crate) mod guest;
 pub(crate) mod model;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+
+use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use self::guest::{Guest, MAX_ACTS, MAX_SIZE, memory, usual};
 use self::model::{Snapshot, total};
 use super::balloon::{self, Balloon};
 use super::chain::{Chain, ChainError};
-use super::device::VirtioDevice;
+use super::device::{GuestSpace, VirtioDevice};
+use super::mem::{self, Mem};
 use super::pmem::{self, Pmem};
 use super::queue::QueueRegisters;
 use super::ring::Ring;
 use super::rng::{self, Rng};
 use super::worker::WorkError;
 use crate::fuzz::input::Input;
+use crate::hotplug::{Hotplug, Hotplugged};
+use crate::spec::HOTPLUG_BLOCK;
+
+/// Where memory that comes and goes lies.
+const REGION: u64 = 1 << 32;
 
 /// A ring by itself, with a device that holds chains back: what is popped is what a simple model finds, and no more than the queue has.
 pub fn queue(data: &[u8]) {
@@ -138,6 +147,28 @@ pub fn balloon(data: &[u8]) {
         }
         guest.watch(|| balloon::turn(kind, ring, &memory))
     });
+}
+
+/// Memory that comes and goes: what is plugged is what is counted, and never more than was requested.
+pub fn mem(data: &[u8]) {
+    let mut input = Input::new(data);
+    let (blocks, requested) = (u64::from(input.byte()), u64::from(input.byte()));
+    let hotplug = Arc::new(Hotplug::new(REGION..REGION + blocks * HOTPLUG_BLOCK, requested * HOTPLUG_BLOCK));
+    let space = GuestMemoryMmap::from_ranges(&[(GuestAddress(REGION), (blocks.max(1) * HOTPLUG_BLOCK) as usize)]);
+    let space = GuestSpace::from(space.expect("the host reserves 512 MiB")).with_hotplug(Some(hotplug.clone()));
+    let mut device = Mem::new(hotplug.clone());
+    one_queue(&mut input, &mut device, |guest, ring| {
+        guest.watch(|| mem::turn(ring, &space, &hotplug))
+    });
+    let Hotplugged { plugged, size, .. } = hotplug.status();
+    let count = (0..blocks)
+        .filter(|block| hotplug.allows(REGION + block * HOTPLUG_BLOCK, 1))
+        .count() as u64;
+    assert!(
+        plugged == count * HOTPLUG_BLOCK && plugged <= size,
+        "{count} blocks are {plugged} bytes"
+    );
+    assert!(count <= requested, "{count} blocks where {requested} were requested");
 }
 
 /// A device of one queue that matters, served by `turn` between what its driver does, until it finds a rule broken.

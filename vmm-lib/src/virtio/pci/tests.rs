@@ -244,7 +244,7 @@ fn a_guest_that_writes_anything_anywhere_breaks_nothing() {
 #[test]
 fn a_bar_that_moves_takes_its_registers_along_and_never_lies_outside_of_the_windows() {
     let rig = Rig::new();
-    let layout = Layout::new(1 << 30, &[], 0, 40).expect("fits");
+    let layout = Layout::new(1 << 30, 0, &[], (0, 0), 40).expect("fits");
     let vm = rig.transport.vm.clone();
     let ecam = crate::memory::create_ecam(&vm).expect("KVM takes a read-only slot");
     let bus = PciBus::new(ecam, layout.clone(), vec![Box::new(rig.transport)]);

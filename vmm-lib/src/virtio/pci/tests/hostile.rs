@@ -226,7 +226,7 @@ fn messages_that_kvm_cannot_send_are_complained_of_and_no_more() {
 /// Two probes on one bus.
 fn two_on_a_bus() -> (PciBus, Layout, [Receiver<Activation>; 2], [Receiver<()>; 2]) {
     let (first, second) = (Rig::new(), Rig::new());
-    let layout = Layout::new(1 << 30, &[], 0, 40).expect("fits");
+    let layout = Layout::new(1 << 30, 0, &[], (0, 0), 40).expect("fits");
     let ecam = crate::memory::create_ecam(&first.transport.vm).expect("KVM takes a read-only slot");
     let functions: Vec<Box<dyn PciFunction>> = vec![Box::new(first.transport), Box::new(second.transport)];
     (
