@@ -11,6 +11,7 @@ for write in (
     devices.pmem,
     devices.balloon,
     devices.block,
+    devices.console,
     devices.net,
     devices.vsock,
     devices.pci,

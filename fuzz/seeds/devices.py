@@ -98,6 +98,30 @@ def block():
         seed("block", name, header(), b"\0", NO_CONFIGURATION, acts, turn)
 
 
+def console():
+    send, later, receive, read = b"\x07", b"\x47", b"\x09", b"\x0b"
+
+    def keys(size):
+        return b"\x0a" + short(size)
+
+    def post(slot, size):
+        return bytes([slot << 4 | 12]) + length(size)
+
+    def say(slot, size):
+        return bytes([slot << 4 | 14]) + length(size)
+
+    for features in range(4):
+        start = header(3, features, 0xFFFD) + CONFIGURATION
+        seed("console", f"session-{features}", start, say(0, 60), send, post(0, 100), receive, keys(5), receive, post(1, 3), keys(9), receive, post(2, 50), receive, read)
+    flood = b"".join(say(slot, 0x4000) for slot in range(7))
+    seed("console", "nobody-reads", header(3), NO_CONFIGURATION, flood, later, send, later, flood, send, read, say(7, 10), send)
+    seed("console", "somebody-reads-late", header(3), NO_CONFIGURATION, flood, send, read, send, read, send)
+    seed("console", "nothing-writable", header(), NO_CONFIGURATION, keys(1), chain(0, READ), receive)
+    seed("console", "nothing-readable", header(), NO_CONFIGURATION, chain(0, FILL, queue=1), send)
+    for name, acts in BREAKS.items():
+        seed("console", name, header(), NO_CONFIGURATION, acts, keys(10), receive, send)
+
+
 def net():
     send, fill = b"\x07", b"\x08"
 

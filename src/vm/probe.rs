@@ -14,7 +14,7 @@ use kvmlet_protocol::Welcome;
 use vmm_lib::{
     Builder, Machine,
     boot::{FAST_COMMAND_LINE, with_console},
-    spec::{Boot, Disk, FileSource, MachineSpec, Pmem, SPEC_VERSION, Serial},
+    spec::{Boot, Disk, FileSource, MachineSpec, Pmem, SPEC_VERSION, Serial, Watchdog, WatchdogAction},
     tap,
 };
 
@@ -88,6 +88,11 @@ fn spec(arguments: &VmArguments, kernel: &Path, initramfs: &Path, vsock: &Path) 
         balloon: true,
         serial: arguments.serial.then(|| Serial {
             output: FileSource::Path("/dev/stderr".into()),
+            input: None,
+        }),
+        console: None,
+        watchdog: arguments.watchdog.then_some(Watchdog {
+            action: WatchdogAction::Reset,
         }),
         count_exits: arguments.count_exits,
     })

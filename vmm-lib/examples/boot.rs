@@ -33,7 +33,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         balloon: true,
         serial: Some(Serial {
             output: FileSource::Path("/dev/stdout".into()),
+            input: None,
         }),
+        console: None,
+        watchdog: None,
         count_exits: true,
     };
     let report = Builder::new(spec, Vec::new()).build()?.run();

@@ -3,14 +3,14 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::thread;
+use std::thread::{self, JoinHandle};
 
-use kvm_ioctls::VcpuFd;
+use kvm_ioctls::{VcpuFd, VmFd};
 
 use crate::boot::{self, BootError, Plan};
 use crate::bus::Bus;
 use crate::cpuid::{CpuidError, Template};
-use crate::devices::{self, DeviceError};
+use crate::devices::{self, DeviceError, Shared};
 use crate::exit::{ExitCounts, MachineExit, MachineReport};
 use crate::files::{FileError, Files};
 use crate::images::{Images, ImagesError};
@@ -20,13 +20,15 @@ use crate::memory::{self, KVM_TSS, Layout, MemoryError};
 use crate::pci::PciBus;
 use crate::registers::{self, RegistersError};
 use crate::serial::{SerialError, SerialPort};
-use crate::spec::{MachineSpec, Pmem};
+use crate::spec::{MachineSpec, Pmem, Serial, WatchdogAction};
 use crate::threads::{Enter, Maker, ThreadKind, Threads};
 use crate::timeline::{Phase, Timeline};
 use crate::validate::SpecErrors;
 use crate::vcpu::{self, Control, Vcpu};
+use crate::virtio::console::Screen;
 use crate::virtio::device::{GuestSpace, Memory};
 use crate::virtio::vsock::Inlet;
+use crate::watchdog::Timer;
 
 /// Why there is no machine.
 #[derive(Debug, thiserror::Error)]
@@ -149,13 +151,17 @@ impl Builder {
         }
         timeline.done(Phase::Processors);
 
-        let serial = spec
-            .serial
-            .as_ref()
-            .map(|serial| -> Result<_, BuildError> { Ok(SerialPort::new(&vm, files.open_log("serial.output", &serial.output)?)?) });
-        let serial = serial.transpose()?;
+        let serial = spec.serial.as_ref().map(|serial| serial_port(serial, &files, &vm)).transpose()?;
+        let screen = spec.console.as_ref().and_then(|console| console.size);
+        let screen = screen.map(|size| Screen::new(size.columns, size.rows));
+        let timer = spec.watchdog.as_ref().map(|watchdog| (Arc::new(Timer::default()), watchdog.action));
         let interrupts = Arc::new(Interrupts::new(vm.clone()));
-        let functions = devices::create(&spec, &files, &vm, &interrupts, &memory, &layout, (&threads, inlet))?;
+        let shared = Shared {
+            inlet,
+            screen: screen.clone(),
+            timer: timer.as_ref().map(|(timer, _)| timer.clone()),
+        };
+        let functions = devices::create(&spec, &files, &vm, &interrupts, &memory, &layout, (&threads, shared))?;
         let bus = Bus {
             pci: PciBus::new(ecam, layout.clone(), functions),
             serial,
@@ -192,8 +198,17 @@ impl Builder {
             memory,
             threads,
             maker,
+            screen,
+            timer,
         })
     }
+}
+
+fn serial_port(serial: &Serial, files: &Files, vm: &VmFd) -> Result<Arc<SerialPort>, BuildError> {
+    let output = files.open_log("serial.output", &serial.output)?;
+    let input = serial.input.as_ref();
+    let input = input.map(|input| files.open_unblocking("serial.input", input, false)).transpose()?;
+    Ok(Arc::new(SerialPort::new(vm, output, input)?))
 }
 
 /// A machine that has not run yet.
@@ -204,6 +219,8 @@ pub struct Machine {
     memory: Memory,
     threads: Threads,
     maker: Maker,
+    screen: Option<Screen>,
+    timer: Option<(Arc<Timer>, WatchdogAction)>,
 }
 
 /// Reaches a machine from other threads, before, while and after it runs.
@@ -233,6 +250,11 @@ impl Machine {
         Handle(self.control.clone())
     }
 
+    /// The screen of its console, if that has a size.
+    pub fn screen(&self) -> Option<Screen> {
+        self.screen.clone()
+    }
+
     /// Runs the machine to its end. Returns when all its threads are gone.
     pub fn run(self) -> MachineReport {
         let Self {
@@ -242,8 +264,11 @@ impl Machine {
             memory,
             threads: enter,
             maker,
+            screen: _,
+            timer,
         } = self;
         control.done(Phase::Waiting);
+        let attendants = attend(&control, &enter, bus.serial.as_ref(), timer.as_ref());
         let mut threads = Vec::new();
         for (index, fd) in vcpus.into_iter().enumerate() {
             let vcpu = Vcpu {
@@ -277,6 +302,16 @@ impl Machine {
         }
         control.done(Phase::Guest);
         bus.pci.stop();
+        if let Some(serial) = &bus.serial {
+            serial.stop();
+        }
+        if let Some((timer, _)) = &timer {
+            timer.stop();
+        }
+        for attendant in attendants {
+            // It serves nobody any more, however it ended.
+            let _ = attendant.join();
+        }
         let exit = control.exit().unwrap_or_else(|| MachineExit::Error {
             what: "no processor ran".to_owned(),
         });
@@ -286,4 +321,46 @@ impl Machine {
             vcpu_cpu_micros,
         }
     }
+}
+
+/// Threads beside the processors' that are there from the start: the serial port's input, the watchdog's time. Without one of them there is no
+/// such machine as was asked for.
+fn attend(
+    control: &Arc<Control>,
+    enter: &Threads,
+    serial: Option<&Arc<SerialPort>>,
+    timer: Option<&(Arc<Timer>, WatchdogAction)>,
+) -> Vec<JoinHandle<()>> {
+    let mut threads = Vec::new();
+    let mut start = |name: &str, kind: ThreadKind, work: Box<dyn FnOnce() -> Result<(), String> + Send>| {
+        let (enter, ends, what) = (enter.clone(), control.clone(), name.to_owned());
+        let begin = move || {
+            let entered = enter.enter(kind).map_err(|error| format!("confine the thread of the {what}: {error}"));
+            if let Err(what) = entered.and_then(|()| work()) {
+                ends.finish(MachineExit::Error { what });
+            }
+        };
+        // The kernel keeps 15 bytes of a thread's name; a thread of these needs little.
+        match thread::Builder::new().name(name.into()).stack_size(128 << 10).spawn(begin) {
+            Ok(thread) => threads.push(thread),
+            Err(error) => control.finish(MachineExit::Error {
+                what: format!("start the thread of the {name}: {error}"),
+            }),
+        }
+    };
+    if let Some((serial, input)) = serial.and_then(|serial| Some((serial.clone(), serial.take_input()?))) {
+        let work = move || serial.feed(input).map_err(|error| format!("feed the serial port: {error}"));
+        start("serial port", ThreadKind::Serial, Box::new(work));
+    }
+    if let Some((timer, action)) = timer {
+        let (timer, action, control) = (timer.clone(), *action, control.clone());
+        let work = move || {
+            if timer.count() {
+                control.finish(MachineExit::Watchdog { action });
+            }
+            Ok(())
+        };
+        start("watchdog", ThreadKind::Watchdog, Box::new(work));
+    }
+    threads
 }

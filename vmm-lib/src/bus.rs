@@ -1,6 +1,7 @@
 //! Where an exit goes: ports and memory that are not RAM. What nobody answers reads as all ones, and a write to it is ignored.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::exit::MachineExit;
 use crate::pci::PciBus;
@@ -12,7 +13,7 @@ pub(crate) struct Bus {
     /// PCI, configuration space and BARs.
     pub(crate) pci: PciBus,
     /// COM1.
-    pub(crate) serial: Option<SerialPort>,
+    pub(crate) serial: Option<Arc<SerialPort>>,
     /// Where images lie, which a guest can read only.
     pub(crate) images: Vec<Range<u64>>,
 }

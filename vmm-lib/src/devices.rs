@@ -1,5 +1,5 @@
-//! The machine's devices on its bus, in PCI order: host bridge, disks, images in place, networks, vsock, entropy, balloon. Knows what each
-//! needs; does none of its work.
+//! The machine's devices on its bus, in PCI order: host bridge, disks, images in place, networks, vsock, entropy, balloon, console,
+//! watchdog. Knows what each needs; does none of its work.
 
 use std::sync::Arc;
 
@@ -7,18 +7,20 @@ use kvm_ioctls::VmFd;
 
 use crate::files::{FileError, Files};
 use crate::irq::Interrupts;
-use crate::memory::Layout;
+use crate::memory::{Layout, MMIO32};
 use crate::pci::{DEVICES, HostBridge, PciFunction};
 use crate::spec::{Disk, MAX_NETS, MAX_STORES, MachineSpec};
 use crate::threads::Threads;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::block::{Block, BlockError};
+use crate::virtio::console::{Console, Screen};
 use crate::virtio::device::{Memory, VirtioDevice};
 use crate::virtio::net::Net;
 use crate::virtio::pci::{BAR_SIZE, Transport};
 use crate::virtio::pmem::Pmem;
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{Inlet, Vsock};
+use crate::watchdog::{Timer, Watchdog};
 
 /// Why a device could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +48,16 @@ pub enum DeviceError {
     },
 }
 
+/// What devices are given from outside, or share with the rest of the machine.
+pub(crate) struct Shared {
+    /// The vsock device's clients in this process.
+    pub(crate) inlet: Option<Inlet>,
+    /// The console's screen.
+    pub(crate) screen: Option<Screen>,
+    /// The watchdog's time.
+    pub(crate) timer: Option<Arc<Timer>>,
+}
+
 /// Makes all functions of the bus.
 pub(crate) fn create(
     spec: &MachineSpec,
@@ -54,10 +66,10 @@ pub(crate) fn create(
     interrupts: &Arc<Interrupts>,
     memory: &Memory,
     layout: &Layout,
-    (threads, inlet): (&Threads, Option<Inlet>),
+    (threads, shared): (&Threads, Shared),
 ) -> Result<Vec<Box<dyn PciFunction>>, DeviceError> {
     let mut functions: Vec<Box<dyn PciFunction>> = vec![Box::new(HostBridge::new())];
-    for (index, device) in virtio(spec, files, layout, inlet)?.into_iter().enumerate() {
+    for (index, device) in virtio(spec, files, layout, shared.inlet, shared.screen)?.into_iter().enumerate() {
         let name = device.name().to_owned();
         let bar = layout.mmio64.start + BAR_SIZE * index as u64;
         let transport = Transport::new(device, vm.clone(), interrupts.clone(), memory.clone(), bar, threads.clone());
@@ -65,10 +77,19 @@ pub(crate) fn create(
             transport.map_err(|source| DeviceError::Transport { device: name, source })?,
         ));
     }
+    if let Some(timer) = shared.timer {
+        functions.push(Box::new(Watchdog::new(MMIO32.start as u32, timer)));
+    }
     Ok(functions)
 }
 
-fn virtio(spec: &MachineSpec, files: &Files, layout: &Layout, inlet: Option<Inlet>) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {
+fn virtio(
+    spec: &MachineSpec,
+    files: &Files,
+    layout: &Layout,
+    inlet: Option<Inlet>,
+    screen: Option<Screen>,
+) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     for (index, disk) in spec.disks.iter().enumerate() {
         devices.push(Box::new(block(index, disk, files)?));
@@ -89,6 +110,12 @@ fn virtio(spec: &MachineSpec, files: &Files, layout: &Layout, inlet: Option<Inle
     if spec.balloon {
         devices.push(Box::new(Balloon::default()));
     }
+    if let Some(console) = &spec.console {
+        let output = files.open_unblocking("console.output", &console.output, true)?;
+        let input = console.input.as_ref();
+        let input = input.map(|input| files.open_unblocking("console.input", input, false)).transpose()?;
+        devices.push(Box::new(Console::new(output, input, screen)));
+    }
     Ok(devices)
 }
 
@@ -108,5 +135,6 @@ fn block(index: usize, disk: &Disk, files: &Files) -> Result<Block, DeviceError>
     })
 }
 
-// Bridge, disks and images, networks, vsock, entropy and balloon have a device number each.
+// Bridge, disks and images, networks, vsock, entropy and balloon have a device number each; a specification is refused that has all of these
+// and a console or a watchdog besides.
 const _: () = assert!(1 + MAX_STORES + MAX_NETS + 3 <= DEVICES);

@@ -23,6 +23,8 @@
 //!     rng: true,
 //!     balloon: true,
 //!     serial: None,
+//!     console: None,
+//!     watchdog: None,
 //!     count_exits: false,
 //! };
 //! let machine = vmm_lib::Builder::new(spec, vec![]).build()?;
@@ -59,6 +61,7 @@ mod images;
 mod irq;
 pub mod kvm;
 mod memory;
+mod outlet;
 mod pci;
 mod power;
 mod registers;
@@ -72,6 +75,7 @@ pub mod timeline;
 pub mod validate;
 mod vcpu;
 pub mod virtio;
+mod watchdog;
 
 pub use builder::{BuildError, Builder, Handle, Machine};
 

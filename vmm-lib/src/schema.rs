@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::spec::{Boot, Disk, Extent, FileSource, MachineSpec, Net, Pmem, SPEC_VERSION, Serial, Vsock};
+use crate::spec::{Boot, Console, ConsoleSize, Disk, Extent, FileSource, MachineSpec, Net, Pmem, SPEC_VERSION, Serial, Vsock, Watchdog, WatchdogAction};
 
 /// Writes the files in place of comparing them.
 const WRITE: &str = "VMM_LIB_WRITE_SCHEMA";
@@ -87,7 +87,16 @@ fn everything() -> MachineSpec {
         rng: true,
         balloon: true,
         serial: Some(Serial {
+            output: path("serial.log"),
+            input: Some(path("serial.in")),
+        }),
+        console: Some(Console {
             output: path("console.log"),
+            input: Some(path("console.in")),
+            size: Some(ConsoleSize { columns: 80, rows: 25 }),
+        }),
+        watchdog: Some(Watchdog {
+            action: WatchdogAction::Reset,
         }),
         count_exits: true,
     }

@@ -26,6 +26,12 @@ pub enum ThreadKind {
     Balloon,
     /// Serves an image that is read in place.
     Pmem,
+    /// Serves a console.
+    Console,
+    /// Gives the serial port its input.
+    Serial,
+    /// Counts a watchdog's time.
+    Watchdog,
 }
 
 /// Called by each thread before its work; an error ends what the thread was for.

@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use crate::pci::DEVICES;
 use crate::spec::{
-    Extent, FileSource, MAX_COMMAND_LINE, MAX_CPUS, MAX_DISKS, MAX_MEMORY, MAX_NETS, MAX_PMEM, MAX_SERIAL, MAX_STORES, MIN_MEMORY,
+    ConsoleSize, Extent, FileSource, MAX_COMMAND_LINE, MAX_CPUS, MAX_DISKS, MAX_MEMORY, MAX_NETS, MAX_PMEM, MAX_SERIAL, MAX_STORES, MIN_MEMORY,
     MachineSpec, SPEC_VERSION,
 };
 
@@ -112,7 +113,25 @@ impl MachineSpec {
         }
         if let Some(serial) = &self.serial {
             check.file(&serial.output, "serial.output");
+            if let Some(input) = &serial.input {
+                check.file(input, "serial.input");
+            }
         }
+        if let Some(console) = &self.console {
+            check.file(&console.output, "console.output");
+            if let Some(input) = &console.input {
+                check.file(input, "console.input");
+            }
+            if let Some(ConsoleSize { columns, rows }) = console.size {
+                check.require(columns > 0 && rows > 0, "console.size", || format!("{columns} by {rows} is no size"));
+            }
+        }
+        let extra = usize::from(self.console.is_some()) + usize::from(self.watchdog.is_some());
+        let others = [self.vsock.is_some(), self.rng, self.balloon].into_iter().filter(|there| *there).count();
+        let functions = 1 + self.disks.len() + self.pmems.len() + self.nets.len() + others + extra;
+        check.require(extra == 0 || functions <= DEVICES, "disks", || {
+            format!("and all other devices are {functions}, more than the {DEVICES} of a bus")
+        });
         if check.errors.is_empty() {
             Ok(())
         } else {
@@ -213,7 +232,7 @@ impl MachineSpec {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{Boot, Disk, Net, Pmem, Vsock};
+    use crate::spec::{Boot, Console, Disk, Net, Pmem, Serial, Vsock, Watchdog, WatchdogAction};
 
     fn spec() -> MachineSpec {
         MachineSpec {
@@ -233,6 +252,8 @@ mod tests {
             rng: false,
             balloon: false,
             serial: None,
+            console: None,
+            watchdog: None,
             count_exits: false,
         }
     }
@@ -290,6 +311,15 @@ mod tests {
             cid: 2,
             socket: FileSource::Passed(1),
         });
+        spec.serial = Some(Serial {
+            output: FileSource::Passed(0),
+            input: Some(FileSource::Passed(1)),
+        });
+        spec.console = Some(Console {
+            output: FileSource::Passed(1),
+            input: Some(FileSource::Path("".into())),
+            size: Some(ConsoleSize { columns: 0, rows: 25 }),
+        });
         let paths: Vec<_> = spec
             .validate(1)
             .expect_err("all of it is wrong")
@@ -321,7 +351,45 @@ mod tests {
             "nets[0].mtu",
             "vsock.cid",
             "vsock.socket",
+            "serial.input",
+            "console.output",
+            "console.input",
+            "console.size",
         ];
         assert_eq!(paths, expected);
+    }
+
+    #[test]
+    fn more_devices_than_a_bus_has_room_for_are_refused() {
+        let mut spec = spec();
+        let disk = |index| Disk {
+            serial: format!("disk{index}"),
+            extents: vec![Extent {
+                file: FileSource::Passed(0),
+                offset: 0,
+                length: SECTOR,
+            }],
+            read_only: true,
+        };
+        spec.disks = (0..MAX_DISKS).map(disk).collect();
+        let net = |index: usize| Net {
+            tap: FileSource::Passed(index as u32),
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: 1500,
+        };
+        spec.nets = (0..MAX_NETS).map(net).collect();
+        spec.vsock = Some(Vsock {
+            cid: 3,
+            socket: FileSource::Passed(0),
+        });
+        (spec.rng, spec.balloon) = (true, true);
+        assert_eq!(spec.validate(MAX_NETS), Ok(()));
+        spec.watchdog = Some(Watchdog {
+            action: WatchdogAction::Reset,
+        });
+        let errors = spec.validate(MAX_NETS).expect_err("32 beside the bridge do not fit");
+        assert_eq!(errors.0[0].path, "disks", "{errors}");
+        spec.disks.pop();
+        assert_eq!(spec.validate(MAX_NETS), Ok(()));
     }
 }

@@ -214,6 +214,9 @@ fn role(kind: ThreadKind) -> Role {
         ThreadKind::Rng => Role::Rng,
         ThreadKind::Pmem => Role::Pmem,
         ThreadKind::Balloon => Role::Balloon,
+        ThreadKind::Console => Role::Console,
+        ThreadKind::Serial => Role::Serial,
+        ThreadKind::Watchdog => Role::Watchdog,
     }
 }
 

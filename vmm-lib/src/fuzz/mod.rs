@@ -10,6 +10,7 @@ mod replay;
 pub use crate::boot::fuzz::{bzimage, elf};
 pub use crate::pci::fuzz::pci;
 pub use crate::virtio::block::fuzz::block;
+pub use crate::virtio::console::fuzz::console;
 pub use crate::virtio::fuzz::{balloon, pmem, queue, rng};
 pub use crate::virtio::net::fuzz::net;
 pub use crate::virtio::vsock::fuzz::vsock;
@@ -44,6 +45,11 @@ mod tests {
     }
 
     #[test]
+    fn a_console_keeps_its_rules_whatever_is_written_and_typed() {
+        replay("console", super::console);
+    }
+
+    #[test]
     fn an_image_in_place_keeps_its_rules_whatever_is_asked_of_it() {
         replay("pmem", super::pmem);
     }
@@ -70,7 +76,7 @@ mod tests {
 
     #[test]
     fn every_fuzz_target_is_replayed_by_a_test() {
-        let ours = ["balloon", "block", "bzimage", "elf", "net", "pci", "pmem", "queue", "rng", "vsock"];
+        let ours = ["balloon", "block", "bzimage", "console", "elf", "net", "pci", "pmem", "queue", "rng", "vsock"];
         let (protocol, rest): (Vec<_>, Vec<_>) = targets().into_iter().partition(|name| name == "protocol");
         assert_eq!((protocol.len(), rest), (1, ours.map(String::from).to_vec()));
     }

@@ -53,6 +53,8 @@ impl Kernel {
             rng: true,
             balloon: false,
             serial: None,
+            console: None,
+            watchdog: None,
             count_exits: true,
         }
     }

@@ -33,10 +33,16 @@ pub enum Role {
     Balloon,
     /// Serves an image that is read in place.
     Pmem,
+    /// Serves a console.
+    Console,
+    /// Gives the serial port its input.
+    Serial,
+    /// Counts a watchdog's time.
+    Watchdog,
 }
 
 /// All but [`Role::Process`].
-pub(super) const OWN: [Role; 12] = [
+pub(super) const OWN: [Role; 15] = [
     Role::Main,
     Role::Signals,
     Role::Control,
@@ -49,6 +55,9 @@ pub(super) const OWN: [Role; 12] = [
     Role::Rng,
     Role::Pmem,
     Role::Balloon,
+    Role::Console,
+    Role::Serial,
+    Role::Watchdog,
 ];
 
 /// A system call, and what must hold for one of its arguments.
@@ -239,7 +248,10 @@ impl Role {
                     OneOf(libc::SYS_ioctl, 1, &[FIONBIO]),
                 ],
             ],
-            Self::Rng | Self::Pmem | Self::Balloon => &[DEVICE],
+            Self::Rng | Self::Pmem | Self::Balloon | Self::Console => &[DEVICE],
+            Self::Serial => &[DEVICE, &[Any(libc::SYS_epoll_create1)]],
+            // Waits by futex.
+            Self::Watchdog => &[],
         };
         own.iter().copied().chain([ALL]).collect()
     }

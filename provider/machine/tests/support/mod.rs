@@ -93,6 +93,8 @@ pub(crate) fn order(kernel: FileSource, uid: u32) -> Start {
             rng: false,
             balloon: false,
             serial: None,
+            console: None,
+            watchdog: None,
             count_exits: false,
         },
         jail: Jail { uid, file_size: 1 << 30 },
