@@ -211,11 +211,26 @@ impl Machines {
                 self.watchdog_seconds != 0 && !(10..=1800).contains(&self.watchdog_seconds),
                 ("machines.watchdogSeconds", "must be 0, or 10 to 1800"),
             ),
-            (few(io.read_bytes_per_second), ("machines.io.readBytesPerSecond", "must be 64Ki or more")),
-            (few(io.write_bytes_per_second), ("machines.io.writeBytesPerSecond", "must be 64Ki or more")),
-            (seldom(io.read_operations_per_second), ("machines.io.readOperationsPerSecond", "must be 10 or more")),
-            (seldom(io.write_operations_per_second), ("machines.io.writeOperationsPerSecond", "must be 10 or more")),
-            (io.weight.is_some_and(|weight| !(1..=10_000).contains(&weight)), ("machines.io.weight", "must be 1 to 10000")),
+            (
+                few(io.read_bytes_per_second),
+                ("machines.io.readBytesPerSecond", "must be 64Ki or more"),
+            ),
+            (
+                few(io.write_bytes_per_second),
+                ("machines.io.writeBytesPerSecond", "must be 64Ki or more"),
+            ),
+            (
+                seldom(io.read_operations_per_second),
+                ("machines.io.readOperationsPerSecond", "must be 10 or more"),
+            ),
+            (
+                seldom(io.write_operations_per_second),
+                ("machines.io.writeOperationsPerSecond", "must be 10 or more"),
+            ),
+            (
+                io.weight.is_some_and(|weight| !(1..=10_000).contains(&weight)),
+                ("machines.io.weight", "must be 1 to 10000"),
+            ),
         ];
         checks.into_iter().find_map(|(wrong, mistake)| wrong.then_some(mistake))
     }
@@ -464,7 +479,9 @@ mod tests {
 
     #[test]
     fn what_machines_have_is_checked_and_named() {
-        let machines = parse(&format!("{GOOD}machines: {{io: {{readBytesPerSecond: 10Mi, weight: 50}}}}\n")).unwrap().machines;
+        let machines = parse(&format!("{GOOD}machines: {{io: {{readBytesPerSecond: 10Mi, weight: 50}}}}\n"))
+            .unwrap()
+            .machines;
         assert_eq!((machines.watchdog_seconds, machines.io.weight), (60, Some(50)));
         for (keys, key) in [
             ("watchdogSeconds: 5", "machines.watchdogSeconds"),

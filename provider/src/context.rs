@@ -13,7 +13,8 @@ use kvmlet_network::PodNetworks;
 use tokio::sync::{OnceCell, Semaphore};
 
 use crate::{
-    cgroup::IoLimits, config::Config, downward::Facts, events::Recorder, names::Dns, node::Troubles, objects::Objects, report::Reporter, store::Store,
+    cgroup::IoLimits, config::Config, downward::Facts, events::Recorder, names::Dns, node::Troubles, objects::Objects, report::Reporter,
+    store::Store,
 };
 
 /// Shared by all pods.

@@ -118,7 +118,10 @@ fn to_end(mut spec: MachineSpec, mut files: Vec<OwnedFd>) -> anyhow::Result<Exit
 fn standard_streams(spec: &mut MachineSpec, files: &mut Vec<OwnedFd>) -> anyhow::Result<Option<Terminal>> {
     let console = spec.console.iter_mut().map(|console| (&mut console.output, &mut console.input));
     let serial = spec.serial.iter_mut().map(|serial| (&mut serial.output, &mut serial.input));
-    let Some((output, input)) = console.chain(serial).find(|(output, _)| **output == FileSource::Path(STDOUT.into())) else {
+    let Some((output, input)) = console
+        .chain(serial)
+        .find(|(output, _)| **output == FileSource::Path(STDOUT.into()))
+    else {
         return Ok(None);
     };
     let asked = *input == Some(FileSource::Path(STDIN.into()));

@@ -85,7 +85,10 @@ impl Terminal {
                     handle.stop();
                 }
             };
-            thread::Builder::new().name("input".into()).spawn(listen).context("start a thread")?;
+            thread::Builder::new()
+                .name("input".into())
+                .spawn(listen)
+                .context("start a thread")?;
         }
         Ok(Carrying { shown, _raw: raw })
     }
@@ -236,7 +239,10 @@ mod tests {
 
     #[test]
     fn everything_else_is_the_machines_ctrl_c_and_ctrl_a_among_it() {
-        assert_eq!(keys().take(b"\x03\x1a\x1cx\x01\x01\x01b").as_deref(), Some(&b"\x03\x1a\x1cx\x01\x01b"[..]));
+        assert_eq!(
+            keys().take(b"\x03\x1a\x1cx\x01\x01\x01b").as_deref(),
+            Some(&b"\x03\x1a\x1cx\x01\x01b"[..])
+        );
     }
 
     #[test]

@@ -335,7 +335,9 @@ fn attend(
     let mut start = |name: &str, kind: ThreadKind, work: Box<dyn FnOnce() -> Result<(), String> + Send>| {
         let (enter, ends, what) = (enter.clone(), control.clone(), name.to_owned());
         let begin = move || {
-            let entered = enter.enter(kind).map_err(|error| format!("confine the thread of the {what}: {error}"));
+            let entered = enter
+                .enter(kind)
+                .map_err(|error| format!("confine the thread of the {what}: {error}"));
             if let Err(what) = entered.and_then(|()| work()) {
                 ends.finish(MachineExit::Error { what });
             }

@@ -113,7 +113,9 @@ fn virtio(
     if let Some(console) = &spec.console {
         let output = files.open_unblocking("console.output", &console.output, true)?;
         let input = console.input.as_ref();
-        let input = input.map(|input| files.open_unblocking("console.input", input, false)).transpose()?;
+        let input = input
+            .map(|input| files.open_unblocking("console.input", input, false))
+            .transpose()?;
         devices.push(Box::new(Console::new(output, input, screen)));
     }
     Ok(devices)

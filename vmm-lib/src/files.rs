@@ -91,8 +91,10 @@ impl Opener {
     }
 
     fn unblocking(&mut self, field: &str, source: &mut FileSource, write: bool) -> Result<(), FileError> {
-        self.take(source, |files, source| files.open_unblocking(field, source, write).map(OwnedFd::from))
-            .map(drop)
+        self.take(source, |files, source| {
+            files.open_unblocking(field, source, write).map(OwnedFd::from)
+        })
+        .map(drop)
     }
 
     /// The number that a path's file got.
@@ -135,7 +137,15 @@ impl Files {
     pub(crate) fn open_unblocking(&self, field: &str, source: &FileSource, write: bool) -> Result<File, FileError> {
         let mut options = OpenOptions::new();
         options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
-        let file = self.open(field, source, if write { options.append(true).create(true) } else { options.read(true) })?;
+        let file = self.open(
+            field,
+            source,
+            if write {
+                options.append(true).create(true)
+            } else {
+                options.read(true)
+            },
+        )?;
         match blocks(&file) {
             Ok(false) => Ok(file),
             Ok(true) => Err(io::Error::new(io::ErrorKind::InvalidInput, "can block: it is to have O_NONBLOCK")),

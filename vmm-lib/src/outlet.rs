@@ -54,6 +54,9 @@ impl Outlet {
         if !self.tell() {
             return 0;
         }
+        if self.closed {
+            return bytes.len();
+        }
         let part = bytes.len().min(usize::try_from(self.room).unwrap_or(usize::MAX));
         let done = self.put(&bytes[..part]);
         if self.closed { bytes.len() } else { done }

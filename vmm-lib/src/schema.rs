@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use crate::spec::{Boot, Console, ConsoleSize, Disk, Extent, FileSource, MachineSpec, Net, Pmem, SPEC_VERSION, Serial, Vsock, Watchdog, WatchdogAction};
+use crate::spec::{
+    Boot, Console, ConsoleSize, Disk, Extent, FileSource, MachineSpec, Net, Pmem, SPEC_VERSION, Serial, Vsock, Watchdog, WatchdogAction,
+};
 
 /// Writes the files in place of comparing them.
 const WRITE: &str = "VMM_LIB_WRITE_SCHEMA";

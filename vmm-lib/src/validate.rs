@@ -5,8 +5,8 @@ use std::fmt;
 
 use crate::pci::DEVICES;
 use crate::spec::{
-    ConsoleSize, Extent, FileSource, MAX_COMMAND_LINE, MAX_CPUS, MAX_DISKS, MAX_MEMORY, MAX_NETS, MAX_PMEM, MAX_SERIAL, MAX_STORES, MIN_MEMORY,
-    MachineSpec, SPEC_VERSION,
+    ConsoleSize, Extent, FileSource, MAX_COMMAND_LINE, MAX_CPUS, MAX_DISKS, MAX_MEMORY, MAX_NETS, MAX_PMEM, MAX_SERIAL, MAX_STORES,
+    MIN_MEMORY, MachineSpec, SPEC_VERSION,
 };
 
 /// Granularity of guest memory.
@@ -123,11 +123,16 @@ impl MachineSpec {
                 check.file(input, "console.input");
             }
             if let Some(ConsoleSize { columns, rows }) = console.size {
-                check.require(columns > 0 && rows > 0, "console.size", || format!("{columns} by {rows} is no size"));
+                check.require(columns > 0 && rows > 0, "console.size", || {
+                    format!("{columns} by {rows} is no size")
+                });
             }
         }
         let extra = usize::from(self.console.is_some()) + usize::from(self.watchdog.is_some());
-        let others = [self.vsock.is_some(), self.rng, self.balloon].into_iter().filter(|there| *there).count();
+        let others = [self.vsock.is_some(), self.rng, self.balloon]
+            .into_iter()
+            .filter(|there| *there)
+            .count();
         let functions = 1 + self.disks.len() + self.pmems.len() + self.nets.len() + others + extra;
         check.require(extra == 0 || functions <= DEVICES, "disks", || {
             format!("and all other devices are {functions}, more than the {DEVICES} of a bus")

@@ -12,8 +12,8 @@ use crate::{Cluster, Host, node};
 pub const MOST: u64 = 2_500;
 /// PCI configuration, for each function.
 pub const MOST_CONFIG: u64 = 22;
-/// Host bridge, scratch disk, image in place, network, vsock, entropy, balloon.
-pub const FUNCTIONS: usize = 7;
+/// Host bridge, scratch disk, image in place, network, vsock, entropy, balloon, watchdog.
+pub const FUNCTIONS: usize = 8;
 
 /// As `kvmlet vm --probe --count-exits` says them.
 #[derive(Debug, Clone, Deserialize)]
@@ -29,12 +29,12 @@ pub struct Exits {
     pub addresses: BTreeMap<String, u64>,
 }
 
-/// Boots a machine with an image in place, a scratch disk, a network, vsock and entropy, and counts.
+/// Boots a machine with an image in place, a scratch disk, a network, vsock, entropy and a watchdog, and counts.
 pub fn count(host: &Host) -> Result<Exits> {
     let script = format!(
         "mkdir -p {FOLDER} && cd {FOLDER} && truncate -s 64M image scratch && \
          {} vm --probe --count-exits --kernel /usr/lib/kvmlet/vmlinux --initramfs /usr/lib/kvmlet/initramfs.cpio \
-         --pmem image --scratch scratch --tap kvmlet-bench; code=$?; rm -f image scratch; exit $code",
+         --pmem image --scratch scratch --tap kvmlet-bench --watchdog; code=$?; rm -f image scratch; exit $code",
         node::PROGRAM
     );
     let text = host.sh(&script)?;

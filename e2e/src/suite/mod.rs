@@ -12,6 +12,7 @@ mod images;
 mod in_place;
 mod jail;
 mod logs;
+mod machines;
 mod memory;
 mod node;
 mod outage;
@@ -85,6 +86,7 @@ fn all() -> impl Iterator<Item = &'static Test> {
         images::TESTS,
         in_place::TESTS,
         logs::TESTS,
+        machines::TESTS,
         memory::TESTS,
         exec::TESTS,
         exits::TESTS,

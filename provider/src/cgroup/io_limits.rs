@@ -66,7 +66,10 @@ impl IoLimits {
         if !has.split_whitespace().any(|controller| controller == "io") {
             return Err(IoError::Controller(has.trim().to_owned()));
         }
-        let disks = directories.iter().map(|directory| disk(directory)).collect::<Result<BTreeSet<_>, _>>()?;
+        let disks = directories
+            .iter()
+            .map(|directory| disk(directory))
+            .collect::<Result<BTreeSet<_>, _>>()?;
         Ok(Self::of(wanted, &disks))
     }
 
@@ -140,12 +143,18 @@ mod tests {
             weight: Some(7),
             ..Io::default()
         };
-        assert_eq!(IoLimits::of(&only_weight, &["8:0".to_owned()].into()).files(), [("io.weight", "default 7".to_owned())]);
+        assert_eq!(
+            IoLimits::of(&only_weight, &["8:0".to_owned()].into()).files(),
+            [("io.weight", "default 7".to_owned())]
+        );
     }
 
     #[test]
     fn a_node_that_asks_for_nothing_needs_nothing() {
-        assert_eq!(IoLimits::new(&Io::default(), &[Path::new("/nowhere")]).unwrap(), IoLimits::default());
+        assert_eq!(
+            IoLimits::new(&Io::default(), &[Path::new("/nowhere")]).unwrap(),
+            IoLimits::default()
+        );
     }
 
     #[test]

@@ -72,7 +72,9 @@ fn its_end_is_that_of_the_second_stage_and_comes_only_when_the_first_was_seen_to
     let mut state = *driver.timer.lock();
     assert!(matches!(state.next(now), Next::Wait(Some(left)) if left < Duration::from_secs(16)));
     // The process stood still for a minute, which is longer than both stages.
-    let Next::Wait(Some(second)) = state.next(now + MINUTE) else { panic!("{state:?}") };
+    let Next::Wait(Some(second)) = state.next(now + MINUTE) else {
+        panic!("{state:?}")
+    };
     assert!((Duration::from_secs(15)..Duration::from_secs(16)).contains(&second), "{second:?}");
     assert_eq!(state.next(now + MINUTE + second), Next::Fire);
 }
@@ -136,7 +138,10 @@ fn twenty_bits_count_and_fast_ticks_are_fast() {
     assert_eq!(driver.watchdog.preloads, [PRELOAD_BITS, 0]);
     driver.configure(LOCK, &[ENABLE]);
     let left = driver.left().unwrap();
-    assert!((Duration::from_millis(900)..Duration::from_millis(1020)).contains(&left), "{left:?}");
+    assert!(
+        (Duration::from_millis(900)..Duration::from_millis(1020)).contains(&left),
+        "{left:?}"
+    );
     assert!(driver.timer.lock().second > Duration::ZERO);
 }
 

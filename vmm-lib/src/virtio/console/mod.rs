@@ -264,7 +264,13 @@ impl<'m> Transmitter<'m> {
     }
 
     /// Writes one chain from `at` on; how far that went, and after how long to go on.
-    fn write(&mut self, chain: &Chain<'_>, mut at: usize, output: &mut Outlet, now: Instant) -> Result<(usize, Option<Duration>), ChainError> {
+    fn write(
+        &mut self,
+        chain: &Chain<'_>,
+        mut at: usize,
+        output: &mut Outlet,
+        now: Instant,
+    ) -> Result<(usize, Option<Duration>), ChainError> {
         let all = chain.readable.len();
         // No more than a block a turn is taken from one that goes on: there may be gigabytes, and an event to stop.
         for _ in 0..QUEUE_SIZE {
