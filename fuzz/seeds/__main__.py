@@ -14,6 +14,7 @@ for write in (
     devices.console,
     devices.net,
     devices.vsock,
+    devices.watchdog,
     devices.pci,
     files.elf,
     files.bzimage,

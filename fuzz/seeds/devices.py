@@ -192,6 +192,33 @@ def vsock():
         seed("vsock", name, header(), NO_CONFIGURATION, dial, acts, turn, turn)
 
 
+def watchdog():
+    def configure(register, data):
+        return bytes([{1: 0, 2: 4, 4: 8, 8: 12}[len(data)], register]) + data
+
+    def write(register, data):
+        return bytes([{1: 1, 2: 5, 4: 9, 8: 13}[len(data)], register]) + data
+
+    def read(register, size):
+        return bytes([{1: 2, 2: 6, 4: 10, 8: 14}[size], register])
+
+    wait = b"\3\0"
+    key = write(12, short(0x80)) + write(12, short(0x86))
+    feed = key + write(12, short(0x100))
+    timers = configure(0x68, b"\0") + key + write(0, long(15360)) + key + write(4, long(15360)) + feed
+    setup = configure(0x60, short(3)) + timers
+    on, off, lock = configure(0x68, b"\2"), configure(0x68, b"\0"), configure(0x68, b"\3")
+    seed("watchdog", "fed-and-stopped", setup, on, feed, feed, off, wait, wait, read(12, 2))
+    seed("watchdog", "unfed", setup, on, wait, wait)
+    seed("watchdog", "locked", setup, lock, off, configure(0x68, b"\7"), configure(0x66, b"\0" * 4), feed)
+    forget = key + write(12, short(0x200))
+    seed("watchdog", "no-output", configure(0x60, short(0x23)), timers, on, wait, wait, read(12, 4), forget, read(12, 4))
+    seed("watchdog", "free-running", setup, configure(0x68, b"\6"), feed, wait)
+    seed("watchdog", "without-the-key", on, write(0, long(1)), write(12, short(0x86)) + write(12, short(0x80)) + write(12, short(0x100)))
+    seed("watchdog", "large", setup, key, write(0, b"\xff" * 4), key, write(4, b"\xff" * 8), read(0, 8), read(8, 8), read(250, 8))
+    seed("watchdog", "moved", configure(0x10, b"\xff" * 8), configure(0, b"\xff" * 8), configure(4, b"\xff\xff"))
+
+
 def pci():
     def configure(function, register, data):
         return bytes([function << 3 | {1: 0, 2: 1, 4: 2, 8: 3}[len(data)] << 5, register]) + data

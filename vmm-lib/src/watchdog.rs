@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use crate::pci::PciFunction;
 use crate::pci::config::{ConfigSpace, Identity};
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 #[cfg(test)]
 mod tests;
 

@@ -14,6 +14,7 @@ pub use crate::virtio::console::fuzz::console;
 pub use crate::virtio::fuzz::{balloon, pmem, queue, rng};
 pub use crate::virtio::net::fuzz::net;
 pub use crate::virtio::vsock::fuzz::vsock;
+pub use crate::watchdog::fuzz::watchdog;
 
 #[cfg(test)]
 mod tests {
@@ -60,6 +61,11 @@ mod tests {
     }
 
     #[test]
+    fn a_watchdog_keeps_its_rules_whatever_registers_are_written() {
+        replay("watchdog", super::watchdog);
+    }
+
+    #[test]
     fn the_bus_and_the_transport_keep_their_rules_whatever_registers_are_written() {
         replay("pci", super::pci);
     }
@@ -77,7 +83,7 @@ mod tests {
     #[test]
     fn every_fuzz_target_is_replayed_by_a_test() {
         let ours = [
-            "balloon", "block", "bzimage", "console", "elf", "net", "pci", "pmem", "queue", "rng", "vsock",
+            "balloon", "block", "bzimage", "console", "elf", "net", "pci", "pmem", "queue", "rng", "vsock", "watchdog",
         ];
         let (protocol, rest): (Vec<_>, Vec<_>) = targets().into_iter().partition(|name| name == "protocol");
         assert_eq!((protocol.len(), rest), (1, ours.map(String::from).to_vec()));
