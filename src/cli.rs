@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand};
+use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
 /// A virtual Kubernetes node whose pods are microVMs.
 #[derive(Debug, Parser)]
@@ -70,6 +70,9 @@ pub(crate) struct VmArguments {
     /// A serial console on standard error.
     #[arg(long, requires = "by_hand")]
     pub(crate) serial: bool,
+    /// A watchdog, as each pod's machine has one.
+    #[arg(long, requires = "by_hand")]
+    pub(crate) watchdog: bool,
     /// Guest memory in MiB.
     #[arg(long, default_value_t = 128, requires = "by_hand")]
     pub(crate) memory: u64,
@@ -92,11 +95,11 @@ pub(crate) struct VmArguments {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum VmCommand {
-    /// Boots a kernel in a machine of your own, with its serial console on this terminal.
+    /// Boots a kernel in a machine of your own, with its console on this terminal.
     ///
-    /// The console is output only: what you type does not reach the guest (give it a network, or a vsock). Ctrl-C ends the machine as if by
-    /// pulling its plug. The exit status is 0 when the guest powered off, else 1, with the reason on standard error. A kernel that panics
-    /// resets the machine, which ends it.
+    /// What you type reaches the guest, Ctrl-C too; Ctrl-A x ends the machine as if by pulling its plug, and so do SIGINT, SIGTERM, SIGHUP and
+    /// SIGQUIT. Where standard input is no terminal, it is the console's input to its end. The exit status is 0 when the guest powered off, else
+    /// 1, with the reason on standard error. A kernel that panics resets the machine, which ends it.
     Run(Box<RunArguments>),
     /// Says how much memory a machine has, and has it grow or shrink to SIZE in all.
     ///
@@ -110,6 +113,15 @@ pub(crate) struct MemoryArguments {
     pub(crate) socket: PathBuf,
     /// Bytes, or with K, M, G, T: at least what the machine began with, in steps of 2M from there.
     pub(crate) size: Option<String>,
+}
+
+/// A console's device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ConsoleKind {
+    /// COM1.
+    Serial,
+    /// virtio-console.
+    Virtio,
 }
 
 #[derive(Debug, Args)]
@@ -148,8 +160,15 @@ pub(crate) struct RunArguments {
     /// A source of random numbers [default: true].
     #[arg(long, value_name = "BOOL", action = ArgAction::Set)]
     pub(crate) rng: Option<bool>,
+    /// What the console is: a serial port (ttyS0), which any kernel has from its first line on, or virtio (hvc0), which costs no time once the
+    /// guest has its driver.
+    #[arg(long, value_enum, default_value_t = ConsoleKind::Serial, value_name = "KIND")]
+    pub(crate) console: ConsoleKind,
+    /// A watchdog (i6300esb, /dev/watchdog): ends the machine when the guest has begun to feed it and does not go on.
+    #[arg(long)]
+    pub(crate) watchdog: bool,
     /// A whole machine, as JSON, in place of the options above (`-` is standard input).
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["kernel", "initrd", "disk", "mem", "memory_max", "cpus", "cmdline", "vsock", "rng"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["kernel", "initrd", "disk", "mem", "memory_max", "cpus", "cmdline", "vsock", "rng", "console", "watchdog"])]
     pub(crate) spec: Option<PathBuf>,
     /// Prints the machine as JSON in place of running it.
     #[arg(long)]

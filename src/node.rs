@@ -12,7 +12,7 @@ use kvmlet_machine::Uids;
 use kvmlet_network::{NetworkConfig, PodNetworks};
 use kvmlet_provider::{
     backend::Provider,
-    cgroup,
+    cgroup::{self, IoLimits},
     config::Config,
     context::Context,
     downward::Facts,
@@ -54,6 +54,7 @@ pub(crate) fn run(arguments: &NodeArguments) -> anyhow::Result<ExitCode> {
     for (what, path) in [("guest.kernel", &config.guest.kernel), ("guest.initramfs", &config.guest.initramfs)] {
         std::fs::File::open(path).with_context(|| format!("{what}: open {}", path.display()))?;
     }
+    let io = io_limits(&config)?;
     if arguments.check {
         println!("configuration and KVM are usable");
         return Ok(ExitCode::SUCCESS);
@@ -62,11 +63,17 @@ pub(crate) fn run(arguments: &NodeArguments) -> anyhow::Result<ExitCode> {
         .worker_threads(2)
         .enable_all()
         .build()?
-        .block_on(serve(config))?;
+        .block_on(serve(config, io))?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn serve(config: Config) -> anyhow::Result<()> {
+/// What machines may read and write, if this host can hold them to it.
+fn io_limits(config: &Config) -> anyhow::Result<IoLimits> {
+    let images = config.state_dir.join("images");
+    IoLimits::new(&config.machines.io, &[&config.state_dir, &images]).context("machines.io cannot be had")
+}
+
+async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
     let config = Arc::new(config);
     let client = client(&config.kubeconfig).await?;
     let store = Store::open(&config.state_dir)?;
@@ -101,6 +108,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         },
         troubles: troubles.clone(),
         uids,
+        io,
         executable: std::env::current_exe().context("find this binary")?,
         boots: tokio::sync::Semaphore::new(BOOTS_PER_PROCESSOR * std::thread::available_parallelism().map_or(1, usize::from)),
         scratch: std::sync::Mutex::default(),

@@ -122,6 +122,30 @@ def block():
         seed("block", name, header(), b"\0", NO_CONFIGURATION, acts, turn)
 
 
+def console():
+    send, later, receive, read = b"\x07", b"\x47", b"\x09", b"\x0b"
+
+    def keys(size):
+        return b"\x0a" + short(size)
+
+    def post(slot, size):
+        return bytes([slot << 4 | 12]) + length(size)
+
+    def say(slot, size):
+        return bytes([slot << 4 | 14]) + length(size)
+
+    for features in range(4):
+        start = header(3, features, 0xFFFD) + CONFIGURATION
+        seed("console", f"session-{features}", start, say(0, 60), send, post(0, 100), receive, keys(5), receive, post(1, 3), keys(9), receive, post(2, 50), receive, read)
+    flood = b"".join(say(slot, 0x4000) for slot in range(7))
+    seed("console", "nobody-reads", header(3), NO_CONFIGURATION, flood, later, send, later, flood, send, read, say(7, 10), send)
+    seed("console", "somebody-reads-late", header(3), NO_CONFIGURATION, flood, send, read, send, read, send)
+    seed("console", "nothing-writable", header(), NO_CONFIGURATION, keys(1), chain(0, READ), receive)
+    seed("console", "nothing-readable", header(), NO_CONFIGURATION, chain(0, FILL, queue=1), send)
+    for name, acts in BREAKS.items():
+        seed("console", name, header(), NO_CONFIGURATION, acts, keys(10), receive, send)
+
+
 def net():
     send, fill = b"\x07", b"\x08"
 
@@ -190,6 +214,33 @@ def vsock():
     seed("vsock", "no-room-for-a-byte", header(), NO_CONFIGURATION, post(0, 32), dial, turn, turn)
     for name, acts in BREAKS.items():
         seed("vsock", name, header(), NO_CONFIGURATION, dial, acts, turn, turn)
+
+
+def watchdog():
+    def configure(register, data):
+        return bytes([{1: 0, 2: 4, 4: 8, 8: 12}[len(data)], register]) + data
+
+    def write(register, data):
+        return bytes([{1: 1, 2: 5, 4: 9, 8: 13}[len(data)], register]) + data
+
+    def read(register, size):
+        return bytes([{1: 2, 2: 6, 4: 10, 8: 14}[size], register])
+
+    wait = b"\3\0"
+    key = write(12, short(0x80)) + write(12, short(0x86))
+    feed = key + write(12, short(0x100))
+    timers = configure(0x68, b"\0") + key + write(0, long(15360)) + key + write(4, long(15360)) + feed
+    setup = configure(0x60, short(3)) + timers
+    on, off, lock = configure(0x68, b"\2"), configure(0x68, b"\0"), configure(0x68, b"\3")
+    seed("watchdog", "fed-and-stopped", setup, on, feed, feed, off, wait, wait, read(12, 2))
+    seed("watchdog", "unfed", setup, on, wait, wait)
+    seed("watchdog", "locked", setup, lock, off, configure(0x68, b"\7"), configure(0x66, b"\0" * 4), feed)
+    forget = key + write(12, short(0x200))
+    seed("watchdog", "no-output", configure(0x60, short(0x23)), timers, on, wait, wait, read(12, 4), forget, read(12, 4))
+    seed("watchdog", "free-running", setup, configure(0x68, b"\6"), feed, wait)
+    seed("watchdog", "without-the-key", on, write(0, long(1)), write(12, short(0x86)) + write(12, short(0x80)) + write(12, short(0x100)))
+    seed("watchdog", "large", setup, key, write(0, b"\xff" * 4), key, write(4, b"\xff" * 8), read(0, 8), read(8, 8), read(250, 8))
+    seed("watchdog", "moved", configure(0x10, b"\xff" * 8), configure(0, b"\xff" * 8), configure(4, b"\xff\xff"))
 
 
 def pci():

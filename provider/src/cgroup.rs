@@ -1,8 +1,11 @@
 //! The control group (v2) of a machine process: what its threads may use of the host, whatever a guest makes them do. Beside the daemon's
 //! own group, so that what ends the daemon's ends no machine.
 
+mod io_limits;
+
 use std::{fs, io, path::PathBuf};
 
+pub use io_limits::{IoError, IoLimits};
 use vmm_lib::spec::{MachineSpec, Pmem};
 
 const ROOT: &str = "/sys/fs/cgroup";
@@ -43,7 +46,7 @@ pub fn prepare() -> io::Result<()> {
     let slice = format!("{ROOT}/{SLICE}");
     fs::create_dir_all(&slice)?;
     for parent in [ROOT, &slice] {
-        for controller in ["+cpu", "+memory", "+pids"] {
+        for controller in ["+cpu", "+memory", "+pids", "+io"] {
             // Where it is missing the limit's file is, too.
             let _ = fs::write(format!("{parent}/cgroup.subtree_control"), controller);
         }
@@ -52,10 +55,13 @@ pub fn prepare() -> io::Result<()> {
 }
 
 /// Makes the group of a pod's machine and puts its process there. A limit whose controller the host does not give is in the answer: the
-/// machine runs without it.
-pub fn confine(uid: &str, pid: u32, spec: &MachineSpec, threads: u64) -> io::Result<Vec<&'static str>> {
+/// machine runs without it. Not so `io`, which is there because the node's owner asked for it.
+pub fn confine(uid: &str, pid: u32, spec: &MachineSpec, threads: u64, io: &IoLimits) -> io::Result<Vec<&'static str>> {
     let group = path(uid);
     fs::create_dir_all(&group)?;
+    for (name, content) in io.files() {
+        fs::write(group.join(name), content).map_err(|error| io::Error::new(error.kind(), format!("{name} {content}: {error}")))?;
+    }
     let missing = limits(spec, threads)
         .into_iter()
         .filter(|(name, content)| fs::write(group.join(name), content).is_err())

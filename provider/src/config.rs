@@ -61,6 +61,9 @@ pub struct Config {
     /// Users that machines run as.
     #[serde(default, rename = "machineUIDs")]
     pub machine_uids: MachineUids,
+    /// What all machines have.
+    #[serde(default)]
+    pub machines: Machines,
     /// Rotation of containers' logs.
     #[serde(default)]
     pub logs: Logs,
@@ -186,6 +189,76 @@ impl Default for MachineUids {
             count: 10_000,
         }
     }
+}
+
+/// What all machines have.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Machines {
+    /// How long a guest's kernel and agent may stand still, seconds, 10 to 1800, before its machine is ended; 0: as long as they like.
+    pub watchdog_seconds: u32,
+    /// What a machine may read and write.
+    pub io: Io,
+}
+
+impl Machines {
+    fn mistake(&self) -> Option<(&'static str, &'static str)> {
+        let few = |quantity: Option<Quantity>| quantity.is_some_and(|quantity| quantity.value() < 64 << 10);
+        let seldom = |number: Option<u64>| number.is_some_and(|number| number < 10);
+        let io = &self.io;
+        let checks = [
+            (
+                self.watchdog_seconds != 0 && !(10..=1800).contains(&self.watchdog_seconds),
+                ("machines.watchdogSeconds", "must be 0, or 10 to 1800"),
+            ),
+            (
+                few(io.read_bytes_per_second),
+                ("machines.io.readBytesPerSecond", "must be 64Ki or more"),
+            ),
+            (
+                few(io.write_bytes_per_second),
+                ("machines.io.writeBytesPerSecond", "must be 64Ki or more"),
+            ),
+            (
+                seldom(io.read_operations_per_second),
+                ("machines.io.readOperationsPerSecond", "must be 10 or more"),
+            ),
+            (
+                seldom(io.write_operations_per_second),
+                ("machines.io.writeOperationsPerSecond", "must be 10 or more"),
+            ),
+            (
+                io.weight.is_some_and(|weight| !(1..=10_000).contains(&weight)),
+                ("machines.io.weight", "must be 1 to 10000"),
+            ),
+        ];
+        checks.into_iter().find_map(|(wrong, mistake)| wrong.then_some(mistake))
+    }
+}
+
+impl Default for Machines {
+    fn default() -> Self {
+        Self {
+            watchdog_seconds: 60,
+            io: Io::default(),
+        }
+    }
+}
+
+/// What a machine may read from, and write to, the disk that holds the state directory (cgroup v2, io.max and io.weight); no limit by default.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Io {
+    /// Bytes, 64Ki or more.
+    pub read_bytes_per_second: Option<Quantity>,
+    /// Bytes, 64Ki or more.
+    pub write_bytes_per_second: Option<Quantity>,
+    /// 10 or more.
+    pub read_operations_per_second: Option<u64>,
+    /// 10 or more.
+    pub write_operations_per_second: Option<u64>,
+    /// Share of the disk's time where others want it too, 1 to 10000, 100 being usual.
+    pub weight: Option<u16>,
 }
 
 /// Log rotation, as the kubelet's containerLogMaxSize and containerLogMaxFiles.
@@ -353,6 +426,9 @@ impl Config {
                 format!("{count} users are too few for {} pods", config.max_pods),
             );
         }
+        if let Some((key, message)) = config.machines.mistake() {
+            return value(key, message.into());
+        }
         if config.logs.max_files < 2 {
             return value("logs.maxFiles", "must be 2 or more".into());
         }
@@ -397,6 +473,26 @@ mod tests {
             ("count: 5", "machineUIDs.count"),
         ] {
             let error = parse(&format!("{GOOD}machineUIDs: {{{users}}}\n")).unwrap_err();
+            assert!(error.contains(key), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_machines_have_is_checked_and_named() {
+        let machines = parse(&format!("{GOOD}machines: {{io: {{readBytesPerSecond: 10Mi, weight: 50}}}}\n"))
+            .unwrap()
+            .machines;
+        assert_eq!((machines.watchdog_seconds, machines.io.weight), (60, Some(50)));
+        for (keys, key) in [
+            ("watchdogSeconds: 5", "machines.watchdogSeconds"),
+            ("io: {readBytesPerSecond: 1Ki}", "machines.io.readBytesPerSecond"),
+            ("io: {writeBytesPerSecond: 0}", "machines.io.writeBytesPerSecond"),
+            ("io: {readOperationsPerSecond: 9}", "machines.io.readOperationsPerSecond"),
+            ("io: {writeOperationsPerSecond: 0}", "machines.io.writeOperationsPerSecond"),
+            ("io: {weight: 0}", "machines.io.weight"),
+            ("io: {speed: 1}", "speed"),
+        ] {
+            let error = parse(&format!("{GOOD}machines: {{{keys}}}\n")).unwrap_err();
             assert!(error.contains(key), "{error}");
         }
     }

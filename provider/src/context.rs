@@ -13,7 +13,8 @@ use kvmlet_network::PodNetworks;
 use tokio::sync::{OnceCell, Semaphore};
 
 use crate::{
-    config::Config, downward::Facts, events::Recorder, names::Dns, node::Troubles, objects::Objects, report::Reporter, store::Store,
+    cgroup::IoLimits, config::Config, downward::Facts, events::Recorder, names::Dns, node::Troubles, objects::Objects, report::Reporter,
+    store::Store,
 };
 
 /// Shared by all pods.
@@ -40,6 +41,8 @@ pub struct Context {
     pub dns: Dns,
     /// What is wrong with the node.
     pub troubles: Troubles,
+    /// What machines may read and write.
+    pub io: IoLimits,
     /// Who runs which machine.
     pub uids: Uids,
     /// The binary that machines run.

@@ -6,10 +6,10 @@ use k8s_openapi::api::core::v1::{Container, SecurityContext};
 use kvmlet_image::{ImageConfig, ImageDevice};
 use kvmlet_protocol::{ContainerSpec, Interface, Mount, Process, Resources, Rlimit, RootFs, SandboxSpec, User, VolumeSpec};
 use vmm_lib::boot::{FAST_COMMAND_LINE, with_console};
-use vmm_lib::spec::{Boot, Disk, Extent, FileSource, MachineSpec, Net, Pmem, SPEC_VERSION, Serial, Vsock};
+use vmm_lib::spec::{Boot, Disk, Extent, FileSource, MachineSpec, Net, Pmem, SPEC_VERSION, Serial, Vsock, Watchdog, WatchdogAction};
 
 use crate::{
-    config::Guest,
+    config::{Guest, Machines},
     desired::{DesiredContainer, DesiredPod},
     env::Env,
     names::{self, Dns},
@@ -89,7 +89,7 @@ const ALL_CAPABILITIES: &[&str] = &[
 pub fn machine(
     pod: &DesiredPod,
     size: Size,
-    guest: &Guest,
+    (guest, machines): (&Guest, &Machines),
     images: &[&ImageDevice],
     net: Option<([u8; 6], u16)>,
     dir: &Path,
@@ -126,6 +126,13 @@ pub fn machine(
         true => with_console(FAST_COMMAND_LINE),
         false => FAST_COMMAND_LINE.to_owned(),
     };
+    let watchdog = (machines.watchdog_seconds > 0).then(|| {
+        // How long is the driver's to know; the agent finds it there.
+        command_line.push_str(&format!(" i6300esb.heartbeat={}", machines.watchdog_seconds));
+        Watchdog {
+            action: WatchdogAction::Reset,
+        }
+    });
     if !guest.extra_command_line.is_empty() {
         command_line.push(' ');
         command_line.push_str(&guest.extra_command_line);
@@ -159,9 +166,12 @@ pub fn machine(
         hotplug: None,
         serial: guest.serial.then(|| Serial {
             output: FileSource::Path(dir.join("console.log")),
+            input: None,
         }),
         comb: None,
         restore: None,
+        console: None,
+        watchdog,
         count_exits: false,
     }
 }

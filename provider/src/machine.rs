@@ -56,9 +56,10 @@ pub async fn launch(context: &Arc<Context>, uid: &str, spec: MachineSpec, tap: O
             let _ = fs::remove_file(dir.join(socket));
         }
         let spawned = process::spawn(&dir, jail.uid, Some(&context.executable), &["vm"]).map_err(|e| chain(&e))?;
-        match cgroup::confine(&uid, spawned.pid(), &spec, process::threads(&spec)) {
+        match cgroup::confine(&uid, spawned.pid(), &spec, process::threads(&spec), &context.io) {
             Ok(missing) if missing.is_empty() => {}
             Ok(missing) => debug!(?missing, "the host's cgroup v2 lacks controllers"),
+            Err(error) if !context.io.files().is_empty() => return Err(format!("hold the machine to machines.io: {error}")),
             Err(error) => debug!(%error, "the machine process stays in the daemon's control group"),
         }
         let order = Start {
@@ -140,6 +141,7 @@ fn describe(record: Option<&ExitRecord>, signal: Option<i32>) -> String {
         Some(MachineExit::PoweredOff) => "the guest powered itself off".into(),
         Some(MachineExit::Reset) => "the guest reset itself (its kernel panics so)".into(),
         Some(MachineExit::Stopped) => "the machine was stopped".into(),
+        Some(MachineExit::Watchdog { .. }) => "the guest hung: its kernel or agent left its watchdog unfed".into(),
         Some(MachineExit::TripleFault) => "the guest triple-faulted".into(),
         Some(MachineExit::Crashed { reason } | MachineExit::MemoryFault { reason }) => format!("the guest crashed: {reason}"),
         Some(MachineExit::Error { what }) => format!("the machine failed: {what}"),

@@ -80,7 +80,7 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String]) ->
     let spec = lower::machine(
         desired,
         size,
-        &context.config.guest,
+        (&context.config.guest, &context.config.machines),
         &devices,
         Some((network.interface.mac, mtu)),
         &dir,

@@ -10,6 +10,7 @@ mod render;
 mod request;
 mod run;
 mod running;
+mod terminal;
 mod timeline;
 mod trace;
 

@@ -18,7 +18,7 @@ use vmm_lib::{
     boot::{FAST_COMMAND_LINE, with_console},
     builder::Handle,
     snapshot::SnapshotFiles,
-    spec::{Boot, Disk, FileSource, Hotplug, MachineSpec, Pmem, Restore, SPEC_VERSION, Serial},
+    spec::{Boot, Disk, FileSource, Hotplug, MachineSpec, Pmem, Restore, SPEC_VERSION, Serial, Watchdog, WatchdogAction},
     tap,
 };
 
@@ -106,6 +106,11 @@ fn spec(arguments: &VmArguments, kernel: &Path, initramfs: &Path, vsock: &Path) 
         }),
         serial: arguments.serial.then(|| Serial {
             output: FileSource::Path("/dev/stderr".into()),
+            input: None,
+        }),
+        console: None,
+        watchdog: arguments.watchdog.then_some(Watchdog {
+            action: WatchdogAction::Reset,
         }),
         comb: (arguments.take.is_some() || arguments.from.is_some()).then(template::comb),
         restore: arguments.from.as_deref().map(|directory| Restore {

@@ -4,17 +4,23 @@
 use std::{fs::File, path::Path};
 
 use vmm_lib::{
-    boot::{FAST_COMMAND_LINE, with_console},
-    spec::{Boot, Disk, Extent, FileSource, HOTPLUG_STEP, Hotplug, MachineSpec, SPEC_VERSION, Serial},
+    boot::{FAST_COMMAND_LINE, with_console, with_virtio_console},
+    spec::{
+        Boot, Console, Disk, Extent, FileSource, HOTPLUG_STEP, Hotplug, MachineSpec, SPEC_VERSION, Serial, Watchdog, WatchdogAction,
+    },
 };
 
-use super::by_hand::{self, Mistakes};
-use crate::cli::RunArguments;
+use super::{
+    by_hand::{self, Mistakes},
+    terminal,
+};
+use crate::cli::{ConsoleKind, RunArguments};
 
 /// Bytes, when nothing is said.
 const MEMORY: u64 = 256 << 20;
-/// Where a console goes that is for whoever runs the machine.
+/// Where a console goes that is for whoever runs the machine, and comes from.
 pub(super) const STDOUT: &str = "/dev/stdout";
+pub(super) const STDIN: &str = "/dev/stdin";
 
 /// The machine that is asked for. What is wrong has a valid value in it, so that the rest is looked at too.
 pub(super) fn spec(arguments: &RunArguments, mistakes: &mut Mistakes) -> MachineSpec {
@@ -61,8 +67,17 @@ pub(super) fn spec(arguments: &RunArguments, mistakes: &mut Mistakes) -> Machine
         rng: arguments.rng.unwrap_or(true),
         balloon: true,
         hotplug,
-        serial: Some(Serial {
+        serial: (arguments.console != ConsoleKind::Virtio).then(|| Serial {
             output: path(Path::new(STDOUT)),
+            input: Some(path(Path::new(STDIN))),
+        }),
+        console: (arguments.console == ConsoleKind::Virtio).then(|| Console {
+            output: path(Path::new(STDOUT)),
+            input: Some(path(Path::new(STDIN))),
+            size: terminal::size(),
+        }),
+        watchdog: arguments.watchdog.then_some(Watchdog {
+            action: WatchdogAction::Reset,
         }),
         comb: None,
         restore: None,
@@ -125,7 +140,10 @@ fn command_line(arguments: &RunArguments, disks: &[Disk]) -> String {
     if let (None, Some(root)) = (&arguments.initrd, disks.first()) {
         words.extend(["root=/dev/vda", if root.read_only { "ro" } else { "rw" }]);
     }
-    let mut line = with_console(&words.join(" "));
+    let mut line = match arguments.console {
+        ConsoleKind::Serial => with_console(&words.join(" ")),
+        ConsoleKind::Virtio => with_virtio_console(&words.join(" ")),
+    };
     if let Some(more) = &arguments.cmdline {
         line.push(' ');
         line.push_str(more);

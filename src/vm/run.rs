@@ -1,11 +1,8 @@
-//! `kvmlet vm run`: a machine for people. Its console is this process's standard output, its end this process's.
+//! `kvmlet vm run`: a machine for people. Its console is this process's standard input and output, its end this process's.
 
 use std::{
     io::{self, Read as _},
-    os::{
-        fd::{AsFd as _, OwnedFd},
-        unix::net::UnixListener,
-    },
+    os::{fd::OwnedFd, unix::net::UnixListener},
     path::Path,
     process::ExitCode,
 };
@@ -19,8 +16,9 @@ use vmm_lib::{
 
 use super::{
     by_hand::{Mistakes, tell_end},
-    request::{self, STDOUT},
+    request::{self, STDIN, STDOUT},
     running::stop_on_signals,
+    terminal::{self, Terminal},
     trace,
 };
 use crate::cli::RunArguments;
@@ -100,21 +98,49 @@ fn from_file(path: &Path, taps: usize, mistakes: &mut Mistakes) -> Option<Machin
 }
 
 fn to_end(mut spec: MachineSpec, mut files: Vec<OwnedFd>, control: Option<&Path>) -> anyhow::Result<ExitCode> {
-    if let Some(serial) = &mut spec.serial
-        && serial.output == FileSource::Path(STDOUT.into())
-    {
-        // The very same open file: its path may not be opened again, a socket's or another user's terminal's.
-        serial.output = FileSource::Passed(files.len() as u32);
-        files.push(io::stdout().as_fd().try_clone_to_owned()?);
-    }
+    let terminal = standard_streams(&mut spec, &mut files)?;
     let memory = spec.memory;
     let machine = Builder::new(spec, files).build().context("make the machine")?;
-    stop_on_signals(machine.handle())?;
+    let (handle, screen) = (machine.handle(), machine.screen());
+    stop_on_signals(handle.clone(), move || {
+        if let (Some(screen), Some(size)) = (&screen, terminal::size()) {
+            screen.resize(size.columns, size.rows);
+        }
+    })?;
     if let Some(path) = control {
         // One of a machine that is gone: that it is a socket was looked at.
         let _ = std::fs::remove_file(path);
         let listener = UnixListener::bind(path).with_context(|| format!("listen at {}", path.display()))?;
         kvmlet_machine::serve_by_hand(listener, machine.handle(), memory)?;
     }
-    Ok(tell_end(&machine.run().exit))
+    let carrying = terminal.map(|terminal| terminal.start(handle)).transpose()?;
+    let exit = machine.run().exit;
+    if let Some(carrying) = carrying {
+        carrying.end();
+    }
+    Ok(tell_end(&exit))
+}
+
+/// Puts pipes of ours where a console is to be our standard streams: their paths may not be opened again (a socket's, another user's terminal's),
+/// and they may block. The first console that names one gets it.
+fn standard_streams(spec: &mut MachineSpec, files: &mut Vec<OwnedFd>) -> anyhow::Result<Option<Terminal>> {
+    let console = spec.console.iter_mut().map(|console| (&mut console.output, &mut console.input));
+    let serial = spec.serial.iter_mut().map(|serial| (&mut serial.output, &mut serial.input));
+    let Some((output, input)) = console
+        .chain(serial)
+        .find(|(output, _)| **output == FileSource::Path(STDOUT.into()))
+    else {
+        return Ok(None);
+    };
+    let asked = *input == Some(FileSource::Path(STDIN.into()));
+    let (terminal, ends) = Terminal::new(asked)?;
+    let mut pass = |file| {
+        files.push(file);
+        FileSource::Passed(files.len() as u32 - 1)
+    };
+    *output = pass(ends.output);
+    if asked {
+        *input = ends.input.map(pass);
+    }
+    Ok(Some(terminal))
 }

@@ -17,7 +17,7 @@ impl Running {
     /// Runs a machine, and calls `ended` behind it. Signals stop it.
     pub(super) fn start(machine: Machine, ended: impl FnOnce() + Send + 'static) -> anyhow::Result<Self> {
         let handle = machine.handle();
-        stop_on_signals(handle.clone())?;
+        stop_on_signals(handle.clone(), || {})?;
         let thread = thread::Builder::new().name("machine".into()).spawn(move || {
             let report = machine.run();
             ended();
@@ -33,16 +33,20 @@ impl Running {
     }
 }
 
-/// Has SIGINT, SIGTERM and SIGHUP stop a machine in place of this process. To be called before any thread is made: they inherit the mask.
-pub(super) fn stop_on_signals(handle: Handle) -> anyhow::Result<()> {
+/// Has SIGINT, SIGTERM, SIGHUP and SIGQUIT stop a machine in place of this process, and calls `resized` when its terminal has another size. To
+/// be called before any thread is made: they inherit the mask.
+pub(super) fn stop_on_signals(handle: Handle, mut resized: impl FnMut() + Send + 'static) -> anyhow::Result<()> {
     let mut signals = SigSet::empty();
-    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGWINCH] {
         signals.add(signal);
     }
     signals.thread_block()?;
     let wait = move || {
-        while signals.wait().is_ok() {
-            handle.stop();
+        while let Ok(signal) = signals.wait() {
+            match signal {
+                Signal::SIGWINCH => resized(),
+                _ => handle.stop(),
+            }
         }
     };
     thread::Builder::new().name("signals".into()).spawn(wait)?;

@@ -63,7 +63,9 @@ pub(super) fn run(mut spec: MachineSpec, mut files: Vec<OwnedFd>) -> anyhow::Res
     let (log, writer) = io::pipe().context("make a pipe")?;
     spec.serial = Some(Serial {
         output: FileSource::Passed(files.len() as u32),
+        input: None,
     });
+    spec.console = None;
     files.push(writer.into());
     spec.boot.command_line = with_initcalls(&spec.boot.command_line);
     let socket = match &spec.vsock {

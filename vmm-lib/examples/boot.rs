@@ -34,9 +34,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         hotplug: None,
         serial: Some(Serial {
             output: FileSource::Path("/dev/stdout".into()),
+            input: None,
         }),
         comb: None,
         restore: None,
+        console: None,
+        watchdog: None,
         count_exits: true,
     };
     let report = Builder::new(spec, Vec::new()).build()?.run();

@@ -1,18 +1,17 @@
 //! From a specification to a machine that is ready to run, in KVM's order: VM, memory, interrupt controller, processors, devices, kernel.
 //! Everything that can fail because of the host or the specification fails here, before a guest exists.
 
-use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
-use kvm_bindings::{CpuId, kvm_clock_data};
+use kvm_bindings::CpuId;
 use kvm_ioctls::{VcpuFd, VmFd};
 
 use crate::boot::{self, BootError, Plan};
 use crate::bus::Bus;
 use crate::cpuid::{CpuidError, Template};
-use crate::devices::{self, DeviceError};
+use crate::devices::{self, DeviceError, Shared};
 use crate::exit::{ExitCounts, MachineExit, MachineReport};
 use crate::files::{FileError, Files};
 use crate::hotplug::{Hotplug, Hotplugged, ResizeError};
@@ -24,15 +23,18 @@ use crate::pci::PciBus;
 use crate::posted::Posted;
 use crate::registers::{self, RegistersError};
 use crate::serial::{SerialError, SerialPort};
-use crate::snapshot::processor::{Registers, same_cpuid};
-use crate::snapshot::{self, RestoreError, SnapshotError, SnapshotFiles, Source, State, same};
-use crate::spec::{MachineSpec, Pmem, Restore};
+use crate::snapshot::processor::Registers;
+use crate::snapshot::restore::{check_shape, open_snapshot, restore};
+use crate::snapshot::{self, RestoreError, SnapshotError, SnapshotFiles, Source};
+use crate::spec::{MachineSpec, Pmem, Serial, WatchdogAction};
 use crate::threads::{Enter, Maker, SnapshotRequest, ThreadKind, Threads};
 use crate::timeline::{Phase, Timeline};
 use crate::validate::SpecErrors;
 use crate::vcpu::{self, Control, Vcpu};
+use crate::virtio::console::Screen;
 use crate::virtio::device::{GuestSpace, Memory};
 use crate::virtio::vsock::Inlet;
+use crate::watchdog::Timer;
 
 /// Why there is no machine.
 #[derive(Debug, thiserror::Error)]
@@ -173,13 +175,17 @@ impl Builder {
         }
         timeline.done(Phase::Processors);
 
-        let serial = spec
-            .serial
-            .as_ref()
-            .map(|serial| -> Result<_, BuildError> { Ok(SerialPort::new(&vm, files.open_log("serial.output", &serial.output)?)?) });
-        let serial = serial.transpose()?;
+        let serial = spec.serial.as_ref().map(|serial| serial_port(serial, &files, &vm)).transpose()?;
+        let screen = spec.console.as_ref().and_then(|console| console.size);
+        let screen = screen.map(|size| Screen::new(size.columns, size.rows));
+        let timer = spec.watchdog.as_ref().map(|watchdog| (Arc::new(Timer::default()), watchdog.action));
         let interrupts = Arc::new(Interrupts::new(vm.clone()));
-        let functions = devices::create(&spec, &files, &vm, &interrupts, &memory, &layout, (&threads, inlet))?;
+        let shared = Shared {
+            inlet,
+            screen: screen.clone(),
+            timer: timer.as_ref().map(|(timer, _)| timer.clone()),
+        };
+        let functions = devices::create(&spec, &files, &vm, &interrupts, &memory, &layout, (&threads, shared))?;
         let pci = PciBus::new(ecam, layout.clone(), functions);
         pci.post(&vm).map_err(step("post writes of absent registers"))?;
         let bus = Bus {
@@ -212,6 +218,8 @@ impl Builder {
             possible_cpus,
             registers: msrs,
             restored,
+            screen,
+            timer,
         })
     }
 }
@@ -245,55 +253,6 @@ fn boot(
     Ok(registers::set_entry(vcpu, memory, entry)?)
 }
 
-/// A snapshot's state, and the file of its memory.
-fn open_snapshot(restore: &Restore, files: &Files) -> Result<(State, File), BuildError> {
-    let state = State::read(&files.open_existing("restore.state", &restore.state, false)?)?;
-    let memory = files.open_existing("restore.memory", &restore.memory, false)?;
-    let has = memory.metadata().map_err(|source| RestoreError::Read("memory", source))?.len();
-    same("memory, bytes,", &state.memory, &has)?;
-    if restore.verify {
-        snapshot::memory::verify(&memory, state.memory, state.memory_checksum)?;
-    }
-    Ok((state, memory))
-}
-
-/// Whether a machine can become what a snapshot was, on this host.
-fn check_shape(state: &State, spec: &MachineSpec, layout: &Layout, cpuid: &CpuId) -> Result<(), RestoreError> {
-    same("memory, bytes,", &spec.memory, &state.memory)?;
-    same("the device window's address", &layout.mmio64.start, &state.window)?;
-    let cpus = spec.comb.as_ref().map_or(spec.cpus, |comb| comb.cpus);
-    same("the number of possible processors", &cpus, &state.possible_cpus)?;
-    if state.processors.len() > usize::from(spec.cpus) {
-        return same("the number of processors", &usize::from(spec.cpus), &state.processors.len());
-    }
-    if same_cpuid(cpuid, &state.cpuid) {
-        Ok(())
-    } else {
-        Err(RestoreError::Host)
-    }
-}
-
-/// Makes a machine that has not run what it was. Processors beyond those of the snapshot wait for the guest to start them.
-fn restore(state: &State, vm: &VmFd, vcpus: &[VcpuFd], bus: &Bus) -> Result<(), RestoreError> {
-    for chip in &state.irqchips {
-        vm.set_irqchip(chip)
-            .map_err(|error| RestoreError::Kvm("set an interrupt controller", error))?;
-    }
-    // Without the flags of a host's time: the guest's clock goes on where it stood.
-    let clock = kvm_clock_data {
-        clock: state.clock.clock,
-        ..Default::default()
-    };
-    vm.set_clock(&clock).map_err(|error| RestoreError::Kvm("set the clock", error))?;
-    bus.pci
-        .restore(&state.functions)
-        .map_err(|(device, what)| RestoreError::Device(device, what))?;
-    for (processor, vcpu) in state.processors.iter().zip(vcpus) {
-        processor.restore(vcpu)?;
-    }
-    Ok(())
-}
-
 /// A snapshot of a machine that runs, and goes on or stops.
 fn stand_and_take(control: &Control, source: &Source<'_>, files: &SnapshotFiles, go_on: bool) -> Result<(), SnapshotError> {
     if !control.stand() {
@@ -307,6 +266,13 @@ fn stand_and_take(control: &Control, source: &Source<'_>, files: &SnapshotFiles,
     }
     control.go_on();
     taken
+}
+
+fn serial_port(serial: &Serial, files: &Files, vm: &VmFd) -> Result<Arc<SerialPort>, BuildError> {
+    let output = files.open_log("serial.output", &serial.output)?;
+    let input = serial.input.as_ref();
+    let input = input.map(|input| files.open_unblocking("serial.input", input, false)).transpose()?;
+    Ok(Arc::new(SerialPort::new(vm, output, input)?))
 }
 
 /// A machine that has not run yet.
@@ -323,6 +289,8 @@ pub struct Machine {
     possible_cpus: u8,
     registers: Arc<Registers>,
     restored: bool,
+    screen: Option<Screen>,
+    timer: Option<(Arc<Timer>, WatchdogAction)>,
 }
 
 /// Reaches a machine from other threads, before, while and after it runs.
@@ -379,6 +347,11 @@ impl Machine {
         }
     }
 
+    /// The screen of its console, if that has a size.
+    pub fn screen(&self) -> Option<Screen> {
+        self.screen.clone()
+    }
+
     /// Runs the machine to its end. Returns when all its threads are gone.
     pub fn run(self) -> MachineReport {
         let Self {
@@ -394,12 +367,15 @@ impl Machine {
             possible_cpus,
             registers,
             restored,
+            screen: _,
+            timer,
         } = self;
         enter.settle();
         if restored {
             bus.pci.resume();
         }
         control.done(Phase::Waiting);
+        let attendants = attend(&control, &enter, bus.serial.as_ref(), timer.as_ref());
         let mut threads = Vec::new();
         for (index, fd) in vcpus.into_iter().enumerate() {
             let vcpu = Vcpu {
@@ -457,6 +433,16 @@ impl Machine {
         }
         control.done(Phase::Guest);
         bus.pci.stop();
+        if let Some(serial) = &bus.serial {
+            serial.stop();
+        }
+        if let Some((timer, _)) = &timer {
+            timer.stop();
+        }
+        for attendant in attendants {
+            // It serves nobody any more, however it ended.
+            let _ = attendant.join();
+        }
         let exit = control.exit().unwrap_or_else(|| MachineExit::Error {
             what: "no processor ran".to_owned(),
         });
@@ -466,4 +452,48 @@ impl Machine {
             vcpu_cpu_micros,
         }
     }
+}
+
+/// Threads beside the processors' that are there from the start: the serial port's input, the watchdog's time. Without one of them there is no
+/// such machine as was asked for.
+fn attend(
+    control: &Arc<Control>,
+    enter: &Threads,
+    serial: Option<&Arc<SerialPort>>,
+    timer: Option<&(Arc<Timer>, WatchdogAction)>,
+) -> Vec<JoinHandle<()>> {
+    let mut threads = Vec::new();
+    let mut start = |name: &str, kind: ThreadKind, work: Box<dyn FnOnce() -> Result<(), String> + Send>| {
+        let (enter, ends, what) = (enter.clone(), control.clone(), name.to_owned());
+        let begin = move || {
+            let entered = enter
+                .enter(kind)
+                .map_err(|error| format!("confine the thread of the {what}: {error}"));
+            if let Err(what) = entered.and_then(|()| work()) {
+                ends.finish(MachineExit::Error { what });
+            }
+        };
+        // The kernel keeps 15 bytes of a thread's name; a thread of these needs little.
+        match thread::Builder::new().name(name.into()).stack_size(128 << 10).spawn(begin) {
+            Ok(thread) => threads.push(thread),
+            Err(error) => control.finish(MachineExit::Error {
+                what: format!("start the thread of the {name}: {error}"),
+            }),
+        }
+    };
+    if let Some((serial, input)) = serial.and_then(|serial| Some((serial.clone(), serial.take_input()?))) {
+        let work = move || serial.feed(input).map_err(|error| format!("feed the serial port: {error}"));
+        start("serial port", ThreadKind::Serial, Box::new(work));
+    }
+    if let Some((timer, action)) = timer {
+        let (timer, action, control) = (timer.clone(), *action, control.clone());
+        let work = move || {
+            if timer.count() {
+                control.finish(MachineExit::Watchdog { action });
+            }
+            Ok(())
+        };
+        start("watchdog", ThreadKind::Watchdog, Box::new(work));
+    }
+    threads
 }

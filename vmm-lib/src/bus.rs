@@ -1,6 +1,7 @@
 //! Where an exit goes: ports and memory that are not RAM. What nobody answers reads as all ones, and a write to it is ignored.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::exit::MachineExit;
 use crate::pci::PciBus;
@@ -15,7 +16,7 @@ pub(crate) struct Bus {
     /// Writes to it that cost no exit.
     pub(crate) posted: Posted,
     /// COM1.
-    pub(crate) serial: Option<SerialPort>,
+    pub(crate) serial: Option<Arc<SerialPort>>,
     /// Where images lie, which a guest can read only.
     pub(crate) images: Vec<Range<u64>>,
 }

@@ -1,6 +1,5 @@
-//! The machine's devices on its bus, in PCI order: host bridge, disks, images in place, networks, vsock, entropy, balloon,
-//! memory that comes and goes. Knows what each
-//! needs; does none of its work.
+//! The machine's devices on its bus, in PCI order: host bridge, disks, images in place, networks, vsock, entropy, balloon, memory that comes and
+//! goes, console, watchdog. Knows what each needs; does none of its work.
 
 use std::sync::Arc;
 
@@ -8,12 +7,13 @@ use kvm_ioctls::VmFd;
 
 use crate::files::{FileError, Files};
 use crate::irq::Interrupts;
-use crate::memory::Layout;
+use crate::memory::{Layout, MMIO32};
 use crate::pci::{DEVICES, HostBridge, PciFunction};
 use crate::spec::{Comb, Disk, MAX_NETS, MAX_STORES, MachineSpec};
 use crate::threads::Threads;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::block::{self, Block, BlockError};
+use crate::virtio::console::{Console, Screen};
 use crate::virtio::device::{Memory, VirtioDevice};
 use crate::virtio::mem::{self, Mem};
 use crate::virtio::net::{self, Net};
@@ -22,6 +22,7 @@ use crate::virtio::placeholder::Placeholder;
 use crate::virtio::pmem::{self, Pmem};
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{Inlet, Vsock};
+use crate::watchdog::{Timer, Watchdog};
 
 /// Why a device could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +50,16 @@ pub enum DeviceError {
     },
 }
 
+/// What devices are given from outside, or share with the rest of the machine.
+pub(crate) struct Shared {
+    /// The vsock device's clients in this process.
+    pub(crate) inlet: Option<Inlet>,
+    /// The console's screen.
+    pub(crate) screen: Option<Screen>,
+    /// The watchdog's time.
+    pub(crate) timer: Option<Arc<Timer>>,
+}
+
 /// Makes all functions of the bus.
 pub(crate) fn create(
     spec: &MachineSpec,
@@ -57,16 +68,19 @@ pub(crate) fn create(
     interrupts: &Arc<Interrupts>,
     memory: &Memory,
     layout: &Layout,
-    (threads, inlet): (&Threads, Option<Inlet>),
+    (threads, shared): (&Threads, Shared),
 ) -> Result<Vec<Box<dyn PciFunction>>, DeviceError> {
     let mut functions: Vec<Box<dyn PciFunction>> = vec![Box::new(HostBridge::new())];
-    for (index, device) in virtio(spec, files, memory, layout, inlet)?.into_iter().enumerate() {
+    for (index, device) in virtio(spec, files, memory, layout, (shared.inlet, shared.screen))?.into_iter().enumerate() {
         let name = device.name().to_owned();
         let bar = layout.mmio64.start + BAR_SIZE * index as u64;
         let transport = Transport::new(device, vm.clone(), interrupts.clone(), memory.clone(), bar, threads.clone());
         functions.push(Box::new(
             transport.map_err(|source| DeviceError::Transport { device: name, source })?,
         ));
+    }
+    if let Some(timer) = shared.timer {
+        functions.push(Box::new(Watchdog::new(MMIO32.start as u32, timer)));
     }
     Ok(functions)
 }
@@ -76,7 +90,7 @@ fn virtio(
     files: &Files,
     memory: &Memory,
     layout: &Layout,
-    inlet: Option<Inlet>,
+    (inlet, screen): (Option<Inlet>, Option<Screen>),
 ) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     let places = spec.places();
@@ -106,6 +120,14 @@ fn virtio(
         Some(hotplug) => devices.push(Box::new(Mem::new(hotplug.clone()))),
         None if spec.has_memory_place() => devices.push(Box::new(mem::placeholder())),
         None => {}
+    }
+    if let Some(console) = &spec.console {
+        let output = files.open_unblocking("console.output", &console.output, true)?;
+        let input = console.input.as_ref();
+        let input = input
+            .map(|input| files.open_unblocking("console.input", input, false))
+            .transpose()?;
+        devices.push(Box::new(Console::new(output, input, screen)));
     }
     Ok(devices)
 }
@@ -182,6 +204,6 @@ fn disk_device(index: usize, disk: &Disk, files: &Files) -> Result<Block, Device
     })
 }
 
-// Bridge, disks and images, networks, vsock, entropy and balloon have a device number each; for memory that comes and goes the specification
-// is refused that has all of these.
+// Bridge, disks and images, networks, vsock, entropy and balloon have a device number each; a specification is refused that has all of these,
+// and memory that comes and goes, a console or a watchdog besides.
 const _: () = assert!(1 + MAX_STORES + MAX_NETS + 3 <= DEVICES);

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::spec::WatchdogAction;
+
 /// Most distinct addresses that are counted apart; a guest must not grow our memory by touching many.
 const MAX_COUNTED: usize = 4096;
 
@@ -28,6 +30,11 @@ pub enum MachineExit {
     MemoryFault {
         /// What was known of it.
         reason: String,
+    },
+    /// The guest left its watchdog unfed.
+    Watchdog {
+        /// What its specification says is to be done then.
+        action: WatchdogAction,
     },
     /// The host failed the machine.
     Error {

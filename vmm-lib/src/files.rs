@@ -4,6 +4,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
@@ -55,6 +56,15 @@ pub fn open_files(mut spec: MachineSpec, passed: Vec<OwnedFd>) -> Result<(Machin
             files.open_log("serial.output", output).map(OwnedFd::from)
         })?;
     }
+    if let Some(input) = spec.serial.as_mut().and_then(|serial| serial.input.as_mut()) {
+        opener.unblocking("serial.input", input, false)?;
+    }
+    if let Some(console) = &mut spec.console {
+        opener.unblocking("console.output", &mut console.output, true)?;
+        if let Some(input) = &mut console.input {
+            opener.unblocking("console.input", input, false)?;
+        }
+    }
     Ok((spec, opener.files.0))
 }
 
@@ -83,6 +93,13 @@ impl Opener {
             self.existing(&format!("{of}.extents[{number}].file"), &mut extent.file, write)?;
         }
         Ok(())
+    }
+
+    fn unblocking(&mut self, field: &str, source: &mut FileSource, write: bool) -> Result<(), FileError> {
+        self.take(source, |files, source| {
+            files.open_unblocking(field, source, write).map(OwnedFd::from)
+        })
+        .map(drop)
     }
 
     /// The number that a path's file got.
@@ -121,6 +138,30 @@ impl Files {
         self.open(field, source, OpenOptions::new().append(true).create(true))
     }
 
+    /// Opens a file to be read from, or appended to, without ever waiting for it; it may be new where it is appended to.
+    pub(crate) fn open_unblocking(&self, field: &str, source: &FileSource, write: bool) -> Result<File, FileError> {
+        let mut options = OpenOptions::new();
+        options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+        let file = self.open(
+            field,
+            source,
+            if write {
+                options.append(true).create(true)
+            } else {
+                options.read(true)
+            },
+        )?;
+        match blocks(&file) {
+            Ok(false) => Ok(file),
+            Ok(true) => Err(io::Error::new(io::ErrorKind::InvalidInput, "can block: it is to have O_NONBLOCK")),
+            Err(error) => Err(error),
+        }
+        .map_err(|source| FileError {
+            field: field.to_owned(),
+            source,
+        })
+    }
+
     /// Binds a new socket, or takes one that listens.
     pub(crate) fn listen(&self, field: &str, source: &FileSource) -> Result<UnixListener, FileError> {
         match source {
@@ -145,6 +186,12 @@ impl Files {
             source,
         })
     }
+}
+
+/// Whether reading from a file, or writing to it, may wait for somebody else.
+fn blocks(file: &File) -> io::Result<bool> {
+    let flags = rustix::fs::fcntl_getfl(file)?;
+    Ok(!flags.contains(rustix::fs::OFlags::NONBLOCK) && !file.metadata()?.is_file())
 }
 
 /// Binds a new socket; one that a dead machine has left behind makes room.

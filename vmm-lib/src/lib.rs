@@ -26,6 +26,8 @@
 //!     serial: None,
 //!     comb: None,
 //!     restore: None,
+//!     console: None,
+//!     watchdog: None,
 //!     count_exits: false,
 //! };
 //! let machine = vmm_lib::Builder::new(spec, vec![]).build()?;
@@ -64,6 +66,7 @@ mod irq;
 pub mod kvm;
 mod memory;
 mod pause;
+mod outlet;
 mod pci;
 mod posted;
 mod power;
@@ -79,6 +82,7 @@ pub mod timeline;
 pub mod validate;
 mod vcpu;
 pub mod virtio;
+mod watchdog;
 
 pub use builder::{BuildError, Builder, Handle, Machine};
 pub use hotplug::{Hotplugged, ResizeError};

@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
-use crate::spec::{Boot, Comb, Disk, Extent, FileSource, Hotplug, MachineSpec, Net, Pmem, Restore, SPEC_VERSION, Serial, Vsock};
+use crate::spec::{
+    Boot, Comb, Console, ConsoleSize, Disk, Extent, FileSource, Hotplug, MachineSpec, Net, Pmem, Restore, SPEC_VERSION, Serial, Vsock, Watchdog,
+    WatchdogAction,
+};
 
 /// Writes the files in place of comparing them.
 const WRITE: &str = "VMM_LIB_WRITE_SCHEMA";
@@ -91,7 +94,16 @@ fn everything() -> MachineSpec {
             requested: 64 << 20,
         }),
         serial: Some(Serial {
+            output: path("serial.log"),
+            input: Some(path("serial.in")),
+        }),
+        console: Some(Console {
             output: path("console.log"),
+            input: Some(path("console.in")),
+            size: Some(ConsoleSize { columns: 80, rows: 25 }),
+        }),
+        watchdog: Some(Watchdog {
+            action: WatchdogAction::Reset,
         }),
         comb: Some(Comb {
             cpus: 4,

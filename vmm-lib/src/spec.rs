@@ -79,6 +79,12 @@ pub struct MachineSpec {
     /// A snapshot that is taken up in place of booting. Of `boot` nothing is opened then.
     #[serde(default)]
     pub restore: Option<Restore>,
+    /// A console (virtio): as good as no exits, but there only once the guest's driver is.
+    #[serde(default)]
+    pub console: Option<Console>,
+    /// A watchdog (Intel 6300ESB): ends the machine when its guest does not feed it any more.
+    #[serde(default)]
+    pub watchdog: Option<Watchdog>,
     /// Counts exits to user space by port and address; read from the exit record.
     #[serde(default)]
     pub count_exits: bool,
@@ -230,6 +236,58 @@ pub struct Hotplug {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Serial {
-    /// Where its output is appended.
+    /// Where its output is appended. What it cannot take, if it does not block, is lost; so is what a guest writes faster than 1 MiB a second
+    /// in the long run.
     pub output: FileSource,
+    /// Where its input comes from: a file that does not block (O_NONBLOCK), if one is passed.
+    #[serde(default)]
+    pub input: Option<FileSource>,
+}
+
+/// A console: one virtio port, whose files never block: a pipe, socket or terminal that is passed is passed with O_NONBLOCK.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Console {
+    /// Where its output is appended, up to 1 MiB a second in the long run: a guest waits to write more. It does not wait longer than 0.1 s for
+    /// a host that does not read: what it writes then is lost, and the output says how much that was.
+    pub output: FileSource,
+    /// Where its input comes from.
+    #[serde(default)]
+    pub input: Option<FileSource>,
+    /// Its size, if it has one.
+    #[serde(default)]
+    pub size: Option<ConsoleSize>,
+}
+
+/// The size of a console, in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct ConsoleSize {
+    /// Of a row.
+    pub columns: u16,
+    /// How many.
+    pub rows: u16,
+}
+
+/// A watchdog. The guest says how long it may be left alone; when it was so long, the machine ends
+/// ([`MachineExit::Watchdog`](crate::exit::MachineExit::Watchdog)).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Watchdog {
+    /// What is to be done with the machine then.
+    pub action: WatchdogAction,
+}
+
+/// What a machine's owner is to do when its watchdog has ended it: nobody here starts a machine again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub enum WatchdogAction {
+    /// Start it again.
+    Reset,
+    /// Leave it off.
+    PowerOff,
 }

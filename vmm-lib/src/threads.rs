@@ -30,6 +30,12 @@ pub enum ThreadKind {
     Pmem,
     /// Gives the guest memory, and takes it back.
     Mem,
+    /// Serves a console.
+    Console,
+    /// Gives the serial port its input.
+    Serial,
+    /// Counts a watchdog's time.
+    Watchdog,
 }
 
 /// Called by each thread before its work; an error ends what the thread was for.

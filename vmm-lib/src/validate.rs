@@ -6,8 +6,8 @@ use std::fmt;
 use crate::memory::IMAGE_STEP;
 use crate::pci::DEVICES;
 use crate::spec::{
-    Extent, FileSource, HOTPLUG_BLOCK, HOTPLUG_STEP, MAX_COMMAND_LINE, MAX_CPUS, MAX_DISKS, MAX_MEMORY, MAX_NETS, MAX_PMEM, MAX_SERIAL,
-    MAX_STORES, MIN_MEMORY, MachineSpec, SPEC_VERSION,
+    ConsoleSize, Extent, FileSource, HOTPLUG_BLOCK, HOTPLUG_STEP, MAX_COMMAND_LINE, MAX_CPUS, MAX_DISKS, MAX_MEMORY, MAX_NETS, MAX_PMEM,
+    MAX_SERIAL, MAX_STORES, MIN_MEMORY, MachineSpec, SPEC_VERSION,
 };
 
 /// Granularity of guest memory.
@@ -117,6 +117,20 @@ impl MachineSpec {
         self.hotplug(&mut check);
         if let Some(serial) = &self.serial {
             check.file(&serial.output, "serial.output");
+            if let Some(input) = &serial.input {
+                check.file(input, "serial.input");
+            }
+        }
+        if let Some(console) = &self.console {
+            check.file(&console.output, "console.output");
+            if let Some(input) = &console.input {
+                check.file(input, "console.input");
+            }
+            if let Some(ConsoleSize { columns, rows }) = console.size {
+                check.require(columns > 0 && rows > 0, "console.size", || {
+                    format!("{columns} by {rows} is no size")
+                });
+            }
         }
         if check.errors.is_empty() {
             Ok(())
@@ -159,9 +173,22 @@ impl MachineSpec {
 
     /// The bus has room for all functions.
     fn functions(&self, check: &mut Checker) {
-        let single = [self.vsock.is_some(), self.rng, self.balloon, self.has_memory_place()];
-        let devices = usize::from(self.places().others) + single.into_iter().filter(|there| *there).count();
-        check.require(devices <= DEVICES, "functions", || format!("{devices} are more than the {DEVICES} of the bus"));
+        let single = [
+            self.vsock.is_some(),
+            self.rng,
+            self.balloon,
+            self.has_memory_place(),
+            self.console.is_some(),
+            self.watchdog.is_some(),
+        ];
+        let counts = [self.disks.len(), self.pmems.len(), self.nets.len()];
+        // Each of these is refused by itself when it is too large.
+        if counts.into_iter().all(|count| count <= MAX_STORES) {
+            let functions = usize::from(self.places().others) + single.into_iter().filter(|there| *there).count();
+            check.require(functions <= DEVICES, "disks", || {
+                format!("and all other devices are {functions}, more than the {DEVICES} of a bus")
+            });
+        }
     }
 
     fn boot(&self, check: &mut Checker) {
@@ -272,7 +299,7 @@ impl MachineSpec {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{Boot, Disk, Hotplug, Net, Pmem, Vsock};
+    use crate::spec::{Boot, Console, Disk, Hotplug, Net, Pmem, Serial, Vsock, Watchdog, WatchdogAction};
 
     fn spec() -> MachineSpec {
         MachineSpec {
@@ -295,6 +322,8 @@ mod tests {
             serial: None,
             comb: None,
             restore: None,
+            console: None,
+            watchdog: None,
             count_exits: false,
         }
     }
@@ -356,6 +385,15 @@ mod tests {
             size: 1 << 20,
             requested: (1 << 20) + 1,
         });
+        spec.serial = Some(Serial {
+            output: FileSource::Passed(0),
+            input: Some(FileSource::Passed(1)),
+        });
+        spec.console = Some(Console {
+            output: FileSource::Passed(1),
+            input: Some(FileSource::Path("".into())),
+            size: Some(ConsoleSize { columns: 0, rows: 25 }),
+        });
         let paths: Vec<_> = spec
             .validate(1)
             .expect_err("all of it is wrong")
@@ -390,7 +428,45 @@ mod tests {
             "hotplug.size",
             "hotplug.requested",
             "hotplug.requested",
+            "serial.input",
+            "console.output",
+            "console.input",
+            "console.size",
         ];
         assert_eq!(paths, expected);
+    }
+
+    #[test]
+    fn more_devices_than_a_bus_has_room_for_are_refused() {
+        let mut spec = spec();
+        let disk = |index| Disk {
+            serial: format!("disk{index}"),
+            extents: vec![Extent {
+                file: FileSource::Passed(0),
+                offset: 0,
+                length: SECTOR,
+            }],
+            read_only: true,
+        };
+        spec.disks = (0..MAX_DISKS).map(disk).collect();
+        let net = |index: usize| Net {
+            tap: FileSource::Passed(index as u32),
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: 1500,
+        };
+        spec.nets = (0..MAX_NETS).map(net).collect();
+        spec.vsock = Some(Vsock {
+            cid: 3,
+            socket: FileSource::Passed(0),
+        });
+        (spec.rng, spec.balloon) = (true, true);
+        assert_eq!(spec.validate(MAX_NETS), Ok(()));
+        spec.watchdog = Some(Watchdog {
+            action: WatchdogAction::Reset,
+        });
+        let errors = spec.validate(MAX_NETS).expect_err("32 beside the bridge do not fit");
+        assert_eq!(errors.0[0].path, "disks", "{errors}");
+        spec.disks.pop();
+        assert_eq!(spec.validate(MAX_NETS), Ok(()));
     }
 }

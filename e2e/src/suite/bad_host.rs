@@ -54,6 +54,11 @@ fn cannot_serve(cluster: &Cluster) -> Result<()> {
             vec!["apiVersion".into()],
         ),
         (other.clone(), hide, vec!["/dev/kvm".into()]),
+        (
+            format!("{other}machines: {{io: {{weight: 50}}}}\n"),
+            "mount --bind /dev/null /sys/fs/cgroup/cgroup.controllers &&",
+            vec!["machines.io".into(), "no io controller".into()],
+        ),
         (other, "", vec!["10250".into(), "in use".into()]),
     ];
     for (config, before, words) in cases {

@@ -12,6 +12,7 @@ mod images;
 mod in_place;
 mod jail;
 mod logs;
+mod machines;
 mod memory;
 mod node;
 mod outage;
@@ -86,6 +87,7 @@ fn all() -> impl Iterator<Item = &'static Test> {
         images::TESTS,
         in_place::TESTS,
         logs::TESTS,
+        machines::TESTS,
         memory::TESTS,
         resize::TESTS,
         exec::TESTS,

@@ -116,6 +116,11 @@ impl Agent {
         lock(&self.table).containers.iter().map(|e| Arc::clone(&e.container)).collect()
     }
 
+    /// Comes back when the table can be had, as every request needs it.
+    pub(crate) fn is_free(&self) {
+        drop(lock(&self.table));
+    }
+
     /// The container, when it has not ended.
     pub(crate) fn running(&self, id: &str) -> Result<Arc<Container>, Failure> {
         let table = lock(&self.table);

@@ -15,7 +15,7 @@ use rustix::system::{RebootCommand, reboot};
 use vsock::{VMADDR_CID_ANY, VsockListener};
 
 use crate::agent::Agent;
-use crate::{cgroup, device, reaper, server};
+use crate::{cgroup, device, reaper, server, watchdog};
 
 /// Where a helper mounts the root of its container, in its own mount name space.
 pub(crate) const ROOT: &str = "/run/kvmlet/root";
@@ -67,8 +67,10 @@ fn start() -> io::Result<()> {
         )?;
     }
     let agent = Arc::new(Agent::default());
+    let fed_for = Arc::clone(&agent);
     server::listen("control", control, move |connection| server::control(&agent, connection))?;
-    server::listen("log", log, server::log)
+    server::listen("log", log, server::log)?;
+    watchdog::start(fed_for)
 }
 
 fn mount_all() -> io::Result<()> {

@@ -26,6 +26,7 @@ mod spawn;
 mod stats;
 mod sys;
 mod volume;
+mod watchdog;
 
 /// What the entry in [`sys`] calls.
 #[cfg_attr(test, allow(dead_code, reason = "the test harness has an entry of its own"))]

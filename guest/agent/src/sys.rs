@@ -49,6 +49,17 @@ pub(crate) fn reseed(random: impl AsFd, entropy: &[u8]) -> io::Result<()> {
     check(unsafe { libc::ioctl(random.as_fd().as_raw_fd(), RNDRESEEDCRNG) }.into()).map(drop)
 }
 
+/// How long a watchdog may be left unfed, seconds.
+pub(crate) fn watchdog_timeout(watchdog: impl AsFd) -> io::Result<u32> {
+    /// `_IOR('W', 7, int)`
+    const WDIOC_GETTIMEOUT: libc::Ioctl = 0x8004_5707u32 as libc::Ioctl;
+    let mut seconds: libc::c_int = 0;
+    // SAFETY: the request writes one int through the pointer, which is that of a live int.
+    let result = unsafe { libc::ioctl(watchdog.as_fd().as_raw_fd(), WDIOC_GETTIMEOUT, &raw mut seconds) };
+    check(result.into())?;
+    u32::try_from(seconds).map_err(io::Error::other)
+}
+
 /// The attributes of a mount that [`mount_setattr`] sets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct MountAttributes(u64);

@@ -101,7 +101,7 @@ fn open(spec: MachineSpec, passed: Vec<OwnedFd>) -> Result<Parts, BuildError> {
 
 /// Threads of a machine's process, at most.
 pub fn threads(spec: &MachineSpec) -> u64 {
-    let devices = (spec.disks.len() + spec.pmems.len() + spec.nets.len() + 4) as u64;
+    let devices = (spec.disks.len() + spec.pmems.len() + spec.nets.len() + 7) as u64;
     u64::from(spec.cpus) + devices + MAX_CONNECTIONS as u64 + OTHER_THREADS
 }
 

@@ -253,6 +253,9 @@ fn role(kind: ThreadKind) -> Role {
         ThreadKind::Pmem => Role::Pmem,
         ThreadKind::Balloon => Role::Balloon,
         ThreadKind::Mem => Role::Mem,
+        ThreadKind::Console => Role::Console,
+        ThreadKind::Serial => Role::Serial,
+        ThreadKind::Watchdog => Role::Watchdog,
     }
 }
 

@@ -10,7 +10,10 @@ use std::{
 };
 
 use kvmlet_machine::{Adoption, ClientError, Machine, VERSION, adopt};
-use vmm_lib::{exit::MachineExit, spec::FileSource};
+use vmm_lib::{
+    exit::MachineExit,
+    spec::{FileSource, Serial, Watchdog, WatchdogAction},
+};
 
 use support::{SOON, SPIN, kernel, order, running, spawned, uid};
 
@@ -28,6 +31,10 @@ fn main() {
         (
             "a_machine_that_is_stopped_writes_its_record_from_within_its_jail",
             a_machine_that_is_stopped_writes_its_record_from_within_its_jail,
+        ),
+        (
+            "a_guest_that_leaves_its_watchdog_unfed_is_ended_from_within_its_jail",
+            a_guest_that_leaves_its_watchdog_unfed_is_ended_from_within_its_jail,
         ),
         ("a_recycled_pid_is_not_adopted", a_recycled_pid_is_not_adopted),
         (
@@ -95,6 +102,51 @@ fn a_machine_that_is_stopped_writes_its_record_from_within_its_jail() {
     let text = fs::read(&path).expect("it is there");
     fs::write(&path, &text[..text.len() / 2]).expect("it is written");
     assert!(matches!(adopt(directory.path()), Ok(Adoption::Ended(None))));
+}
+
+/// Its serial port gets input meanwhile, more than it reads.
+fn a_guest_that_leaves_its_watchdog_unfed_is_ended_from_within_its_jail() {
+    /// Of the only device, behind the host bridge; and where its registers are.
+    const CONFIG: u32 = 0xe000_8000;
+    const BAR: u32 = 0xc000_0000;
+    // mov $address, %edi; then a mov of 1, 2 or 4 bytes to (%rdi).
+    let write = |address: u32, what: &[u8]| {
+        let code: &[u8] = match what.len() {
+            1 => &[0xc6, 0x07],
+            2 => &[0x66, 0xc7, 0x07],
+            _ => &[0xc7, 0x07],
+        };
+        [&[0xbf], &address.to_le_bytes()[..], code, what].concat()
+    };
+    let mut code = [write(CONFIG + 4, &[6, 0]), write(CONFIG + 0x60, &[3, 0])].concat();
+    for (register, value) in [(0, &100u32.to_le_bytes()[..]), (4, &100u32.to_le_bytes()), (0xc, &[0, 1])] {
+        code.extend(
+            [
+                write(BAR + 0xc, &[0x80, 0]),
+                write(BAR + 0xc, &[0x86, 0]),
+                write(BAR + register, value),
+            ]
+            .concat(),
+        );
+    }
+    code.extend(write(CONFIG + 0x68, &[2]));
+    code.extend(SPIN);
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut order = order(kernel(directory.path(), &code), uid());
+    order.spec.watchdog = Some(Watchdog {
+        action: WatchdogAction::Reset,
+    });
+    order.spec.serial = Some(Serial {
+        output: FileSource::Path(directory.path().join("console.log")),
+        input: Some(FileSource::Path("/dev/zero".into())),
+    });
+    let machine = spawned(directory.path(), order.jail.uid).start(&order, &[]).expect("it starts");
+    assert!(machine.wait(SOON).expect("its pidfd can be polled"));
+    machine.reap();
+    let record = machine.exit_record().expect("the record is read");
+    let record = record.unwrap_or_else(|| panic!("signal {:?}, {}", machine.signal(), support::log(directory.path())));
+    let action = WatchdogAction::Reset;
+    assert_eq!(record.report.exit, MachineExit::Watchdog { action });
 }
 
 fn a_running_process_is_adopted_and_killed() {

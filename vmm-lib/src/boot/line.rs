@@ -12,6 +12,17 @@ pub fn with_console(line: &str) -> String {
     changed(&["8250.nr_uarts=1", "console=ttyS0"], line, silent)
 }
 
+/// This command line with the kernel's log and console on the virtio console ([`Console`](crate::spec::Console)): any other, and the wish that
+/// the log shall be quiet, are left out.
+///
+/// ```
+/// let line = vmm_lib::boot::with_virtio_console("quiet 8250.nr_uarts=0 panic=-1");
+/// assert_eq!(line, "console=hvc0 8250.nr_uarts=0 panic=-1");
+/// ```
+pub fn with_virtio_console(line: &str) -> String {
+    changed(&["console=hvc0"], line, |word| word == "quiet" || word.starts_with("console="))
+}
+
 /// This command line [with a console](with_console) on which Linux says how long each of its initcalls took. Costs time: each character is
 /// an exit or more.
 pub fn with_initcalls(line: &str) -> String {

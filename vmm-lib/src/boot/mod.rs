@@ -18,7 +18,7 @@ use crate::memory::Layout;
 use crate::timeline::{Phase, Timeline};
 use image::Image;
 
-pub use line::{with_console, with_initcalls};
+pub use line::{with_console, with_initcalls, with_virtio_console};
 
 /// Options that save a Linux guest time and exits on this machine: there is no keyboard controller, no legacy port and no PCI outside of the
 /// ECAM to look for; a panic ends the machine as [`MachineExit::Reset`](crate::exit::MachineExit::Reset).

@@ -10,9 +10,11 @@ mod replay;
 pub use crate::boot::fuzz::{bzimage, elf};
 pub use crate::pci::fuzz::pci;
 pub use crate::virtio::block::fuzz::block;
+pub use crate::virtio::console::fuzz::console;
 pub use crate::virtio::fuzz::{balloon, mem, pmem, queue, rng};
 pub use crate::virtio::net::fuzz::net;
 pub use crate::virtio::vsock::fuzz::vsock;
+pub use crate::watchdog::fuzz::watchdog;
 
 #[cfg(test)]
 mod tests {
@@ -44,6 +46,11 @@ mod tests {
     }
 
     #[test]
+    fn a_console_keeps_its_rules_whatever_is_written_and_typed() {
+        replay("console", super::console);
+    }
+
+    #[test]
     fn an_image_in_place_keeps_its_rules_whatever_is_asked_of_it() {
         replay("pmem", super::pmem);
     }
@@ -56,6 +63,11 @@ mod tests {
     #[test]
     fn memory_that_comes_and_goes_is_plugged_by_the_rules_whatever_is_asked_of_it() {
         replay("mem", super::mem);
+    }
+
+    #[test]
+    fn a_watchdog_keeps_its_rules_whatever_registers_are_written() {
+        replay("watchdog", super::watchdog);
     }
 
     #[test]
@@ -76,7 +88,7 @@ mod tests {
     #[test]
     fn every_fuzz_target_is_replayed_by_a_test() {
         let ours = [
-            "balloon", "block", "bzimage", "elf", "mem", "net", "pci", "pmem", "queue", "rng", "vsock",
+            "balloon", "block", "bzimage", "console", "elf", "mem", "net", "pci", "pmem", "queue", "rng", "vsock", "watchdog",
         ];
         let (protocol, rest): (Vec<_>, Vec<_>) = targets().into_iter().partition(|name| name == "protocol");
         assert_eq!((protocol.len(), rest), (1, ours.map(String::from).to_vec()));

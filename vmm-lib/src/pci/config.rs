@@ -69,6 +69,18 @@ impl ConfigSpace {
         self.allow(BAR0, &size_mask.to_le_bytes());
     }
 
+    /// Gives the function BAR 0: 32 bits, not prefetchable, `size` bytes (a power of two from 16 on) at `address`.
+    pub(crate) fn set_bar32(&mut self, address: u32, size: u32) {
+        self.bar_size = u64::from(size);
+        self.set_register(BAR0, &address.to_le_bytes(), &(!(size - 1)).to_le_bytes());
+    }
+
+    /// A register of the function's own: what it is, and which of its bits a guest may write.
+    pub(crate) fn set_register(&mut self, offset: usize, value: &[u8], writable: &[u8]) {
+        self.set(offset, value);
+        self.allow(offset, writable);
+    }
+
     /// Appends a capability: `body` follows its identifier and pointer, `writable` its writable bits. Returns where it lies.
     pub(crate) fn add_capability(&mut self, id: u8, body: &[u8], writable: &[u8]) -> usize {
         let at = self.next_capability;

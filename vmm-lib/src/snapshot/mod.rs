@@ -10,6 +10,7 @@
 
 pub(crate) mod memory;
 pub(crate) mod processor;
+pub(crate) mod restore;
 mod take;
 
 use std::fs::File;

@@ -14,6 +14,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::balloon::Balloon;
 use super::block::Block;
+use super::console::Console;
 use super::device::{Memory, VirtioDevice};
 use super::mem::Mem;
 use super::net::Net;
@@ -63,6 +64,12 @@ struct Victim {
     socket: Option<(tempfile::TempDir, std::path::PathBuf)>,
 }
 
+/// A console that writes nowhere, and whose input never ends.
+fn console() -> Box<Console> {
+    let open = |path: &str, write: bool| std::fs::File::options().read(!write).write(write).open(path).unwrap();
+    Box::new(Console::new(open("/dev/null", true), Some(open("/dev/zero", false)), None))
+}
+
 impl Victim {
     fn all() -> Vec<Self> {
         let plain = |name, device, queues, attacked, writable| Self {
@@ -80,6 +87,8 @@ impl Victim {
             plain("rng", Box::new(Rng::new()), 1, 0, true),
             plain("balloon inflate", Box::<Balloon>::default(), 3, 0, false),
             plain("balloon report", Box::<Balloon>::default(), 3, 2, true),
+            plain("console receive", console(), 2, 0, true),
+            plain("console transmit", console(), 2, 1, false),
             plain("pmem", Box::new(Pmem::new("image", 0..1)), 1, 0, false),
             plain(
                 "mem",

@@ -78,6 +78,8 @@ impl Kernel {
             serial: None,
             comb: None,
             restore: None,
+            console: None,
+            watchdog: None,
             count_exits: true,
         }
     }

@@ -61,6 +61,7 @@ impl Script {
         let mut spec = kernel.spec(1);
         spec.serial = Some(Serial {
             output: FileSource::Path(output.path().into()),
+            input: None,
         });
         devices(&mut spec);
         let report = run_spec(spec);

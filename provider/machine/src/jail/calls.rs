@@ -35,10 +35,16 @@ pub enum Role {
     Pmem,
     /// Gives the guest memory, and takes it back.
     Mem,
+    /// Serves a console.
+    Console,
+    /// Gives the serial port its input.
+    Serial,
+    /// Counts a watchdog's time.
+    Watchdog,
 }
 
 /// All but [`Role::Process`].
-pub(super) const OWN: [Role; 13] = [
+pub(super) const OWN: [Role; 16] = [
     Role::Main,
     Role::Signals,
     Role::Control,
@@ -52,6 +58,9 @@ pub(super) const OWN: [Role; 13] = [
     Role::Pmem,
     Role::Balloon,
     Role::Mem,
+    Role::Console,
+    Role::Serial,
+    Role::Watchdog,
 ];
 
 /// A system call, and what must hold for one of its arguments.
@@ -295,7 +304,10 @@ impl Role {
                     OneOf(libc::SYS_ioctl, 1, &[FIONBIO]),
                 ],
             ],
-            Self::Rng | Self::Pmem | Self::Balloon | Self::Mem => &[DEVICE],
+            Self::Rng | Self::Pmem | Self::Balloon | Self::Mem | Self::Console => &[DEVICE],
+            Self::Serial => &[DEVICE, &[Any(libc::SYS_epoll_create1)]],
+            // Waits by futex.
+            Self::Watchdog => &[],
         };
         own.iter().copied().chain([ALL]).collect()
     }

@@ -96,6 +96,8 @@ pub(crate) fn order(kernel: FileSource, uid: u32) -> Start {
             serial: None,
             comb: None,
             restore: None,
+            console: None,
+            watchdog: None,
             count_exits: false,
         },
         jail: Jail { uid, file_size: 1 << 30 },

@@ -1,0 +1,63 @@
+//! Takes up a snapshot: whether a machine can become what it was, and how it does.
+
+use std::fs::File;
+
+use kvm_bindings::{CpuId, kvm_clock_data};
+use kvm_ioctls::{VcpuFd, VmFd};
+
+use super::processor::same_cpuid;
+use super::{RestoreError, State, memory, same};
+use crate::builder::BuildError;
+use crate::bus::Bus;
+use crate::files::Files;
+use crate::memory::Layout;
+use crate::spec::{MachineSpec, Restore};
+
+/// A snapshot's state, and the file of its memory.
+pub(crate) fn open_snapshot(restore: &Restore, files: &Files) -> Result<(State, File), BuildError> {
+    let state = State::read(&files.open_existing("restore.state", &restore.state, false)?)?;
+    let memory = files.open_existing("restore.memory", &restore.memory, false)?;
+    let has = memory.metadata().map_err(|source| RestoreError::Read("memory", source))?.len();
+    same("memory, bytes,", &state.memory, &has)?;
+    if restore.verify {
+        memory::verify(&memory, state.memory, state.memory_checksum)?;
+    }
+    Ok((state, memory))
+}
+
+/// Whether a machine can become what a snapshot was, on this host.
+pub(crate) fn check_shape(state: &State, spec: &MachineSpec, layout: &Layout, cpuid: &CpuId) -> Result<(), RestoreError> {
+    same("memory, bytes,", &spec.memory, &state.memory)?;
+    same("the device window's address", &layout.mmio64.start, &state.window)?;
+    let cpus = spec.comb.as_ref().map_or(spec.cpus, |comb| comb.cpus);
+    same("the number of possible processors", &cpus, &state.possible_cpus)?;
+    if state.processors.len() > usize::from(spec.cpus) {
+        return same("the number of processors", &usize::from(spec.cpus), &state.processors.len());
+    }
+    if same_cpuid(cpuid, &state.cpuid) {
+        Ok(())
+    } else {
+        Err(RestoreError::Host)
+    }
+}
+
+/// Makes a machine that has not run what it was. Processors beyond those of the snapshot wait for the guest to start them.
+pub(crate) fn restore(state: &State, vm: &VmFd, vcpus: &[VcpuFd], bus: &Bus) -> Result<(), RestoreError> {
+    for chip in &state.irqchips {
+        vm.set_irqchip(chip)
+            .map_err(|error| RestoreError::Kvm("set an interrupt controller", error))?;
+    }
+    // Without the flags of a host's time: the guest's clock goes on where it stood.
+    let clock = kvm_clock_data {
+        clock: state.clock.clock,
+        ..Default::default()
+    };
+    vm.set_clock(&clock).map_err(|error| RestoreError::Kvm("set the clock", error))?;
+    bus.pci
+        .restore(&state.functions)
+        .map_err(|(device, what)| RestoreError::Device(device, what))?;
+    for (processor, vcpu) in state.processors.iter().zip(vcpus) {
+        processor.restore(vcpu)?;
+    }
+    Ok(())
+}
