@@ -14,7 +14,7 @@ use kvmlet_protocol::Welcome;
 use vmm_lib::{
     Builder, Machine,
     boot::{FAST_COMMAND_LINE, with_console},
-    spec::{Boot, Disk, FileSource, MachineSpec, Pmem, SPEC_VERSION, Serial},
+    spec::{Boot, Disk, DiskFormat, FileSource, MachineSpec, Pmem, SPEC_VERSION, Serial},
     tap,
 };
 
@@ -94,7 +94,7 @@ fn spec(arguments: &VmArguments, kernel: &Path, initramfs: &Path, vsock: &Path) 
 }
 
 fn disk(serial: String, path: &Path, read_only: bool) -> anyhow::Result<Disk> {
-    by_hand::disk(serial, path, read_only).with_context(|| format!("disk {}", path.display()))
+    by_hand::disk(serial, path, DiskFormat::Raw, read_only).with_context(|| format!("disk {}", path.display()))
 }
 
 fn boot(spec: MachineSpec, tap: Option<OwnedFd>, socket: &Path) -> anyhow::Result<ExitCode> {

@@ -78,7 +78,7 @@ fn virtio(spec: &MachineSpec, files: &Files, layout: &Layout, inlet: Option<Inle
     }
     for (index, net) in spec.nets.iter().enumerate() {
         let tap = files.open_existing(&format!("nets[{index}].tap"), &net.tap, true)?;
-        devices.push(Box::new(Net::new(tap, net.mac, net.mtu)));
+        devices.push(Box::new(Net::new(tap, net.mac, net.mtu).limited(net.limits)));
     }
     if let Some(vsock) = &spec.vsock {
         devices.push(Box::new(Vsock::new(vsock.cid, files.listen("vsock.socket", &vsock.socket)?, inlet)));
@@ -102,10 +102,11 @@ fn block(index: usize, disk: &Disk, files: &Files) -> Result<Block, DeviceError>
             extent.length,
         ));
     }
-    Block::new(&disk.serial, extents, disk.read_only).map_err(|source| DeviceError::Disk {
+    let block = Block::new(&disk.serial, extents, disk.read_only).map_err(|source| DeviceError::Disk {
         serial: disk.serial.clone(),
         source,
-    })
+    })?;
+    Ok(block.limited(disk.limits))
 }
 
 // Bridge, disks and images, networks, vsock, entropy and balloon have a device number each.

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use crate::spec::{Boot, Disk, Extent, FileSource, MachineSpec, Net, Pmem, SPEC_VERSION, Serial, Vsock};
+use crate::spec::{
+    Boot, Bucket, Disk, DiskFormat, Extent, FileSource, Limits, MachineSpec, Net, NetLimits, Pmem, SPEC_VERSION, Serial, Vsock,
+};
 
 /// Writes the files in place of comparing them.
 const WRITE: &str = "VMM_LIB_WRITE_SCHEMA";
@@ -48,6 +50,11 @@ fn first_difference(known: &str, text: &str) -> String {
 /// A machine with everything, each kind of file source among it. Without `..`: a new field has to be put here.
 fn everything() -> MachineSpec {
     let path = |path: &str| FileSource::Path(path.into());
+    let bucket = |size, refill| Some(Bucket { size, refill, burst: size });
+    let limits = Limits {
+        bytes: bucket(1 << 20, 10 << 20),
+        operations: bucket(100, 1000),
+    };
     MachineSpec {
         version: SPEC_VERSION,
         name: "everything".into(),
@@ -66,6 +73,8 @@ fn everything() -> MachineSpec {
                 length: 1 << 20,
             }],
             read_only: true,
+            format: DiskFormat::Raw,
+            limits,
         }],
         pmems: vec![Pmem {
             name: "image".into(),
@@ -79,6 +88,10 @@ fn everything() -> MachineSpec {
             tap: FileSource::Passed(0),
             mac: [2, 0, 0, 0, 0, 1],
             mtu: 1500,
+            limits: NetLimits {
+                receive: limits,
+                transmit: limits,
+            },
         }],
         vsock: Some(Vsock {
             cid: 3,

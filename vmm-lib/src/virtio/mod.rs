@@ -11,6 +11,7 @@ pub(crate) mod fuzz;
 #[cfg(test)]
 mod hostile;
 pub mod net;
+pub(crate) mod pace;
 pub(crate) mod pci;
 pub(crate) mod pmem;
 #[cfg(test)]

@@ -51,7 +51,7 @@ pub fn block(data: &[u8]) {
     configuration(&mut device, &mut input);
     let mut ring = Ring::new(&memory, guest.active(0), guest.features());
     let mut reported = false;
-    let mut serve = |guest: &mut Guest| guest.watch(|| turn(&mut ring, &device.disk, "fuzz", &mut reported));
+    let mut serve = |guest: &mut Guest| guest.watch(|| turn(&mut ring, &device.disk, &device.pace, "fuzz", &mut reported));
     let mut stopped = false;
     for _ in 0..MAX_ACTS {
         if stopped || input.is_empty() {

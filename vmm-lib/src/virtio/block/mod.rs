@@ -1,5 +1,5 @@
 //! virtio-blk (virtio 1.2, 5.2) over extents of raw files: one queue, one thread, system calls straight into guest memory. Refuses
-//! writes to read-only disks, and every sector outside the disk.
+//! writes to read-only disks, and every sector outside the disk. A disk with limits takes a request only when it may be carried out.
 
 mod extents;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -7,20 +7,26 @@ pub(crate) mod fuzz;
 mod request;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_of_pace;
 
-use std::{fs::File, sync::Arc};
+use std::{fs::File, sync::Arc, time::Duration};
 
 use self::{
     extents::Extents,
-    request::{Disk, Refusal, serve},
+    request::{Disk, Refusal, Served, serve},
 };
 use super::{
     chain::ChainError,
     device::{ActivateError, Activation, VirtioDevice},
+    pace::Pace,
     ring::{RING_FEATURES, Ring},
-    worker::{Poller, Worker, required, serve_queue},
+    worker::{Poller, Worker, required, serve_paced_queue},
 };
-use crate::{spec::MAX_SERIAL, threads::ThreadKind};
+use crate::{
+    spec::{Limits, MAX_SERIAL},
+    threads::ThreadKind,
+};
 
 const SECTOR: u64 = 512;
 const QUEUE_SIZE: u16 = 256;
@@ -48,6 +54,7 @@ pub enum BlockError {
 pub struct Block {
     name: String,
     disk: Arc<Disk>,
+    pace: Arc<Pace>,
     worker: Option<Worker>,
 }
 
@@ -71,8 +78,16 @@ impl Block {
                 serial: padded,
                 read_only,
             }),
+            pace: Arc::new(Pace::new(Limits::default())),
             worker: None,
         })
+    }
+
+    /// No faster than this.
+    #[must_use]
+    pub fn limited(mut self, limits: Limits) -> Self {
+        self.pace = Arc::new(Pace::new(limits));
+        self
     }
 
     fn config(&self) -> [u8; 60] {
@@ -127,11 +142,11 @@ impl VirtioDevice for Block {
             failed,
             ..
         } = activation;
-        let (disk, name) = (Arc::clone(&self.disk), self.name.clone());
+        let (disk, pace, name) = (Arc::clone(&self.disk), Arc::clone(&self.pace), self.name.clone());
         let work = move |poller: Poller| {
             let mut reported = false;
-            serve_queue(&poller, Ring::new(&memory, queue, features), |ring| {
-                Ok(turn(ring, &disk, &name, &mut reported)?)
+            serve_paced_queue(&poller, Ring::new(&memory, queue, features), |ring| {
+                Ok(turn(ring, &disk, &pace, &name, &mut reported)?)
             })
         };
         self.worker = Some(Worker::spawn(&self.name, (&threads, ThreadKind::Block), failed, work)?);
@@ -143,14 +158,20 @@ impl VirtioDevice for Block {
     }
 }
 
-/// Serves a few requests, so that early ones are heard of while late ones wait for the disk, and a reset does not wait for all.
-fn turn(ring: &mut Ring<'_>, disk: &Disk, name: &str, reported: &mut bool) -> Result<(), ChainError> {
+/// Serves a few requests, so that early ones are heard of while late ones wait for the disk, and a reset does not wait for all. `Some`: the
+/// next request, if there is one, stays in the ring for so long.
+fn turn(ring: &mut Ring<'_>, disk: &Disk, pace: &Pace, name: &str, reported: &mut bool) -> Result<Option<Duration>, ChainError> {
     ring.disarm()?;
     let mut left = 16;
     while left > 0 {
         left -= 1;
+        if let Some(wait) = pace.wait() {
+            ring.notify()?;
+            return Ok(Some(wait));
+        }
         let Some(chain) = ring.pop()? else { break };
-        let (used, refusal) = serve(disk, &chain)?;
+        let Served { used, moved, refusal } = serve(disk, &chain)?;
+        pace.spend(moved);
         ring.give_back(chain.head, used)?;
         // Once a device: a guest chooses how often it is refused.
         if let (Some(Refusal::Io(error)), false) = (refusal, *reported) {
@@ -158,5 +179,6 @@ fn turn(ring: &mut Ring<'_>, disk: &Disk, name: &str, reported: &mut bool) -> Re
             *reported = true;
         }
     }
-    ring.settle()
+    ring.settle()?;
+    Ok(None)
 }
