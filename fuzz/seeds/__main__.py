@@ -14,6 +14,7 @@ for write in (
     devices.net,
     devices.vsock,
     devices.pci,
+    devices.qcow2,
     files.elf,
     files.bzimage,
     files.protocol,

@@ -9,7 +9,7 @@ use crate::files::{FileError, Files};
 use crate::irq::Interrupts;
 use crate::memory::Layout;
 use crate::pci::{DEVICES, HostBridge, PciFunction};
-use crate::spec::{Disk, MAX_NETS, MAX_STORES, MachineSpec};
+use crate::spec::{Disk, DiskFormat, MAX_NETS, MAX_STORES, MachineSpec};
 use crate::threads::Threads;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::block::{Block, BlockError};
@@ -93,6 +93,15 @@ fn virtio(spec: &MachineSpec, files: &Files, layout: &Layout, inlet: Option<Inle
 }
 
 fn block(index: usize, disk: &Disk, files: &Files) -> Result<Block, DeviceError> {
+    let broken = |source| DeviceError::Disk {
+        serial: disk.serial.clone(),
+        source,
+    };
+    if let (DiskFormat::Qcow2, [image]) = (disk.format, disk.extents.as_slice()) {
+        let file = files.open_existing(&format!("disks[{index}].extents[0].file"), &image.file, !disk.read_only)?;
+        let block = Block::qcow2(&disk.serial, file, disk.read_only).map_err(broken)?;
+        return Ok(block.limited(disk.limits));
+    }
     let mut extents = Vec::new();
     for (number, extent) in disk.extents.iter().enumerate() {
         let field = format!("disks[{index}].extents[{number}].file");
@@ -102,10 +111,7 @@ fn block(index: usize, disk: &Disk, files: &Files) -> Result<Block, DeviceError>
             extent.length,
         ));
     }
-    let block = Block::new(&disk.serial, extents, disk.read_only).map_err(|source| DeviceError::Disk {
-        serial: disk.serial.clone(),
-        source,
-    })?;
+    let block = Block::new(&disk.serial, extents, disk.read_only).map_err(broken)?;
     Ok(block.limited(disk.limits))
 }
 

@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 
 use rustix::fs::MemfdFlags;
 
+pub use super::qcow2::fuzz::qcow2;
 use super::{Block, turn};
 use crate::fuzz::input::Input;
 use crate::virtio::fuzz::configuration;

@@ -1,10 +1,12 @@
-//! virtio-blk (virtio 1.2, 5.2) over extents of raw files: one queue, one thread, system calls straight into guest memory. Refuses
+//! virtio-blk (virtio 1.2, 5.2) over extents of raw files or a qcow2 image: one queue, one thread, system calls straight into guest memory. Refuses
 //! writes to read-only disks, and every sector outside the disk. A disk with limits takes a request only when it may be carried out.
 
 mod extents;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzz;
+mod qcow2;
 mod request;
+mod store;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
@@ -15,6 +17,7 @@ use std::{fs::File, sync::Arc, time::Duration};
 use self::{
     extents::Extents,
     request::{Disk, Refusal, Served, serve},
+    store::Store,
 };
 use super::{
     chain::ChainError,
@@ -44,10 +47,15 @@ pub enum BlockError {
     /// Empty, or longer than virtio allows.
     #[error("a serial of {0} bytes is not between 1 and {MAX_SERIAL}")]
     Serial(usize),
+    /// Its image is no disk.
+    #[error("open its qcow2 image")]
+    Qcow2(#[from] Qcow2Error),
     /// A disk of no sectors or half ones, or too large to be addressed.
     #[error("the extents of disk {0} are empty, no whole sectors, or too large")]
     Extents(String),
 }
+
+pub use qcow2::Qcow2Error;
 
 /// The device.
 #[derive(Debug)]
@@ -62,19 +70,28 @@ impl Block {
     /// A disk of `extents` (file, offset, length in bytes), one behind the other. DISCARD and WRITE_ZEROES are offered for a writable
     /// disk of one extent.
     pub fn new(serial: &str, extents: Vec<(File, u64, u64)>, read_only: bool) -> Result<Self, BlockError> {
-        if serial.is_empty() || serial.len() > MAX_SERIAL {
-            return Err(BlockError::Serial(serial.len()));
-        }
         let whole = !extents.is_empty() && extents.iter().all(|(_, _, length)| *length != 0 && length % SECTOR == 0);
         let extents = Extents::new(extents).filter(|_| whole);
         let extents = extents.ok_or_else(|| BlockError::Extents(serial.to_owned()))?;
+        Self::on(serial, Store::Raw(extents), read_only)
+    }
+
+    /// A disk in a qcow2 image, whose file is open for reading, and unless `read_only` for writing.
+    pub fn qcow2(serial: &str, file: File, read_only: bool) -> Result<Self, BlockError> {
+        Self::on(serial, Store::qcow2(file, !read_only)?, read_only)
+    }
+
+    fn on(serial: &str, store: Store, read_only: bool) -> Result<Self, BlockError> {
+        if serial.is_empty() || serial.len() > MAX_SERIAL {
+            return Err(BlockError::Serial(serial.len()));
+        }
         let mut padded = [0u8; MAX_SERIAL];
         padded[..serial.len()].copy_from_slice(serial.as_bytes());
         Ok(Self {
             name: format!("block {serial}"),
             disk: Arc::new(Disk {
-                zeroes: !read_only && extents.single(),
-                extents,
+                zeroes: !read_only && store.zeroes(),
+                store,
                 serial: padded,
                 read_only,
             }),
@@ -92,7 +109,7 @@ impl Block {
 
     fn config(&self) -> [u8; 60] {
         let mut config = [0u8; 60];
-        config[..8].copy_from_slice(&(self.disk.extents.size() / SECTOR).to_le_bytes());
+        config[..8].copy_from_slice(&(self.disk.store.size() / SECTOR).to_le_bytes());
         // Header and status take a descriptor each.
         config[12..16].copy_from_slice(&u32::from(QUEUE_SIZE - 2).to_le_bytes());
         if self.disk.zeroes {
@@ -145,9 +162,13 @@ impl VirtioDevice for Block {
         let (disk, pace, name) = (Arc::clone(&self.disk), Arc::clone(&self.pace), self.name.clone());
         let work = move |poller: Poller| {
             let mut reported = false;
-            serve_paced_queue(&poller, Ring::new(&memory, queue, features), |ring| {
+            let served = serve_paced_queue(&poller, Ring::new(&memory, queue, features), |ring| {
                 Ok(turn(ring, &disk, &pace, &name, &mut reported)?)
-            })
+            });
+            if let Err(error) = disk.store.settle() {
+                tracing::warn!(device = name, %error, "what was not flushed of an image is lost");
+            }
+            served
         };
         self.worker = Some(Worker::spawn(&self.name, (&threads, ThreadKind::Block), failed, work)?);
         Ok(())

@@ -3,10 +3,7 @@
 
 use std::io;
 
-use super::{
-    MAX_ZERO_SECTORS, SECTOR,
-    extents::{Direction, Extents},
-};
+use super::{MAX_ZERO_SECTORS, SECTOR, extents::Direction, store::Store};
 use crate::virtio::chain::{Chain, ChainError};
 
 const HEADER: usize = 16;
@@ -48,7 +45,7 @@ impl From<io::Error> for Refusal {
 /// What requests are carried out on.
 #[derive(Debug)]
 pub(super) struct Disk {
-    pub(super) extents: Extents,
+    pub(super) store: Store,
     pub(super) serial: [u8; 20],
     pub(super) read_only: bool,
     /// DISCARD and WRITE_ZEROES are offered.
@@ -77,7 +74,7 @@ pub(super) fn serve(disk: &Disk, chain: &Chain<'_>) -> Result<Served, ChainError
         IN => input_data(disk, chain, sector, input),
         OUT => output_data(disk, chain, sector).map(|()| 0),
         FLUSH if disk.read_only => Ok(0),
-        FLUSH => disk.extents.flush().map(|()| 0).map_err(Refusal::Io),
+        FLUSH => disk.store.flush().map(|()| 0).map_err(Refusal::Io),
         GET_ID => {
             let length = input.min(disk.serial.len());
             chain.writable.write(0, &disk.serial[..length])?;
@@ -111,7 +108,7 @@ pub(super) fn serve(disk: &Disk, chain: &Chain<'_>) -> Result<Served, ChainError
 
 fn input_data(disk: &Disk, chain: &Chain<'_>, sector: u64, length: usize) -> Result<usize, Refusal> {
     let position = place(disk, sector, length as u64)?;
-    disk.extents.transfer(Direction::FromDisk, &chain.writable, 0..length, position)?;
+    disk.store.transfer(Direction::FromDisk, &chain.writable, 0..length, position)?;
     Ok(length)
 }
 
@@ -121,7 +118,7 @@ fn output_data(disk: &Disk, chain: &Chain<'_>, sector: u64) -> Result<(), Refusa
     }
     let position = place(disk, sector, (chain.readable.len() - HEADER) as u64)?;
     Ok(disk
-        .extents
+        .store
         .transfer(Direction::ToDisk, &chain.readable, HEADER..chain.readable.len(), position)?)
 }
 
@@ -129,7 +126,7 @@ fn output_data(disk: &Disk, chain: &Chain<'_>, sector: u64) -> Result<(), Refusa
 fn place(disk: &Disk, sector: u64, length: u64) -> Result<u64, Refusal> {
     let position = sector.checked_mul(SECTOR).ok_or(Refusal::Bounds)?;
     let end = position.checked_add(length).ok_or(Refusal::Bounds)?;
-    if length.is_multiple_of(SECTOR) && end <= disk.extents.size() {
+    if length.is_multiple_of(SECTOR) && end <= disk.store.size() {
         Ok(position)
     } else {
         Err(Refusal::Bounds)
@@ -162,8 +159,8 @@ fn zero(disk: &Disk, chain: &Chain<'_>, kind: u32) -> Result<Result<u64, Refusal
         }
         match kind {
             _ if length == 0 => {}
-            DISCARD => disk.extents.discard(position, length)?,
-            _ => disk.extents.zero(position, length, flags & UNMAP != 0)?,
+            DISCARD => disk.store.discard(position, length)?,
+            _ => disk.store.zero(position, length, flags & UNMAP != 0)?,
         }
         Ok(length)
     })())

@@ -66,7 +66,7 @@ fn requests_wait_in_the_ring_until_there_are_tokens_and_none_is_lost_or_overtake
     };
     // A sector is more than the bucket holds: one at a time, each paid for afterwards.
     assert_eq!(served(bytes(100, 5120), 0), [1, 1, 1, 1]);
-    assert_eq!(served(bytes(1024, 15_360), 1), [2, 3, 3, 0]);
+    assert_eq!(served(bytes(1024, 15_360), 1), [2, 2, 2, 2]);
     assert_eq!(served(Limits::default(), 0), [8, 0, 0, 0]);
 }
 
