@@ -4,8 +4,10 @@
 mod bad_host;
 mod bad_image;
 mod bad_pod;
+mod bandwidth;
 mod by_hand;
 mod daemon;
+mod disks;
 mod exec;
 mod exits;
 mod images;
@@ -84,6 +86,8 @@ fn all() -> impl Iterator<Item = &'static Test> {
         volumes::TESTS,
         images::TESTS,
         in_place::TESTS,
+        bandwidth::TESTS,
+        disks::TESTS,
         logs::TESTS,
         memory::TESTS,
         exec::TESTS,

@@ -295,9 +295,10 @@ fn a_slow_device_goes_on_by_itself_in_both_directions_and_is_stopped_at_once() {
         transmit: operations(1, 1, 0),
         ..NetLimits::default()
     };
+    device.reset();
     device = device.limited(endless);
     transmit.restart();
-    device.paces.transmit.spend(1);
+    // An hour's worth of debt.
     for _ in 0..3600 {
         device.paces.transmit.spend(0);
     }
