@@ -63,7 +63,12 @@ fn bucket(refill: u64) -> Bucket {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use serde_json::json;
+
     use super::*;
+    use crate::desired::DesiredPod;
 
     fn of(annotations: &[(&str, &str)]) -> Result<NetLimits, String> {
         limits(Some(
@@ -99,5 +104,22 @@ mod tests {
         }
         assert!(of(&[(INGRESS, "0")]).is_err() && of(&[(INGRESS, "1P")]).is_ok());
         assert!(of(&[(INGRESS, "2P")]).unwrap_err().contains("unreasonably large"));
+    }
+
+    #[test]
+    fn a_pod_with_nonsense_in_its_annotations_is_refused_with_its_words() {
+        let pod = |rate: &str| {
+            let pod = json!({"metadata": {"name": "p", "annotations": {EGRESS: rate}}, "spec": {"containers": []}});
+            DesiredPod::read(Arc::new(serde_json::from_value(pod).unwrap())).1
+        };
+        assert_eq!(pod("10M"), None);
+        let refusal = pod("10 apples").expect("it is no quantity");
+        assert_eq!(refusal.reason, "InvalidBandwidth");
+        assert!(
+            refusal
+                .message
+                .contains("metadata.annotations[kubernetes.io/egress-bandwidth]: \"10 apples\""),
+            "{refusal}"
+        );
     }
 }

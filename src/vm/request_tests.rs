@@ -111,7 +111,10 @@ fn a_disk_is_raw_unless_its_format_is_stated() {
     let mut mistakes = Mistakes::default();
     let text = format!("{disk},format=vmdk");
     spec(&arguments(&["--kernel", &kernel, "--disk", &text]), &mut mistakes);
-    assert_eq!(mistakes.all(), [format!("--disk {text}: has a format that is neither raw nor qcow2")]);
+    assert_eq!(
+        mistakes.all(),
+        [format!("--disk {text}: has a format that is neither raw nor qcow2")]
+    );
 }
 
 #[test]
