@@ -132,8 +132,9 @@ pub(crate) struct RunArguments {
     /// An initramfs.
     #[arg(long, value_name = "PATH")]
     pub(crate) initrd: Option<PathBuf>,
-    /// A raw disk (/dev/vda, /dev/vdb, ...), read-only with `,ro`. Repeatable. Without --initrd the first one is the root file system.
-    #[arg(long, value_name = "PATH[,ro]")]
+    /// A disk (/dev/vda, /dev/vdb, ...), raw unless its format is stated, read-only with `,ro`. Repeatable. Without --initrd the first one is
+    /// the root file system.
+    #[arg(long, value_name = "PATH[,format=raw|qcow2][,ro]")]
     pub(crate) disk: Vec<String>,
     /// Guest memory: bytes, or with K, M, G, T (Ki, Mi, Gi, Ti mean the same: powers of 1024); a multiple of 2M [default: 256M].
     #[arg(long, value_name = "SIZE")]

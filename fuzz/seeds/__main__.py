@@ -17,6 +17,7 @@ for write in (
     devices.vsock,
     devices.watchdog,
     devices.pci,
+    devices.qcow2,
     files.elf,
     files.bzimage,
     files.protocol,

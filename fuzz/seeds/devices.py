@@ -282,3 +282,34 @@ def pci():
     seed("pci", "bridge", configure(0, 4, b"\xff\xff"), configure(0, 0x10, b"\xff" * 8), move(0, 1), start(0))
     seed("pci", "nobody", configure(3, 0, b"\1"), move(3, 1), start(3), b"\x01" + long(0xFFFFF) + b"\1")
     seed("pci", "read-beyond", b"\x6f" + short(0x3FFC) + quad(0xFFFFFFFFFFFFFFFE), b"\x6f" + short(0) + quad(0xE00FFFFE))
+
+
+def qcow2():
+    read, write, zero, drop, flush = b"\0", b"\3", b"\6", b"\6", b"\7"
+
+    def act(code, sector, sectors, fill=0):
+        return code + short(sector) + bytes([sectors, fill])
+
+    def change(at, value):
+        return short(at) + bytes([len(value) - 1]) + value
+
+    session = [act(write, 3, 20, 7), act(read, 0, 127), act(write, 100, 100, 8), act(flush, 0, 0), act(zero, 90, 64, 2), act(zero, 3, 9, 0)]
+    session += [act(drop, 0, 127, 1), act(write, 511, 0, 9), act(write, 40, 120, 3), act(flush, 0, 0), act(drop, 30, 100, 1), act(read, 20, 120)]
+    for version in range(2):
+        for bits in range(4):
+            for filled in (0, 9):
+                seed("qcow2", f"version-{version + 2}-clusters-{bits}-filled-{filled}", bytes([version | bits << 1 | filled << 4]), b"\0", *session)
+    seed("qcow2", "read-only", b"\x99", b"\0", *session)
+    start = b"\x97"
+    cluster = 4096
+    fields = {"magic": (0, b"X"), "version": (7, b"\4"), "backing": (15, b"\1"), "bits": (23, b"\x15"), "size": (24, b"\xff"), "encrypted": (35, b"\1")}
+    fields |= {"l1-size": (36, b"\xff"), "l1-outside": (40, b"\xff"), "counts-outside": (48, b"\xff"), "counts-size": (56, b"\xff"), "snapshots": (63, b"\1")}
+    fields |= {"feature": (72, b"\x80"), "dirty": (79, b"\1"), "corrupt": (79, b"\2"), "external": (79, b"\4"), "autoclear": (95, b"\1"), "order": (99, b"\1")}
+    fields |= {"count-itself": (cluster, quad(0x100000)), "count-of-table": (2 * cluster, b"\0" * 8), "l1-itself": (3 * cluster, bytes([0x80, 0, 0, 0, 0, 0, 0x30, 0]))}
+    table = 4 * cluster
+    entries = {"to-table": [0x80, 0, 0, 0, 0, 0, 0x30, 0], "between": [0x80, 0, 0, 0, 0, 0, 0x52, 0], "outside": [0x80, 0, 0, 1, 0, 0, 0, 0]}
+    entries |= {"shared": [0, 0, 0, 0, 0, 0, 0x50, 0], "zero": [0x80, 0, 0, 0, 0, 0, 0x50, 1], "garbage": [0x90, 0, 0, 0, 0, 0, 0x50, 2]}
+    entries |= {"deflated-outside": [0x40, 0xFF, 0, 0, 0, 0, 0x50, 0], "deflated-garbage": [0x43, 0, 0, 0, 0, 0, 0x50, 0], "deflated-owned": [0xC0, 0, 0, 0, 0, 0, 0x50, 0]}
+    fields |= {f"entry-{name}": (table, bytes(entry)) for name, entry in entries.items()}
+    for name, (at, value) in fields.items():
+        seed("qcow2", name, start, b"\1", change(at, value), *session)

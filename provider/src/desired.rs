@@ -6,7 +6,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod, Volume};
 
-use crate::{quantity::Quantity, supported};
+use crate::{bandwidth, quantity::Quantity, supported};
 
 /// A pod that this node can run.
 #[derive(Debug, Clone)]
@@ -220,6 +220,12 @@ impl DesiredPod {
                     "Failed to admit pod as the OS field doesn't match node OS: {} is not linux",
                     os.name
                 ),
+            });
+        }
+        if let Err(message) = bandwidth::limits(self.pod.metadata.annotations.as_ref()) {
+            return Some(Refusal {
+                reason: "InvalidBandwidth",
+                message,
             });
         }
         let value = serde_json::to_value(spec).expect("a pod that was read from JSON can be written as JSON");

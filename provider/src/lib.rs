@@ -7,6 +7,7 @@
 pub mod act;
 pub mod agent;
 pub mod backend;
+pub mod bandwidth;
 pub mod cgroup;
 pub mod config;
 pub mod context;

@@ -6,7 +6,9 @@ use k8s_openapi::api::core::v1::{Container, SecurityContext};
 use kvmlet_image::{ImageConfig, ImageDevice};
 use kvmlet_protocol::{ContainerSpec, Interface, Mount, Process, Resources, Rlimit, RootFs, SandboxSpec, User, VolumeSpec};
 use vmm_lib::boot::{FAST_COMMAND_LINE, with_console};
-use vmm_lib::spec::{Boot, Disk, Extent, FileSource, MachineSpec, Net, Pmem, SPEC_VERSION, Serial, Vsock, Watchdog, WatchdogAction};
+use vmm_lib::spec::{
+    Boot, Disk, DiskFormat, Extent, FileSource, Limits, MachineSpec, Net, NetLimits, Pmem, SPEC_VERSION, Serial, Vsock, Watchdog, WatchdogAction,
+};
 
 use crate::{
     config::{Guest, Machines},
@@ -91,7 +93,7 @@ pub fn machine(
     size: Size,
     (guest, machines): (&Guest, &Machines),
     images: &[&ImageDevice],
-    net: Option<([u8; 6], u16)>,
+    net: Option<([u8; 6], u16, NetLimits)>,
     dir: &Path,
 ) -> MachineSpec {
     let in_place = in_place(images);
@@ -110,6 +112,8 @@ pub fn machine(
                 serial: name,
                 extents,
                 read_only: true,
+                format: DiskFormat::Raw,
+                limits: Limits::default(),
             });
         }
     }
@@ -121,6 +125,8 @@ pub fn machine(
             length: size.scratch,
         }],
         read_only: false,
+        format: DiskFormat::Raw,
+        limits: Limits::default(),
     });
     let mut command_line = match guest.serial {
         true => with_console(FAST_COMMAND_LINE),
@@ -150,10 +156,11 @@ pub fn machine(
         disks,
         pmems,
         nets: net
-            .map(|(mac, mtu)| Net {
+            .map(|(mac, mtu, limits)| Net {
                 tap: FileSource::Passed(0),
                 mac,
                 mtu,
+                limits,
             })
             .into_iter()
             .collect(),

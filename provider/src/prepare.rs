@@ -12,6 +12,7 @@ use tracing::info;
 use crate::{
     act::{self, Act, chain, now_nanoseconds},
     agent::{Agent, AgentError},
+    bandwidth,
     context::Context,
     desired::DesiredPod,
     downward::Facts,
@@ -77,12 +78,14 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String]) ->
     making.await.map_err(|e| sandbox(e.to_string()))?.map_err(sandbox)?;
 
     let mtu = u16::try_from(network.interface.mtu).unwrap_or(1500);
+    // The annotations may have been changed since the pod was accepted.
+    let limits = bandwidth::limits(desired.pod.metadata.annotations.as_ref()).map_err(sandbox)?;
     let spec = lower::machine(
         desired,
         size,
         (&context.config.guest, &context.config.machines),
         &devices,
-        Some((network.interface.mac, mtu)),
+        Some((network.interface.mac, mtu, limits)),
         &dir,
     );
     let file_size = size.scratch.max(context.config.logs.max_size.value());

@@ -12,7 +12,7 @@ use std::{
 use anyhow::bail;
 use vmm_lib::{
     exit::MachineExit,
-    spec::{Disk, Extent, FileSource, Net, Vsock},
+    spec::{Disk, DiskFormat, Extent, FileSource, Limits, Net, NetLimits, Vsock},
 };
 
 /// Network addresses of guests but for the last byte, locally administered.
@@ -56,7 +56,7 @@ impl Mistakes {
 }
 
 /// A disk that is the whole of a file or block device, which is opened once to see that it can be.
-pub(super) fn disk(serial: String, path: &Path, read_only: bool) -> io::Result<Disk> {
+pub(super) fn disk(serial: String, path: &Path, format: DiskFormat, read_only: bool) -> io::Result<Disk> {
     let mut file = File::options().read(true).write(!read_only).open(path)?;
     Ok(Disk {
         serial,
@@ -67,6 +67,8 @@ pub(super) fn disk(serial: String, path: &Path, read_only: bool) -> io::Result<D
             length: file.seek(SeekFrom::End(0))?,
         }],
         read_only,
+        format,
+        limits: Limits::default(),
     })
 }
 
@@ -76,6 +78,7 @@ pub(super) fn nets(count: usize) -> Vec<Net> {
         tap: FileSource::Passed(index as u32),
         mac: [MAC[0], MAC[1], MAC[2], MAC[3], MAC[4], index as u8 + 1],
         mtu: MTU,
+        limits: NetLimits::default(),
     };
     // More than 255 are refused with the specification, and must get that far.
     (0..count.min(255)).map(net).collect()

@@ -18,7 +18,7 @@ use vmm_lib::{
     boot::{FAST_COMMAND_LINE, with_console},
     builder::Handle,
     snapshot::SnapshotFiles,
-    spec::{Boot, Disk, FileSource, Hotplug, MachineSpec, Pmem, Restore, SPEC_VERSION, Serial, Watchdog, WatchdogAction},
+    spec::{Boot, Disk, DiskFormat, FileSource, Hotplug, MachineSpec, Pmem, Restore, SPEC_VERSION, Serial, Watchdog, WatchdogAction},
     tap,
 };
 
@@ -123,7 +123,7 @@ fn spec(arguments: &VmArguments, kernel: &Path, initramfs: &Path, vsock: &Path) 
 }
 
 fn disk(serial: String, path: &Path, read_only: bool) -> anyhow::Result<Disk> {
-    by_hand::disk(serial, path, read_only).with_context(|| format!("disk {}", path.display()))
+    by_hand::disk(serial, path, DiskFormat::Raw, read_only).with_context(|| format!("disk {}", path.display()))
 }
 
 fn boot(arguments: &VmArguments, spec: MachineSpec, tap: Option<OwnedFd>, socket: &Path) -> anyhow::Result<ExitCode> {

@@ -6,7 +6,8 @@ use std::{fs::File, path::Path};
 use vmm_lib::{
     boot::{FAST_COMMAND_LINE, with_console, with_virtio_console},
     spec::{
-        Boot, Console, Disk, Extent, FileSource, HOTPLUG_STEP, Hotplug, MachineSpec, SPEC_VERSION, Serial, Watchdog, WatchdogAction,
+        Boot, Console, Disk, DiskFormat, Extent, FileSource, HOTPLUG_STEP, Hotplug, Limits, MachineSpec, SPEC_VERSION, Serial, Watchdog,
+        WatchdogAction,
     },
 };
 
@@ -117,9 +118,20 @@ pub(super) fn bytes(text: &str) -> Option<u64> {
 }
 
 fn disk(index: usize, text: &str, mistakes: &mut Mistakes) -> Disk {
-    let (path, read_only) = text.strip_suffix(",ro").map_or((text, false), |path| (path, true));
+    let (mut path, mut format, mut read_only) = (text, DiskFormat::Raw, false);
+    // From the end: a path may have commas in it.
+    while let Some((rest, word)) = path.rsplit_once(',') {
+        match word {
+            "ro" => read_only = true,
+            "format=raw" => format = DiskFormat::Raw,
+            "format=qcow2" => format = DiskFormat::Qcow2,
+            _ if word.starts_with("format=") => mistakes.add(&format!("--disk {text}"), "has a format that is neither raw nor qcow2"),
+            _ => break,
+        }
+        path = rest;
+    }
     let serial = format!("disk{index}");
-    by_hand::disk(serial.clone(), Path::new(path), read_only).unwrap_or_else(|error| {
+    by_hand::disk(serial.clone(), Path::new(path), format, read_only).unwrap_or_else(|error| {
         mistakes.add(&format!("--disk {text}"), error);
         Disk {
             serial,
@@ -129,6 +141,8 @@ fn disk(index: usize, text: &str, mistakes: &mut Mistakes) -> Disk {
                 length: 512,
             }],
             read_only,
+            format,
+            limits: Limits::default(),
         }
     })
 }

@@ -104,6 +104,29 @@ fn options_become_the_machine_that_they_say() {
 }
 
 #[test]
+fn a_disk_is_raw_unless_its_format_is_stated() {
+    let files = Files::new();
+    let (kernel, disk) = (files.text("vmlinux"), files.text("disk"));
+    for (words, format, read_only) in [
+        ("", DiskFormat::Raw, false),
+        (",format=raw", DiskFormat::Raw, false),
+        (",format=qcow2", DiskFormat::Qcow2, false),
+        (",format=qcow2,ro", DiskFormat::Qcow2, true),
+        (",ro,format=qcow2", DiskFormat::Qcow2, true),
+    ] {
+        let spec = good(&["--kernel", &kernel, "--disk", &format!("{disk}{words}")]);
+        assert_eq!((spec.disks[0].format, spec.disks[0].read_only), (format, read_only), "{words}");
+    }
+    let mut mistakes = Mistakes::default();
+    let text = format!("{disk},format=vmdk");
+    spec(&arguments(&["--kernel", &kernel, "--disk", &text]), &mut mistakes);
+    assert_eq!(
+        mistakes.all(),
+        [format!("--disk {text}: has a format that is neither raw nor qcow2")]
+    );
+}
+
+#[test]
 fn without_an_initramfs_the_first_disk_is_the_root() {
     let files = Files::new();
     let (kernel, disk) = (files.text("vmlinux"), files.text("disk"));

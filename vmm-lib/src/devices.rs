@@ -9,7 +9,7 @@ use crate::files::{FileError, Files};
 use crate::irq::Interrupts;
 use crate::memory::{Layout, MMIO32};
 use crate::pci::{DEVICES, HostBridge, PciFunction};
-use crate::spec::{Comb, Disk, MAX_NETS, MAX_STORES, MachineSpec};
+use crate::spec::{Comb, Disk, DiskFormat, MAX_NETS, MAX_STORES, MachineSpec};
 use crate::threads::Threads;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::block::{self, Block, BlockError};
@@ -104,7 +104,7 @@ fn virtio(
     pad(&mut devices, places.nets, pmem::placeholder);
     for (index, net) in spec.nets.iter().enumerate() {
         let tap = files.open_existing(&format!("nets[{index}].tap"), &net.tap, true)?;
-        devices.push(Box::new(Net::new(tap, net.mac, net.mtu)));
+        devices.push(Box::new(Net::new(tap, net.mac, net.mtu).limited(net.limits)));
     }
     pad(&mut devices, places.others, net::placeholder);
     if let Some(vsock) = &spec.vsock {
@@ -189,6 +189,15 @@ impl MachineSpec {
 }
 
 fn disk_device(index: usize, disk: &Disk, files: &Files) -> Result<Block, DeviceError> {
+    let broken = |source| DeviceError::Disk {
+        serial: disk.serial.clone(),
+        source,
+    };
+    if let (DiskFormat::Qcow2, [image]) = (disk.format, disk.extents.as_slice()) {
+        let file = files.open_existing(&format!("disks[{index}].extents[0].file"), &image.file, !disk.read_only)?;
+        let block = Block::qcow2(&disk.serial, file, disk.read_only).map_err(broken)?;
+        return Ok(block.limited(disk.limits));
+    }
     let mut extents = Vec::new();
     for (number, extent) in disk.extents.iter().enumerate() {
         let field = format!("disks[{index}].extents[{number}].file");
@@ -198,10 +207,8 @@ fn disk_device(index: usize, disk: &Disk, files: &Files) -> Result<Block, Device
             extent.length,
         ));
     }
-    Block::new(&disk.serial, extents, disk.read_only).map_err(|source| DeviceError::Disk {
-        serial: disk.serial.clone(),
-        source,
-    })
+    let block = Block::new(&disk.serial, extents, disk.read_only).map_err(broken)?;
+    Ok(block.limited(disk.limits))
 }
 
 // Bridge, disks and images, networks, vsock, entropy and balloon have a device number each; a specification is refused that has all of these,

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use crate::spec::{
-    Boot, Comb, Console, ConsoleSize, Disk, Extent, FileSource, Hotplug, MachineSpec, Net, Pmem, Restore, SPEC_VERSION, Serial, Vsock, Watchdog,
-    WatchdogAction,
+    Boot, Bucket, Comb, Console, ConsoleSize, Disk, DiskFormat, Extent, FileSource, Hotplug, Limits, MachineSpec, Net, NetLimits, Pmem, Restore,
+    SPEC_VERSION, Serial, Vsock, Watchdog, WatchdogAction,
 };
 
 /// Writes the files in place of comparing them.
@@ -51,6 +51,11 @@ fn first_difference(known: &str, text: &str) -> String {
 /// A machine with everything, each kind of file source among it. Without `..`: a new field has to be put here.
 fn everything() -> MachineSpec {
     let path = |path: &str| FileSource::Path(path.into());
+    let bucket = |size, refill| Some(Bucket { size, refill, burst: size });
+    let limits = Limits {
+        bytes: bucket(1 << 20, 10 << 20),
+        operations: bucket(100, 1000),
+    };
     MachineSpec {
         version: SPEC_VERSION,
         name: "everything".into(),
@@ -69,6 +74,8 @@ fn everything() -> MachineSpec {
                 length: 1 << 20,
             }],
             read_only: true,
+            format: DiskFormat::Raw,
+            limits,
         }],
         pmems: vec![Pmem {
             name: "image".into(),
@@ -82,6 +89,10 @@ fn everything() -> MachineSpec {
             tap: FileSource::Passed(0),
             mac: [2, 0, 0, 0, 0, 1],
             mtu: 1500,
+            limits: NetLimits {
+                receive: limits,
+                transmit: limits,
+            },
         }],
         vsock: Some(Vsock {
             cid: 3,

@@ -149,7 +149,7 @@ pub enum FileSource {
     Passed(u32),
 }
 
-/// A block device: extents of files, one behind the other.
+/// A block device: extents of files, one behind the other, as they are or as an image of a format.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -160,6 +160,65 @@ pub struct Disk {
     pub extents: Vec<Extent>,
     /// VIRTIO_BLK_F_RO, and files opened without write access.
     pub read_only: bool,
+    /// How the bytes of the extents become the disk's: stated here, never guessed from them.
+    #[serde(default)]
+    pub format: DiskFormat,
+    /// How fast the disk is, reads and writes together.
+    #[serde(default)]
+    pub limits: Limits,
+}
+
+/// What lies in a disk's extents.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub enum DiskFormat {
+    /// The disk's bytes.
+    #[default]
+    Raw,
+    /// A qcow2 image (version 2 or 3): one extent from offset 0 of its file on, whose length is not looked at, as an image grows. The disk
+    /// is as large as the image says.
+    Qcow2,
+}
+
+/// How much a device may move; without buckets, as much as it can.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Limits {
+    /// Bytes.
+    #[serde(default)]
+    pub bytes: Option<Bucket>,
+    /// Requests or frames.
+    #[serde(default)]
+    pub operations: Option<Bucket>,
+}
+
+/// A bucket of tokens, full at the start. What needs more than there are goes, and the next waits until they are paid back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Bucket {
+    /// Most tokens that it holds, above 0. Waits are of whole milliseconds: the rate of a bucket that fills faster is one bucket a millisecond.
+    pub size: u64,
+    /// Tokens that come back a second, above 0.
+    pub refill: u64,
+    /// Tokens beside the bucket, taken first and once.
+    #[serde(default)]
+    pub burst: u64,
+}
+
+/// How much a network device may move in each direction.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct NetLimits {
+    /// Frames to the guest; what is too much waits in the tap, which drops what it has no room for.
+    #[serde(default)]
+    pub receive: Limits,
+    /// Frames from the guest; they wait in its queue.
+    #[serde(default)]
+    pub transmit: Limits,
 }
 
 /// A read-only virtio-pmem device: extents of files, one behind the other, mapped into the guest, so that machines which read the same file
@@ -205,6 +264,9 @@ pub struct Net {
     pub mac: [u8; 6],
     /// Offered by VIRTIO_NET_F_MTU, 68 to 65,535.
     pub mtu: u16,
+    /// How fast it is.
+    #[serde(default)]
+    pub limits: NetLimits,
 }
 
 /// The vsock device, multiplexed to a Unix socket: a host's client connects, writes `CONNECT <port>\n`, reads `OK <port>\n`.

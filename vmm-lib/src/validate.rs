@@ -6,8 +6,8 @@ use std::fmt;
 use crate::memory::IMAGE_STEP;
 use crate::pci::DEVICES;
 use crate::spec::{
-    ConsoleSize, Extent, FileSource, HOTPLUG_BLOCK, HOTPLUG_STEP, MAX_COMMAND_LINE, MAX_CPUS, MAX_DISKS, MAX_MEMORY, MAX_NETS, MAX_PMEM,
-    MAX_SERIAL, MAX_STORES, MIN_MEMORY, MachineSpec, SPEC_VERSION,
+    Bucket, ConsoleSize, DiskFormat, Extent, FileSource, HOTPLUG_BLOCK, HOTPLUG_STEP, Limits, MAX_COMMAND_LINE, MAX_CPUS, MAX_DISKS, MAX_MEMORY,
+    MAX_NETS, MAX_PMEM, MAX_SERIAL, MAX_STORES, MIN_MEMORY, MachineSpec, SPEC_VERSION,
 };
 
 /// Granularity of guest memory.
@@ -77,6 +77,15 @@ impl Checker {
         }
         self.require(size.is_some(), path, || "are together larger than 64 bits can say".to_owned());
         size
+    }
+
+    fn limits(&mut self, limits: &Limits, path: &str) {
+        for (name, bucket) in [("bytes", limits.bytes), ("operations", limits.operations)] {
+            let Some(Bucket { size, refill, .. }) = bucket else { continue };
+            for (field, value) in [("size", size), ("refill", refill)] {
+                self.require(value > 0, &format!("{path}.{name}.{field}"), || "is 0".to_owned());
+            }
+        }
     }
 
     fn file(&mut self, source: &FileSource, path: &str) {
@@ -250,7 +259,16 @@ impl MachineSpec {
             let printable = disk.serial.bytes().all(|byte| byte.is_ascii_graphic());
             check.require(printable, &path, || "is not printable ASCII without spaces".to_owned());
             check.require(serials.insert(&disk.serial), &path, || format!("{:?} is not unique", disk.serial));
-            check.extents(&disk.extents, &format!("disks[{index}].extents"), SECTOR);
+            let path = format!("disks[{index}].extents");
+            match disk.format {
+                DiskFormat::Raw => check.extents(&disk.extents, &path, SECTOR),
+                DiskFormat::Qcow2 => check.extents(&disk.extents, &path, 1),
+            };
+            let whole = disk.format == DiskFormat::Raw || matches!(disk.extents.as_slice(), [] | [Extent { offset: 0, .. }]);
+            check.require(whole, &path, || {
+                "are not the one file, from its beginning on, that a qcow2 image is".to_owned()
+            });
+            check.limits(&disk.limits, &format!("disks[{index}].limits"));
         }
     }
 
@@ -291,6 +309,8 @@ impl MachineSpec {
             }
             let unicast = net.mac[0] & 1 == 0 && net.mac != [0; 6];
             check.require(unicast, &format!("nets[{index}].mac"), || "is not a unicast address".to_owned());
+            check.limits(&net.limits.receive, &format!("nets[{index}].limits.receive"));
+            check.limits(&net.limits.transmit, &format!("nets[{index}].limits.transmit"));
             check.require(net.mtu >= 68, &format!("nets[{index}].mtu"), || format!("{} is below 68", net.mtu));
         }
     }
@@ -299,7 +319,7 @@ impl MachineSpec {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{Boot, Console, Disk, Hotplug, Net, Pmem, Serial, Vsock, Watchdog, WatchdogAction};
+    use crate::spec::{Boot, Console, Disk, Hotplug, Net, NetLimits, Pmem, Serial, Vsock, Watchdog, WatchdogAction};
 
     fn spec() -> MachineSpec {
         MachineSpec {
@@ -328,6 +348,20 @@ mod tests {
         }
     }
 
+    /// One bucket that holds nothing, and one that never fills.
+    const EMPTY: Limits = Limits {
+        bytes: Some(Bucket {
+            size: 0,
+            refill: 1,
+            burst: 0,
+        }),
+        operations: Some(Bucket {
+            size: 1,
+            refill: 0,
+            burst: 1,
+        }),
+    };
+
     #[test]
     fn a_plain_machine_is_valid() {
         assert_eq!(spec().validate(1), Ok(()));
@@ -352,16 +386,33 @@ mod tests {
                 serial: "same".into(),
                 extents: vec![extent],
                 read_only: true,
+                format: DiskFormat::Raw,
+                limits: EMPTY,
             },
             Disk {
                 serial: "same".into(),
                 extents: Vec::new(),
                 read_only: true,
+                format: DiskFormat::Raw,
+                limits: Limits::default(),
             },
             Disk {
                 serial: "far too long for virtio-blk".into(),
                 extents: Vec::new(),
                 read_only: true,
+                format: DiskFormat::Raw,
+                limits: Limits::default(),
+            },
+            Disk {
+                serial: "image".into(),
+                extents: vec![Extent {
+                    file: FileSource::Passed(0),
+                    offset: 1,
+                    length: 1,
+                }],
+                read_only: true,
+                format: DiskFormat::Qcow2,
+                limits: Limits::default(),
             },
         ];
         spec.pmems = vec![Pmem {
@@ -376,6 +427,10 @@ mod tests {
             tap: FileSource::Path("/dev/x".into()),
             mac: [1, 0, 0, 0, 0, 0],
             mtu: 67,
+            limits: NetLimits {
+                receive: EMPTY,
+                transmit: EMPTY,
+            },
         }];
         spec.vsock = Some(Vsock {
             cid: 2,
@@ -413,15 +468,22 @@ mod tests {
             "disks[0].extents[0].file",
             "disks[0].extents[0].length",
             "disks[0].extents[0].offset",
+            "disks[0].limits.bytes.size",
+            "disks[0].limits.operations.refill",
             "disks[1].serial",
             "disks[1].extents",
             "disks[2].serial",
             "disks[2].serial",
             "disks[2].extents",
+            "disks[3].extents",
             "pmems[0].extents",
             "pmems[0].extents[0].offset",
             "nets[0].tap",
             "nets[0].mac",
+            "nets[0].limits.receive.bytes.size",
+            "nets[0].limits.receive.operations.refill",
+            "nets[0].limits.transmit.bytes.size",
+            "nets[0].limits.transmit.operations.refill",
             "nets[0].mtu",
             "vsock.cid",
             "vsock.socket",

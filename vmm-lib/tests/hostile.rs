@@ -8,7 +8,7 @@ use std::io::Write as _;
 
 use support::script::Script;
 use vmm_lib::exit::MachineExit;
-use vmm_lib::spec::{Disk, Extent, FileSource, MachineSpec};
+use vmm_lib::spec::{Disk, DiskFormat, Extent, FileSource, Limits, MachineSpec};
 
 const ECAM: u64 = 0xe000_0000;
 /// Where the payload puts the BARs: below 4 GiB, which its pages reach.
@@ -323,6 +323,8 @@ fn a_read_only_disk_and_sectors_past_its_end_are_errors_of_the_request() {
                 length: 4096,
             }],
             read_only: true,
+            format: DiskFormat::Raw,
+            limits: Limits::default(),
         });
     });
     assert_eq!(report.exit, MachineExit::PoweredOff);

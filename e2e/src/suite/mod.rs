@@ -4,8 +4,10 @@
 mod bad_host;
 mod bad_image;
 mod bad_pod;
+mod bandwidth;
 mod by_hand;
 mod daemon;
+mod disks;
 mod exec;
 mod exits;
 mod images;
@@ -86,6 +88,8 @@ fn all() -> impl Iterator<Item = &'static Test> {
         volumes::TESTS,
         images::TESTS,
         in_place::TESTS,
+        bandwidth::TESTS,
+        disks::TESTS,
         logs::TESTS,
         machines::TESTS,
         memory::TESTS,

@@ -17,7 +17,7 @@ use std::{
 use kvm_ioctls::Kvm;
 use kvmlet_machine::jail::{Filters, Jail, Limits, Role, confine};
 use nix::sched::{CloneFlags, unshare};
-use vmm_lib::spec::{Disk, Extent, FileSource, Vsock};
+use vmm_lib::spec::{Disk, DiskFormat, Extent, FileSource, Vsock};
 
 use support::{SOON, SPIN, kernel, order, running, uid};
 
@@ -246,6 +246,8 @@ fn a_running_machine_is_seen_to_be_confined() {
         serial: "img0".into(),
         extents: vec![extent(0), extent(512)],
         read_only: true,
+        format: DiskFormat::Raw,
+        limits: Default::default(),
     }];
     order.spec.vsock = Some(Vsock {
         cid: 3,

@@ -9,7 +9,7 @@ mod replay;
 
 pub use crate::boot::fuzz::{bzimage, elf};
 pub use crate::pci::fuzz::pci;
-pub use crate::virtio::block::fuzz::block;
+pub use crate::virtio::block::fuzz::{block, qcow2};
 pub use crate::virtio::console::fuzz::console;
 pub use crate::virtio::fuzz::{balloon, mem, pmem, queue, rng};
 pub use crate::virtio::net::fuzz::net;
@@ -28,6 +28,11 @@ mod tests {
     #[test]
     fn a_disk_keeps_its_rules_whatever_a_driver_asks_of_it() {
         replay("block", super::block);
+    }
+
+    #[test]
+    fn an_image_keeps_what_is_written_to_it_and_its_rules_whatever_is_wrong_with_it() {
+        replay("qcow2", super::qcow2);
     }
 
     #[test]
@@ -88,7 +93,7 @@ mod tests {
     #[test]
     fn every_fuzz_target_is_replayed_by_a_test() {
         let ours = [
-            "balloon", "block", "bzimage", "console", "elf", "mem", "net", "pci", "pmem", "queue", "rng", "vsock", "watchdog",
+            "balloon", "block", "bzimage", "console", "elf", "mem", "net", "pci", "pmem", "qcow2", "queue", "rng", "vsock", "watchdog",
         ];
         let (protocol, rest): (Vec<_>, Vec<_>) = targets().into_iter().partition(|name| name == "protocol");
         assert_eq!((protocol.len(), rest), (1, ours.map(String::from).to_vec()));

@@ -13,6 +13,7 @@ pub(crate) mod fuzz;
 mod hostile;
 pub(crate) mod mem;
 pub mod net;
+pub(crate) mod pace;
 pub(crate) mod pci;
 pub(crate) mod placeholder;
 pub(crate) mod pmem;

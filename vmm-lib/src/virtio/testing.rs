@@ -60,7 +60,8 @@ impl Driver {
         }
     }
 
-    fn active(&self) -> ActiveQueue {
+    /// What the device gets of it.
+    pub(in crate::virtio) fn active(&self) -> ActiveQueue {
         let mut queue = Queue::new(self.size).unwrap();
         queue.try_set_desc_table_address(GuestAddress(self.table)).unwrap();
         queue.try_set_avail_ring_address(GuestAddress(self.available)).unwrap();

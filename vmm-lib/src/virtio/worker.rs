@@ -113,18 +113,24 @@ pub fn required(activation: &mut Activation, index: usize) -> Result<ActiveQueue
 }
 
 /// The work of a device of one queue: a turn at each kick, until it shall end.
-pub fn serve_queue(
+pub fn serve_queue(poller: &Poller, ring: Ring<'_>, mut turn: impl FnMut(&mut Ring<'_>) -> Result<(), WorkError>) -> Result<(), WorkError> {
+    serve_paced_queue(poller, ring, |ring| turn(ring).map(|()| None))
+}
+
+/// The same for a device that may be too fast: a turn that says how long to wait is taken again then, or at a kick.
+pub fn serve_paced_queue(
     poller: &Poller,
     mut ring: Ring<'_>,
-    mut turn: impl FnMut(&mut Ring<'_>) -> Result<(), WorkError>,
+    mut turn: impl FnMut(&mut Ring<'_>) -> Result<Option<Duration>, WorkError>,
 ) -> Result<(), WorkError> {
+    let mut wait = None;
     poller
         .add(eventfd(ring.kick()), 0, epoll::EventFlags::IN)
         .map_err(broke("watch the queue"))?;
     loop {
         let (mut stop, mut kicked) = (false, false);
         poller
-            .wait(None, |token, _| if token == STOP { stop = true } else { kicked = true })
+            .wait(wait, |token, _| if token == STOP { stop = true } else { kicked = true })
             .map_err(broke("wait for events"))?;
         if stop {
             return Ok(());
@@ -132,7 +138,7 @@ pub fn serve_queue(
         if kicked {
             ring.clear_kick();
         }
-        turn(&mut ring)?;
+        wait = turn(&mut ring)?;
     }
 }
 

@@ -7,12 +7,14 @@ use std::{
     os::fd::{AsFd, AsRawFd},
 };
 
-use rustix::fs::FallocateFlags;
+use rustix::{fs::FallocateFlags, io::Errno};
 
 use crate::virtio::chain::Segments;
 
 /// Most pieces of memory in one system call (UIO_MAXIOV).
 const MAX_IOVECS: usize = 1024;
+/// What is written where a file system cannot clear.
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 #[derive(Debug)]
 struct Extent {
@@ -103,17 +105,63 @@ impl Extents {
             .try_for_each(|extent| rustix::fs::fdatasync(&extent.file).map_err(io::Error::from))
     }
 
-    /// Makes `length` bytes of the only extent read as zeros, without storage when `deallocate`.
-    pub(super) fn zero(&self, position: u64, length: u64, deallocate: bool) -> io::Result<()> {
-        let [extent] = self.pieces.as_slice() else {
-            return Err(io::ErrorKind::Unsupported.into());
-        };
-        let flags = if deallocate {
-            FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE
-        } else {
-            FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE
-        };
-        Ok(rustix::fs::fallocate(extent.file.as_fd(), flags, extent.offset + position, length)?)
+    /// Gives the storage of `length` bytes of the only extent back. A file system that cannot keeps it, as a driver must expect.
+    pub(super) fn discard(&self, position: u64, length: u64) -> io::Result<()> {
+        self.fallocate(FallocateFlags::PUNCH_HOLE, position, length).map(|_| ())
+    }
+
+    /// Makes `length` bytes of the only extent read as zeros; their storage may be given back only when `unmap`.
+    pub(super) fn zero(&self, position: u64, length: u64, unmap: bool) -> io::Result<()> {
+        if (unmap && self.fallocate(FallocateFlags::PUNCH_HOLE, position, length)?)
+            || self.fallocate(FallocateFlags::ZERO_RANGE, position, length)?
+        {
+            return Ok(());
+        }
+        self.write_zeros(position, length)
+    }
+
+    /// `false`: the file system does not know how.
+    fn fallocate(&self, how: FallocateFlags, position: u64, length: u64) -> io::Result<bool> {
+        let extent = self.only()?;
+        match rustix::fs::fallocate(
+            extent.file.as_fd(),
+            how | FallocateFlags::KEEP_SIZE,
+            extent.offset + position,
+            length,
+        ) {
+            Ok(()) => Ok(true),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn write_zeros(&self, position: u64, length: u64) -> io::Result<()> {
+        let extent = self.only()?;
+        let (mut at, end) = (extent.offset + position, extent.offset + position + length);
+        while at < end {
+            let here = usize::try_from(end - at).unwrap_or(usize::MAX).min(ZEROS.len());
+            let moved = vectored(Direction::ToDisk, &extent.file, &[zeros(here)], at)?;
+            if moved == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            at += moved as u64;
+        }
+        Ok(())
+    }
+
+    fn only(&self) -> io::Result<&Extent> {
+        match self.pieces.as_slice() {
+            [extent] => Ok(extent),
+            _ => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+}
+
+/// The first `length` bytes of [`ZEROS`], for the kernel to read.
+fn zeros(length: usize) -> libc::iovec {
+    libc::iovec {
+        iov_base: ZEROS.as_ptr().cast_mut().cast(),
+        iov_len: length.min(ZEROS.len()),
     }
 }
 
@@ -123,10 +171,10 @@ fn vectored(direction: Direction, file: &File, iovecs: &[libc::iovec], offset: u
     let offset = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
     loop {
         let moved = match direction {
-            // SAFETY: each iovec is a piece of guest memory that its VolatileSlice keeps mapped during the call; the kernel writes only there, and
-            // guest memory is never seen as a Rust reference.
+            // SAFETY: each iovec is a piece of guest memory that its VolatileSlice keeps mapped during the call (zeros are only ever written to a
+            // disk); the kernel writes only there, and guest memory is never seen as a Rust reference.
             Direction::FromDisk => unsafe { libc::preadv2(file.as_raw_fd(), iovecs.as_ptr(), count, offset, 0) },
-            // SAFETY: as above, and the kernel only reads.
+            // SAFETY: as above, or all of them lie in a static; and the kernel only reads.
             Direction::ToDisk => unsafe { libc::pwritev2(file.as_raw_fd(), iovecs.as_ptr(), count, offset, 0) },
         };
         match usize::try_from(moved) {

@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 
 use rustix::fs::MemfdFlags;
 
+pub use super::qcow2::fuzz::qcow2;
 use super::{Block, turn};
 use crate::fuzz::input::Input;
 use crate::virtio::fuzz::configuration;
@@ -51,7 +52,7 @@ pub fn block(data: &[u8]) {
     configuration(&mut device, &mut input);
     let mut ring = Ring::new(&memory, guest.active(0), guest.features());
     let mut reported = false;
-    let mut serve = |guest: &mut Guest| guest.watch(|| turn(&mut ring, &device.disk, "fuzz", &mut reported));
+    let mut serve = |guest: &mut Guest| guest.watch(|| turn(&mut ring, &device.disk, &device.pace, "fuzz", &mut reported));
     let mut stopped = false;
     for _ in 0..MAX_ACTS {
         if stopped || input.is_empty() {

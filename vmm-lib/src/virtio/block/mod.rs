@@ -1,27 +1,36 @@
-//! virtio-blk (virtio 1.2, 5.2) over extents of raw files: one queue, one thread, system calls straight into guest memory. Refuses
-//! writes to read-only disks, and every sector outside the disk.
+//! virtio-blk (virtio 1.2, 5.2) over extents of raw files or a qcow2 image: one queue, one thread, system calls straight into guest memory. Refuses
+//! writes to read-only disks, and every sector outside the disk. A disk with limits takes a request only when it may be carried out.
 
 mod extents;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzz;
+mod qcow2;
 mod request;
+mod store;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_of_pace;
 
-use std::{fs::File, sync::Arc};
+use std::{fs::File, sync::Arc, time::Duration};
 
 use self::{
     extents::Extents,
-    request::{Disk, Refusal, serve},
+    request::{Disk, Refusal, Served, serve},
+    store::Store,
 };
 use super::placeholder::Placeholder;
 use super::{
     chain::ChainError,
     device::{ActivateError, Activation, VirtioDevice},
+    pace::Pace,
     ring::{RING_FEATURES, Ring},
-    worker::{Poller, Worker, required, serve_queue},
+    worker::{Poller, Worker, required, serve_paced_queue},
 };
-use crate::{spec::MAX_SERIAL, threads::ThreadKind};
+use crate::{
+    spec::{Limits, MAX_SERIAL},
+    threads::ThreadKind,
+};
 
 const SECTOR: u64 = 512;
 const QUEUE_SIZE: u16 = 256;
@@ -40,16 +49,22 @@ pub enum BlockError {
     /// Empty, or longer than virtio allows.
     #[error("a serial of {0} bytes is not between 1 and {MAX_SERIAL}")]
     Serial(usize),
+    /// Its image is no disk.
+    #[error("open its qcow2 image")]
+    Qcow2(#[from] Qcow2Error),
     /// A disk of no sectors or half ones, or too large to be addressed.
     #[error("the extents of disk {0} are empty, no whole sectors, or too large")]
     Extents(String),
 }
+
+pub use qcow2::Qcow2Error;
 
 /// The device.
 #[derive(Debug)]
 pub struct Block {
     name: String,
     disk: Arc<Disk>,
+    pace: Arc<Pace>,
     worker: Option<Worker>,
 }
 
@@ -57,29 +72,46 @@ impl Block {
     /// A disk of `extents` (file, offset, length in bytes), one behind the other. DISCARD and WRITE_ZEROES are offered for a writable
     /// disk of one extent.
     pub fn new(serial: &str, extents: Vec<(File, u64, u64)>, read_only: bool) -> Result<Self, BlockError> {
-        if serial.is_empty() || serial.len() > MAX_SERIAL {
-            return Err(BlockError::Serial(serial.len()));
-        }
         let whole = !extents.is_empty() && extents.iter().all(|(_, _, length)| *length != 0 && length % SECTOR == 0);
         let extents = Extents::new(extents).filter(|_| whole);
         let extents = extents.ok_or_else(|| BlockError::Extents(serial.to_owned()))?;
+        Self::on(serial, Store::Raw(extents), read_only)
+    }
+
+    /// A disk in a qcow2 image, whose file is open for reading, and unless `read_only` for writing.
+    pub fn qcow2(serial: &str, file: File, read_only: bool) -> Result<Self, BlockError> {
+        Self::on(serial, Store::qcow2(file, !read_only)?, read_only)
+    }
+
+    fn on(serial: &str, store: Store, read_only: bool) -> Result<Self, BlockError> {
+        if serial.is_empty() || serial.len() > MAX_SERIAL {
+            return Err(BlockError::Serial(serial.len()));
+        }
         let mut padded = [0u8; MAX_SERIAL];
         padded[..serial.len()].copy_from_slice(serial.as_bytes());
         Ok(Self {
             name: format!("block {serial}"),
             disk: Arc::new(Disk {
-                zeroes: !read_only && extents.single(),
-                extents,
+                zeroes: !read_only && store.zeroes(),
+                store,
                 serial: padded,
                 read_only,
             }),
+            pace: Arc::new(Pace::new(Limits::default())),
             worker: None,
         })
     }
 
+    /// No faster than this.
+    #[must_use]
+    pub fn limited(mut self, limits: Limits) -> Self {
+        self.pace = Arc::new(Pace::new(limits));
+        self
+    }
+
     fn config(&self) -> [u8; 60] {
         let mut config = [0u8; 60];
-        config[..8].copy_from_slice(&(self.disk.extents.size() / SECTOR).to_le_bytes());
+        config[..8].copy_from_slice(&(self.disk.store.size() / SECTOR).to_le_bytes());
         // Header and status take a descriptor each.
         config[12..16].copy_from_slice(&u32::from(QUEUE_SIZE - 2).to_le_bytes());
         if self.disk.zeroes {
@@ -134,12 +166,16 @@ impl VirtioDevice for Block {
             failed,
             ..
         } = activation;
-        let (disk, name) = (Arc::clone(&self.disk), self.name.clone());
+        let (disk, pace, name) = (Arc::clone(&self.disk), Arc::clone(&self.pace), self.name.clone());
         let work = move |poller: Poller| {
             let mut reported = false;
-            serve_queue(&poller, Ring::new(&memory, queue, features), |ring| {
-                Ok(turn(ring, &disk, &name, &mut reported)?)
-            })
+            let served = serve_paced_queue(&poller, Ring::new(&memory, queue, features), |ring| {
+                Ok(turn(ring, &disk, &pace, &name, &mut reported)?)
+            });
+            if let Err(error) = disk.store.settle() {
+                tracing::warn!(device = name, %error, "what was not flushed of an image is lost");
+            }
+            served
         };
         self.worker = Some(Worker::spawn(&self.name, (&threads, ThreadKind::Block), failed, work)?);
         Ok(())
@@ -150,14 +186,20 @@ impl VirtioDevice for Block {
     }
 }
 
-/// Serves a few requests, so that early ones are heard of while late ones wait for the disk, and a reset does not wait for all.
-fn turn(ring: &mut Ring<'_>, disk: &Disk, name: &str, reported: &mut bool) -> Result<(), ChainError> {
+/// Serves a few requests, so that early ones are heard of while late ones wait for the disk, and a reset does not wait for all. `Some`: the
+/// next request, if there is one, stays in the ring for so long.
+fn turn(ring: &mut Ring<'_>, disk: &Disk, pace: &Pace, name: &str, reported: &mut bool) -> Result<Option<Duration>, ChainError> {
     ring.disarm()?;
     let mut left = 16;
     while left > 0 {
         left -= 1;
+        if let Some(wait) = pace.wait() {
+            ring.notify()?;
+            return Ok(Some(wait));
+        }
         let Some(chain) = ring.pop()? else { break };
-        let (used, refusal) = serve(disk, &chain)?;
+        let Served { used, moved, refusal } = serve(disk, &chain)?;
+        pace.spend(moved);
         ring.give_back(chain.head, used)?;
         // Once a device: a guest chooses how often it is refused.
         if let (Some(Refusal::Io(error)), false) = (refusal, *reported) {
@@ -165,5 +207,6 @@ fn turn(ring: &mut Ring<'_>, disk: &Disk, name: &str, reported: &mut bool) -> Re
             *reported = true;
         }
     }
-    ring.settle()
+    ring.settle()?;
+    Ok(None)
 }

@@ -3,10 +3,7 @@
 
 use std::io;
 
-use super::{
-    MAX_ZERO_SECTORS, SECTOR,
-    extents::{Direction, Extents},
-};
+use super::{MAX_ZERO_SECTORS, SECTOR, extents::Direction, store::Store};
 use crate::virtio::chain::{Chain, ChainError};
 
 const HEADER: usize = 16;
@@ -48,30 +45,45 @@ impl From<io::Error> for Refusal {
 /// What requests are carried out on.
 #[derive(Debug)]
 pub(super) struct Disk {
-    pub(super) extents: Extents,
+    pub(super) store: Store,
     pub(super) serial: [u8; 20],
     pub(super) read_only: bool,
     /// DISCARD and WRITE_ZEROES are offered.
     pub(super) zeroes: bool,
 }
 
-/// Carries out one request and writes its status. The bytes that the used ring shall name, and why it was refused.
-pub(super) fn serve(disk: &Disk, chain: &Chain<'_>) -> Result<(u32, Option<Refusal>), ChainError> {
+/// What became of a request.
+#[derive(Debug)]
+pub(super) struct Served {
+    /// The bytes that the used ring shall name.
+    pub(super) used: u32,
+    /// The bytes that it moved, or would have.
+    pub(super) moved: u64,
+    /// Why it was refused.
+    pub(super) refusal: Option<Refusal>,
+}
+
+/// Carries out one request and writes its status.
+pub(super) fn serve(disk: &Disk, chain: &Chain<'_>) -> Result<Served, ChainError> {
     let mut header = [0u8; HEADER];
     chain.readable.read(0, &mut header)?;
     let input = chain.writable.len().checked_sub(1).ok_or(ChainError::TooShort)?;
     let (kind, _, sector) = words(&header);
+    let mut cleared = 0;
     let outcome = match kind {
         IN => input_data(disk, chain, sector, input),
         OUT => output_data(disk, chain, sector).map(|()| 0),
         FLUSH if disk.read_only => Ok(0),
-        FLUSH => disk.extents.flush().map(|()| 0).map_err(Refusal::Io),
+        FLUSH => disk.store.flush().map(|()| 0).map_err(Refusal::Io),
         GET_ID => {
             let length = input.min(disk.serial.len());
             chain.writable.write(0, &disk.serial[..length])?;
             Ok(length)
         }
-        DISCARD | WRITE_ZEROES if disk.zeroes => zero(disk, chain, kind)?.map(|()| 0),
+        DISCARD | WRITE_ZEROES if disk.zeroes => zero(disk, chain, kind)?.map(|length| {
+            cleared = length;
+            0
+        }),
         _ => Err(Refusal::Unsupported),
     };
     let (status, written, refusal) = match outcome {
@@ -82,12 +94,21 @@ pub(super) fn serve(disk: &Disk, chain: &Chain<'_>) -> Result<(u32, Option<Refus
     chain.writable.write(input, &[status as u8])?;
     // The length counts bytes from the start of the writable part: with the status at its end, all of it, if the data was written.
     let used = if written == input { input + 1 } else { written };
-    Ok((u32::try_from(used).unwrap_or(u32::MAX), refusal))
+    Ok(Served {
+        used: u32::try_from(used).unwrap_or(u32::MAX),
+        moved: match kind {
+            IN => input as u64,
+            OUT => (chain.readable.len() - HEADER) as u64,
+            WRITE_ZEROES => cleared,
+            _ => 0,
+        },
+        refusal,
+    })
 }
 
 fn input_data(disk: &Disk, chain: &Chain<'_>, sector: u64, length: usize) -> Result<usize, Refusal> {
     let position = place(disk, sector, length as u64)?;
-    disk.extents.transfer(Direction::FromDisk, &chain.writable, 0..length, position)?;
+    disk.store.transfer(Direction::FromDisk, &chain.writable, 0..length, position)?;
     Ok(length)
 }
 
@@ -97,7 +118,7 @@ fn output_data(disk: &Disk, chain: &Chain<'_>, sector: u64) -> Result<(), Refusa
     }
     let position = place(disk, sector, (chain.readable.len() - HEADER) as u64)?;
     Ok(disk
-        .extents
+        .store
         .transfer(Direction::ToDisk, &chain.readable, HEADER..chain.readable.len(), position)?)
 }
 
@@ -105,14 +126,15 @@ fn output_data(disk: &Disk, chain: &Chain<'_>, sector: u64) -> Result<(), Refusa
 fn place(disk: &Disk, sector: u64, length: u64) -> Result<u64, Refusal> {
     let position = sector.checked_mul(SECTOR).ok_or(Refusal::Bounds)?;
     let end = position.checked_add(length).ok_or(Refusal::Bounds)?;
-    if length.is_multiple_of(SECTOR) && end <= disk.extents.size() {
+    if length.is_multiple_of(SECTOR) && end <= disk.store.size() {
         Ok(position)
     } else {
         Err(Refusal::Bounds)
     }
 }
 
-fn zero(disk: &Disk, chain: &Chain<'_>, kind: u32) -> Result<Result<(), Refusal>, ChainError> {
+/// The bytes that were cleared.
+fn zero(disk: &Disk, chain: &Chain<'_>, kind: u32) -> Result<Result<u64, Refusal>, ChainError> {
     // max_discard_seg and max_write_zeroes_seg are 1.
     if chain.readable.len() != HEADER + SEGMENT {
         return Ok(Err(Refusal::Unsupported));
@@ -135,10 +157,12 @@ fn zero(disk: &Disk, chain: &Chain<'_>, kind: u32) -> Result<Result<(), Refusal>
         if disk.read_only {
             return Err(Refusal::Bounds);
         }
-        if length == 0 {
-            return Ok(());
+        match kind {
+            _ if length == 0 => {}
+            DISCARD => disk.store.discard(position, length)?,
+            _ => disk.store.zero(position, length, flags & UNMAP != 0)?,
         }
-        Ok(disk.extents.zero(position, length, kind == DISCARD || flags & UNMAP != 0)?)
+        Ok(length)
     })())
 }
 

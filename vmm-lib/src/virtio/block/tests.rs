@@ -271,6 +271,28 @@ fn a_discard_of_more_than_was_announced_is_refused_before_the_disk_is_touched() 
 }
 
 #[test]
+fn zeroes_are_written_where_the_file_system_cannot_clear_and_a_hole_is_made_where_it_may() {
+    // Files in memory know holes, and no cleared ranges.
+    let backing = File::from(rustix::fs::memfd_create("disk", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+    backing.write_all_at(&[7; 1 << 20], 0).unwrap();
+    let look = backing.try_clone().unwrap();
+    let blocks = |file: &File| std::os::unix::fs::MetadataExt::blocks(&file.metadata().unwrap());
+    let mut rig = Rig::new(vec![(backing, 0, 1 << 20)], false, 0);
+    for (kind, flags, sector, sectors, freed) in [(13, 0, 8u64, 1016u32, false), (13, 1, 1024, 512, true), (11, 0, 1536, 256, true)] {
+        let before = blocks(&look);
+        let segment = [&sector.to_le_bytes()[..], &sectors.to_le_bytes(), &u32::to_le_bytes(flags)].concat();
+        rig.driver.write(DATA, &segment);
+        assert_eq!(rig.request(kind, 0, &[(DATA, 16, false)]), 0);
+        assert_eq!(blocks(&look), before - if freed { u64::from(sectors) } else { 0 }, "{kind} {flags}");
+    }
+    let mut all = vec![0xff; 1 << 20];
+    look.read_exact_at(&mut all, 0).unwrap();
+    assert!(all[..4096].iter().chain(&all[1792 * 512..]).all(|byte| *byte == 7));
+    assert!(all[4096..1792 * 512].iter().all(|byte| *byte == 0));
+    assert!(rig.faults.none());
+}
+
+#[test]
 fn a_header_may_be_in_pieces_but_not_writable_or_short() {
     let mut rig = Rig::new(vec![(file(&pattern(512, 1)), 0, 512)], true, 0);
     rig.driver.write(BUFFERS, &[0; 16]);

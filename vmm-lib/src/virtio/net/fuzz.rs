@@ -8,8 +8,10 @@ use super::receive::Receiver;
 use super::transmit::transmit;
 use super::{GUEST_CSUM, GUEST_TSO4, HEADER, MRG_RXBUF, Net};
 use crate::fuzz::input::Input;
+use crate::spec::Limits;
 use crate::virtio::fuzz::configuration;
 use crate::virtio::fuzz::guest::{BUFFERS, Guest, MAX_ACTS, memory};
+use crate::virtio::pace::Pace;
 use crate::virtio::ring::Ring;
 
 const RECEIVE: usize = 0;
@@ -33,6 +35,7 @@ pub fn net(data: &[u8]) {
     configuration(&mut Net::new(shared, [2, 0, 0, 0, 0, 1], 1450), &mut input);
     let mut receiver = Receiver::new(Ring::new(&memory, guest.active(RECEIVE), features), features);
     let mut outgoing = Ring::new(&memory, guest.active(TRANSMIT), features);
+    let pace = Pace::new(Limits::default());
     let mut frame = vec![0; 70_000];
     for _ in 0..MAX_ACTS {
         if input.is_empty() {
@@ -42,7 +45,7 @@ pub fn net(data: &[u8]) {
         match code & 0xf {
             0..=6 => guest.act(code, &mut input),
             7 => {
-                let sent = guest.watch(|| transmit(&mut outgoing, &tap));
+                let sent = guest.watch(|| transmit(&mut outgoing, &tap, &pace));
                 while let Ok(length) = wire.recv(&mut frame) {
                     assert!((HEADER..=65_535 + 18 + HEADER).contains(&length), "a frame of {length} bytes");
                 }
@@ -51,7 +54,7 @@ pub fn net(data: &[u8]) {
                 }
             }
             8 | 9 => {
-                if guest.watch(|| receiver.fill(&tap)).is_err() {
+                if guest.watch(|| receiver.fill(&tap, &pace)).is_err() {
                     return;
                 }
             }
@@ -71,8 +74,8 @@ pub fn net(data: &[u8]) {
             }
         }
     }
-    if guest.watch(|| receiver.fill(&tap)).is_err() {
+    if guest.watch(|| receiver.fill(&tap, &pace)).is_err() {
         return;
     }
-    let _ = guest.watch(|| transmit(&mut outgoing, &tap));
+    let _ = guest.watch(|| transmit(&mut outgoing, &tap, &pace));
 }

@@ -1,6 +1,7 @@
 //! virtio-net (virtio 1.2, 5.1) on a tap: a receive and a transmit queue, one thread, frames straight between the tap and guest memory
 //! with the kernel's own virtio-net header in front, so that segmentation and checksums are left to whoever can do them best.
-//! Refuses nothing a frame says: the host's rules are on the other side of the tap. A frame the tap does not take is dropped.
+//! Refuses nothing a frame says: the host's rules are on the other side of the tap. A frame the tap does not take is dropped; one that
+//! limits hold back waits where it is, in the guest's queue or in the tap.
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzz;
@@ -14,6 +15,7 @@ use std::{
     io,
     os::fd::{AsFd, AsRawFd},
     sync::Arc,
+    time::Duration,
 };
 
 use rustix::{
@@ -29,10 +31,11 @@ use self::{
 use super::placeholder::Placeholder;
 use super::{
     device::{ActivateError, Activation, VirtioDevice},
+    pace::Pace,
     ring::{RING_FEATURES, Ring},
     worker::{Poller, STOP, WorkError, Worker, broke, eventfd, host, required},
 };
-use crate::threads::ThreadKind;
+use crate::{spec::NetLimits, threads::ThreadKind};
 
 const QUEUE_SIZE: u16 = 256;
 const QUEUES: &[u16] = &[QUEUE_SIZE, QUEUE_SIZE];
@@ -67,7 +70,24 @@ pub struct Net {
     mtu: u16,
     /// Whether the tap is one; tests put a datagram socket in its place.
     real: bool,
+    paces: Arc<Paces>,
     worker: Option<Worker>,
+}
+
+/// How fast each direction may be.
+#[derive(Debug)]
+struct Paces {
+    receive: Pace,
+    transmit: Pace,
+}
+
+impl Paces {
+    fn new(limits: NetLimits) -> Arc<Self> {
+        Arc::new(Self {
+            receive: Pace::new(limits.receive),
+            transmit: Pace::new(limits.transmit),
+        })
+    }
 }
 
 impl Net {
@@ -80,8 +100,16 @@ impl Net {
             mac,
             mtu,
             real: true,
+            paces: Paces::new(NetLimits::default()),
             worker: None,
         }
+    }
+
+    /// No faster than this.
+    #[must_use]
+    pub fn limited(mut self, limits: NetLimits) -> Self {
+        self.paces = Paces::new(limits);
+        self
     }
 
     /// On a socket of datagrams that stands for the tap.
@@ -163,11 +191,11 @@ impl VirtioDevice for Net {
             ..
         } = activation;
         self.prepare_tap(features).map_err(host("set the tap's offloads"))?;
-        let tap = Arc::clone(&self.tap);
+        let (tap, paces) = (Arc::clone(&self.tap), Arc::clone(&self.paces));
         let work = move |poller: Poller| {
             let receive = Ring::new(&memory, receive, features);
             let transmit = Ring::new(&memory, transmit, features);
-            work(&poller, Receiver::new(receive, features), transmit, &tap)
+            work(&poller, Receiver::new(receive, features), transmit, &tap, &paces)
         };
         self.worker = Some(Worker::spawn(&self.name, (&threads, ThreadKind::Net), failed, work)?);
         Ok(())
@@ -178,7 +206,7 @@ impl VirtioDevice for Net {
     }
 }
 
-fn work(poller: &Poller, mut receiver: Receiver<'_>, mut outgoing: Ring<'_>, tap: &File) -> Result<(), WorkError> {
+fn work(poller: &Poller, mut receiver: Receiver<'_>, mut outgoing: Ring<'_>, tap: &File, paces: &Paces) -> Result<(), WorkError> {
     let watch = "watch queues and tap";
     poller
         .add(eventfd(receiver.kick()), RECEIVE, EventFlags::IN)
@@ -188,11 +216,11 @@ fn work(poller: &Poller, mut receiver: Receiver<'_>, mut outgoing: Ring<'_>, tap
         .map_err(broke(watch))?;
     // Edges only: a tap with frames waiting must not wake a thread that has no buffers to put them in.
     poller.add(tap, TAP, EventFlags::IN | EventFlags::ET).map_err(broke(watch))?;
-    let mut readable = true;
+    let (mut readable, mut wait) = (true, None);
     loop {
         let (mut stop, mut kicked, mut buffers) = (false, false, false);
         poller
-            .wait(None, |token, _| match token {
+            .wait(wait, |token, _| match token {
                 STOP => stop = true,
                 RECEIVE => buffers = true,
                 TRANSMIT => kicked = true,
@@ -208,13 +236,14 @@ fn work(poller: &Poller, mut receiver: Receiver<'_>, mut outgoing: Ring<'_>, tap
         if kicked {
             outgoing.clear_kick();
         }
-        transmit(&mut outgoing, tap)?;
+        wait = transmit(&mut outgoing, tap, &paces.transmit)?;
         if readable {
-            match receiver.fill(tap)? {
+            match receiver.fill(tap, &paces.receive)? {
                 Filled::Drained => readable = false,
                 // The guest's next buffers bring a kick.
                 Filled::NoBuffers => {}
                 Filled::More => receiver.rekick(),
+                Filled::Wait(until) => wait = Some(wait.map_or(until, |other: Duration| other.min(until))),
             }
         }
     }

@@ -1,13 +1,14 @@
 //! Frames from the tap into the guest's buffers, several buffers a frame where that was agreed on. A frame is read only when there is
 //! room for the largest, so nothing is cut; until then it stays in the tap.
 
-use std::{collections::VecDeque, fs::File, io};
+use std::{collections::VecDeque, fs::File, io, time::Duration};
 
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, HEADER, MRG_RXBUF, vectored};
 use crate::virtio::{
     chain::{Chain, ChainError},
+    pace::Pace,
     ring::Ring,
 };
 
@@ -31,6 +32,8 @@ pub(super) enum Filled {
     NoBuffers,
     /// The turn is over.
     More,
+    /// The next frame, if there is one, has to wait for so long.
+    Wait(Duration),
 }
 
 /// The receive queue and the buffers taken from it.
@@ -73,9 +76,13 @@ impl<'m> Receiver<'m> {
     }
 
     /// Reads frames until the tap or the buffers end, or the turn does.
-    pub(super) fn fill(&mut self, tap: &File) -> Result<Filled, ChainError> {
+    pub(super) fn fill(&mut self, tap: &File, pace: &Pace) -> Result<Filled, ChainError> {
         let mut filled = Filled::More;
         for _ in 0..TURN {
+            if let Some(wait) = pace.wait() {
+                filled = Filled::Wait(wait);
+                break;
+            }
             if !self.make_room()? {
                 filled = Filled::NoBuffers;
                 break;
@@ -85,7 +92,10 @@ impl<'m> Receiver<'m> {
                 chain.writable.iovecs(0..chain.writable.len(), &mut self.iovecs);
             }
             match vectored(tap, &self.iovecs, true) {
-                Ok(length) if length >= HEADER => self.deliver(length)?,
+                Ok(length) if length >= HEADER => {
+                    self.deliver(length)?;
+                    pace.spend((length - HEADER) as u64);
+                }
                 // A frame too short to be one.
                 Ok(1..) => {}
                 Err(error) if lost_a_frame(&error) => {}

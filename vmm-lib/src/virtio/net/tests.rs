@@ -3,11 +3,19 @@
 use std::{
     fs::File,
     os::{fd::OwnedFd, unix::net::UnixDatagram},
+    time::{Duration, Instant},
 };
 
-use super::{GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, HEADER, MRG_RXBUF, Net, offloads};
+use super::{
+    GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, HEADER, MRG_RXBUF, Net, offloads,
+    receive::{Filled, Receiver},
+    transmit::transmit,
+};
+use crate::spec::NetLimits;
 use crate::virtio::{
     device::VirtioDevice,
+    pace::tests::{Hand, operations},
+    ring::Ring,
     testing::{BUFFERS, DEADLINE, Driver, Faults, activate, memory},
 };
 
@@ -182,4 +190,122 @@ fn a_readable_buffer_to_receive_into_or_a_writable_one_to_send_is_a_fault() {
         wrong.transmit.kick();
         assert!(wrong.faults.wait().what.contains("too short"));
     }
+}
+
+/// A wire, and the tap at its other end.
+fn wire() -> (File, UnixDatagram) {
+    let (ours, wire) = UnixDatagram::pair().unwrap();
+    ours.set_nonblocking(true).unwrap();
+    wire.set_nonblocking(true).unwrap();
+    (File::from(OwnedFd::from(ours)), wire)
+}
+
+#[test]
+fn frames_that_are_too_many_wait_in_the_guests_queue_and_leave_in_order() {
+    let (hand, memory, (tap, wire)) = (Hand::new(), memory(), wire());
+    let mut driver = Driver::new(&memory, 1, 256);
+    for n in 0..6u16 {
+        let at = BUFFERS + u64::from(n) * 4096;
+        driver.write(at, &frame(60, n as u8));
+        driver.chain(n, &[(at, 72, false)]);
+        driver.offer(n);
+    }
+    let (pace, mut ring) = (hand.pace(operations(2, 20, 0)), Ring::new(&memory, driver.active(), 0));
+    let mut next = 0;
+    for _ in 0..3 {
+        for _ in 0..3 {
+            transmit(&mut ring, &tap, &pace).unwrap();
+        }
+        for _ in 0..2 {
+            let mut seen = [0; 128];
+            assert_eq!(wire.recv(&mut seen).unwrap(), 72);
+            assert_eq!(seen[..72], frame(60, next as u8)[..]);
+            assert_eq!(driver.take_used(), Some((next, 0)));
+            next += 1;
+        }
+        assert!(wire.recv(&mut [0; 128]).is_err() && driver.take_used().is_none());
+        assert_eq!(transmit(&mut ring, &tap, &pace).unwrap(), Some(Duration::from_millis(51)));
+        hand.forward(Duration::from_millis(100));
+    }
+    assert_eq!(transmit(&mut ring, &tap, &pace).unwrap(), None);
+}
+
+#[test]
+fn frames_that_are_too_many_wait_in_the_tap_and_arrive_in_order() {
+    let (hand, memory, (tap, wire)) = (Hand::new(), memory(), wire());
+    let mut driver = Driver::new(&memory, 0, 256);
+    for n in 0..16u16 {
+        driver.chain(n, &[(BUFFERS + u64::from(n) * 4096, 2048, true)]);
+        driver.offer(n);
+    }
+    for n in 0..6 {
+        wire.send(&frame(100, n)).unwrap();
+    }
+    let (pace, mut receiver) = (
+        hand.pace(operations(2, 20, 0)),
+        Receiver::new(Ring::new(&memory, driver.active(), MRG_RXBUF), MRG_RXBUF),
+    );
+    let mut next = 0;
+    for _ in 0..3 {
+        for _ in 0..3 {
+            assert_eq!(receiver.fill(&tap, &pace).unwrap(), Filled::Wait(Duration::from_millis(51)));
+        }
+        for _ in 0..2 {
+            assert_eq!(driver.take_used(), Some((next, 112)));
+            let seen = driver.read(BUFFERS + u64::from(next) * 4096 + 12, 100);
+            assert_eq!(seen, frame(100, next as u8)[12..]);
+            next += 1;
+        }
+        assert!(driver.take_used().is_none());
+        hand.forward(Duration::from_millis(100));
+    }
+    assert_eq!(receiver.fill(&tap, &pace).unwrap(), Filled::Drained);
+}
+
+#[test]
+fn a_slow_device_goes_on_by_itself_in_both_directions_and_is_stopped_at_once() {
+    let (ours, wire) = UnixDatagram::pair().unwrap();
+    wire.set_read_timeout(Some(DEADLINE)).unwrap();
+    let limits = operations(1, 50, 0);
+    let mut device = Net::on_socket(ours).limited(NetLimits {
+        receive: limits,
+        transmit: limits,
+    });
+    let memory = memory();
+    let (mut receive, mut transmit) = (Driver::new(&memory, 0, 256), Driver::new(&memory, 1, 256));
+    let faults = activate(&mut device, &[&receive, &transmit], MRG_RXBUF);
+    let begun = Instant::now();
+    for n in 0..6u16 {
+        receive.chain(n, &[(BUFFERS + u64::from(n) * 4096, 2048, true)]);
+        receive.offer(n);
+        transmit.chain(n, &[(BUFFERS + 0x10_0000, 72, false)]);
+        transmit.offer(n);
+        wire.send(&frame(100, n as u8)).unwrap();
+    }
+    receive.kick();
+    transmit.kick();
+    for n in 0..6u16 {
+        assert_eq!(receive.wait_used(), (n, 112));
+        assert_eq!(wire.recv(&mut [0; 128]).unwrap(), 72);
+        assert_eq!(transmit.wait_used(), (n, 0));
+    }
+    assert!(begun.elapsed() >= Duration::from_millis(20 * 5), "{:?}", begun.elapsed());
+    assert!(faults.none());
+    let endless = NetLimits {
+        transmit: operations(1, 1, 0),
+        ..NetLimits::default()
+    };
+    device.reset();
+    device = device.limited(endless);
+    transmit.restart();
+    // An hour's worth of debt.
+    for _ in 0..3600 {
+        device.paces.transmit.spend(0);
+    }
+    activate(&mut device, &[&receive, &transmit], MRG_RXBUF);
+    transmit.offer(0);
+    transmit.kick();
+    let begun = Instant::now();
+    device.reset();
+    assert!(begun.elapsed() < DEADLINE && transmit.take_used().is_none());
 }

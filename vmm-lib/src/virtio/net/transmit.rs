@@ -1,21 +1,25 @@
 //! Frames from the guest to the tap. A frame that the tap refuses (malformed header, interface down, its queue full) is dropped, as a
 //! wire would; a chain shorter than a header is a fault.
 
-use std::fs::File;
+use std::{fs::File, time::Duration};
 
 use super::{HEADER, QUEUE_SIZE, vectored};
-use crate::virtio::{chain::ChainError, ring::Ring};
+use crate::virtio::{chain::ChainError, pace::Pace, ring::Ring};
 
 /// Largest frame with its header: 64 KiB of segmentation, Ethernet and VLAN in front.
 const MAX_FRAME: usize = 65_535 + 18 + HEADER;
 
-/// Sends what the guest has made available, one queue's length at most.
-pub(super) fn transmit(ring: &mut Ring<'_>, tap: &File) -> Result<(), ChainError> {
+/// Sends what the guest has made available, one queue's length at most. `Some`: the next frame, if there is one, stays there for so long.
+pub(super) fn transmit(ring: &mut Ring<'_>, tap: &File, pace: &Pace) -> Result<Option<Duration>, ChainError> {
     let mut iovecs = Vec::new();
     ring.disarm()?;
     let mut left = QUEUE_SIZE;
     while left > 0 {
         left -= 1;
+        if let Some(wait) = pace.wait() {
+            ring.notify()?;
+            return Ok(Some(wait));
+        }
         let Some(chain) = ring.pop()? else { break };
         let length = chain.readable.len();
         if length < HEADER {
@@ -26,8 +30,10 @@ pub(super) fn transmit(ring: &mut Ring<'_>, tap: &File) -> Result<(), ChainError
             chain.readable.iovecs(0..length, &mut iovecs);
             // Whatever the tap says, the frame is gone.
             let _ = vectored(tap, &iovecs, false);
+            pace.spend((length - HEADER) as u64);
         }
         ring.give_back(chain.head, 0)?;
     }
-    ring.settle()
+    ring.settle()?;
+    Ok(None)
 }
