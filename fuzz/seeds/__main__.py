@@ -13,6 +13,7 @@ for write in (
     devices.block,
     devices.net,
     devices.vsock,
+    devices.fs,
     devices.pci,
     files.elf,
     files.bzimage,

@@ -142,6 +142,7 @@ pub fn machine(
         },
         disks,
         pmems,
+        shares: Vec::new(),
         nets: net
             .map(|(mac, mtu)| Net {
                 tap: FileSource::Passed(0),

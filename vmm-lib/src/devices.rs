@@ -1,6 +1,7 @@
-//! The machine's devices on its bus, in PCI order: host bridge, disks, images in place, networks, vsock, entropy, balloon. Knows what each
+//! The machine's devices on its bus, in PCI order: host bridge, disks, images in place, shares, networks, vsock, entropy, balloon. Knows what each
 //! needs; does none of its work.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use kvm_ioctls::VmFd;
@@ -13,6 +14,7 @@ use crate::spec::{Disk, MAX_NETS, MAX_STORES, MachineSpec};
 use crate::threads::Threads;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::block::{Block, BlockError};
+use crate::virtio::fs::Fs;
 use crate::virtio::device::{Memory, VirtioDevice};
 use crate::virtio::net::Net;
 use crate::virtio::pci::{BAR_SIZE, Transport};
@@ -76,6 +78,10 @@ fn virtio(spec: &MachineSpec, files: &Files, layout: &Layout, inlet: Option<Inle
     for (pmem, region) in spec.pmems.iter().zip(&layout.images) {
         devices.push(Box::new(Pmem::new(&pmem.name, region.clone())));
     }
+    for (index, share) in spec.shares.iter().enumerate() {
+        let socket = files.open_existing(&format!("shares[{index}].socket"), &share.socket, true)?;
+        devices.push(Box::new(Fs::new(&share.tag, OwnedFd::from(socket).into())));
+    }
     for (index, net) in spec.nets.iter().enumerate() {
         let tap = files.open_existing(&format!("nets[{index}].tap"), &net.tap, true)?;
         devices.push(Box::new(Net::new(tap, net.mac, net.mtu)));
@@ -108,5 +114,5 @@ fn block(index: usize, disk: &Disk, files: &Files) -> Result<Block, DeviceError>
     })
 }
 
-// Bridge, disks and images, networks, vsock, entropy and balloon have a device number each.
+// Bridge, disks with images and shares, networks, vsock, entropy and balloon have a device number each.
 const _: () = assert!(1 + MAX_STORES + MAX_NETS + 3 <= DEVICES);

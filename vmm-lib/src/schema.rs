@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::spec::{Boot, Disk, Extent, FileSource, MachineSpec, Net, Pmem, SPEC_VERSION, Serial, Vsock};
+use crate::spec::{Boot, Disk, Extent, FileSource, MachineSpec, Net, Pmem, SPEC_VERSION, Serial, Share, Vsock};
 
 /// Writes the files in place of comparing them.
 const WRITE: &str = "VMM_LIB_WRITE_SCHEMA";
@@ -74,6 +74,10 @@ fn everything() -> MachineSpec {
                 offset: 0,
                 length: 2 << 20,
             }],
+        }],
+        shares: vec![Share {
+            tag: "data".into(),
+            socket: FileSource::Passed(1),
         }],
         nets: vec![Net {
             tap: FileSource::Passed(0),

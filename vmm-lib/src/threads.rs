@@ -26,6 +26,8 @@ pub enum ThreadKind {
     Balloon,
     /// Serves an image that is read in place.
     Pmem,
+    /// Carries messages to and from a shared directory's process.
+    Fs,
 }
 
 /// Called by each thread before its work; an error ends what the thread was for.

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use crate::spec::{
-    Extent, FileSource, MAX_COMMAND_LINE, MAX_CPUS, MAX_DISKS, MAX_MEMORY, MAX_NETS, MAX_PMEM, MAX_SERIAL, MAX_STORES, MIN_MEMORY,
-    MachineSpec, SPEC_VERSION,
+    Extent, FileSource, MAX_COMMAND_LINE, MAX_CPUS, MAX_DISKS, MAX_MEMORY, MAX_NETS, MAX_PMEM, MAX_SERIAL, MAX_STORES, MAX_TAG,
+    MIN_MEMORY, MachineSpec, SPEC_VERSION,
 };
 
 /// Granularity of guest memory.
@@ -103,6 +103,7 @@ impl MachineSpec {
         self.boot(&mut check);
         self.disks(&mut check);
         self.pmems(&mut check);
+        self.shares(&mut check);
         self.nets(&mut check);
         if let Some(vsock) = &self.vsock {
             check.require((3..u32::MAX).contains(&vsock.cid), "vsock.cid", || {
@@ -187,6 +188,31 @@ impl MachineSpec {
         }
     }
 
+    fn shares(&self, check: &mut Checker) {
+        let stores = self.disks.len() + self.pmems.len() + self.shares.len();
+        check.require(self.shares.is_empty() || stores <= MAX_STORES, "shares", || {
+            format!("with disks and pmems are {stores}, more than {MAX_STORES}")
+        });
+        let (mut tags, mut sockets) = (BTreeSet::new(), BTreeSet::new());
+        for (index, share) in self.shares.iter().enumerate() {
+            let path = format!("shares[{index}].tag");
+            let length = share.tag.len();
+            check.require((1..=MAX_TAG).contains(&length), &path, || {
+                format!("has {length} bytes, not 1 to {MAX_TAG}")
+            });
+            check.require(!share.tag.contains('\0'), &path, || "contains a NUL byte".to_owned());
+            check.require(tags.insert(&share.tag), &path, || format!("{:?} is not unique", share.tag));
+            let path = format!("shares[{index}].socket");
+            check.file(&share.socket, &path);
+            match share.socket {
+                FileSource::Path(_) => check.require(false, &path, || "is a path: a socket must be passed connected".to_owned()),
+                FileSource::Passed(number) => check.require(sockets.insert(number), &path, || {
+                    format!("descriptor {number} serves another share already")
+                }),
+            }
+        }
+    }
+
     fn nets(&self, check: &mut Checker) {
         check.require(self.nets.len() <= MAX_NETS, "nets", || {
             format!("{} are more than {MAX_NETS}", self.nets.len())
@@ -213,7 +239,7 @@ impl MachineSpec {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{Boot, Disk, Net, Pmem, Vsock};
+    use crate::spec::{Boot, Disk, Net, Pmem, Share, Vsock};
 
     fn spec() -> MachineSpec {
         MachineSpec {
@@ -228,6 +254,7 @@ mod tests {
             },
             disks: Vec::new(),
             pmems: Vec::new(),
+            shares: Vec::new(),
             nets: Vec::new(),
             vsock: None,
             rng: false,
@@ -281,6 +308,12 @@ mod tests {
                 length: MAX_PMEM + PAGE,
             }],
         }];
+        let share = |tag: &str, socket| Share { tag: tag.into(), socket };
+        spec.shares = vec![
+            share("same", FileSource::Passed(0)),
+            share("same", FileSource::Passed(0)),
+            share("", FileSource::Path("/run/s".into())),
+        ];
         spec.nets = vec![Net {
             tap: FileSource::Path("/dev/x".into()),
             mac: [1, 0, 0, 0, 0, 0],
@@ -316,6 +349,10 @@ mod tests {
             "disks[2].extents",
             "pmems[0].extents",
             "pmems[0].extents[0].offset",
+            "shares[1].tag",
+            "shares[1].socket",
+            "shares[2].tag",
+            "shares[2].socket",
             "nets[0].tap",
             "nets[0].mac",
             "nets[0].mtu",
@@ -323,5 +360,19 @@ mod tests {
             "vsock.socket",
         ];
         assert_eq!(paths, expected);
+    }
+
+    #[test]
+    fn shares_have_their_places_on_the_bus_with_disks_and_images() {
+        let mut spec = spec();
+        let share = |number| Share {
+            tag: format!("s{number}"),
+            socket: FileSource::Passed(number),
+        };
+        spec.shares = (0..MAX_STORES as u32).map(share).collect();
+        assert_eq!(spec.validate(MAX_STORES), Ok(()));
+        spec.shares.push(share(MAX_STORES as u32));
+        let errors = spec.validate(MAX_STORES + 1).expect_err("one too many").0;
+        assert_eq!(errors.iter().map(|error| error.path.as_str()).collect::<Vec<_>>(), ["shares"]);
     }
 }

@@ -6,6 +6,7 @@ pub(crate) mod balloon;
 pub mod block;
 pub(crate) mod chain;
 pub(crate) mod common;
+pub mod fs;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzz;
 #[cfg(test)]
