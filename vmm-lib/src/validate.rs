@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use crate::spec::{
-    Extent, FileSource, MAX_COMMAND_LINE, MAX_CPUS, MAX_DISKS, MAX_MEMORY, MAX_NETS, MAX_PMEM, MAX_SERIAL, MAX_STORES, MAX_TAG,
-    MIN_MEMORY, MachineSpec, SPEC_VERSION,
+    Extent, FileSource, MAX_COMMAND_LINE, MAX_CPUS, MAX_DISKS, MAX_MEMORY, MAX_NETS, MAX_PMEM, MAX_SERIAL, MAX_STORES, MAX_TAG, MIN_MEMORY,
+    MachineSpec, SPEC_VERSION,
 };
 
 /// Granularity of guest memory.

@@ -8,6 +8,7 @@ mod by_hand;
 mod daemon;
 mod exec;
 mod exits;
+mod host_path;
 mod images;
 mod in_place;
 mod jail;
@@ -82,6 +83,7 @@ fn all() -> impl Iterator<Item = &'static Test> {
         pods::TESTS,
         restarts::TESTS,
         volumes::TESTS,
+        host_path::TESTS,
         images::TESTS,
         in_place::TESTS,
         logs::TESTS,

@@ -30,9 +30,13 @@ pub const CONTROL_PORT: u32 = 1024;
 /// vsock port on which the agent hands out the containers' output.
 pub const LOG_PORT: u32 = 1025;
 /// The newest version of this protocol; the agent and the host speak the smaller of their two newest.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 /// The oldest version that understands today's [`SandboxSpec`]: a guest that is new must speak it.
 pub const SANDBOX_VERSION: u16 = 2;
+/// The oldest version that knows [`VolumeKind::Share`].
+pub const SHARE_VERSION: u16 = 3;
+/// Name of a file that is shared alone, in a directory that has nothing else.
+pub const SHARED_FILE: &str = "file";
 /// The oldest version still spoken.
 pub const OLDEST_VERSION: u16 = 1;
 /// Largest frame, in bytes, that a host may send (a volume's content travels in one).

@@ -214,6 +214,7 @@ fn role(kind: ThreadKind) -> Role {
         ThreadKind::Rng => Role::Rng,
         ThreadKind::Pmem => Role::Pmem,
         ThreadKind::Balloon => Role::Balloon,
+        ThreadKind::Fs => Role::Fs,
     }
 }
 

@@ -10,8 +10,8 @@ mod replay;
 pub use crate::boot::fuzz::{bzimage, elf};
 pub use crate::pci::fuzz::pci;
 pub use crate::virtio::block::fuzz::block;
-pub use crate::virtio::fuzz::{balloon, pmem, queue, rng};
 pub use crate::virtio::fs::fuzz::fs;
+pub use crate::virtio::fuzz::{balloon, pmem, queue, rng};
 pub use crate::virtio::net::fuzz::net;
 pub use crate::virtio::vsock::fuzz::vsock;
 
@@ -76,7 +76,9 @@ mod tests {
 
     #[test]
     fn every_fuzz_target_is_replayed_by_a_test() {
-        let ours = ["balloon", "block", "bzimage", "elf", "fs", "net", "pci", "pmem", "queue", "rng", "vsock"];
+        let ours = [
+            "balloon", "block", "bzimage", "elf", "fs", "net", "pci", "pmem", "queue", "rng", "vsock",
+        ];
         let (protocol, rest): (Vec<_>, Vec<_>) = targets().into_iter().partition(|name| name == "protocol");
         assert_eq!((protocol.len(), rest), (1, ours.map(String::from).to_vec()));
     }

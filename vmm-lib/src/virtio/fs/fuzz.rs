@@ -96,11 +96,7 @@ pub fn fs(data: &[u8]) {
                 header[8] = slot;
                 guest.poke(at, &header);
                 let (arguments, room) = (input.length(), input.length());
-                let all = [
-                    (at, HEADER as u32, false),
-                    (at + 0x40, arguments, false),
-                    (at + 0x200, room, true),
-                ];
+                let all = [(at, HEADER as u32, false), (at + 0x40, arguments, false), (at + 0x200, room, true)];
                 let chosen: Vec<_> = all.into_iter().filter(|(_, length, _)| *length > 0).collect();
                 guest.give(queue, slot, &chosen);
             }

@@ -64,10 +64,7 @@ impl Rig {
     fn ask(&mut self, first: u16, message: &[u8], room: u32) {
         let at = BUFFERS + (u64::from(first) << 12);
         self.requests.write(at, message);
-        let buffers = [
-            (at, message.len() as u32, false),
-            (ANSWERS + (u64::from(first) << 12), room, true),
-        ];
+        let buffers = [(at, message.len() as u32, false), (ANSWERS + (u64::from(first) << 12), room, true)];
         self.requests.chain(first, if room == 0 { &buffers[..1] } else { &buffers });
         self.requests.offer(first);
         self.requests.kick();
@@ -244,7 +241,9 @@ fn a_peer_that_answers_nonsense_is_not_spoken_with_again() {
             [&15u32.to_le_bytes()[..], &reply(unique, 0, b"")[4..]].concat()
         }),
         ("longer than its room", &too_long),
-        ("4 GiB", &|unique| [&u32::MAX.to_le_bytes()[..], &reply(unique, 0, b"")[4..]].concat()),
+        ("4 GiB", &|unique| {
+            [&u32::MAX.to_le_bytes()[..], &reply(unique, 0, b"")[4..]].concat()
+        }),
         ("an error with a body", &|unique| reply(unique, -5, b"x")),
         ("a positive error", &|unique| reply(unique, 5, b"")),
         ("an error that Linux has not", &|unique| reply(unique, -512, b"")),
@@ -267,7 +266,9 @@ fn an_answer_given_twice_is_nonsense() {
     let mut rig = rig();
     rig.ask(0, &header(GETATTR, 1), 64);
     let unique = rig.read().unique;
-    rig.peer.write_all(&[reply(unique, 0, b""), reply(unique, 0, b"")].concat()).unwrap();
+    rig.peer
+        .write_all(&[reply(unique, 0, b""), reply(unique, 0, b"")].concat())
+        .unwrap();
     assert_eq!(rig.requests.wait_used(), (0, 16));
     assert_eq!(rig.answered(0, 16), reply(1, 0, b""));
     assert_eq!(rig.peer.read(&mut [0; 1]).unwrap(), 0);
