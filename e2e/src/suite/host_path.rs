@@ -27,13 +27,13 @@ pub(super) const TESTS: &[Test] = &[
         run: refused,
     },
     Test {
-        name: "a link in a shared directory leads a pod nowhere on the host, nor another pod's volume out of its prefix",
+        name: "a link in a hostPath leads a pod nowhere on the host, nor another pod's volume out of its prefix",
         hosts: 1,
         kvmlet: true,
         run: links,
     },
     Test {
-        name: "a shared directory outlives the daemon, and its process's death is an error of the pod's files only",
+        name: "a hostPath outlives the daemon, and the death of its process is an error of the pod's files only",
         hosts: 1,
         kvmlet: true,
         run: survives,
