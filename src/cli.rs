@@ -18,6 +18,9 @@ pub(crate) enum Command {
     Node(NodeArguments),
     /// Runs one machine: by hand with `vm run`; without arguments, as the node starts it.
     Vm(Box<VmArguments>),
+    /// Serves a directory to a machine, as the node starts it.
+    #[command(hide = true)]
+    Fs,
 }
 
 #[derive(Debug, Args)]

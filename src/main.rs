@@ -15,6 +15,7 @@ fn main() -> ExitCode {
     let result = match cli::Cli::parse().command {
         cli::Command::Node(arguments) => node::run(&arguments),
         cli::Command::Vm(arguments) => vm::run(&arguments),
+        cli::Command::Fs => kvmlet_machine::run_share().map(|()| ExitCode::SUCCESS).map_err(Into::into),
     };
     match result {
         Ok(code) => code,

@@ -5,6 +5,11 @@ use crate::{
     paths::{CLUSTER_DNS, GATEWAY, POD_CIDR, REGISTRY_PORT},
 };
 
+/// What pods may mount of a host, and what they may only read.
+pub const SHARED: &str = "/srv/shared";
+/// See there.
+pub const FIXED: &str = "/srv/fixed";
+
 /// `/etc/kvmlet/config.yaml`. Routes to other Nodes' pods need an identity that may list Nodes; the node's own may not.
 pub fn kvmlet(host: &Host) -> String {
     let mirrors: String = ["docker.io", "registry.k8s.io", "quay.io", "ghcr.io"]
@@ -30,6 +35,9 @@ resolvConf: /etc/kvmlet/resolv.conf
 guest:
   kernel: /usr/lib/kvmlet/vmlinux
   initramfs: /usr/lib/kvmlet/initramfs.cpio
+volumes:
+  hostPath:
+    allowed: [{{prefix: {SHARED}}}, {{prefix: {FIXED}, readOnly: true}}]
 registries:
 {mirrors}{local}network:
   clusterCIDR: {POD_CIDR}

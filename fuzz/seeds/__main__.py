@@ -16,6 +16,7 @@ for write in (
     devices.net,
     devices.vsock,
     devices.watchdog,
+    devices.fs,
     devices.pci,
     devices.qcow2,
     files.elf,

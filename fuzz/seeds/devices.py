@@ -241,6 +241,36 @@ def watchdog():
     seed("watchdog", "without-the-key", on, write(0, long(1)), write(12, short(0x86)) + write(12, short(0x80)) + write(12, short(0x100)))
     seed("watchdog", "large", setup, key, write(0, b"\xff" * 4), key, write(4, b"\xff" * 8), read(0, 8), read(8, 8), read(250, 8))
     seed("watchdog", "moved", configure(0x10, b"\xff" * 8), configure(0, b"\xff" * 8), configure(4, b"\xff\xff"))
+def fs():
+    turn, read = b"\x07", b"\x09"
+
+    def ask(slot, kind, arguments, room, hiprio=False):
+        return bytes([slot << 4 | (14 if hiprio else 15), kind]) + length(arguments) + length(room)
+
+    def answer(place, size, error=0):
+        return bytes([error << 4 | 11, place]) + length(size)
+
+    def say(data):
+        return bytes([len(data) << 4 | 13]) + data
+
+    forget, getattr, write, interrupt = 2, 3, 16, 36
+    start = header(5, 3, 0xFFF0) + NO_CONFIGURATION
+    seed("fs", "configuration", header(), CONFIGURATION, turn)
+    seed("fs", "answered", start, ask(0, getattr, 16, 120), turn, read, answer(0, 104), turn, ask(1, getattr, 0, 16), turn, read, answer(1, 0), turn)
+    out_of_order = [ask(slot, write, 100, 64) for slot in range(4)] + [turn, read] + [answer(slot, 48) + turn for slot in (3, 1, 2, 0)]
+    seed("fs", "out-of-order", start, *out_of_order)
+    seed("fs", "large", start, chain(0, (buffer(0), 0x4000, False), (buffer(0), 0x4000, True), queue=1), turn, read, answer(0, 0x3FF0), turn)
+    seed("fs", "torn", start, ask(0, getattr, 8, 64), turn, read, say(long(24) + long(0)), turn, say(quad(1)), turn, say(quad(5)), turn)
+    seed("fs", "forgotten", start, ask(0, forget, 8, 0, True), ask(1, interrupt, 8, 0, True), turn, read, turn)
+    seed("fs", "errors", start, ask(0, getattr, 8, 64), ask(1, getattr, 8, 64), turn, read, answer(0, 0, 1), answer(1, 1, 1), turn, turn)
+    seed("fs", "too-large-an-answer", start, ask(0, getattr, 8, 64), turn, read, answer(0, 49), turn, ask(1, getattr, 8, 64), turn)
+    seed("fs", "nobody-asked", start, ask(0, getattr, 8, 64), turn, read, answer(9, 0), turn, ask(1, getattr, 8, 64), turn)
+    seed("fs", "twice", start, ask(0, getattr, 8, 64), turn, read, answer(0, 8), turn, answer(0, 8), turn)
+    seed("fs", "shorter-than-a-header", start, ask(0, getattr, 8, 64), turn, read, say(long(15) + long(0) + quad(1)[:7]), say(b"\0"), turn)
+    seed("fs", "no-room", start, ask(0, getattr, 8, 15), turn)
+    seed("fs", "half-a-header", start, chain(0, (buffer(0), 39, False), (buffer(1), 16, True), queue=1), turn)
+    for name, acts in BREAKS.items():
+        seed("fs", name, header(), NO_CONFIGURATION, acts, turn)
 
 
 def pci():

@@ -3,7 +3,11 @@
 
 mod io_limits;
 
-use std::{fs, io, path::PathBuf};
+use std::{
+    fs, io,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 pub use io_limits::{IoError, IoLimits};
 use vmm_lib::spec::{MachineSpec, Pmem};
@@ -13,12 +17,16 @@ const ROOT: &str = "/sys/fs/cgroup";
 const SLICE: &str = "kvmlet.slice";
 /// What the monitor needs beside guest memory: its own, the kernel's for it (sockets, file system, KVM), bytes.
 const MONITOR: u64 = 64 << 20;
+/// And what each shared directory's process needs: its own, and the kernel's for the files that its guest knows.
+const SHARE: u64 = 32 << 20;
 /// One byte of page tables, of KVM's and of the process's, for this many of guest memory.
 const PAGE_TABLES: u64 = 128;
 /// Processor time of device threads beside the guest's processors.
 const DEVICE_CPUS: u64 = 1;
 /// Microseconds in which processor time is counted.
 const PERIOD: u64 = 100_000;
+/// How long processes that are ended may take to be gone.
+const EMPTY_TIME: Duration = Duration::from_secs(5);
 
 /// What a machine of this specification may use, as names and contents of its group's files. The kernel's threads that serve it (vhost,
 /// KVM's) count too, and so do pages of images that no other machine has read before: without room for them a guest that uses all of its
@@ -27,8 +35,9 @@ fn limits(spec: &MachineSpec, threads: u64) -> [(&'static str, String); 5] {
     let cpus = u64::from(spec.cpus) + DEVICE_CPUS;
     let images: u64 = spec.pmems.iter().map(Pmem::length).sum();
     let memory = spec.memory + images;
+    let processes = MONITOR + SHARE * spec.shares.len() as u64;
     [
-        ("memory.max", (memory + memory / PAGE_TABLES + MONITOR).to_string()),
+        ("memory.max", (memory + memory / PAGE_TABLES + processes).to_string()),
         // All of it or nothing: half a machine serves nobody.
         ("memory.oom.group", "1".into()),
         ("memory.swap.max", "0".into()),
@@ -71,8 +80,20 @@ pub fn confine(uid: &str, pid: u32, spec: &MachineSpec, threads: u64, io: &IoLim
     Ok(missing)
 }
 
-/// Removes the group of a pod's machine, whose process is gone.
+/// Puts another process into the group of a pod's machine.
+pub fn join(uid: &str, pid: u32) -> io::Result<()> {
+    fs::write(path(uid).join("cgroup.procs"), pid.to_string())
+}
+
+/// Removes the group of a pod's machine, whose process is gone. Those of its shared directories end by themselves; one that has not yet is
+/// ended.
 pub fn remove(uid: &str) -> io::Result<()> {
+    if fs::write(path(uid).join("cgroup.kill"), "1").is_ok() {
+        let deadline = Instant::now() + EMPTY_TIME;
+        while fs::read_to_string(path(uid).join("cgroup.procs")).is_ok_and(|left| !left.is_empty()) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
     match fs::remove_dir(path(uid)) {
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ReadOnlyFilesystem) => Ok(()),
         other => other,

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     net::IpAddr,
     ops::Range,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 use serde::Deserialize;
@@ -76,6 +76,9 @@ pub struct Config {
     /// The pods' network.
     #[serde(default)]
     pub network: Network,
+    /// What volumes may be of this host.
+    #[serde(default)]
+    pub volumes: Volumes,
     /// Labels of the Node besides the usual ones.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
@@ -309,6 +312,33 @@ impl Default for Images {
     }
 }
 
+/// Volumes.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Volumes {
+    /// Directories and files of the host.
+    pub host_path: HostPath,
+}
+
+/// What pods may mount of the host; nothing by default.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct HostPath {
+    /// Of several that hold a path the longest counts.
+    pub allowed: Vec<AllowedPath>,
+}
+
+/// A directory whose content pods may mount, itself included.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct AllowedPath {
+    /// Absolute, without `.` and `..`.
+    pub prefix: PathBuf,
+    /// Only by mounts that are read-only.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
 /// The pods' network.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
@@ -435,6 +465,13 @@ impl Config {
         if config.logs.max_size.value() < 64 << 10 {
             return value("logs.maxSize", "must be 64Ki or more".into());
         }
+        for AllowedPath { prefix, .. } in &config.volumes.host_path.allowed {
+            let plain = |part| matches!(part, Component::RootDir | Component::Normal(_));
+            if !prefix.is_absolute() || !prefix.components().all(plain) {
+                let message = format!("{} is not an absolute path without \"..\"", prefix.display());
+                return value("volumes.hostPath.allowed", message);
+            }
+        }
         Ok(config)
     }
 }
@@ -494,6 +531,20 @@ mod tests {
         ] {
             let error = parse(&format!("{GOOD}machines: {{{keys}}}\n")).unwrap_err();
             assert!(error.contains(key), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_pods_may_mount_of_the_host_is_named_from_its_root() {
+        assert!(parse(GOOD).unwrap().volumes.host_path.allowed.is_empty());
+        let allowed = |prefix: &str| {
+            parse(&format!(
+                "{GOOD}volumes:\n  hostPath:\n    allowed: [{{prefix: {prefix}, readOnly: true}}]\n"
+            ))
+        };
+        assert!(allowed("/srv/data").unwrap().volumes.host_path.allowed[0].read_only);
+        for prefix in ["srv", "/srv/../etc", "''"] {
+            assert!(allowed(prefix).unwrap_err().contains("volumes.hostPath.allowed"), "{prefix}");
         }
     }
 

@@ -24,6 +24,7 @@ use crate::{
     desired::{Amounts, DesiredPod},
     driver::{self, Handle, Start, Update},
     events::Note,
+    host_path,
     lifecycle::is_over,
     node::Host,
     size,
@@ -162,7 +163,9 @@ impl Kubelet {
         }
         let (desired, refusal) = DesiredPod::read(Arc::new(pod));
         let refusal = match refusal {
-            None => self.admit(&desired).err(),
+            None => host_path::admit(&desired, &self.context.config.volumes.host_path.allowed)
+                .and_then(|()| self.admit(&desired))
+                .err(),
             some => some,
         };
         if let Some(refusal) = &refusal {

@@ -18,6 +18,7 @@ pub mod env;
 pub mod events;
 pub mod expand;
 pub mod guard;
+pub mod host_path;
 pub mod kubelet;
 pub mod lifecycle;
 pub mod logs;

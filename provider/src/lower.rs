@@ -7,7 +7,7 @@ use kvmlet_image::{ImageConfig, ImageDevice};
 use kvmlet_protocol::{ContainerSpec, Interface, Mount, Process, Resources, Rlimit, RootFs, SandboxSpec, User, VolumeSpec};
 use vmm_lib::boot::{FAST_COMMAND_LINE, with_console};
 use vmm_lib::spec::{
-    Boot, Disk, DiskFormat, Extent, FileSource, Limits, MachineSpec, Net, NetLimits, Pmem, SPEC_VERSION, Serial, Vsock, Watchdog, WatchdogAction,
+    Boot, Disk, DiskFormat, Extent, FileSource, Limits, MachineSpec, Net, NetLimits, Pmem, SPEC_VERSION, Serial, Share, Vsock, Watchdog, WatchdogAction,
 };
 
 use crate::{
@@ -87,7 +87,8 @@ const ALL_CAPABILITIES: &[&str] = &[
     "CAP_WAKE_ALARM",
 ];
 
-/// The machine of a pod. `images` are its distinct images in the order of their devices; the tap is passed descriptor 0.
+/// The machine of a pod. `images` are its distinct images in the order of their devices; the tap is passed descriptor 0,
+/// the sockets of the shares of these tags are those behind it.
 pub fn machine(
     pod: &DesiredPod,
     size: Size,
@@ -95,6 +96,7 @@ pub fn machine(
     images: &[&ImageDevice],
     net: Option<([u8; 6], u16, NetLimits)>,
     dir: &Path,
+    shares: &[String],
 ) -> MachineSpec {
     let in_place = in_place(images);
     let (mut disks, mut pmems) = (Vec::new(), Vec::new());
@@ -155,6 +157,14 @@ pub fn machine(
         },
         disks,
         pmems,
+        shares: shares
+            .iter()
+            .zip(1..)
+            .map(|(tag, number)| Share {
+                tag: tag.clone(),
+                socket: FileSource::Passed(number),
+            })
+            .collect(),
         nets: net
             .map(|(mac, mtu, limits)| Net {
                 tap: FileSource::Passed(0),

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 use vmm_lib::{exit::MachineExit, spec::MachineSpec};
 
-use crate::{act::chain, agent::Agent, cgroup, context::Context};
+use crate::{act::chain, agent::Agent, cgroup, context::Context, host_path::Shared};
 
 /// What a system call filter ends a process with.
 const SIGSYS: i32 = 31;
@@ -44,8 +44,16 @@ pub fn directory(context: &Context, uid: &str) -> PathBuf {
     context.store.machine_dir(uid)
 }
 
-/// Starts a machine; its tap is descriptor 0. `file_size` is the length in bytes of the longest file it may write.
-pub async fn launch(context: &Arc<Context>, uid: &str, spec: MachineSpec, tap: OwnedFd, file_size: u64) -> Result<Running, String> {
+/// Starts a machine and the processes of what is shared with it; its tap is descriptor 0, their sockets follow. `file_size` is the length in
+/// bytes of the longest file that the machine's own process may write.
+pub async fn launch(
+    context: &Arc<Context>,
+    uid: &str,
+    spec: MachineSpec,
+    tap: OwnedFd,
+    shared: Vec<Shared>,
+    file_size: u64,
+) -> Result<Running, String> {
     let (dir, context, uid) = (directory(context, uid), context.clone(), uid.to_owned());
     blocking(move || {
         let jail = Jail {
@@ -69,10 +77,32 @@ pub async fn launch(context: &Arc<Context>, uid: &str, spec: MachineSpec, tap: O
             template: false,
             log_filter: "info".into(),
         };
-        let machine = spawned.start(&order, &[tap]).map_err(|e| chain(&e))?;
+        let mut passed = vec![tap];
+        for share in &shared {
+            passed.push(serve(&context, &uid, &dir, &order, share)?);
+        }
+        let machine = spawned.start(&order, &passed).map_err(|e| chain(&e))?;
         Ok(Running::new(machine, &dir))
     })
     .await
+}
+
+/// Starts the process that serves what is shared: with the machine's user, in its control group, until its process is gone.
+fn serve(context: &Context, uid: &str, dir: &Path, order: &Start, shared: &Shared) -> Result<OwnedFd, String> {
+    let share = process::Share {
+        version: process::VERSION,
+        uid: order.jail.uid,
+        read_only: shared.read_only,
+        log_filter: order.log_filter.clone(),
+    };
+    let join = |pid| {
+        if let Err(error) = cgroup::join(uid, pid) {
+            debug!(%error, "the process of a shared directory stays in the daemon's control group");
+        }
+    };
+    let program = (Some(context.executable.as_path()), &["fs"][..]);
+    process::spawn_share(dir, &share, shared.what.as_fd(), program, join)
+        .map_err(|error| format!("share {}: {}", shared.path.display(), chain(&error)))
 }
 
 /// Finds a pod's machine again; the error says what became of it.

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ContainerPort;
 use kvmlet_image::PulledImage;
 use kvmlet_network::{HostPort, PodInterface, PodNetwork, PodNetworkRequest, Protocol};
-use kvmlet_protocol::{ErrorKind, Interface, Request, Response, Route, SANDBOX_VERSION};
+use kvmlet_protocol::{ErrorKind, Interface, Request, Response, Route, SANDBOX_VERSION, SHARE_VERSION};
 use tracing::info;
 
 use crate::{
@@ -18,6 +18,7 @@ use crate::{
     downward::Facts,
     env,
     events::Note,
+    host_path,
     lifecycle::{Event, Failure, StartFailure},
     logs, lower, machine, names, scratch, size,
     state::PodState,
@@ -61,7 +62,12 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String]) ->
     let ips: Vec<String> = network.interface.addresses.iter().map(|a| a.addr().to_string()).collect();
     let _ = act.events.send(Event::Addressed(ips.clone())).await;
     let facts = facts(context, ips.clone());
-    let volumes = volumes::resolve(desired, &facts, &context.objects).await.map_err(mount)?;
+    let (pod, config) = (desired.clone(), context.config.clone());
+    let opening = tokio::task::spawn_blocking(move || host_path::open_all(&pod, &config.volumes.host_path.allowed));
+    let host_paths = opening.await.map_err(|e| mount(e.to_string()))?.map_err(mount)?;
+    let volumes = volumes::resolve(desired, &facts, &context.objects, &host_paths)
+        .await
+        .map_err(mount)?;
     let prepared = begun.elapsed();
 
     let devices: Vec<_> = images.iter().map(|i| &i.device).collect();
@@ -87,10 +93,12 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String]) ->
         &devices,
         Some((network.interface.mac, mtu, limits)),
         &dir,
+        &host_paths.iter().map(|share| share.tag.clone()).collect::<Vec<_>>(),
     );
     let file_size = size.scratch.max(context.config.logs.max_size.value());
     let _boot = context.boots.acquire().await.map_err(|e| sandbox(e.to_string()))?;
-    let running = machine::launch(context, &desired.uid, spec, network.tap, file_size)
+    let shares = !host_paths.is_empty();
+    let running = machine::launch(context, &desired.uid, spec, network.tap, host_paths, file_size)
         .await
         .map_err(sandbox)?;
     *act.machine.lock().expect("no holder panics") = Some(running.clone());
@@ -99,9 +107,10 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String]) ->
         let mut agent = Agent::await_boot(&running.vsock, BOOT_TIME).await.map_err(|e| chain(&e))?;
         let hello = begun.elapsed();
         let version = agent.welcome().version;
-        if version < SANDBOX_VERSION {
+        let needed = if shares { SHARE_VERSION } else { SANDBOX_VERSION };
+        if version < needed {
             return Err(format!(
-                "the guest's agent speaks version {version} of the protocol, and {SANDBOX_VERSION} is needed: install the guest of this release"
+                "the guest's agent speaks version {version} of the protocol, and {needed} is needed: install the guest of this release"
             ));
         }
         let interfaces = vec![interface(&network.interface)];

@@ -74,6 +74,8 @@ const POD: &[(&str, Rule)] = &[
     ("volumes.downwardAPI", Any),
     ("volumes.emptyDir.medium", Only("Memory")),
     ("volumes.emptyDir.sizeLimit", Any),
+    ("volumes.hostPath.path", Any),
+    ("volumes.hostPath.type", Any),
     ("volumes.name", Any),
     ("volumes.projected.defaultMode", Any),
     ("volumes.projected.sources.configMap", Any),
@@ -144,7 +146,9 @@ pub fn unsupported(spec: &Value) -> Vec<Unsupported> {
             "ephemeralContainers" => {}
             "volumes" => {
                 walk(value, key, &path, POD, &mut found);
-                found.extend(value.as_array().into_iter().flatten().enumerate().filter_map(unbounded));
+                let volumes = || value.as_array().into_iter().flatten().enumerate();
+                found.extend(volumes().filter_map(unbounded));
+                found.extend(volumes().filter_map(not_a_file));
             }
             _ => walk(value, key, &path, POD, &mut found),
         }
@@ -159,6 +163,15 @@ fn unbounded((i, volume): (usize, &Value)) -> Option<Unsupported> {
     (on_disk && !empty["sizeLimit"].is_null()).then(|| Unsupported {
         path: format!("spec.volumes[{i}].emptyDir.sizeLimit"),
         why: Some("only for medium Memory; a limit of ephemeral-storage bounds what a pod writes to disk"),
+    })
+}
+
+/// What is the host's kernel's own, and no file of another's.
+fn not_a_file((i, volume): (usize, &Value)) -> Option<Unsupported> {
+    let kind = volume["hostPath"]["type"].as_str()?;
+    (!matches!(kind, "" | "DirectoryOrCreate" | "Directory" | "FileOrCreate" | "File")).then(|| Unsupported {
+        path: format!("spec.volumes[{i}].hostPath.type"),
+        why: Some("only directories and files of the host can be shared with a pod that has a kernel of its own"),
     })
 }
 
@@ -258,8 +271,8 @@ mod tests {
                 "spec.initContainers[0].restartPolicy",
             ),
             (
-                json!({"volumes": [{"name": "v", "hostPath": {"path": "/"}}]}),
-                "spec.volumes[0].hostPath",
+                json!({"volumes": [{"name": "v", "hostPath": {"path": "/", "type": "File"}}, {"name": "w", "hostPath": {"path": "/", "type": "Socket"}}]}),
+                "spec.volumes[1].hostPath.type",
             ),
             (
                 json!({"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]}),

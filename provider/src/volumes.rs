@@ -8,6 +8,7 @@ use kvmlet_protocol::{File, VolumeContent, VolumeKind, VolumeSpec};
 use crate::{
     desired::DesiredPod,
     downward::{self, Facts},
+    host_path::Shared,
     objects::{Entries, ObjectError, Objects},
     quantity::Quantity,
 };
@@ -17,8 +18,8 @@ const DEFAULT_MODE: i32 = 0o644;
 /// Seconds that a service account token lives when nothing says otherwise.
 const DEFAULT_TOKEN_SECONDS: i64 = 3600;
 
-/// All volumes, resolved; the error is the sentence of a FailedMount event.
-pub async fn resolve(pod: &DesiredPod, facts: &Facts, objects: &Objects) -> Result<Vec<VolumeSpec>, String> {
+/// All volumes, resolved, with those of the host as they are shared; the error is the sentence of a FailedMount event.
+pub async fn resolve(pod: &DesiredPod, facts: &Facts, objects: &Objects, shared: &[Shared]) -> Result<Vec<VolumeSpec>, String> {
     let group = pod
         .pod
         .spec
@@ -28,6 +29,16 @@ pub async fn resolve(pod: &DesiredPod, facts: &Facts, objects: &Objects) -> Resu
         .and_then(|g| u32::try_from(g).ok());
     let mut specs = Vec::new();
     for volume in pod.volumes() {
+        if let Some(shared) = shared.iter().find(|shared| shared.volume == volume.name) {
+            let (tag, file) = (shared.tag.clone(), shared.file);
+            specs.push(VolumeSpec {
+                name: volume.name.clone(),
+                kind: VolumeKind::Share { tag, file },
+                // Owners of files of the host stay, as under the kubelet.
+                group: None,
+            });
+            continue;
+        }
         let kind = kind(pod, volume, facts, objects)
             .await
             .map_err(|message| format!("MountVolume.SetUp failed for volume {:?} : {message}", volume.name))?;

@@ -96,6 +96,7 @@ fn spec(arguments: &VmArguments, kernel: &Path, initramfs: &Path, vsock: &Path) 
         },
         disks,
         pmems: pmems.collect::<anyhow::Result<_>>()?,
+        shares: Vec::new(),
         nets: by_hand::nets(usize::from(arguments.tap.is_some())),
         vsock: Some(by_hand::vsock(vsock)),
         rng: true,

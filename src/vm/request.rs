@@ -85,6 +85,7 @@ pub(super) fn spec(arguments: &RunArguments, mistakes: &mut Mistakes) -> Machine
         count_exits: false,
         disks,
         pmems: Vec::new(),
+        shares: Vec::new(),
     };
     if let Err(errors) = spec.validate(arguments.tap.len()) {
         for error in errors.0 {

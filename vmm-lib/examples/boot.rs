@@ -27,6 +27,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         },
         disks: Vec::new(),
         pmems: Vec::new(),
+        shares: Vec::new(),
         nets: Vec::new(),
         vsock: None,
         rng: true,

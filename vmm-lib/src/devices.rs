@@ -1,6 +1,7 @@
 //! The machine's devices on its bus, in PCI order: host bridge, disks, images in place, networks, vsock, entropy, balloon, memory that comes and
-//! goes, console, watchdog. Knows what each needs; does none of its work.
+//! goes, console, shares, watchdog. Knows what each needs; does none of its work.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use kvm_ioctls::VmFd;
@@ -15,6 +16,7 @@ use crate::virtio::balloon::Balloon;
 use crate::virtio::block::{self, Block, BlockError};
 use crate::virtio::console::{Console, Screen};
 use crate::virtio::device::{Memory, VirtioDevice};
+use crate::virtio::fs::Fs;
 use crate::virtio::mem::{self, Mem};
 use crate::virtio::net::{self, Net};
 use crate::virtio::pci::{BAR_SIZE, Transport};
@@ -128,6 +130,10 @@ fn virtio(
             .map(|input| files.open_unblocking("console.input", input, false))
             .transpose()?;
         devices.push(Box::new(Console::new(output, input, screen)));
+    }
+    for (index, share) in spec.shares.iter().enumerate() {
+        let socket = files.open_existing(&format!("shares[{index}].socket"), &share.socket, true)?;
+        devices.push(Box::new(Fs::new(&share.tag, OwnedFd::from(socket).into())));
     }
     Ok(devices)
 }

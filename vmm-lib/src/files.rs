@@ -43,6 +43,9 @@ pub fn open_files(mut spec: MachineSpec, passed: Vec<OwnedFd>) -> Result<(Machin
     for (index, pmem) in spec.pmems.iter_mut().enumerate() {
         opener.extents(&format!("pmems[{index}]"), &mut pmem.extents, false)?;
     }
+    for (index, share) in spec.shares.iter_mut().enumerate() {
+        opener.existing(&format!("shares[{index}].socket"), &mut share.socket, true)?;
+    }
     for (index, net) in spec.nets.iter_mut().enumerate() {
         opener.existing(&format!("nets[{index}].tap"), &mut net.tap, true)?;
     }

@@ -18,6 +18,7 @@
 //!     },
 //!     disks: vec![],
 //!     pmems: vec![],
+//!     shares: Vec::new(),
 //!     nets: vec![],
 //!     vsock: None,
 //!     rng: true,

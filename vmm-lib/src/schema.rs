@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::spec::{
     Boot, Bucket, Comb, Console, ConsoleSize, Disk, DiskFormat, Extent, FileSource, Hotplug, Limits, MachineSpec, Net, NetLimits, Pmem, Restore,
-    SPEC_VERSION, Serial, Vsock, Watchdog, WatchdogAction,
+    SPEC_VERSION, Serial, Share, Vsock, Watchdog, WatchdogAction,
 };
 
 /// Writes the files in place of comparing them.
@@ -84,6 +84,10 @@ fn everything() -> MachineSpec {
                 offset: 0,
                 length: 2 << 20,
             }],
+        }],
+        shares: vec![Share {
+            tag: "data".into(),
+            socket: FileSource::Passed(1),
         }],
         nets: vec![Net {
             tap: FileSource::Passed(0),

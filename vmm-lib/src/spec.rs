@@ -19,7 +19,7 @@ pub const MAX_MEMORY: u64 = 1 << 40;
 pub const MAX_CPUS: u8 = 64;
 /// Most disks.
 pub const MAX_DISKS: usize = 24;
-/// Most disks and images in place together.
+/// Most disks, images in place and shares together.
 pub const MAX_STORES: usize = MAX_DISKS;
 /// Most bytes of an image that is read in place.
 pub const MAX_PMEM: u64 = 1 << 36;
@@ -31,6 +31,8 @@ pub const HOTPLUG_BLOCK: u64 = 2 << 20;
 pub const HOTPLUG_STEP: u64 = 128 << 20;
 /// Longest kernel command line, bytes.
 pub const MAX_COMMAND_LINE: usize = 2047;
+/// Longest tag of a share, bytes (virtio 1.2, 5.11.4).
+pub const MAX_TAG: usize = 36;
 /// Longest virtio-blk serial, bytes (virtio 1.2, 5.2.6).
 pub const MAX_SERIAL: usize = 20;
 
@@ -55,6 +57,9 @@ pub struct MachineSpec {
     /// Images that the guest reads in place, in PCI order, behind the disks.
     #[serde(default)]
     pub pmems: Vec<Pmem>,
+    /// Directories of others that the guest mounts (virtio-fs), in PCI order, behind the images.
+    #[serde(default)]
+    pub shares: Vec<Share>,
     /// Network devices.
     #[serde(default)]
     pub nets: Vec<Net>,
@@ -238,6 +243,18 @@ impl Pmem {
     pub fn length(&self) -> u64 {
         self.extents.iter().fold(0, |sum, extent| sum.saturating_add(extent.length))
     }
+}
+
+/// A virtio-fs device: its guest's FUSE messages (Linux's `fuse.h`) go to somebody else, who has the files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Share {
+    /// What the guest mounts it by, 1 to [`MAX_TAG`] bytes, unique in the machine.
+    pub tag: String,
+    /// A connected Unix stream socket, always passed. Messages follow one another on it without anything between; each begins with its
+    /// length. Whoever is at its other end gets requests of at most 1 MiB and a page, numbered anew, and may answer them in any order.
+    pub socket: FileSource,
 }
 
 /// A piece of a file.

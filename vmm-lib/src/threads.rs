@@ -36,6 +36,8 @@ pub enum ThreadKind {
     Serial,
     /// Counts a watchdog's time.
     Watchdog,
+    /// Carries messages to and from a shared directory's process.
+    Fs,
 }
 
 /// Called by each thread before its work; an error ends what the thread was for.

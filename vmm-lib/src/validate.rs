@@ -7,7 +7,7 @@ use crate::memory::IMAGE_STEP;
 use crate::pci::DEVICES;
 use crate::spec::{
     Bucket, ConsoleSize, DiskFormat, Extent, FileSource, HOTPLUG_BLOCK, HOTPLUG_STEP, Limits, MAX_COMMAND_LINE, MAX_CPUS, MAX_DISKS, MAX_MEMORY,
-    MAX_NETS, MAX_PMEM, MAX_SERIAL, MAX_STORES, MIN_MEMORY, MachineSpec, SPEC_VERSION,
+    MAX_NETS, MAX_PMEM, MAX_SERIAL, MAX_STORES, MAX_TAG, MIN_MEMORY, MachineSpec, SPEC_VERSION,
 };
 
 /// Granularity of guest memory.
@@ -116,6 +116,7 @@ impl MachineSpec {
         self.functions(&mut check);
         self.disks(&mut check);
         self.pmems(&mut check);
+        self.shares(&mut check);
         self.nets(&mut check);
         if let Some(vsock) = &self.vsock {
             check.require((3..u32::MAX).contains(&vsock.cid), "vsock.cid", || {
@@ -190,10 +191,10 @@ impl MachineSpec {
             self.console.is_some(),
             self.watchdog.is_some(),
         ];
-        let counts = [self.disks.len(), self.pmems.len(), self.nets.len()];
+        let counts = [self.disks.len(), self.pmems.len(), self.nets.len(), self.shares.len()];
         // Each of these is refused by itself when it is too large.
         if counts.into_iter().all(|count| count <= MAX_STORES) {
-            let functions = usize::from(self.places().others) + single.into_iter().filter(|there| *there).count();
+            let functions = usize::from(self.places().others) + self.shares.len() + single.into_iter().filter(|there| *there).count();
             check.require(functions <= DEVICES, "disks", || {
                 format!("and all other devices are {functions}, more than the {DEVICES} of a bus")
             });
@@ -291,6 +292,31 @@ impl MachineSpec {
         }
     }
 
+    fn shares(&self, check: &mut Checker) {
+        let stores = self.disks.len() + self.pmems.len() + self.shares.len();
+        check.require(self.shares.is_empty() || stores <= MAX_STORES, "shares", || {
+            format!("with disks and pmems are {stores}, more than {MAX_STORES}")
+        });
+        let (mut tags, mut sockets) = (BTreeSet::new(), BTreeSet::new());
+        for (index, share) in self.shares.iter().enumerate() {
+            let path = format!("shares[{index}].tag");
+            let length = share.tag.len();
+            check.require((1..=MAX_TAG).contains(&length), &path, || {
+                format!("has {length} bytes, not 1 to {MAX_TAG}")
+            });
+            check.require(!share.tag.contains('\0'), &path, || "contains a NUL byte".to_owned());
+            check.require(tags.insert(&share.tag), &path, || format!("{:?} is not unique", share.tag));
+            let path = format!("shares[{index}].socket");
+            check.file(&share.socket, &path);
+            match share.socket {
+                FileSource::Path(_) => check.require(false, &path, || "is a path: a socket must be passed connected".to_owned()),
+                FileSource::Passed(number) => check.require(sockets.insert(number), &path, || {
+                    format!("descriptor {number} serves another share already")
+                }),
+            }
+        }
+    }
+
     fn nets(&self, check: &mut Checker) {
         check.require(self.nets.len() <= MAX_NETS, "nets", || {
             format!("{} are more than {MAX_NETS}", self.nets.len())
@@ -319,7 +345,7 @@ impl MachineSpec {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{Boot, Console, Disk, Hotplug, Net, NetLimits, Pmem, Serial, Vsock, Watchdog, WatchdogAction};
+    use crate::spec::{Boot, Console, Disk, Hotplug, Net, NetLimits, Pmem, Serial, Share, Vsock, Watchdog, WatchdogAction};
 
     fn spec() -> MachineSpec {
         MachineSpec {
@@ -334,6 +360,7 @@ mod tests {
             },
             disks: Vec::new(),
             pmems: Vec::new(),
+            shares: Vec::new(),
             nets: Vec::new(),
             vsock: None,
             rng: false,
@@ -423,6 +450,12 @@ mod tests {
                 length: MAX_PMEM + PAGE,
             }],
         }];
+        let share = |tag: &str, socket| Share { tag: tag.into(), socket };
+        spec.shares = vec![
+            share("same", FileSource::Passed(0)),
+            share("same", FileSource::Passed(0)),
+            share("", FileSource::Path("/run/s".into())),
+        ];
         spec.nets = vec![Net {
             tap: FileSource::Path("/dev/x".into()),
             mac: [1, 0, 0, 0, 0, 0],
@@ -478,6 +511,10 @@ mod tests {
             "disks[3].extents",
             "pmems[0].extents",
             "pmems[0].extents[0].offset",
+            "shares[1].tag",
+            "shares[1].socket",
+            "shares[2].tag",
+            "shares[2].socket",
             "nets[0].tap",
             "nets[0].mac",
             "nets[0].limits.receive.bytes.size",
@@ -530,5 +567,19 @@ mod tests {
         assert_eq!(errors.0[0].path, "disks", "{errors}");
         spec.disks.pop();
         assert_eq!(spec.validate(MAX_NETS), Ok(()));
+    }
+
+    #[test]
+    fn shares_have_their_places_on_the_bus_with_disks_and_images() {
+        let mut spec = spec();
+        let share = |number| Share {
+            tag: format!("s{number}"),
+            socket: FileSource::Passed(number),
+        };
+        spec.shares = (0..MAX_STORES as u32).map(share).collect();
+        assert_eq!(spec.validate(MAX_STORES), Ok(()));
+        spec.shares.push(share(MAX_STORES as u32));
+        let errors = spec.validate(MAX_STORES + 1).expect_err("one too many").0;
+        assert_eq!(errors.iter().map(|error| error.path.as_str()).collect::<Vec<_>>(), ["shares"]);
     }
 }

@@ -9,6 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::pci::PciFunction;
+use crate::pci::state::FunctionState;
 use crate::pci::config::{ConfigSpace, Identity};
 
 #[cfg(any(test, feature = "fuzzing"))]
@@ -231,6 +232,10 @@ impl PciFunction for Watchdog {
 
     fn config_mut(&mut self) -> &mut ConfigSpace {
         &mut self.config
+    }
+
+    fn save(&mut self) -> Result<FunctionState, String> {
+        Err("a watchdog".to_owned())
     }
 
     fn config_written(&mut self) {

@@ -10,6 +10,7 @@ mod daemon;
 mod disks;
 mod exec;
 mod exits;
+mod host_path;
 mod images;
 mod in_place;
 mod jail;
@@ -86,6 +87,7 @@ fn all() -> impl Iterator<Item = &'static Test> {
         pods::TESTS,
         restarts::TESTS,
         volumes::TESTS,
+        host_path::TESTS,
         images::TESTS,
         in_place::TESTS,
         bandwidth::TESTS,

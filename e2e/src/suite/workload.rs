@@ -15,7 +15,7 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(180);
 const TRACES: &str = "ls -d /var/lib/kvmlet/pods/* /run/netns/* /var/lib/kvmlet/network/leases/*/[0-9]* /var/log/pods/* 2>/dev/null
     ip -o link | sed 's/^[0-9]*: \\([^:@]*\\).*/link \\1/' | grep -v ' kvmlet0$'
     mount | sed -n 's/.* on \\(.*kvmlet.*\\) type.*/mount \\1/p'
-    pgrep -f '^[^ ]* vm( |$)' | sed 's/^/process /'; true";
+    pgrep -f '^[^ ]* (vm|fs)( |$)' | sed 's/^/process /'; true";
 
 /// A namespace of a test.
 pub(super) struct Place<'a> {

@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use kvmlet_protocol::{ErrorKind, Failure, VolumeContent, VolumeKind, VolumeSpec};
+use kvmlet_protocol::{ErrorKind, Failure, SHARED_FILE, VolumeContent, VolumeKind, VolumeSpec};
 use rustix::mount::{MountFlags, mount};
 
 use crate::atomic;
@@ -15,6 +15,7 @@ use crate::device::SCRATCH;
 use crate::failure::{Attempt, fail};
 
 const MEMORY: &str = "/run/kvmlet/volumes";
+const SHARES: &str = "/run/kvmlet/shares";
 
 /// A volume that is there.
 #[derive(Debug, Clone)]
@@ -70,8 +71,9 @@ fn create(number: usize, spec: &VolumeSpec) -> Result<Volume, Failure> {
     let parent = match spec.kind {
         VolumeKind::Directory => Path::new(SCRATCH).join("volumes"),
         VolumeKind::Memory { .. } | VolumeKind::Files(_) => PathBuf::from(MEMORY),
+        VolumeKind::Share { .. } => PathBuf::from(SHARES),
     };
-    let path = parent.join(number.to_string());
+    let mut path = parent.join(number.to_string());
     fs::create_dir_all(&path).attempt(&what)?;
     match &spec.kind {
         VolumeKind::Directory => fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).attempt(&what)?,
@@ -80,6 +82,12 @@ fn create(number: usize, spec: &VolumeSpec) -> Result<Volume, Failure> {
         VolumeKind::Files(content) => {
             mount_memory(&path, "mode=1777").attempt(&what)?;
             atomic::write(&path, content, spec.group)?;
+        }
+        VolumeKind::Share { tag, file } => {
+            mount(tag.as_str(), &path, "virtiofs", MountFlags::NODEV, None).attempt(&what)?;
+            if *file {
+                path.push(SHARED_FILE);
+            }
         }
     }
     if let Some(group) = spec.group {

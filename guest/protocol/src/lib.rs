@@ -35,6 +35,10 @@ pub const VERSION: u16 = 3;
 pub const SANDBOX_VERSION: u16 = 2;
 /// The oldest version that has [`Request::Renew`].
 pub const RENEW_VERSION: u16 = 3;
+/// The oldest version that knows [`VolumeKind::Share`].
+pub const SHARE_VERSION: u16 = 3;
+/// Name of a file that is shared alone, in a directory that has nothing else.
+pub const SHARED_FILE: &str = "file";
 /// The oldest version still spoken.
 pub const OLDEST_VERSION: u16 = 1;
 /// Largest frame, in bytes, that a host may send (a volume's content travels in one).

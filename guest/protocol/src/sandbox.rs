@@ -89,6 +89,13 @@ pub enum VolumeKind {
     },
     /// Files written by the host (configMap, secret, downwardAPI, projected) into a tmpfs.
     Files(VolumeContent),
+    /// A directory of the host (hostPath), on a virtio-fs device. Since version [`crate::SHARE_VERSION`].
+    Share {
+        /// The device's tag.
+        tag: String,
+        /// Not the directory, but the one file in it, [`crate::SHARED_FILE`].
+        file: bool,
+    },
 }
 
 /// All files of a volume, behind a `..data` link that is swapped atomically.

@@ -130,7 +130,7 @@ pub fn spawn(directory: &Path, uid: u32, program: Option<&Path>, arguments: &[&s
 
 /// Spawns the first process of a new pid namespace. A thread of its own does it: where a thread's children go cannot be taken back, and no
 /// thread can be made by one whose children go elsewhere.
-fn spawn_apart(mut command: Command) -> Result<Child, ClientError> {
+pub(crate) fn spawn_apart(mut command: Command) -> Result<Child, ClientError> {
     let apart = move || {
         unshare(CloneFlags::CLONE_NEWPID).map_err(host("make a pid namespace"))?;
         command.spawn().map_err(host("spawn the machine process"))

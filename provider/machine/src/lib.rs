@@ -5,6 +5,7 @@
 //!         ── control.sock ──────▶ requests; log files travel as descriptors
 //!         ◀─ control.sock ─────── events: a budget is spent, the machine has ended
 //!         ◀─ exit.json ────────── written by the process, however it ends by itself
+//!  guest  ── FUSE messages ─────▶ `kvmlet fs`, one a shared directory ([`run_share`]), by way of the machine process
 //!  guest  ── vsock LOG_PORT ────▶ CRI lines into the files the daemon has passed
 //! ```
 //!
@@ -21,6 +22,7 @@ mod order;
 mod process;
 mod record;
 mod server;
+mod share;
 mod start;
 mod uids;
 mod wire;
@@ -31,6 +33,7 @@ pub use order::threads;
 pub use process::{ProcessError, run};
 pub use record::{ExitRecord, RecordError};
 pub use server::serve_by_hand;
+pub use share::{Share, ShareError, run_share, spawn_share};
 pub use start::{OLDEST_VERSION, Start, VERSION};
 pub use uids::{UidError, Uids};
 pub use wire::WireError;

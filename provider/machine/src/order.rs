@@ -22,6 +22,7 @@ use crate::{
     jail::{Filters, Limits, confine},
     record::{self, ExitFile},
     server::MAX_CONNECTIONS,
+    share::SHARE_THREADS,
     start::{OLDEST_VERSION, Start, VERSION},
 };
 
@@ -99,10 +100,11 @@ fn open(spec: MachineSpec, passed: Vec<OwnedFd>) -> Result<Parts, BuildError> {
     Ok(Parts { spec, files, kvm })
 }
 
-/// Threads of a machine's process, at most.
+/// Threads of a machine's process, at most, and of its shared directories' processes, which have its user and control group.
 pub fn threads(spec: &MachineSpec) -> u64 {
     let devices = (spec.disks.len() + spec.pmems.len() + spec.nets.len() + 7) as u64;
-    u64::from(spec.cpus) + devices + MAX_CONNECTIONS as u64 + OTHER_THREADS
+    let shares = spec.shares.len() as u64 * (1 + SHARE_THREADS);
+    u64::from(spec.cpus) + devices + shares + MAX_CONNECTIONS as u64 + OTHER_THREADS
 }
 
 /// Each extent has a descriptor of its own besides the file's.
@@ -129,7 +131,7 @@ pub(crate) fn within(directory: &impl AsFd, name: &str) -> PathBuf {
 }
 
 /// Standard error is `machine.log`.
-fn log_to_stderr(filter: &str) -> Result<(), String> {
+pub(crate) fn log_to_stderr(filter: &str) -> Result<(), String> {
     let filter = filter
         .parse::<tracing_subscriber::EnvFilter>()
         .map_err(|error| format!("understand the log filter: {error}"))?;

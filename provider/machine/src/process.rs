@@ -256,6 +256,7 @@ fn role(kind: ThreadKind) -> Role {
         ThreadKind::Console => Role::Console,
         ThreadKind::Serial => Role::Serial,
         ThreadKind::Watchdog => Role::Watchdog,
+        ThreadKind::Fs => Role::Fs,
     }
 }
 

@@ -56,14 +56,7 @@ fn failed(error: impl Into<io::Error>) -> WireError {
 
 /// Sends a message; the socket's write timeout applies.
 pub(crate) fn send<T: Serialize>(stream: &UnixStream, message: &T, descriptors: &[BorrowedFd<'_>]) -> Result<(), WireError> {
-    let body = serde_json::to_vec(message).map_err(WireError::Malformed)?;
-    if body.len() > MAX_MESSAGE || descriptors.len() > MAX_DESCRIPTORS {
-        return Err(WireError::Limits);
-    }
-    let mut frame = Vec::with_capacity(HEADER + body.len());
-    frame.extend_from_slice(&u32::try_from(body.len()).expect("bounded above").to_le_bytes());
-    frame.extend_from_slice(&u32::try_from(descriptors.len()).expect("bounded above").to_le_bytes());
-    frame.extend_from_slice(&body);
+    let frame = frame(message, descriptors.len())?;
     let mut done = 0;
     // A byte of the header for each batch, so that all descriptors have come before the body.
     for batch in descriptors.chunks(BATCH) {
@@ -78,6 +71,19 @@ pub(crate) fn send<T: Serialize>(stream: &UnixStream, message: &T, descriptors: 
         done += transfer(stream, &frame[done..], &mut SendAncillaryBuffer::default())?;
     }
     Ok(())
+}
+
+/// A message as bytes, which come with so many descriptors.
+pub(crate) fn frame<T: Serialize>(message: &T, descriptors: usize) -> Result<Vec<u8>, WireError> {
+    let body = serde_json::to_vec(message).map_err(WireError::Malformed)?;
+    if body.len() > MAX_MESSAGE || descriptors > MAX_DESCRIPTORS {
+        return Err(WireError::Limits);
+    }
+    let mut frame = Vec::with_capacity(HEADER + body.len());
+    frame.extend_from_slice(&u32::try_from(body.len()).expect("bounded above").to_le_bytes());
+    frame.extend_from_slice(&u32::try_from(descriptors).expect("bounded above").to_le_bytes());
+    frame.extend_from_slice(&body);
+    Ok(frame)
 }
 
 fn transfer(stream: &UnixStream, bytes: &[u8], control: &mut SendAncillaryBuffer<'_, '_, '_>) -> Result<usize, WireError> {

@@ -11,6 +11,7 @@ pub use crate::boot::fuzz::{bzimage, elf};
 pub use crate::pci::fuzz::pci;
 pub use crate::virtio::block::fuzz::{block, qcow2};
 pub use crate::virtio::console::fuzz::console;
+pub use crate::virtio::fs::fuzz::fs;
 pub use crate::virtio::fuzz::{balloon, mem, pmem, queue, rng};
 pub use crate::virtio::net::fuzz::net;
 pub use crate::virtio::vsock::fuzz::vsock;
@@ -43,6 +44,11 @@ mod tests {
     #[test]
     fn a_vsock_device_keeps_its_rules_whatever_guest_and_clients_say() {
         replay("vsock", super::vsock);
+    }
+
+    #[test]
+    fn a_shared_directory_keeps_its_rules_whatever_driver_and_peer_say() {
+        replay("fs", super::fs);
     }
 
     #[test]
@@ -93,7 +99,7 @@ mod tests {
     #[test]
     fn every_fuzz_target_is_replayed_by_a_test() {
         let ours = [
-            "balloon", "block", "bzimage", "console", "elf", "mem", "net", "pci", "pmem", "qcow2", "queue", "rng", "vsock", "watchdog",
+            "balloon", "block", "bzimage", "console", "elf", "fs", "mem", "net", "pci", "pmem", "qcow2", "queue", "rng", "vsock", "watchdog",
         ];
         let (protocol, rest): (Vec<_>, Vec<_>) = targets().into_iter().partition(|name| name == "protocol");
         assert_eq!((protocol.len(), rest), (1, ours.map(String::from).to_vec()));

@@ -88,7 +88,7 @@ impl Deref for GuestSpace {
 /// A virtio device, behind any transport (virtio 1.2, section 2). Called by vCPU threads only for configuration and life cycle;
 /// a device does its work on threads of its own, named after it, started by [`VirtioDevice::activate`].
 pub trait VirtioDevice: Send {
-    /// Device identifier (virtio 1.2, section 5): 1 net, 2 block, 4 entropy, 19 socket, 24 memory, 27 pmem.
+    /// Device identifier (virtio 1.2, section 5): 1 net, 2 block, 4 entropy, 19 socket, 24 memory, 26 file system, 27 pmem.
     fn device_type(&self) -> u16;
 
     /// Name for threads, messages and counters: `block img0`.

@@ -17,6 +17,7 @@ use super::block::Block;
 use super::console::Console;
 use super::device::{Memory, VirtioDevice};
 use super::mem::Mem;
+use super::fs::Fs;
 use super::net::Net;
 use super::pmem::Pmem;
 use super::rng::Rng;
@@ -61,6 +62,7 @@ struct Victim {
     /// Whether a proper buffer of that queue is writable.
     writable: bool,
     _wire: Option<UnixDatagram>,
+    _peer: Option<UnixStream>,
     socket: Option<(tempfile::TempDir, std::path::PathBuf)>,
 }
 
@@ -79,6 +81,7 @@ impl Victim {
             attacked,
             writable,
             _wire: None,
+            _peer: None,
             socket: None,
         };
         let block = Block::new("disk", vec![(tempfile::tempfile().unwrap(), 0, 4096)], true).unwrap();
@@ -102,6 +105,12 @@ impl Victim {
             let (ours, wire) = UnixDatagram::pair().unwrap();
             let mut victim = plain(name, Box::new(Net::on_socket(ours)), 2, attacked, attacked == 0);
             victim._wire = Some(wire);
+            all.push(victim);
+        }
+        for (name, attacked) in [("fs hiprio", 0), ("fs request", 1)] {
+            let (ours, peer) = UnixStream::pair().unwrap();
+            let mut victim = plain(name, Box::new(Fs::new("data", ours)), 2, attacked, false);
+            victim._peer = Some(peer);
             all.push(victim);
         }
         for (name, attacked) in [("vsock receive", 0), ("vsock transmit", 1)] {

@@ -7,6 +7,7 @@ pub mod block;
 pub(crate) mod chain;
 pub(crate) mod common;
 pub mod console;
+pub mod fs;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzz;
 #[cfg(test)]

@@ -70,6 +70,7 @@ impl Kernel {
             },
             disks: Vec::new(),
             pmems: Vec::new(),
+            shares: Vec::new(),
             nets: Vec::new(),
             vsock: None,
             rng: true,

@@ -41,10 +41,12 @@ pub enum Role {
     Serial,
     /// Counts a watchdog's time.
     Watchdog,
+    /// Carries messages to and from a shared directory's process.
+    Fs,
 }
 
 /// All but [`Role::Process`].
-pub(super) const OWN: [Role; 16] = [
+pub(super) const OWN: [Role; 17] = [
     Role::Main,
     Role::Signals,
     Role::Control,
@@ -61,6 +63,7 @@ pub(super) const OWN: [Role; 16] = [
     Role::Console,
     Role::Serial,
     Role::Watchdog,
+    Role::Fs,
 ];
 
 /// A system call, and what must hold for one of its arguments.
@@ -255,21 +258,22 @@ const DEVICE: &[Call] = &[
 ];
 
 impl Role {
-    /// What it calls besides where the machine is a template.
-    pub(super) fn for_snapshots(self, template: bool) -> Vec<&'static [Call]> {
+    /// Its lists; with `template` such that a snapshot can be taken.
+    pub(super) fn calls(self, template: bool) -> Vec<&'static [Call]> {
+        let mut calls = self.usual_calls();
         match self {
-            Self::Process if template => vec![SNAPSHOT, SNAPSHOT_VCPU],
-            Self::Vcpu if template => vec![SNAPSHOT_VCPU],
-            _ => Vec::new(),
+            Self::Process if template => calls.extend([SNAPSHOT, SNAPSHOT_VCPU]),
+            Self::Vcpu if template => calls.push(SNAPSHOT_VCPU),
+            _ => {}
         }
+        calls
     }
 
-    /// Its lists.
-    pub(super) fn calls(self) -> Vec<&'static [Call]> {
+    fn usual_calls(self) -> Vec<&'static [Call]> {
         let own: &[&'static [Call]] = match self {
             Self::Process => {
                 let mut all = vec![BUILD, SPAWN];
-                all.extend(OWN.into_iter().flat_map(Self::calls));
+                all.extend(OWN.into_iter().flat_map(Self::usual_calls));
                 return all;
             }
             Self::Main => &[&[Any(libc::SYS_fsync)]],
@@ -308,10 +312,60 @@ impl Role {
             Self::Serial => &[DEVICE, &[Any(libc::SYS_epoll_create1)]],
             // Waits by futex.
             Self::Watchdog => &[],
+            Self::Fs => &[DEVICE, &[Any(libc::SYS_recvfrom), Any(libc::SYS_sendto), Any(libc::SYS_shutdown)]],
         };
         own.iter().copied().chain([ALL]).collect()
     }
 }
+
+/// A shared directory's process: its threads, requests and answers, and what files take. No device is made, by type (bit 13 of the mode).
+pub(super) const SHARE: &[&[Call]] = &[
+    ALL,
+    SPAWN,
+    &[
+        // The C library's own signals, with its first thread.
+        Any(libc::SYS_rt_sigaction),
+        Any(libc::SYS_read),
+        Any(libc::SYS_recvfrom),
+        Any(libc::SYS_sendto),
+        Any(libc::SYS_shutdown),
+        Any(libc::SYS_openat),
+        Any(libc::SYS_openat2),
+        Any(libc::SYS_statx),
+        Any(libc::SYS_fstat),
+        Any(libc::SYS_fstatfs),
+        Any(libc::SYS_getdents64),
+        Any(libc::SYS_lseek),
+        Any(libc::SYS_pread64),
+        Any(libc::SYS_pwrite64),
+        Any(libc::SYS_copy_file_range),
+        Any(libc::SYS_fallocate),
+        Any(libc::SYS_ftruncate),
+        Any(libc::SYS_fsync),
+        Any(libc::SYS_fdatasync),
+        Any(libc::SYS_readlinkat),
+        Any(libc::SYS_symlinkat),
+        Without(libc::SYS_mknodat, 2, 0o020_000),
+        Any(libc::SYS_mkdirat),
+        Any(libc::SYS_unlinkat),
+        Any(libc::SYS_renameat2),
+        Any(libc::SYS_linkat),
+        Any(libc::SYS_fchmodat),
+        Any(libc::SYS_fchownat),
+        Any(libc::SYS_utimensat),
+        Any(libc::SYS_fgetxattr),
+        Any(libc::SYS_fsetxattr),
+        Any(libc::SYS_flistxattr),
+        Any(libc::SYS_fremovexattr),
+        Any(libc::SYS_getuid),
+        Any(libc::SYS_geteuid),
+        Any(libc::SYS_getgid),
+        Any(libc::SYS_getegid),
+        Any(libc::SYS_setresuid),
+        Any(libc::SYS_setresgid),
+        DUPLICATE_AND_FLAGS,
+    ],
+];
 
 /// Requests with descriptors, answers, events; a log file that is taken over.
 const CLIENT: &[Call] = &[

@@ -10,7 +10,7 @@ use seccompiler::{
 
 use super::{
     JailError,
-    calls::{Call, OWN, Role},
+    calls::{Call, OWN, Role, SHARE},
 };
 
 /// The filters of all roles, ready to be installed; made while the process may still do anything.
@@ -31,16 +31,38 @@ impl Filters {
         let unknown = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
         let clone3 = compile(Rules::from([(libc::SYS_clone3, vec![])]), SeccompAction::Allow, unknown)?;
         filters.insert(Role::Process, vec![clone3, process]);
+            let calls = rules(role.calls(template))?;
+            filters.insert(role, vec![compile(calls, SeccompAction::KillProcess, SeccompAction::Allow)?]);
+        }
+        filters.insert(Role::Process, whole(Role::Process.calls(template))?);
         Ok(Self(Arc::new(filters)))
     }
 
     /// Confines the calling thread to what its role calls. Never taken back.
     pub fn enter(&self, role: Role) -> Result<(), JailError> {
-        for program in &self.0[&role] {
-            apply_filter(program).map_err(|error| JailError::Filter(error.to_string()))?;
-        }
-        Ok(())
+        apply(&self.0[&role])
     }
+}
+
+/// Confines the calling thread, and those that it makes, to what a shared directory's process calls.
+pub(super) fn enter_share() -> Result<(), JailError> {
+    apply(&whole(SHARE.to_vec())?)
+}
+
+fn apply(programs: &[BpfProgram]) -> Result<(), JailError> {
+    for program in programs {
+        apply_filter(program).map_err(|error| JailError::Filter(error.to_string()))?;
+    }
+    Ok(())
+}
+
+/// Programs of a whole process, which makes threads.
+fn whole(calls: Vec<&'static [Call]>) -> Result<Vec<BpfProgram>, JailError> {
+    let process = compile(rules(calls)?, SeccompAction::KillProcess, SeccompAction::Allow)?;
+    // clone3's flags cannot be looked at. Without it the C library takes clone, whose flags can.
+    let unknown = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
+    let clone3 = compile(Rules::from([(libc::SYS_clone3, vec![])]), SeccompAction::Allow, unknown)?;
+    Ok(vec![clone3, process])
 }
 
 fn compile(rules: Rules, otherwise: SeccompAction, listed: SeccompAction) -> Result<BpfProgram, JailError> {
@@ -51,9 +73,9 @@ fn compile(rules: Rules, otherwise: SeccompAction, listed: SeccompAction) -> Res
 }
 
 /// One rule is enough to let a call pass; a call without rules always passes.
-fn rules(role: Role, template: bool) -> Result<Rules, JailError> {
+fn rules(calls: Vec<&'static [Call]>) -> Result<Rules, JailError> {
     let mut all = Rules::new();
-    let (any, some): (Vec<&Call>, Vec<&Call>) = role.calls().into_iter().chain(role.for_snapshots(template)).flatten().partition(|call| matches!(call, Call::Any(_)));
+    let (any, some): (Vec<&Call>, Vec<&Call>) = calls.into_iter().flatten().partition(|call| matches!(call, Call::Any(_)));
     for call in some {
         let (number, new) = alternatives(call)?;
         let rules = all.entry(number).or_default();
@@ -135,7 +157,7 @@ mod tests {
             libc::SYS_unlinkat,
             libc::SYS_renameat2,
         ];
-        let process = rules(Role::Process, true).unwrap();
+        let process = rules(Role::Process.calls(true)).unwrap();
         for number in never {
             assert!(!process.contains_key(&number), "system call {number}");
         }
@@ -143,9 +165,9 @@ mod tests {
 
     #[test]
     fn what_a_role_may_call_the_process_may_call() {
-        let process = rules(Role::Process, true).unwrap();
+        let process = rules(Role::Process.calls(true)).unwrap();
         for role in OWN {
-            for (number, own) in rules(role, true).unwrap() {
+            for (number, own) in rules(role.calls(true)).unwrap() {
                 let all = &process[&number];
                 assert!(
                     all.is_empty() || (!own.is_empty() && own.iter().all(|rule| all.contains(rule))),
@@ -157,12 +179,12 @@ mod tests {
 
     #[test]
     fn only_processors_run_a_guest_and_none_makes_threads_or_machines() {
-        let ioctls = |role| rules(role, true).unwrap().get(&libc::SYS_ioctl).cloned().unwrap_or_default();
+        let ioctls = |role: Role| rules(role.calls(true)).unwrap().get(&libc::SYS_ioctl).cloned().unwrap_or_default();
         let (_, run) = alternatives(&Call::OneOf(libc::SYS_ioctl, 1, &[0xae80])).unwrap();
         for role in OWN {
             assert_eq!(ioctls(role).contains(&run[0]), role == Role::Vcpu, "{role:?}");
             assert_eq!(
-                rules(role, true).unwrap().contains_key(&libc::SYS_clone),
+                rules(role.calls(true)).unwrap().contains_key(&libc::SYS_clone),
                 role == Role::Control,
                 "{role:?}"
             );

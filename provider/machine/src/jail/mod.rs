@@ -8,13 +8,20 @@
 mod calls;
 mod filters;
 mod root;
+mod share;
 mod walls;
 
 use std::{fs, io};
 
+use rustix::thread::CapabilitySet;
 use serde::{Deserialize, Serialize};
 
-pub use self::{calls::Role, filters::Filters, walls::Limits};
+pub use self::{
+    calls::Role,
+    filters::Filters,
+    share::{SharedRoot, confine_share},
+    walls::Limits,
+};
 
 /// What distinguishes one machine's jail from another's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,8 +68,19 @@ fn step<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> JailError {
 
 /// Confines the calling process, which has one thread and is the first of its pid namespace.
 pub fn confine(jail: &Jail, limits: &Limits, filters: &Filters) -> Result<(), JailError> {
-    if jail.uid == 0 || jail.uid == u32::MAX {
-        return Err(JailError::Uid(jail.uid));
+    check(jail.uid)?;
+    root::leave_namespaces()?;
+    root::empty_root()?;
+    walls::limit(limits, jail.file_size)?;
+    walls::change_user(jail.uid, CapabilitySet::empty())?;
+    walls::landlock(walls::Files::None)?;
+    filters.enter(Role::Process)
+}
+
+/// A process that can be confined: of one thread, the first of its pid namespace, with a user to become.
+fn check(uid: u32) -> Result<(), JailError> {
+    if uid == 0 || uid == u32::MAX {
+        return Err(JailError::Uid(uid));
     }
     let threads = fs::read_dir("/proc/self/task").map_err(step("count the threads"))?.count();
     if threads != 1 {
@@ -73,10 +91,5 @@ pub fn confine(jail: &Jail, limits: &Limits, filters: &Filters) -> Result<(), Ja
     }
     // rustix looks for the vDSO when it is first asked for the time; a confined thread may not.
     let _ = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    root::leave_namespaces()?;
-    root::empty_root()?;
-    walls::limit(limits, jail.file_size)?;
-    walls::change_user(jail.uid)?;
-    walls::landlock()?;
-    filters.enter(Role::Process)
+    Ok(())
 }

@@ -40,10 +40,10 @@ pub(super) fn limit(limits: &Limits, file_size: u64) -> Result<(), JailError> {
     Ok(())
 }
 
-/// Becomes the machine's user, without groups and capabilities, and without a way to get any back.
-pub(super) fn change_user(uid: u32) -> Result<(), JailError> {
+/// Becomes the machine's user, without groups, without capabilities but those to `keep`, and without a way to get any back.
+pub(super) fn change_user(uid: u32, keep: CapabilitySet) -> Result<(), JailError> {
     clear_ambient_capability_set().map_err(step("clear the ambient capabilities"))?;
-    for capability in CapabilitySet::all().iter() {
+    for capability in CapabilitySet::all().difference(keep).iter() {
         match remove_capability_from_bounding_set(capability) {
             // Newer than the kernel.
             Ok(()) | Err(rustix::io::Errno::INVAL) => {}
@@ -56,22 +56,33 @@ pub(super) fn change_user(uid: u32) -> Result<(), JailError> {
     set_thread_groups(&[]).map_err(step("leave all groups"))?;
     set_thread_res_gid(gid, gid, gid).map_err(step("change the group"))?;
     set_thread_res_uid(uid, uid, uid).map_err(step("change the user"))?;
-    let none = CapabilitySets {
-        effective: CapabilitySet::empty(),
-        permitted: CapabilitySet::empty(),
+    let kept = CapabilitySets {
+        effective: keep,
+        permitted: keep,
         inheritable: CapabilitySet::empty(),
     };
-    set_capabilities(None, none).map_err(step("drop all capabilities"))?;
+    set_capabilities(None, kept).map_err(step("drop capabilities"))?;
     // Nobody but root reads its memory, the next process of the same user neither.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(step("refuse to be dumped"))?;
     set_no_new_privs(true).map_err(step("refuse new privileges"))
 }
 
+/// What Landlock leaves of files.
+pub(super) enum Files {
+    /// None but those that are open.
+    None,
+    /// All that the root has.
+    Root,
+}
+
 /// No file, no port, no signal to others, as far as this kernel's Landlock goes; open files stay what they are. A second wall behind the
-/// empty root, which hosts without Landlock have not.
-pub(super) fn landlock() -> Result<(), JailError> {
-    let restricted = Ruleset::default()
-        .handle_access(AccessFs::from_all(ABI::V6))
+/// root, which hosts without Landlock have not.
+pub(super) fn landlock(files: Files) -> Result<(), JailError> {
+    let rules = match files {
+        Files::None => Ruleset::default().handle_access(AccessFs::from_all(ABI::V6)),
+        Files::Root => Ok(Ruleset::default()),
+    };
+    let restricted = rules
         .and_then(|rules| rules.handle_access(AccessNet::from_all(ABI::V6)))
         .and_then(|rules| rules.scope(Scope::from_all(ABI::V6)))
         .and_then(Ruleset::create)

@@ -88,6 +88,7 @@ pub(crate) fn order(kernel: FileSource, uid: u32) -> Start {
             },
             disks: vec![],
             pmems: vec![],
+            shares: Vec::new(),
             nets: vec![],
             vsock: None,
             rng: false,
