@@ -7,7 +7,8 @@ use kvmlet_image::{ImageConfig, ImageDevice};
 use kvmlet_protocol::{ContainerSpec, Interface, Mount, Process, Resources, Rlimit, RootFs, SandboxSpec, User, VolumeSpec};
 use vmm_lib::boot::{FAST_COMMAND_LINE, with_console};
 use vmm_lib::spec::{
-    Boot, Disk, DiskFormat, Extent, FileSource, Limits, MachineSpec, Net, NetLimits, Pmem, SPEC_VERSION, Serial, Share, Vsock, Watchdog, WatchdogAction,
+    Boot, Disk, DiskFormat, Extent, FileSource, Limits, MachineSpec, Net, NetLimits, Pmem, SPEC_VERSION, Serial, Share, Vsock, Watchdog,
+    WatchdogAction,
 };
 
 use crate::{

@@ -73,7 +73,10 @@ pub(crate) fn create(
     (threads, shared): (&Threads, Shared),
 ) -> Result<Vec<Box<dyn PciFunction>>, DeviceError> {
     let mut functions: Vec<Box<dyn PciFunction>> = vec![Box::new(HostBridge::new())];
-    for (index, device) in virtio(spec, files, memory, layout, (shared.inlet, shared.screen))?.into_iter().enumerate() {
+    for (index, device) in virtio(spec, files, memory, layout, (shared.inlet, shared.screen))?
+        .into_iter()
+        .enumerate()
+    {
         let name = device.name().to_owned();
         let bar = layout.mmio64.start + BAR_SIZE * index as u64;
         let transport = Transport::new(device, vm.clone(), interrupts.clone(), memory.clone(), bar, threads.clone());

@@ -102,7 +102,7 @@ impl Layout {
         let limit = 1u64 << bits.clamp(32, 52);
         let region = hotplug.max(room.0);
         let start = (ABOVE_HOLE + high).next_multiple_of(if region > 0 { HOTPLUG_STEP } else { IMAGE_STEP });
-        let hotplug = start..start.saturating_add(hotplug);
+        let comes_and_goes = start..start.saturating_add(hotplug);
         let mut end_of_images = start.saturating_add(region);
         let end_of_room = end_of_images.saturating_add(room.1);
         let mut images = Vec::new();
@@ -126,7 +126,7 @@ impl Layout {
         Ok(Self {
             low,
             high,
-            hotplug: room,
+            hotplug: comes_and_goes,
             images,
             mmio64: start..end,
         })
@@ -263,7 +263,10 @@ mod tests {
             Layout::new(64 << 30, 0, &[], (0, 0), 36),
             Err(MemoryError::AddressBits { bits: 36, .. })
         ));
-        assert!(matches!(Layout::new(1 << 30, 0, &[], (0, 0), 32), Err(MemoryError::AddressBits { .. })));
+        assert!(matches!(
+            Layout::new(1 << 30, 0, &[], (0, 0), 32),
+            Err(MemoryError::AddressBits { .. })
+        ));
     }
 
     #[test]

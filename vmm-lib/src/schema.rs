@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use crate::spec::{
-    Boot, Bucket, Comb, Console, ConsoleSize, Disk, DiskFormat, Extent, FileSource, Hotplug, Limits, MachineSpec, Net, NetLimits, Pmem, Restore,
-    SPEC_VERSION, Serial, Share, Vsock, Watchdog, WatchdogAction,
+    Boot, Bucket, Comb, Console, ConsoleSize, Disk, DiskFormat, Extent, FileSource, Hotplug, Limits, MachineSpec, Net, NetLimits, Pmem,
+    Restore, SPEC_VERSION, Serial, Share, Vsock, Watchdog, WatchdogAction,
 };
 
 /// Writes the files in place of comparing them.

@@ -6,8 +6,8 @@ use std::fmt;
 use crate::memory::IMAGE_STEP;
 use crate::pci::DEVICES;
 use crate::spec::{
-    Bucket, ConsoleSize, DiskFormat, Extent, FileSource, HOTPLUG_BLOCK, HOTPLUG_STEP, Limits, MAX_COMMAND_LINE, MAX_CPUS, MAX_DISKS, MAX_MEMORY,
-    MAX_NETS, MAX_PMEM, MAX_SERIAL, MAX_STORES, MAX_TAG, MIN_MEMORY, MachineSpec, SPEC_VERSION,
+    Bucket, ConsoleSize, DiskFormat, Extent, FileSource, HOTPLUG_BLOCK, HOTPLUG_STEP, Limits, MAX_COMMAND_LINE, MAX_CPUS, MAX_DISKS,
+    MAX_MEMORY, MAX_NETS, MAX_PMEM, MAX_SERIAL, MAX_STORES, MAX_TAG, MIN_MEMORY, MachineSpec, SPEC_VERSION,
 };
 
 /// Granularity of guest memory.
@@ -546,12 +546,15 @@ mod tests {
                 length: SECTOR,
             }],
             read_only: true,
+            format: DiskFormat::Raw,
+            limits: Limits::default(),
         };
         spec.disks = (0..MAX_DISKS).map(disk).collect();
         let net = |index: usize| Net {
             tap: FileSource::Passed(index as u32),
             mac: [2, 0, 0, 0, 0, 1],
             mtu: 1500,
+            limits: NetLimits::default(),
         };
         spec.nets = (0..MAX_NETS).map(net).collect();
         spec.vsock = Some(Vsock {

@@ -9,8 +9,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::pci::PciFunction;
-use crate::pci::state::FunctionState;
 use crate::pci::config::{ConfigSpace, Identity};
+use crate::pci::state::FunctionState;
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzz;

@@ -17,14 +17,15 @@ use std::{
 };
 
 use rustix::event::{PollFd, PollFlags, poll};
-use vmm_lib::snapshot::SnapshotFiles;
 use vmm_lib::builder::Handle;
+use vmm_lib::snapshot::SnapshotFiles;
 
 use crate::{
     control::{Event, MachineState, Memory, Reply, Request, Status},
     jail::Role,
     logs::Book,
     memory::memory,
+    process::chain,
     start::{OLDEST_VERSION, VERSION},
     wire::{Receiver, WireError, send},
 };
@@ -59,12 +60,13 @@ pub(crate) type Resize = Arc<dyn Fn(Option<u64>) -> Result<Memory, String> + Sen
 pub fn serve_by_hand(listener: UnixListener, machine: Handle, least: u64) -> io::Result<()> {
     let book = Arc::new(Book::new());
     book.set_state(MachineState::Running);
-    let stopped = machine.clone();
+    let (stopped, taken) = (machine.clone(), machine.clone());
     let server = Server {
         book,
         pid: std::process::id(),
         enter: Arc::new(|_| Ok(())),
         kill: Arc::new(move || stopped.stop()),
+        snapshot: Arc::new(move |files| taken.snapshot(files, false).map_err(|error| chain(&error))),
         memory: Arc::new(move |resize| memory(&machine, least, resize)),
     };
     server.start(listener)

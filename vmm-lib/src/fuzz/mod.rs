@@ -99,7 +99,8 @@ mod tests {
     #[test]
     fn every_fuzz_target_is_replayed_by_a_test() {
         let ours = [
-            "balloon", "block", "bzimage", "console", "elf", "fs", "mem", "net", "pci", "pmem", "qcow2", "queue", "rng", "vsock", "watchdog",
+            "balloon", "block", "bzimage", "console", "elf", "fs", "mem", "net", "pci", "pmem", "qcow2", "queue", "rng", "vsock",
+            "watchdog",
         ];
         let (protocol, rest): (Vec<_>, Vec<_>) = targets().into_iter().partition(|name| name == "protocol");
         assert_eq!((protocol.len(), rest), (1, ours.map(String::from).to_vec()));

@@ -77,7 +77,8 @@ pub(crate) fn take(
         .into_iter()
         .collect::<Result<_, _>>()
         .map_err(|error| SnapshotError::Kvm("read an interrupt controller", error))?;
-    let memory_checksum = memory::write(source.memory, source.layout, &files.memory).map_err(|error| SnapshotError::Write("memory", error))?;
+    let memory_checksum =
+        memory::write(source.memory, source.layout, &files.memory).map_err(|error| SnapshotError::Write("memory", error))?;
     let state = State {
         memory: source.layout.low + source.layout.high,
         memory_checksum,

@@ -24,13 +24,6 @@ impl Filters {
     pub fn new(template: bool) -> Result<Self, JailError> {
         let mut filters = BTreeMap::new();
         for role in OWN {
-            filters.insert(role, vec![compile(rules(role, template)?, SeccompAction::KillProcess, SeccompAction::Allow)?]);
-        }
-        let process = compile(rules(Role::Process, template)?, SeccompAction::KillProcess, SeccompAction::Allow)?;
-        // clone3's flags cannot be looked at. Without it the C library takes clone, whose flags can.
-        let unknown = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
-        let clone3 = compile(Rules::from([(libc::SYS_clone3, vec![])]), SeccompAction::Allow, unknown)?;
-        filters.insert(Role::Process, vec![clone3, process]);
             let calls = rules(role.calls(template))?;
             filters.insert(role, vec![compile(calls, SeccompAction::KillProcess, SeccompAction::Allow)?]);
         }
