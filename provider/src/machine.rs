@@ -74,7 +74,6 @@ pub async fn launch(
             version: process::VERSION,
             spec,
             jail,
-            template: false,
             log_filter: "info".into(),
         };
         let mut passed = vec![tap];

@@ -51,7 +51,6 @@ pub(crate) struct Order {
     /// This process, as the daemon knows it.
     pub(crate) pid: u32,
     pub(crate) started: u64,
-    pub(crate) template: bool,
 }
 
 impl Order {
@@ -78,7 +77,7 @@ impl Order {
         let limits = limits(&start.spec, descriptors.len());
         let pid = pid().map_err(io("read the own process id"))?;
         let parts = open(start.spec, descriptors.collect());
-        let filters = Filters::new(start.template).map_err(|error| error.to_string())?;
+        let filters = Filters::new().map_err(|error| error.to_string())?;
         confine(&start.jail, &limits, &filters).map_err(|error| super::process::chain(&error))?;
         Ok(Self {
             parts,
@@ -88,7 +87,6 @@ impl Order {
             filters,
             pid,
             started,
-            template: start.template,
         })
     }
 }
