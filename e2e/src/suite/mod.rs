@@ -6,6 +6,7 @@ mod bad_image;
 mod bad_pod;
 mod bandwidth;
 mod by_hand;
+mod copies;
 mod daemon;
 mod disks;
 mod exec;
@@ -99,6 +100,7 @@ fn all() -> impl Iterator<Item = &'static Test> {
         exec::TESTS,
         exits::TESTS,
         by_hand::TESTS,
+        copies::TESTS,
         jail::TESTS,
         survival::TESTS,
         outage::TESTS,

@@ -29,10 +29,16 @@ fn probe(number: u8) -> std::io::Result<()> {
     for entry in fs::read_dir(&function)? {
         let name = entry?.file_name();
         if name.as_encoded_bytes().starts_with(b"virtio") {
-            if !function.join(&name).join("driver").exists() {
+            let driver = function.join(&name).join("driver");
+            if !driver.exists() {
                 fs::write("/sys/bus/virtio/drivers_probe", name.as_encoded_bytes())?;
             }
-            return Ok(());
+            // A driver that refused has said why in the kernel's log.
+            return if driver.exists() {
+                Ok(())
+            } else {
+                Err(std::io::Error::other("its driver did not take it"))
+            };
         }
     }
     Err(std::io::ErrorKind::NotFound.into())
