@@ -1,6 +1,7 @@
 //! Brings a machine's processors to a stand between two instructions and lets them go on. A processor stands once it has finished what its last
 //! exit began, outside of the guest; it reads its registers on its own thread when it is asked.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::snapshot::processor::ProcessorState;
@@ -26,6 +27,8 @@ struct Inner {
 /// Where processors and whoever wants them to stand meet.
 #[derive(Default)]
 pub(crate) struct Pause {
+    /// Whether the wish is another than to run: looked at at each exit.
+    wanted: AtomicBool,
     inner: Mutex<Inner>,
     changed: Condvar,
 }
@@ -37,7 +40,7 @@ impl Pause {
 
     /// Whether processors shall stand.
     pub(crate) fn is_wanted(&self) -> bool {
-        self.lock().wish != Wish::Run
+        self.wanted.load(Ordering::SeqCst)
     }
 
     /// A processor stands, until it shall run again or the machine ends.
@@ -67,7 +70,9 @@ impl Pause {
 
     /// Wants processors to stand; they are to be kicked out of the guest then.
     pub(crate) fn want(&self) {
-        self.lock().wish = Wish::Stand;
+        let mut inner = self.lock();
+        inner.wish = Wish::Stand;
+        self.wanted.store(true, Ordering::SeqCst);
     }
 
     /// Waits until all of them do; `false` when the machine ends instead.
@@ -95,6 +100,7 @@ impl Pause {
     pub(crate) fn end(&self) {
         let mut inner = self.lock();
         inner.wish = Wish::Run;
+        self.wanted.store(false, Ordering::SeqCst);
         self.changed.notify_all();
         while inner.standing > 0 {
             inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
