@@ -128,6 +128,7 @@ pub(crate) fn create(vm: &VmFd, layout: &Layout) -> Result<GuestMemoryMmap, Memo
     let ram = layout.ram();
     let ranges: Vec<_> = ram.iter().map(|(base, size)| (GuestAddress(*base), *size as usize)).collect();
     let memory = GuestMemoryMmap::from_ranges(&ranges).map_err(|source| MemoryError::Map(layout.low + layout.high, source))?;
+    ask_for_large_pages(&memory);
     for (slot, region) in memory.iter().enumerate() {
         let slot = slot as u32;
         let address = memory
@@ -144,6 +145,18 @@ pub(crate) fn create(vm: &VmFd, layout: &Layout) -> Result<GuestMemoryMmap, Memo
         unsafe { vm.set_user_memory_region(entry) }.map_err(|source| MemoryError::Slot(slot, source))?;
     }
     Ok(memory)
+}
+
+/// Asks the host for pages of 2 MiB where it gives them on request: loading a kernel takes a page fault for each of them instead of one for
+/// each 4 KiB, and so does what the guest touches first. A host without them gives small ones.
+fn ask_for_large_pages(memory: &GuestMemoryMmap) {
+    for region in memory.iter() {
+        let address = memory
+            .get_host_address(region.start_addr())
+            .expect("a region's start lies in memory");
+        // SAFETY: the range is the region's own mapping, and the advice changes nothing of its content. An error is a host without them.
+        unsafe { libc::madvise(address.cast(), region.len() as usize, libc::MADV_HUGEPAGE) };
+    }
 }
 
 /// Maps the configuration space and gives it to KVM such that the guest reads it without an exit and a write exits.
@@ -164,6 +177,35 @@ pub(crate) fn create_ecam(vm: &VmFd) -> Result<MmapRegion, MemoryError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What the kernel says of the mapping that this address lies in.
+    fn flags_of(address: usize) -> String {
+        let text = std::fs::read_to_string("/proc/self/smaps").expect("Linux has it");
+        let mut within = false;
+        for line in text.lines() {
+            let range = line.split(' ').next().and_then(|range| range.split_once('-'));
+            if let Some((Ok(start), Ok(end))) = range.map(|(start, end)| (usize::from_str_radix(start, 16), usize::from_str_radix(end, 16)))
+            {
+                within = (start..end).contains(&address);
+            } else if let Some(flags) = line.strip_prefix("VmFlags:").filter(|_| within) {
+                return flags.to_owned();
+            }
+        }
+        panic!("nothing is mapped there");
+    }
+
+    #[test]
+    fn all_pieces_of_memory_ask_for_large_pages() {
+        let vm = crate::kvm::open().expect("the host has KVM").create_vm().expect("and makes VMs");
+        let layout = Layout::new(HOLE + (4 << 20), &[], 40).expect("fits");
+        let memory = create(&vm, &layout).expect("memory is reserved, not taken");
+        let host_has_them = std::path::Path::new("/sys/kernel/mm/transparent_hugepage").exists();
+        for (base, _) in layout.ram() {
+            let address = memory.get_host_address(GuestAddress(base)).expect("it begins there");
+            let flags = flags_of(address as usize);
+            assert_eq!(flags.split_whitespace().any(|flag| flag == "hg"), host_has_them, "{flags}");
+        }
+    }
 
     #[test]
     fn memory_up_to_the_hole_is_one_piece() {
