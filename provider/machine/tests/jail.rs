@@ -17,9 +17,10 @@ use std::{
 use kvm_ioctls::Kvm;
 use kvmlet_machine::jail::{Filters, Jail, Limits, Role, confine};
 use nix::sched::{CloneFlags, unshare};
+use vmm_lib::exit::MachineExit;
 use vmm_lib::spec::{Disk, DiskFormat, Extent, FileSource, Vsock};
 
-use support::{SOON, SPIN, kernel, order, running, uid};
+use support::{SOON, SPIN, kernel, order, running, spawned, uid};
 
 const ROLES: [Role; 14] = [
     Role::Process,
@@ -136,6 +137,10 @@ fn main() {
             "a_process_that_cannot_be_confined_says_why",
             a_process_that_cannot_be_confined_says_why,
         ),
+        (
+            "a_guest_that_moves_a_device_stays_within_its_processors_list",
+            a_guest_that_moves_a_device_stays_within_its_processors_list,
+        ),
         ("a_running_machine_is_seen_to_be_confined", a_running_machine_is_seen_to_be_confined),
     ]);
 }
@@ -229,6 +234,31 @@ fn a_process_that_cannot_be_confined_says_why() {
     let with_company = thread::spawn(move || confine(&Jail { uid: 5, file_size: 0 }, &limits, &Filters::new().expect("filters")));
     let refused = with_company.join().expect("it does not panic").map_err(|error| error.to_string());
     assert!(refused.is_err_and(|why| why.contains("threads cannot be confined")));
+}
+
+/// What decodes a BAR and moves it tells KVM new places of notifications and of posted writes, on the processor's thread.
+fn a_guest_that_moves_a_device_stays_within_its_processors_list() {
+    let code = [
+        // mov $0xe0008010, %edi: BAR 0 of the first device; movl $0xc0000000, (%rdi); movl $0, 4(%rdi).
+        &[0xbf, 0x10, 0x80, 0x00, 0xe0][..],
+        &[0xc7, 0x07, 0x00, 0x00, 0x00, 0xc0],
+        &[0xc7, 0x47, 0x04, 0x00, 0x00, 0x00, 0x00],
+        // movw $6, -12(%rdi): decode; movl $0xc0100000, (%rdi).
+        &[0x66, 0xc7, 0x47, 0xf4, 0x06, 0x00],
+        &[0xc7, 0x07, 0x00, 0x00, 0x10, 0xc0],
+        // mov $0x34, %al; mov $0x600, %dx; out %al, %dx: power off.
+        &[0xb0, 0x34, 0x66, 0xba, 0x00, 0x06, 0xee],
+        &SPIN,
+    ];
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut order = order(kernel(directory.path(), &code.concat()), uid());
+    order.spec.rng = true;
+    let machine = spawned(directory.path(), order.jail.uid).start(&order, &[]).expect("it starts");
+    assert!(machine.wait(SOON).expect("its pidfd can be polled"));
+    machine.reap();
+    let record = machine.exit_record().expect("the record is read");
+    let exit = record.map(|record| record.report.exit);
+    assert_eq!(exit, Some(MachineExit::PoweredOff), "{:?}", machine.signal());
 }
 
 fn a_running_machine_is_seen_to_be_confined() {
