@@ -46,11 +46,11 @@ struct Rig {
 
 impl Rig {
     fn new(read_only: bool) -> Self {
-        let top = tempfile::tempdir().unwrap();
-        fs::create_dir(top.path().join("shared")).unwrap();
-        fs::write(top.path().join("secret"), "not for guests").unwrap();
-        let of = |path: &Path| open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
-        let (ours, theirs) = UnixStream::pair().unwrap();
+        let top = tempfile::tempdir().expect("the test's own folder");
+        fs::create_dir(top.path().join("shared")).expect("the test's own folder");
+        fs::write(top.path().join("secret"), "not for guests").expect("the test's own folder");
+        let of = |path: &Path| open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).expect("the test's own folder");
+        let (ours, theirs) = UnixStream::pair().expect("the test's own folder");
         let server = Server::new(
             of(&top.path().join("shared")),
             of(Path::new("/proc/self/fd")),
@@ -58,7 +58,7 @@ impl Rig {
             LIMITS,
             theirs,
         )
-        .unwrap();
+        .expect("the test's own folder");
         let serve = move || {
             rustix::process::umask(Mode::empty());
             keep_capabilities().expect("these tests run as root");
@@ -76,7 +76,7 @@ impl Rig {
     }
 
     fn secret(&self) -> String {
-        fs::read_to_string(self.top.path().join("secret")).unwrap()
+        fs::read_to_string(self.top.path().join("secret")).expect("the test's own folder")
     }
 
     /// The server's end, once its guest is gone.
