@@ -139,8 +139,8 @@ impl Server {
             let time = |set: bool, now: bool, index: usize| Timespec {
                 tv_sec: if set { seconds[index].cast_signed() } else { 0 },
                 tv_nsec: match (set, now) {
-                    (false, _) => UTIME_OMIT.into(),
-                    (true, true) => UTIME_NOW.into(),
+                    (false, _) => UTIME_OMIT,
+                    (true, true) => UTIME_NOW,
                     (true, false) => nanoseconds[index].min(999_999_999).into(),
                 },
             };

@@ -210,6 +210,7 @@ impl Server {
 
     pub(crate) fn listxattr(&self, header: &Header, arguments: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
         let size = arguments.u32()?;
+        arguments.skip(4)?;
         let mut list = vec![0; MAX_XATTR];
         let length = flistxattr(self.attributed(header)?, &mut list[..])?;
         let names = list[..length].split_inclusive(|byte| *byte == 0);

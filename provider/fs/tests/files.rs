@@ -46,11 +46,11 @@ struct Rig {
 
 impl Rig {
     fn new(read_only: bool) -> Self {
-        let top = tempfile::tempdir().unwrap();
-        fs::create_dir(top.path().join("shared")).unwrap();
-        fs::write(top.path().join("secret"), "not for guests").unwrap();
-        let of = |path: &Path| open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
-        let (ours, theirs) = UnixStream::pair().unwrap();
+        let top = tempfile::tempdir().expect("the test's own folder");
+        fs::create_dir(top.path().join("shared")).expect("the test's own folder");
+        fs::write(top.path().join("secret"), "not for guests").expect("the test's own folder");
+        let of = |path: &Path| open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).expect("the test's own folder");
+        let (ours, theirs) = UnixStream::pair().expect("the test's own folder");
         let server = Server::new(
             of(&top.path().join("shared")),
             of(Path::new("/proc/self/fd")),
@@ -58,7 +58,7 @@ impl Rig {
             LIMITS,
             theirs,
         )
-        .unwrap();
+        .expect("the test's own folder");
         let serve = move || {
             rustix::process::umask(Mode::empty());
             keep_capabilities().expect("these tests run as root");
@@ -76,7 +76,7 @@ impl Rig {
     }
 
     fn secret(&self) -> String {
-        fs::read_to_string(self.top.path().join("secret")).unwrap()
+        fs::read_to_string(self.top.path().join("secret")).expect("the test's own folder")
     }
 
     /// The server's end, once its guest is gone.
@@ -411,6 +411,9 @@ fn arguments_that_are_cut_short_are_refused_whatever_is_asked() {
             assert!([EINVAL, EISDIR, ENOSYS].contains(&error), "{opcode} {length}: {error}");
         }
     }
+    // Not even refused: nobody waits for it.
+    rig.guest.send(2, ROOT, &[1]);
+    rig.guest.send(42, ROOT, &body(&[&9u32, &0u32, &7u64]));
     assert_eq!(rig.guest.getattr(7), Err(ESTALE));
     assert_eq!(rig.guest.ask(16, 0, &body(&[&1u64, &0u64, &500u32])), Err(9));
     rig.end().unwrap();

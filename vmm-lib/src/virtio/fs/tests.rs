@@ -160,7 +160,7 @@ fn an_answer_in_single_bytes_and_two_in_one_piece_are_the_same_answers() {
 #[test]
 fn a_mebibyte_goes_out_while_the_peer_is_slow_and_a_mebibyte_comes_back() {
     let mut rig = rig();
-    let data: Vec<u8> = (0..1 << 20).map(|n: u32| (n * 7 >> 3) as u8).collect();
+    let data: Vec<u8> = (0..1 << 20).map(|n: u32| ((n * 7) >> 3) as u8).collect();
     let message = [header(WRITE, 1), vec![0; 40], data.clone()].concat();
     rig.ask(0, &message, 16 + (1 << 20));
     // More than the socket holds: what waits behind it waits.
@@ -210,7 +210,8 @@ fn a_peer_that_dies_fails_what_is_under_way_and_what_comes_after() {
     let mut rig = rig();
     rig.ask(0, &header(GETATTR, 1), 64);
     rig.ask(2, &header(GETATTR, 2), 64);
-    (rig.read(), rig.read());
+    rig.read();
+    rig.read();
     rig.peer = UnixStream::pair().unwrap().0;
     for first in [0, 2] {
         assert_eq!(rig.requests.wait_used(), (first, 16));
@@ -234,20 +235,20 @@ fn a_peer_that_dies_with_half_a_request_read_fails_it() {
 
 #[test]
 fn a_peer_that_answers_nonsense_is_not_spoken_with_again() {
-    let too_long = |unique| reply(unique, 0, &[0; 49]);
-    let nonsense: [(&str, &dyn Fn(u64) -> Vec<u8>); 8] = [
-        ("an answer to nothing", &|unique| reply(unique + 1, 0, b"")),
-        ("shorter than a header", &|unique| {
+    type Nonsense = fn(u64) -> Vec<u8>;
+    let nonsense: [(&str, Nonsense); 8] = [
+        ("an answer to nothing", |unique| reply(unique + 1, 0, b"")),
+        ("shorter than a header", |unique| {
             [&15u32.to_le_bytes()[..], &reply(unique, 0, b"")[4..]].concat()
         }),
-        ("longer than its room", &too_long),
-        ("4 GiB", &|unique| {
+        ("longer than its room", |unique| reply(unique, 0, &[0; 49])),
+        ("4 GiB", |unique| {
             [&u32::MAX.to_le_bytes()[..], &reply(unique, 0, b"")[4..]].concat()
         }),
-        ("an error with a body", &|unique| reply(unique, -5, b"x")),
-        ("a positive error", &|unique| reply(unique, 5, b"")),
-        ("an error that Linux has not", &|unique| reply(unique, -512, b"")),
-        ("an error below all", &|unique| reply(unique, i32::MIN, b"")),
+        ("an error with a body", |unique| reply(unique, -5, b"x")),
+        ("a positive error", |unique| reply(unique, 5, b"")),
+        ("an error that Linux has not", |unique| reply(unique, -512, b"")),
+        ("an error below all", |unique| reply(unique, i32::MIN, b"")),
     ];
     for (what, bytes) in nonsense {
         let mut rig = rig();
