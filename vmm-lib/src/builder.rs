@@ -325,6 +325,7 @@ impl Handle {
 
     /// Has the guest plug or unplug memory until it has `requested` bytes besides what it began with, a multiple of
     /// [`HOTPLUG_BLOCK`](crate::spec::HOTPLUG_BLOCK). Returns what it has now: it follows while it runs, as far as it can.
+    /// A guest that could not unplug all tries again when it is asked again, for the same too; by itself Linux does so after 50 s.
     pub fn resize_memory(&self, requested: u64) -> Result<Hotplugged, ResizeError> {
         let hotplug = self.hotplug.as_ref().ok_or(ResizeError::NoRegion)?;
         hotplug.request(requested)?;

@@ -128,7 +128,7 @@ impl Hotplug {
         let length = u64::from(count) * HOTPLUG_BLOCK;
         let end = offset.checked_add(length)?;
         let whole = count > 0 && offset.is_multiple_of(HOTPLUG_BLOCK) && end <= self.region.end - self.region.start;
-        whole.then(|| offset / HOTPLUG_BLOCK..end / HOTPLUG_BLOCK)
+        whole.then_some(offset / HOTPLUG_BLOCK..end / HOTPLUG_BLOCK)
     }
 
     /// Whether all of these blocks are plugged, or all are not.
