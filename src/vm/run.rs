@@ -134,13 +134,15 @@ fn standard_streams(spec: &mut MachineSpec, files: &mut Vec<OwnedFd>) -> anyhow:
     };
     let asked = *input == Some(FileSource::Path(STDIN.into()));
     let (terminal, ends) = Terminal::new(asked)?;
-    let mut pass = |file| {
-        files.push(file);
-        FileSource::Passed(files.len() as u32 - 1)
-    };
-    *output = pass(ends.output);
+    *output = pass(files, ends.output);
     if asked {
-        *input = ends.input.map(pass);
+        *input = ends.input.map(|end| pass(files, end));
     }
     Ok(Some(terminal))
+}
+
+/// One more descriptor for the machine.
+fn pass(files: &mut Vec<OwnedFd>, file: OwnedFd) -> FileSource {
+    files.push(file);
+    FileSource::Passed(files.len() as u32 - 1)
 }

@@ -76,6 +76,7 @@ fn its_end_is_that_of_the_second_stage_and_comes_only_when_the_first_was_seen_to
         panic!("{state:?}")
     };
     assert!((Duration::from_secs(15)..Duration::from_secs(16)).contains(&second), "{second:?}");
+    assert_eq!(state.next(now + MINUTE), Next::Wait(Some(second)));
     assert_eq!(state.next(now + MINUTE + second), Next::Fire);
 }
 
