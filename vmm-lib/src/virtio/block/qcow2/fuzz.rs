@@ -62,7 +62,7 @@ pub fn qcow2(data: &[u8]) {
     let shape = input.byte();
     let mut image = Image::new(2 + u32::from(shape & 1), 9 + u32::from(shape >> 1 & 3), DISK as u64);
     let mut model = vec![0; DISK];
-    for number in 0..usize::from(shape >> 4) {
+    for number in 0..usize::from(shape >> 4).min(13) {
         let bytes = vec![0x11 * (number as u8 + 1); image.cluster()];
         if number % 3 == 2 {
             image.deflated(number * 5, &bytes, 0);
