@@ -27,6 +27,7 @@ const LAST: u64 = 256 * MIB;
 /// Says what memory there is whenever that changes; fills most of it once it has grown, and frees it once it shrinks.
 const INIT: &str = r#"#!/bin/busybox sh
 busybox mount -t proc proc /proc
+busybox mount -t devtmpfs dev /dev
 total() { busybox sed -n 's/^MemTotal: *\([0-9]*\) kB/\1/p' /proc/meminfo; }
 first=$(total)
 while :; do
