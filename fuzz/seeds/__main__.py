@@ -21,6 +21,7 @@ for write in (
     devices.qcow2,
     files.elf,
     files.bzimage,
+    files.snapshot,
     files.protocol,
 ):
     write()

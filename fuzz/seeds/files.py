@@ -72,6 +72,19 @@ def bzimage():
     seed("bzimage", "nothing", b"")
 
 
+def snapshot():
+    def header(version, length, checksum):
+        return b"kvmsnap\n" + long(version) + quad(length) + long(checksum)
+
+    # The checksum of nothing is 0.
+    seed("snapshot", "empty", b"")
+    seed("snapshot", "header", header(1, 0, 0))
+    seed("snapshot", "another-version", header(2, 0, 0))
+    seed("snapshot", "cut-short", header(1, 1 << 40, 0)[:20])
+    seed("snapshot", "longer-than-it-says", header(1, 3, 0), b"\0" * 9)
+    seed("snapshot", "lengths-without-end", b"\xff" * 9 + b"\x01", b"\xff" * 40)
+
+
 def protocol():
     def varint(value):
         out = bytearray()

@@ -59,6 +59,9 @@ pub(super) fn assemble(steps: &[Step], log: &[(Duration, String)], answered: Opt
         .iter()
         .filter_map(|(came, record)| Some(came.saturating_sub(record.at?)))
         .min();
+    // It begins when the guest has been entered at the earliest.
+    let entered = steps.iter().find(|step| step.phase == Phase::Threads).map(Step::end);
+    let zero = zero.max(zero.and(entered));
     let mut timeline = Timeline::default();
     // The guest's own time is what the rest tells.
     let host = steps.iter().filter(|step| step.phase != Phase::Guest);

@@ -378,12 +378,6 @@ fn unsupported(cluster: &Cluster) -> Result<()> {
         ),
         ("terminal", "/spec/containers/0/tty", json!(true), "spec.containers[0].tty"),
         (
-            "hostpath",
-            "/spec/volumes",
-            json!([{"name": "v", "hostPath": {"path": "/"}}]),
-            "spec.volumes[0].hostPath",
-        ),
-        (
             "claim",
             "/spec/volumes",
             json!([{"name": "v", "persistentVolumeClaim": {"claimName": "claim"}}]),

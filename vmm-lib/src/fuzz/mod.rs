@@ -9,6 +9,7 @@ mod replay;
 
 pub use crate::boot::fuzz::{bzimage, elf};
 pub use crate::pci::fuzz::pci;
+pub use crate::snapshot::fuzz::snapshot;
 pub use crate::virtio::block::fuzz::{block, qcow2};
 pub use crate::virtio::console::fuzz::console;
 pub use crate::virtio::fs::fuzz::fs;
@@ -97,10 +98,15 @@ mod tests {
     }
 
     #[test]
+    fn a_snapshots_state_is_read_whole_or_refused_whatever_is_in_the_file() {
+        replay("snapshot", super::snapshot);
+    }
+
+    #[test]
     fn every_fuzz_target_is_replayed_by_a_test() {
         let ours = [
-            "balloon", "block", "bzimage", "console", "elf", "fs", "mem", "net", "pci", "pmem", "qcow2", "queue", "rng", "vsock",
-            "watchdog",
+            "balloon", "block", "bzimage", "console", "elf", "fs", "mem", "net", "pci", "pmem", "qcow2", "queue", "rng", "snapshot",
+            "vsock", "watchdog",
         ];
         let (protocol, rest): (Vec<_>, Vec<_>) = targets().into_iter().partition(|name| name == "protocol");
         assert_eq!((protocol.len(), rest), (1, ours.map(String::from).to_vec()));

@@ -120,7 +120,7 @@ impl State {
         Self::parse(&bytes)
     }
 
-    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, RestoreError> {
+    fn parse(bytes: &[u8]) -> Result<Self, RestoreError> {
         if !bytes.starts_with(&MAGIC) {
             return Err(RestoreError::Magic);
         }
@@ -158,4 +158,25 @@ pub(crate) fn same<T: PartialEq + ToString>(what: &'static str, wanted: &T, has:
         wanted: wanted.to_string(),
         has: has.to_string(),
     })
+}
+
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz {
+    //! State files out of a fuzzer's bytes.
+
+    use super::*;
+
+    /// Any bytes as a file, and as a body whose header is right: refused, or a state that is written as it was read.
+    pub fn snapshot(data: &[u8]) {
+        let _ = State::parse(data);
+        let mut file = MAGIC.to_vec();
+        file.extend(VERSION.to_le_bytes());
+        file.extend((data.len() as u64).to_le_bytes());
+        file.extend(crc32c::crc32c(data).to_le_bytes());
+        file.extend(data);
+        let Ok(state) = State::parse(&file) else { return };
+        let body = postcard::to_allocvec(&state).expect("what was read can be written");
+        let again: State = postcard::from_bytes(&body).expect("and read again");
+        assert_eq!(again.functions, state.functions);
+    }
 }
