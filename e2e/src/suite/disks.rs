@@ -40,7 +40,7 @@ const BOOT: Duration = Duration::from_secs(200);
 /// What the guest does: copies what it finds, deletes it, and gives the room back.
 const INIT: &str = "#!/bin/busybox sh
 b=/bin/busybox
-$b cp /old /new && $b rm /old && $b sync && $b fstrim / && $b mount -o remount,ro / && $b echo the guest is done
+$b mkdir -p /proc && $b mount -t proc proc /proc && $b cp /old /new && $b rm /old && $b sync && $b fstrim / && $b mount -o remount,ro / && $b echo the guest is done
 $b poweroff -f
 ";
 /// Bytes of its file: half of them can be compressed.

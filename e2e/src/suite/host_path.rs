@@ -74,8 +74,8 @@ fn shared(cluster: &Cluster) -> Result<()> {
                 "cd {path}; echo from-host > given; chown 1234:5678 given; chmod 640 given; mkdir deep; echo below > deep/file; mkdir -p {FIXED}; \
                  echo fixed > {FIXED}/file; head -c 3000000 /dev/urandom > large"
             ))?;
-            let sum = host.sh(&format!("cksum < {path}/large"))?;
-            let script = "cd /data; echo given=$(stat -c %u:%g:%a given):$(cat given); echo large=$(cksum < large); cp large copy
+            let sum = host.sh(&format!("md5sum < {path}/large"))?;
+            let script = "cd /data; echo given=$(stat -c %u:%g:%a given):$(cat given); echo large=$(md5sum < large); cp large copy
                 echo from-pod > made; chown 77:88 made; chmod 604 made; mkdir -m 2775 sub; echo x > sub/x; mv sub/x sub/y; ln sub/y sub/z; ln -s y sub/l
                 echo links=$(stat -c %h sub/y):$(cat sub/l):$(ls sub | tr '\\n' ' '); mkfifo pipe; mknod null c 1 3 2>&1 || true
                 echo one >> log; (cd deep; echo deep=$(cat file)); echo fixed=$(cat /fixed/file); touch /fixed/new 2>&1
@@ -95,7 +95,7 @@ fn shared(cluster: &Cluster) -> Result<()> {
                 mount("new", "/made-by-node"),
             ];
             place.create(&[with_volumes("writes", &format!("{script}{STAY}"), &volumes, &mounts)])?;
-            place.until_logs("writes", "done")?;
+            place.until_says("writes", "done")?;
             let said = place.kubectl(&["logs", "writes"])?;
             for (key, value) in [
                 ("given", "1234:5678:640:from-host"),
@@ -148,7 +148,7 @@ fn shared(cluster: &Cluster) -> Result<()> {
             let second = with(pod_of("reads", json!(two)), &[("/spec/volumes", json!([volume("data", path, "")]))]);
             place.create(&[second])?;
             place.until_ready("reads")?;
-            place.until_logs("reads", "Permission denied")?;
+            place.until_says("reads", "Permission denied")?;
             let said = place.kubectl(&["logs", "reads", "-c", "side"]);
             wait_for("the other container to see it", PATIENCE, || {
                 ensure!(place.kubectl(&["logs", "reads", "-c", "side"])?.contains("beside"), "{said:?}");
@@ -210,7 +210,7 @@ fn links(cluster: &Cluster) -> Result<()> {
                 if cat $f; then echo reached; fi; done 2>&1; ln -s /srv made; ls root/ | grep -q bin && echo own-root; echo done; ";
             let volumes = [volume("v", path, "Directory")];
             place.create(&[with_volumes("climbs", &format!("{script}{STAY}"), &volumes, &[mount("v", "/data")])])?;
-            place.until_logs("climbs", "done")?;
+            place.until_says("climbs", "done")?;
             let said = place.kubectl(&["logs", "climbs"])?;
             ensure!(!said.contains("not-for-pods") && !said.contains("reached"), "{said}");
             ensure!(said.contains("own-root"), "a link to the root is the container's: {said}");
@@ -230,7 +230,7 @@ fn survives(cluster: &Cluster) -> Result<()> {
             let script = format!("echo a > /data/a && echo ready; {STAY}");
             let volumes = [volume("v", path, "")];
             place.create(&[with_volumes("stays", &script, &volumes, &[mount("v", "/data")])])?;
-            place.until_logs("stays", "ready")?;
+            place.until_says("stays", "ready")?;
             let find = "pgrep -f '^[^ ]* fs( |$)'";
             let process = host.sh(find)?.trim().to_owned();
             ensure!(!process.is_empty() && !process.contains('\n'), "one process a directory: {process}");

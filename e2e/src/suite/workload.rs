@@ -188,6 +188,15 @@ impl Place<'_> {
         })
     }
 
+    /// Waits until a pod's first container has written something with this in it.
+    pub(super) fn until_says(&self, pod: &str, text: &str) -> Result<()> {
+        wait_for(&format!("{pod} to write something with {text:?}"), PATIENCE, || {
+            let logs = self.kubectl(&["logs", pod])?;
+            ensure!(logs.contains(text), "it has written {logs:?}");
+            Ok(Some(()))
+        })
+    }
+
     /// What a shell script writes in a running container.
     pub(super) fn exec(&self, pod: &str, script: &str) -> Result<String> {
         self.kubectl(&["exec", pod, "--", "sh", "-c", script])
