@@ -242,7 +242,7 @@ impl Machines {
 impl Default for Machines {
     fn default() -> Self {
         Self {
-            watchdog_seconds: 60,
+            watchdog_seconds: 0,
             io: Io::default(),
         }
     }
@@ -519,7 +519,7 @@ mod tests {
         let machines = parse(&format!("{GOOD}machines: {{io: {{readBytesPerSecond: 10Mi, weight: 50}}}}\n"))
             .unwrap()
             .machines;
-        assert_eq!((machines.watchdog_seconds, machines.io.weight), (60, Some(50)));
+        assert_eq!((machines.watchdog_seconds, machines.io.weight), (0, Some(50)));
         for (keys, key) in [
             ("watchdogSeconds: 5", "machines.watchdogSeconds"),
             ("io: {readBytesPerSecond: 1Ki}", "machines.io.readBytesPerSecond"),

@@ -47,9 +47,6 @@ const HOTPLUG_SLOT: u32 = IMAGE_SLOT + MAX_STORES as u32;
 /// What an image begins and ends on: what Linux can add to its memory map at once.
 pub(crate) const IMAGE_STEP: u64 = 2 << 20;
 
-/// How far a kernel that is loaded at its usual address reaches, about.
-const KERNEL_REACH: u64 = 32 << 20;
-
 /// Why a machine's memory could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
@@ -167,9 +164,6 @@ pub(crate) fn create(vm: &VmFd, layout: &Layout, file: Option<&File>) -> Result<
         offset += size;
     }
     let memory = GuestMemoryMmap::from_regions(regions).expect("pieces of RAM lie in order, apart from one another");
-    if file.is_none() {
-        ask_for_large_pages(&memory);
-    }
     for (slot, region) in memory.iter().enumerate() {
         let comes_and_goes = layout.hotplug.contains(&region.start_addr().0);
         let slot = if comes_and_goes { HOTPLUG_SLOT } else { slot as u32 };
@@ -200,18 +194,6 @@ fn map(base: u64, size: u64, file: Option<(&File, u64)>) -> Result<GuestRegionMm
     Ok(GuestRegionMmap::new(region, GuestAddress(base)).expect("RAM ends far below the last address"))
 }
 
-/// Asks the host for pages of 2 MiB where a kernel is going to lie: loading it takes a page fault for each of them instead of one for each 4 KiB.
-/// The rest of memory is left alone: there a large page would hold what the guest never touches. A host without them gives small ones.
-fn ask_for_large_pages(memory: &GuestMemoryMmap) {
-    let Some(region) = memory.iter().next() else { return };
-    let address = memory
-        .get_host_address(region.start_addr())
-        .expect("a region's start lies in memory");
-    let length = region.len().min(KERNEL_REACH) as usize;
-    // SAFETY: the range lies in the region's own mapping, and the advice changes nothing of its content. An error is a host without them.
-    unsafe { libc::madvise(address.cast(), length, libc::MADV_HUGEPAGE) };
-}
-
 /// Maps the configuration space and gives it to KVM such that the guest reads it without an exit and a write exits.
 pub(crate) fn create_ecam(vm: &VmFd) -> Result<MmapRegion, MemoryError> {
     let region = MmapRegion::new(ECAM_SIZE as usize).map_err(MemoryError::MapEcam)?;
@@ -230,35 +212,6 @@ pub(crate) fn create_ecam(vm: &VmFd) -> Result<MmapRegion, MemoryError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// What the kernel says of the mapping that this address lies in.
-    fn flags_of(address: usize) -> String {
-        let text = std::fs::read_to_string("/proc/self/smaps").expect("Linux has it");
-        let mut within = false;
-        for line in text.lines() {
-            let range = line.split(' ').next().and_then(|range| range.split_once('-'));
-            if let Some((Ok(start), Ok(end))) = range.map(|(start, end)| (usize::from_str_radix(start, 16), usize::from_str_radix(end, 16)))
-            {
-                within = (start..end).contains(&address);
-            } else if let Some(flags) = line.strip_prefix("VmFlags:").filter(|_| within) {
-                return flags.to_owned();
-            }
-        }
-        panic!("nothing is mapped there");
-    }
-
-    #[test]
-    fn memory_asks_for_large_pages_where_its_kernel_lies_and_nowhere_else() {
-        let vm = crate::kvm::open().expect("the host has KVM").create_vm().expect("and makes VMs");
-        let layout = Layout::new(HOLE + (4 << 20), 0, &[], (0, 0), 40).expect("fits");
-        let memory = create(&vm, &layout, None).expect("memory is reserved, not taken");
-        let host_has_them = std::path::Path::new("/sys/kernel/mm/transparent_hugepage").exists();
-        for (base, asks) in [(0, host_has_them), (KERNEL_REACH + (2 << 20), false), (ABOVE_HOLE, false)] {
-            let address = memory.get_host_address(GuestAddress(base)).expect("it is memory");
-            let flags = flags_of(address as usize);
-            assert_eq!(flags.split_whitespace().any(|flag| flag == "hg"), asks, "{base:#x}: {flags}");
-        }
-    }
 
     #[test]
     fn memory_up_to_the_hole_is_one_piece() {
