@@ -71,11 +71,11 @@ fn shared(cluster: &Cluster) -> Result<()> {
         folder(place, "work", |path| {
             let host = cluster.host(0)?;
             host.sh(&format!(
-                "cd {path}; echo from-host > given; chown 1234:5678 given; chmod 640 given; mkdir deep; echo below > deep/file; mkdir -p {FIXED}; \
+                "cd {path}; chmod 1777 .; echo from-host > given; chown 1234:5678 given; chmod 640 given; mkdir deep; echo below > deep/file; mkdir -p {FIXED}; \
                  echo fixed > {FIXED}/file; head -c 3000000 /dev/urandom > large"
             ))?;
-            let sum = host.sh(&format!("md5sum < {path}/large"))?;
-            let script = "cd /data; echo given=$(stat -c %u:%g:%a given):$(cat given); echo large=$(md5sum < large); cp large copy
+            let sum = host.sh(&format!("md5sum < {path}/large | cut -d ' ' -f 1"))?;
+            let script = "cd /data; echo given=$(stat -c %u:%g:%a given):$(cat given); echo large=$(md5sum < large | cut -d ' ' -f 1); cp large copy
                 echo from-pod > made; chown 77:88 made; chmod 604 made; mkdir -m 2775 sub; echo x > sub/x; mv sub/x sub/y; ln sub/y sub/z; ln -s y sub/l
                 echo links=$(stat -c %h sub/y):$(cat sub/l):$(ls sub | tr '\\n' ' '); mkfifo pipe; mknod null c 1 3 2>&1 || true
                 echo one >> log; (cd deep; echo deep=$(cat file)); echo fixed=$(cat /fixed/file); touch /fixed/new 2>&1
