@@ -195,7 +195,7 @@ impl Default for MachineUids {
 }
 
 /// What all machines have.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct Machines {
     /// How long a guest's kernel and agent may stand still, seconds, 10 to 1800, before its machine is ended; 0: as long as they like.
@@ -236,15 +236,6 @@ impl Machines {
             ),
         ];
         checks.into_iter().find_map(|(wrong, mistake)| wrong.then_some(mistake))
-    }
-}
-
-impl Default for Machines {
-    fn default() -> Self {
-        Self {
-            watchdog_seconds: 0,
-            io: Io::default(),
-        }
     }
 }
 
