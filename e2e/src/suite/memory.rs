@@ -56,8 +56,9 @@ fn returned(cluster: &Cluster) -> Result<()> {
             place.exec("main", "rm /memory/freed")?;
             wait_for("the host to have its memory back", REPORTED, || {
                 let left = resident(host, &process)?;
+                // Only whole blocks of 2 MiB go back: one page in use keeps its block. 205 of 240 MiB were seen, and more.
                 ensure!(
-                    left + 200 * MIB < full,
+                    left + 160 * MIB < full,
                     "round {round}: the process had {full} bytes and has {left}"
                 );
                 Ok(Some(()))
