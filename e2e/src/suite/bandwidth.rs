@@ -26,7 +26,7 @@ const BUCKET: f64 = 65_536.0;
 
 fn held(cluster: &Cluster) -> Result<()> {
     within(cluster, "bandwidth", |place| {
-        let serve = format!("mkdir /tmp/www && cd /tmp/www && head -c {LENGTH} /dev/zero >file && httpd -p 8000 -h /tmp/www; {STAY}");
+        let serve = format!("mkdir /tmp/www && cd /tmp/www && head -c {LENGTH} /dev/zero >file && httpd -p 8000 -h /tmp/www && echo listening; {STAY}");
         let annotations = |ingress: &str, egress: &str| {
             let all = json!({"kubernetes.io/ingress-bandwidth": ingress, "kubernetes.io/egress-bandwidth": egress});
             ("/metadata/annotations", all)
@@ -39,6 +39,9 @@ fn held(cluster: &Cluster) -> Result<()> {
         ])?;
         for name in ["held", "free", "other"] {
             place.until_ready(name)?;
+        }
+        for name in ["held", "free"] {
+            place.until_says(name, "listening")?;
         }
         // However slow the host is: less time than this is above the rate.
         let (to, from) = (seconds(place, "held", "free")?, seconds(place, "other", "held")?);
