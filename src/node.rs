@@ -25,6 +25,7 @@ use kvmlet_provider::{
     report::Reporter,
     routes,
     store::Store,
+    template::Templates,
 };
 use kvmlet_server::{CachedReviews, Server, ServerConfig, ServingCertificate};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
@@ -77,7 +78,9 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
     let config = Arc::new(config);
     let client = client(&config.kubeconfig).await?;
     let store = Store::open(&config.state_dir)?;
-    let uids = Uids::new(config.machine_uids.range(), store.machine_dirs()?);
+    let templates = Templates::new(&config);
+    let directories = store.machine_dirs()?.into_iter().chain([templates.machine_dir()]);
+    let uids = Uids::new(config.machine_uids.range(), directories);
     if let Err(error) = cgroup::prepare() {
         warn!(%error, "machines stay in the daemon's control group");
     }
@@ -111,6 +114,7 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
         io,
         executable: std::env::current_exe().context("find this binary")?,
         boots: tokio::sync::Semaphore::new(BOOTS_PER_PROCESSOR * std::thread::available_parallelism().map_or(1, usize::from)),
+        templates,
         scratch: std::sync::Mutex::default(),
         config: config.clone(),
         client: client.clone(),
@@ -133,6 +137,8 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
         images,
         network: network.clone(),
     };
+    let copying = context.clone();
+    tokio::spawn(async move { copying.templates.keep(&copying).await });
     let kubelet = Kubelet {
         context: context.clone(),
         host,

@@ -34,7 +34,8 @@ const EMPTY_TIME: Duration = Duration::from_secs(5);
 fn limits(spec: &MachineSpec, threads: u64) -> [(&'static str, String); 5] {
     let cpus = u64::from(spec.cpus) + DEVICE_CPUS;
     let images: u64 = spec.pmems.iter().map(Pmem::length).sum();
-    let memory = spec.memory + images;
+    let grown = spec.hotplug.map_or(0, |hotplug| hotplug.requested);
+    let memory = spec.memory + grown + images;
     let processes = MONITOR + SHARE * spec.shares.len() as u64;
     [
         ("memory.max", (memory + memory / PAGE_TABLES + processes).to_string()),

@@ -195,13 +195,25 @@ impl Default for MachineUids {
 }
 
 /// What all machines have.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct Machines {
+    /// Whether machines are made as copies of a template, a small machine that has booted, which the node makes for itself.
+    pub templates: bool,
     /// How long a guest's kernel and agent may stand still, seconds, 10 to 1800, before its machine is ended; 0: as long as they like.
     pub watchdog_seconds: u32,
     /// What a machine may read and write.
     pub io: Io,
+}
+
+impl Default for Machines {
+    fn default() -> Self {
+        Self {
+            templates: true,
+            watchdog_seconds: 0,
+            io: Io::default(),
+        }
+    }
 }
 
 impl Machines {

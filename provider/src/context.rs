@@ -14,7 +14,7 @@ use tokio::sync::{OnceCell, Semaphore};
 
 use crate::{
     cgroup::IoLimits, config::Config, downward::Facts, events::Recorder, names::Dns, node::Troubles, objects::Objects, report::Reporter,
-    store::Store,
+    store::Store, template::Templates,
 };
 
 /// Shared by all pods.
@@ -49,6 +49,8 @@ pub struct Context {
     pub executable: PathBuf,
     /// Guests that boot at once: a boot is all processor time, and more of them than the host can run only make each one late.
     pub boots: Semaphore,
+    /// What machines are copies of.
+    pub templates: Templates,
     /// Serialises the making of scratch templates.
     pub scratch: Mutex<()>,
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use k8s_openapi::api::core::v1::{Container, SecurityContext};
 use kvmlet_image::{ImageConfig, ImageDevice};
 use kvmlet_protocol::{ContainerSpec, Interface, Mount, Process, Resources, Rlimit, RootFs, SandboxSpec, User, VolumeSpec};
-use vmm_lib::boot::{FAST_COMMAND_LINE, with_console};
+use vmm_lib::boot::with_console;
 use vmm_lib::spec::{
     Boot, Disk, DiskFormat, Extent, FileSource, Limits, MachineSpec, Net, NetLimits, Pmem, SPEC_VERSION, Serial, Share, Vsock, Watchdog,
     WatchdogAction,
@@ -18,14 +18,13 @@ use crate::{
     names::{self, Dns},
     quantity::Quantity,
     size::Size,
+    template,
 };
 
 /// Bytes of images that a pod's guest reads in place: each costs it a 64th of its length in page descriptors.
 const IN_PLACE: u64 = 1 << 30;
 /// virtio-blk serial of the scratch disk.
 pub const SCRATCH: &str = "scratch";
-/// Context identifier of every guest: each machine has a multiplexer of its own.
-const GUEST_CID: u32 = 3;
 /// The default capabilities of container runtimes (moby's and containerd's list).
 const DEFAULT_CAPABILITIES: &[&str] = &[
     "CAP_AUDIT_WRITE",
@@ -131,10 +130,8 @@ pub fn machine(
         format: DiskFormat::Raw,
         limits: Limits::default(),
     });
-    let mut command_line = match guest.serial {
-        true => with_console(FAST_COMMAND_LINE),
-        false => FAST_COMMAND_LINE.to_owned(),
-    };
+    let line = template::guest_command_line(guest);
+    let mut command_line = if guest.serial { with_console(&line) } else { line };
     let watchdog = (machines.watchdog_seconds > 0).then(|| {
         // How long is the driver's to know; the agent finds it there.
         command_line.push_str(&format!(" i6300esb.heartbeat={}", machines.watchdog_seconds));
@@ -142,10 +139,6 @@ pub fn machine(
             action: WatchdogAction::Reset,
         }
     });
-    if !guest.extra_command_line.is_empty() {
-        command_line.push(' ');
-        command_line.push_str(&guest.extra_command_line);
-    }
     MachineSpec {
         version: SPEC_VERSION,
         name: format!("{}/{}", pod.namespace, pod.name),
@@ -176,7 +169,7 @@ pub fn machine(
             .into_iter()
             .collect(),
         vsock: Some(Vsock {
-            cid: GUEST_CID,
+            cid: template::GUEST_CID,
             socket: FileSource::Path(dir.join("vsock.sock")),
         }),
         rng: true,

@@ -44,18 +44,31 @@ pub fn directory(context: &Context, uid: &str) -> PathBuf {
     context.store.machine_dir(uid)
 }
 
-/// Starts a machine and the processes of what is shared with it; its tap is descriptor 0, their sockets follow. `file_size` is the length in
-/// bytes of the longest file that the machine's own process may write.
-pub async fn launch(
-    context: &Arc<Context>,
-    uid: &str,
-    spec: MachineSpec,
-    tap: OwnedFd,
-    shared: Vec<Shared>,
-    file_size: u64,
-) -> Result<Running, String> {
-    let (dir, context, uid) = (directory(context, uid), context.clone(), uid.to_owned());
+/// A machine to be started.
+pub struct Launch {
+    /// What it is. Its tap is descriptor 0, the sockets of what is shared follow.
+    pub spec: MachineSpec,
+    /// Its network.
+    pub tap: Option<OwnedFd>,
+    /// What is shared with it.
+    pub shared: Vec<Shared>,
+    /// Length in bytes of the longest file that its own process may write.
+    pub file_size: u64,
+    /// A snapshot of it shall be taken.
+    pub template: bool,
+}
+
+/// Starts a machine that keeps its files in `dir`, and the processes of what is shared with it, in the control group `name`.
+pub async fn launch(context: &Arc<Context>, name: &str, dir: PathBuf, launch: Launch) -> Result<Running, String> {
+    let (context, name) = (context.clone(), name.to_owned());
     blocking(move || {
+        let Launch {
+            spec,
+            tap,
+            shared,
+            file_size,
+            template,
+        } = launch;
         let jail = Jail {
             uid: context.uids.claim(&dir).map_err(|e| e.to_string())?,
             file_size,
@@ -64,7 +77,7 @@ pub async fn launch(
             let _ = fs::remove_file(dir.join(socket));
         }
         let spawned = process::spawn(&dir, jail.uid, Some(&context.executable), &["vm"]).map_err(|e| chain(&e))?;
-        match cgroup::confine(&uid, spawned.pid(), &spec, process::threads(&spec), &context.io) {
+        match cgroup::confine(&name, spawned.pid(), &spec, process::threads(&spec), &context.io) {
             Ok(missing) if missing.is_empty() => {}
             Ok(missing) => debug!(?missing, "the host's cgroup v2 lacks controllers"),
             Err(error) if !context.io.files().is_empty() => return Err(format!("hold the machine to machines.io: {error}")),
@@ -74,11 +87,12 @@ pub async fn launch(
             version: process::VERSION,
             spec,
             jail,
+            template,
             log_filter: "info".into(),
         };
-        let mut passed = vec![tap];
+        let mut passed = Vec::from_iter(tap);
         for share in &shared {
-            passed.push(serve(&context, &uid, &dir, &order, share)?);
+            passed.push(serve(&context, &name, &dir, &order, share)?);
         }
         let machine = spawned.start(&order, &passed).map_err(|e| chain(&e))?;
         Ok(Running::new(machine, &dir))
@@ -130,9 +144,24 @@ pub async fn power_off(running: Running, limit: Duration) {
     let _ = tokio::time::timeout(limit, asked).await;
 }
 
+/// Ends a pod's machine process and leaves its files.
+pub async fn stop(context: &Arc<Context>, uid: &str) -> Result<(), String> {
+    let dir = directory(context, uid);
+    blocking(move || match process::adopt(&dir).map_err(|e| chain(&e))? {
+        Adoption::Running(machine) | Adoption::Unresponsive(machine, _) => end(&machine),
+        Adoption::Ended(_) | Adoption::Never => Ok(()),
+    })
+    .await
+}
+
 /// Ends whatever machine process a pod has, and removes its files. Idempotent.
 pub async fn destroy(context: &Arc<Context>, uid: &str) -> Result<(), String> {
-    let (dir, uid, context) = (directory(context, uid), uid.to_owned(), context.clone());
+    destroy_in(context, uid, directory(context, uid)).await
+}
+
+/// The same for a machine that [`launch`] has started.
+pub async fn destroy_in(context: &Arc<Context>, name: &str, dir: PathBuf) -> Result<(), String> {
+    let (name, context) = (name.to_owned(), context.clone());
     blocking(move || {
         if dir.exists() {
             match process::adopt(&dir).map_err(|e| chain(&e))? {
@@ -142,7 +171,7 @@ pub async fn destroy(context: &Arc<Context>, uid: &str) -> Result<(), String> {
             fs::remove_dir_all(&dir).map_err(|e| format!("remove {}: {e}", dir.display()))?;
         }
         context.uids.release(&dir);
-        if let Err(error) = cgroup::remove(&uid) {
+        if let Err(error) = cgroup::remove(&name) {
             debug!(%error, "remove the machine's control group");
         }
         Ok(())
@@ -232,6 +261,16 @@ impl Running {
         blocking(move || {
             let mut control = machine.control().map_err(|e| chain(&e))?;
             control.log_file(&container, file.as_fd(), budget).map_err(|e| chain(&e))
+        })
+        .await
+    }
+
+    /// Has a snapshot written into two files, at which the machine ends.
+    pub async fn snapshot(&self, state: File, memory: File) -> Result<(), String> {
+        let machine = self.machine.clone();
+        blocking(move || {
+            let mut control = machine.control().map_err(|e| chain(&e))?;
+            control.snapshot(state.as_fd(), memory.as_fd()).map_err(|e| chain(&e))
         })
         .await
     }

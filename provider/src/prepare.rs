@@ -1,6 +1,10 @@
 //! Makes what a pod runs on: network, volumes, disks, machine, surroundings; then each of its containers.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    os::fd::OwnedFd,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ContainerPort;
@@ -8,6 +12,7 @@ use kvmlet_image::PulledImage;
 use kvmlet_network::{HostPort, PodInterface, PodNetwork, PodNetworkRequest, Protocol};
 use kvmlet_protocol::{ErrorKind, Interface, Request, Response, Route, SANDBOX_VERSION, SHARE_VERSION};
 use tracing::info;
+use vmm_lib::spec::MachineSpec;
 
 use crate::{
     act::{self, Act, chain, now_nanoseconds},
@@ -18,10 +23,13 @@ use crate::{
     downward::Facts,
     env,
     events::Note,
-    host_path,
+    host_path::{self, Shared},
     lifecycle::{Event, Failure, StartFailure},
-    logs, lower, machine, names, scratch, size,
+    logs, lower,
+    machine::{self, Launch, Running},
+    names, scratch, size,
     state::PodState,
+    template::{self, Start},
     volumes,
 };
 
@@ -55,7 +63,7 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String]) ->
         .map(|id| image(context, id))
         .collect::<Result<Vec<_>, _>>()
         .map_err(sandbox)?;
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     // Whatever an earlier machine of this pod has left.
     act::destroy(context, &desired.uid).await.map_err(sandbox)?;
     let network = network(context, desired).await.map_err(sandbox)?;
@@ -96,38 +104,103 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String]) ->
         &host_paths.iter().map(|share| share.tag.clone()).collect::<Vec<_>>(),
     );
     let file_size = size.scratch.max(context.config.logs.max_size.value());
-    let _boot = context.boots.acquire().await.map_err(|e| sandbox(e.to_string()))?;
-    let shares = !host_paths.is_empty();
-    let running = machine::launch(context, &desired.uid, spec, network.tap, host_paths, file_size)
-        .await
-        .map_err(sandbox)?;
-    *act.machine.lock().expect("no holder panics") = Some(running.clone());
+    let permit = context.boots.acquire().await.map_err(|e| sandbox(e.to_string()))?;
+    let needed = if host_paths.is_empty() { SANDBOX_VERSION } else { SHARE_VERSION };
+    let mut agent = up(act, desired, spec, network.tap, host_paths, file_size).await.map_err(sandbox)?;
+    drop(permit);
+    let hello = begun.elapsed();
+    let version = agent.welcome().version;
+    if version < needed {
+        return Err(sandbox(format!(
+            "the guest's agent speaks version {version} of the protocol, and {needed} is needed: install the guest of this release"
+        )));
+    }
+    let interfaces = vec![interface(&network.interface)];
+    let setup = lower::sandbox(desired, &context.dns, interfaces, &ips, volumes, &pmems, now_nanoseconds());
+    let running = act.machine.lock().expect("no holder panics").clone();
+    let running = running.ok_or_else(|| sandbox("the machine is not there".into()))?;
+    let set_up = async { agent.command(&Request::Setup(setup)).await.map_err(|e| chain(&e)) };
+    unless_it_ends(&running, set_up).await.map_err(sandbox)?;
+    info!(
+        prepared_ms = prepared.as_millis(),
+        hello_ms = hello.as_millis(),
+        ready_ms = begun.elapsed().as_millis(),
+        kernel = agent.welcome().kernel,
+        "the machine is ready"
+    );
+    Ok(())
+}
 
+/// Starts the machine, as a copy of the node's template if there is one and it fits, else by booting: until its agent has answered, and a copy is
+/// one of its own. Tells the pod's owner which it was.
+async fn up(
+    act: &Act,
+    desired: &Arc<DesiredPod>,
+    spec: MachineSpec,
+    tap: OwnedFd,
+    shared: Vec<Shared>,
+    file_size: u64,
+) -> Result<Agent, String> {
+    let context = &act.context;
+    let (mut start, mut agent) = (Start::Copy, None);
+    let launch = |spec, tap, shared| Launch {
+        spec,
+        tap: Some(tap),
+        shared,
+        file_size,
+        template: false,
+    };
+    let mut begun = Instant::now();
+    match context.templates.offer(spec.clone()) {
+        (copy, Start::Copy) => {
+            let own = tap.try_clone().map_err(|e| format!("duplicate the tap: {e}"))?;
+            match answered(act, &desired.uid, launch(copy, own, Vec::new())).await {
+                Ok(answering) => {
+                    context.templates.worked();
+                    agent = Some(answering);
+                }
+                Err(why) => {
+                    context.templates.failed(&why);
+                    machine::stop(context, &desired.uid).await?;
+                    start = Start::Boot(format!("as a copy of the node's template it did not come up: {why}"));
+                }
+            }
+        }
+        (_, boot) => start = boot,
+    }
+    let agent = match agent {
+        Some(agent) => agent,
+        None => {
+            begun = Instant::now();
+            answered(act, &desired.uid, launch(spec, tap, shared)).await?
+        }
+    };
+    let message = start.told(begun.elapsed());
+    context.recorder.pod(&desired.pod, Note::normal("MachineStarted", None, message));
+    Ok(agent)
+}
+
+/// Starts a machine and waits for its agent; a copy is made one of its own.
+async fn answered(act: &Act, uid: &str, launch: Launch) -> Result<Agent, String> {
+    let context = &act.context;
+    let renewed = launch.spec.restore.is_some().then(|| launch.spec.clone());
+    let running = machine::launch(context, uid, machine::directory(context, uid), launch).await?;
+    *act.machine.lock().expect("no holder panics") = Some(running.clone());
     let boot = async {
         let mut agent = Agent::await_boot(&running.vsock, BOOT_TIME).await.map_err(|e| chain(&e))?;
-        let hello = begun.elapsed();
-        let version = agent.welcome().version;
-        let needed = if shares { SHARE_VERSION } else { SANDBOX_VERSION };
-        if version < needed {
-            return Err(format!(
-                "the guest's agent speaks version {version} of the protocol, and {needed} is needed: install the guest of this release"
-            ));
+        if let Some(spec) = renewed {
+            let renewal = template::renewal(&spec).map_err(|e| format!("read random bytes: {e}"))?;
+            agent.command(&Request::Renew(renewal)).await.map_err(|e| chain(&e))?;
         }
-        let interfaces = vec![interface(&network.interface)];
-        let sandbox = lower::sandbox(desired, &context.dns, interfaces, &ips, volumes, &pmems, now_nanoseconds());
-        agent.command(&Request::Setup(sandbox)).await.map_err(|e| chain(&e))?;
-        info!(
-            prepared_ms = prepared.as_millis(),
-            hello_ms = hello.as_millis(),
-            ready_ms = begun.elapsed().as_millis(),
-            kernel = agent.welcome().kernel,
-            "the machine is ready"
-        );
-        Ok(())
+        Ok(agent)
     };
+    unless_it_ends(&running, boot).await
+}
+
+async fn unless_it_ends<T>(running: &Running, work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
     tokio::select! {
-        result = boot => result.map_err(sandbox),
-        why = running.exited() => Err(sandbox(format!("the machine ended while it booted: {why}"))),
+        result = work => result,
+        why = running.exited() => Err(format!("the machine ended while it booted: {why}")),
     }
 }
 

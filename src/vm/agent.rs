@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context as _, bail, ensure};
 use kvmlet_protocol::{CONTROL_PORT, Hello, MAX_GUEST_FRAME, OLDEST_VERSION, Request, Response, VERSION, Welcome, read_frame, write_frame};
+use vmm_lib::spec::MachineSpec;
 
 /// A connection through the machine's vsock socket, and the agent's answer to its first frame.
 pub(super) fn hello(socket: &Path) -> anyhow::Result<(UnixStream, Welcome)> {
@@ -37,8 +38,8 @@ pub(super) fn hello(socket: &Path) -> anyhow::Result<(UnixStream, Welcome)> {
 }
 
 /// Makes a copy of a machine one of its own.
-pub(super) fn renew(stream: &mut UnixStream, cpus: u8, devices: Vec<u8>) -> anyhow::Result<()> {
-    let renewal = kvmlet_provider::template::renewal(cpus, devices).context("read random bytes")?;
+pub(super) fn renew(stream: &mut UnixStream, spec: &MachineSpec) -> anyhow::Result<()> {
+    let renewal = kvmlet_provider::template::renewal(spec).context("read random bytes")?;
     write_frame(stream, &Request::Renew(renewal)).context("ask the agent")?;
     match read_frame(stream, MAX_GUEST_FRAME).context("hear the agent")? {
         Response::Done => Ok(()),

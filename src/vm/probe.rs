@@ -129,8 +129,7 @@ fn disk(serial: String, path: &Path, read_only: bool) -> anyhow::Result<Disk> {
 
 fn boot(arguments: &VmArguments, spec: MachineSpec, tap: Option<OwnedFd>, socket: &Path) -> anyhow::Result<ExitCode> {
     let begun = Instant::now();
-    let (cpus, devices) = (spec.cpus, spec.filled_places());
-    let machine = build(spec, tap)?;
+    let machine = build(spec.clone(), tap)?;
     let (ended, watch) = mpsc::channel();
     let running = Running::start(machine, move || {
         let _ = ended.send(());
@@ -138,7 +137,7 @@ fn boot(arguments: &VmArguments, spec: MachineSpec, tap: Option<OwnedFd>, socket
     let greet = || {
         let (mut stream, welcome) = hello(socket)?;
         if arguments.from.is_some() {
-            renew(&mut stream, cpus, devices.clone())?;
+            renew(&mut stream, &spec)?;
         }
         anyhow::Ok(welcome)
     };

@@ -188,7 +188,8 @@ impl MachineSpec {
         let single = [self.vsock.is_some(), self.rng, self.balloon];
         let memory = places.others + single.into_iter().filter(|there| *there).count() as u8;
         let memory = (memory, usize::from(self.hotplug.is_some() && self.comb.is_some()));
-        kinds.into_iter().chain([memory]).flat_map(of).collect()
+        // Memory first: what the others need may have to come out of it.
+        [memory].into_iter().chain(kinds).flat_map(of).collect()
     }
 
     /// Whether there is a function for memory that comes and goes, the last one.

@@ -6,6 +6,8 @@ use kvm_bindings::KVM_API_VERSION;
 use kvm_ioctls::{Cap, Kvm};
 use rustix::fs::{Mode, OFlags};
 
+use crate::cpuid::{CpuidError, Template};
+
 /// Capabilities without which no machine is made, with their names in KVM's documentation.
 const REQUIRED: &[(Cap, &str)] = &[
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
@@ -35,6 +37,23 @@ pub enum KvmError {
     Missing(&'static str),
 }
 
+/// Why nothing can be said of this host.
+#[derive(Debug, thiserror::Error)]
+pub enum FingerprintError {
+    /// KVM cannot be used.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// It does not say what processors have.
+    #[error(transparent)]
+    Cpuid(#[from] CpuidError),
+    /// It does not say which registers there are.
+    #[error("ask KVM for its model-specific registers")]
+    Registers(#[source] kvm_ioctls::Error),
+}
+
+/// Capabilities that are looked at; the newest kernel has fewer.
+const CAPABILITIES: u64 = 512;
+
 /// Opens `/dev/kvm`, for [`crate::Builder::kvm`].
 pub fn open_device() -> Result<OwnedFd, KvmError> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC;
@@ -61,6 +80,24 @@ fn checked(kvm: Kvm) -> Result<Kvm, KvmError> {
         Some((_, name)) => Err(KvmError::Missing(name)),
         None => Ok(kvm),
     }
+}
+
+/// What of this host's processor and KVM a snapshot depends on, as bytes to be compared: the CPUID that a processor is given, all capabilities,
+/// the model-specific registers that are saved.
+pub fn fingerprint() -> Result<Vec<u8>, FingerprintError> {
+    let kvm = open()?;
+    let cpuid = Template::new(&kvm)?.processor(0, 1)?;
+    let mut bytes = Vec::new();
+    for leaf in cpuid.as_slice() {
+        let words = [leaf.function, leaf.index, leaf.flags, leaf.eax, leaf.ebx, leaf.ecx, leaf.edx];
+        bytes.extend(words.into_iter().flat_map(u32::to_le_bytes));
+    }
+    for number in 0..CAPABILITIES {
+        bytes.extend(kvm.check_extension_raw(number).to_le_bytes());
+    }
+    let registers = kvm.get_msr_index_list().map_err(FingerprintError::Registers)?;
+    bytes.extend(registers.as_slice().iter().copied().flat_map(u32::to_le_bytes));
+    Ok(bytes)
 }
 
 /// Checks that this host's KVM has what a machine needs. A KVM that passes may still be unable to boot a kernel: a preflight has to boot one.

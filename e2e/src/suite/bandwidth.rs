@@ -26,7 +26,9 @@ const BUCKET: f64 = 65_536.0;
 
 fn held(cluster: &Cluster) -> Result<()> {
     within(cluster, "bandwidth", |place| {
-        let serve = format!("mkdir /tmp/www && cd /tmp/www && head -c {LENGTH} /dev/zero >file && httpd -p 8000 -h /tmp/www && echo listening; {STAY}");
+        let serve = format!(
+            "mkdir /tmp/www && cd /tmp/www && head -c {LENGTH} /dev/zero >file && httpd -p 8000 -h /tmp/www && echo listening; {STAY}"
+        );
         let annotations = |ingress: &str, egress: &str| {
             let all = json!({"kubernetes.io/ingress-bandwidth": ingress, "kubernetes.io/egress-bandwidth": egress});
             ("/metadata/annotations", all)

@@ -3,24 +3,48 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use kvmlet_protocol::{Failure, Renewal};
+use kvmlet_protocol::{ErrorKind, Failure, Renewal};
 
-use crate::failure::Attempt;
-use crate::{setup, sys};
+use crate::failure::{Attempt, fail};
+use crate::{setup, stats, sys};
+
+/// How long memory may take to come: a guest whose processors get little time plugs a gigabyte in some seconds.
+const GROWTH: Duration = Duration::from_secs(60);
 
 /// Does all of it, random numbers first: nothing that was made with those of before is given away.
 pub(crate) fn renew(renewal: &Renewal) -> Result<(), Failure> {
     let random = fs::File::open("/dev/urandom").attempt("open the source of random numbers")?;
     sys::reseed(&random, &renewal.entropy).attempt("renew the source of random numbers")?;
     setup::set_clock(renewal.time)?;
+    let before = stats::memory_total();
     for number in &renewal.devices {
         probe(*number).attempt(format_args!("have the driver look at device {number}"))?;
     }
     for cpu in 1..renewal.cpus {
         online(cpu).attempt(format_args!("start processor {cpu}"))?;
     }
-    Ok(())
+    grown(before.saturating_add(renewal.memory))
+}
+
+/// Waits until the kernel has this much memory.
+fn grown(wanted: u64) -> Result<(), Failure> {
+    let begun = Instant::now();
+    loop {
+        let present = stats::memory_total();
+        if present >= wanted {
+            return Ok(());
+        }
+        if begun.elapsed() > GROWTH {
+            let what = format!(
+                "the guest has {present} bytes of memory after {} s, and {wanted} are wanted",
+                GROWTH.as_secs()
+            );
+            return Err(fail(ErrorKind::Internal, what));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Has the kernel look for a driver of the virtio device on a PCI function.

@@ -9,7 +9,7 @@ use crate::container::Container;
 
 /// Reads them now.
 pub(crate) fn read(containers: &[Arc<Container>]) -> GuestStats {
-    let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let meminfo = meminfo();
     let usage = |container: &Arc<Container>| {
         let (memory, working_set, cpu) = container.cgroup.usage();
         (container.spec.id.clone(), memory, working_set, cpu)
@@ -19,6 +19,15 @@ pub(crate) fn read(containers: &[Arc<Container>]) -> GuestStats {
         memory_available: bytes(&meminfo, "MemAvailable:"),
         containers: containers.iter().map(usage).collect(),
     }
+}
+
+/// Bytes of memory that the kernel has.
+pub(crate) fn memory_total() -> u64 {
+    bytes(&meminfo(), "MemTotal:")
+}
+
+fn meminfo() -> String {
+    fs::read_to_string("/proc/meminfo").unwrap_or_default()
 }
 
 /// A line `Name:   123 kB`, in bytes.

@@ -79,6 +79,8 @@ pub struct Renewal {
     pub time: u64,
     /// Processors that shall be online.
     pub cpus: u8,
+    /// Bytes of memory that shall have come besides, by virtio-mem.
+    pub memory: u64,
     /// Device numbers on PCI bus 0 of virtio functions that have a device by now, for their drivers to look at anew.
     pub devices: Vec<u8>,
 }
@@ -87,10 +89,11 @@ impl std::fmt::Debug for Renewal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "Renewal {{ {} bytes, time: {}, cpus: {}, devices: {:?} }}",
+            "Renewal {{ {} bytes, time: {}, cpus: {}, memory: {}, devices: {:?} }}",
             self.entropy.len(),
             self.time,
             self.cpus,
+            self.memory,
             self.devices
         )
     }

@@ -392,6 +392,11 @@ impl Control {
         self.done(&Request::CloseLog { container }, &[])
     }
 
+    /// Has a template written into `state` and `memory`, at which its machine ends. Answered when they are written.
+    pub fn snapshot(&mut self, state: BorrowedFd<'_>, memory: BorrowedFd<'_>) -> Result<(), ClientError> {
+        self.done(&Request::Snapshot, &[state, memory])
+    }
+
     /// The machine's memory. Has its guest grow or shrink to `resize` bytes in all, if that is wished: what was asked for before holds no more.
     pub fn memory(&mut self, resize: Option<u64>) -> Result<Memory, ClientError> {
         match self.request(&Request::Memory { resize }, &[])? {

@@ -20,6 +20,8 @@ pub(crate) enum Request {
     Memory { resize: Option<u64> },
     /// Asks for events on this connection; those that hold now come first.
     Subscribe,
+    /// Writes a snapshot into the two descriptors that come along, state and memory, and stops the machine. For templates only.
+    Snapshot,
 }
 
 /// From the machine process.

@@ -51,6 +51,7 @@ pub(crate) struct Order {
     /// This process, as the daemon knows it.
     pub(crate) pid: u32,
     pub(crate) started: u64,
+    pub(crate) template: bool,
 }
 
 impl Order {
@@ -77,7 +78,7 @@ impl Order {
         let limits = limits(&start.spec, descriptors.len());
         let pid = pid().map_err(io("read the own process id"))?;
         let parts = open(start.spec, descriptors.collect());
-        let filters = Filters::new().map_err(|error| error.to_string())?;
+        let filters = Filters::new(start.template).map_err(|error| error.to_string())?;
         confine(&start.jail, &limits, &filters).map_err(|error| super::process::chain(&error))?;
         Ok(Self {
             parts,
@@ -87,6 +88,7 @@ impl Order {
             filters,
             pid,
             started,
+            template: start.template,
         })
     }
 }

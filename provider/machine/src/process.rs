@@ -15,6 +15,7 @@ use nix::sys::signal::{SigSet, Signal};
 use vmm_lib::{
     builder::{BuildError, Builder, Handle},
     exit::{MachineExit, MachineReport},
+    snapshot::SnapshotFiles,
     threads::ThreadKind,
     virtio::vsock::{Dialer, Inlet},
 };
@@ -107,6 +108,7 @@ impl Order {
             filters,
             pid,
             started,
+            template,
         } = self;
         let book = Arc::new(Book::new());
         let engine = Arc::new(Engine::default());
@@ -127,6 +129,10 @@ impl Order {
             pid,
             enter: Arc::new(move |role| enter.enter(role).map_err(io::Error::other)),
             kill,
+            snapshot: {
+                let engine = Arc::clone(&engine);
+                Arc::new(move |files| engine.snapshot(files, template))
+            },
             memory: {
                 let engine = Arc::clone(&engine);
                 Arc::new(move |resize| engine.memory(resize))
@@ -178,6 +184,19 @@ impl Engine {
         engine.stopped = true;
         if let Some((handle, _)) = &engine.machine {
             handle.stop();
+        }
+    }
+
+    /// Writes a snapshot of a template, at which it ends.
+    fn snapshot(&self, files: SnapshotFiles, template: bool) -> Result<(), String> {
+        let engine = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Not held while it takes its time.
+        let handle = engine.machine.as_ref().map(|(handle, _)| handle.clone());
+        drop(engine);
+        match handle {
+            Some(handle) if template => handle.snapshot(files, false).map_err(|error| chain(&error)),
+            Some(_) => Err("this machine was not started as a template".into()),
+            None => Err("the machine does not run yet".into()),
         }
     }
 

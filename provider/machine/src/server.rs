@@ -18,12 +18,14 @@ use std::{
 
 use rustix::event::{PollFd, PollFlags, poll};
 use vmm_lib::builder::Handle;
+use vmm_lib::snapshot::SnapshotFiles;
 
 use crate::{
     control::{Event, MachineState, Memory, Reply, Request, Status},
     jail::Role,
     logs::Book,
     memory::memory,
+    process::chain,
     start::{OLDEST_VERSION, VERSION},
     wire::{Receiver, WireError, send},
 };
@@ -45,6 +47,8 @@ pub(crate) struct Server {
     pub(crate) enter: Enter,
     /// Stops the machine; after its end, gives up on what waits.
     pub(crate) kill: Arc<dyn Fn() + Send + Sync>,
+    /// Writes a snapshot and stops the machine.
+    pub(crate) snapshot: Snapshot,
     /// Resizes the machine, if that is wished, and tells its memory.
     pub(crate) memory: Resize,
 }
@@ -56,16 +60,20 @@ pub(crate) type Resize = Arc<dyn Fn(Option<u64>) -> Result<Memory, String> + Sen
 pub fn serve_by_hand(listener: UnixListener, machine: Handle, least: u64) -> io::Result<()> {
     let book = Arc::new(Book::new());
     book.set_state(MachineState::Running);
-    let stopped = machine.clone();
+    let (stopped, taken) = (machine.clone(), machine.clone());
     let server = Server {
         book,
         pid: std::process::id(),
         enter: Arc::new(|_| Ok(())),
         kill: Arc::new(move || stopped.stop()),
+        snapshot: Arc::new(move |files| taken.snapshot(files, false).map_err(|error| chain(&error))),
         memory: Arc::new(move |resize| memory(&machine, least, resize)),
     };
     server.start(listener)
 }
+
+/// Writes a snapshot; the error is for the daemon.
+pub(crate) type Snapshot = Arc<dyn Fn(SnapshotFiles) -> Result<(), String> + Send + Sync>;
 
 impl Server {
     /// Serves on a thread of its own for as long as the process lives.
@@ -162,6 +170,16 @@ impl Server {
                 self.book.close(&container);
                 Reply::Done
             }
+            Request::Snapshot => match <[OwnedFd; 2]>::try_from(descriptors) {
+                Ok([state, memory]) => {
+                    let files = SnapshotFiles {
+                        state: state.into(),
+                        memory: memory.into(),
+                    };
+                    (self.snapshot)(files).map_or_else(failed, |()| Reply::Done)
+                }
+                Err(_) => failed("a snapshot is exactly two descriptors".into()),
+            },
             Request::Kill => {
                 (self.kill)();
                 Reply::Done
@@ -271,6 +289,7 @@ mod tests {
                 kill: Arc::new(move || {
                     counted.fetch_add(1, Ordering::SeqCst);
                 }),
+                snapshot: Arc::new(|_| Err("nothing runs".into())),
                 memory: Arc::new(resized),
             };
             server

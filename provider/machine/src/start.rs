@@ -20,6 +20,9 @@ pub struct Start {
     pub spec: MachineSpec,
     /// What confines the process.
     pub jail: Jail,
+    /// Whether a snapshot of it may be taken, and its threads may make the system calls that this takes.
+    #[serde(default)]
+    pub template: bool,
     /// What goes into `machine.log`, as tracing-subscriber's filters are written: `info`, `vmm_lib=debug,info`.
     pub log_filter: String,
 }

@@ -148,6 +148,12 @@ impl State {
     }
 }
 
+/// Reads both files of a snapshot to see that they are what was written. On which host they can be taken up is not looked at.
+pub fn check(state: &File, memory: &File) -> Result<(), RestoreError> {
+    let state = State::read(state)?;
+    memory::verify(memory, state.memory, state.memory_checksum)
+}
+
 /// Two things that must be alike.
 pub(crate) fn same<T: PartialEq + ToString>(what: &'static str, wanted: &T, has: &T) -> Result<(), RestoreError> {
     if wanted == has {

@@ -159,6 +159,16 @@ const BUILD: &[Call] = &[
             0x4008_ae89, // KVM_SET_MSRS
             0x4008_ae90, // KVM_SET_CPUID2
             0xc004_ae02, // KVM_GET_MSR_INDEX_LIST
+            // What a snapshot is taken up with.
+            0x8208_ae63, // KVM_SET_IRQCHIP
+            0x4030_ae7b, // KVM_SET_CLOCK
+            0xc008_ae88, // KVM_GET_MSRS
+            0x4400_ae8f, // KVM_SET_LAPIC
+            0x4004_ae99, // KVM_SET_MP_STATE
+            0x4040_aea0, // KVM_SET_VCPU_EVENTS
+            0x4080_aea2, // KVM_SET_DEBUGREGS
+            0x5000_aea5, // KVM_SET_XSAVE
+            0x4188_aea7, // KVM_SET_XCRS
         ],
     ),
     Any(libc::SYS_rt_sigaction),
@@ -172,6 +182,36 @@ const BUILD: &[Call] = &[
     Any(libc::SYS_epoll_create1),
     Any(libc::SYS_epoll_ctl),
 ];
+
+/// The virtual machine and its memory into files: what the thread that takes a snapshot needs.
+const SNAPSHOT: &[Call] = &[
+    OneOf(
+        libc::SYS_ioctl,
+        1,
+        &[
+            0xc208_ae62, // KVM_GET_IRQCHIP
+            0x8030_ae7c, // KVM_GET_CLOCK
+        ],
+    ),
+    Any(libc::SYS_pwrite64),
+    Any(libc::SYS_ftruncate),
+];
+
+/// A processor's registers.
+const SNAPSHOT_VCPU: &[Call] = &[OneOf(
+    libc::SYS_ioctl,
+    1,
+    &[
+        0x8138_ae83, // KVM_GET_SREGS
+        0xc008_ae88, // KVM_GET_MSRS
+        0x8400_ae8e, // KVM_GET_LAPIC
+        0x8004_ae98, // KVM_GET_MP_STATE
+        0x8040_ae9f, // KVM_GET_VCPU_EVENTS
+        0x8080_aea1, // KVM_GET_DEBUGREGS
+        0x9000_aea4, // KVM_GET_XSAVE
+        0x8188_aea6, // KVM_GET_XCRS
+    ],
+)];
 
 /// The guest, its interrupts and notifications, and what a device's start takes. KVM_RUN first: filters are read from the front.
 const VCPU: &[Call] = &[
@@ -218,12 +258,22 @@ const DEVICE: &[Call] = &[
 ];
 
 impl Role {
-    /// Its lists.
-    pub(super) fn calls(self) -> Vec<&'static [Call]> {
+    /// Its lists; with `template` such that a snapshot can be taken.
+    pub(super) fn calls(self, template: bool) -> Vec<&'static [Call]> {
+        let mut calls = self.usual_calls();
+        match self {
+            Self::Process if template => calls.extend([SNAPSHOT, SNAPSHOT_VCPU]),
+            Self::Vcpu if template => calls.push(SNAPSHOT_VCPU),
+            _ => {}
+        }
+        calls
+    }
+
+    fn usual_calls(self) -> Vec<&'static [Call]> {
         let own: &[&'static [Call]] = match self {
             Self::Process => {
                 let mut all = vec![BUILD, SPAWN];
-                all.extend(OWN.into_iter().flat_map(Self::calls));
+                all.extend(OWN.into_iter().flat_map(Self::usual_calls));
                 return all;
             }
             Self::Main => &[&[Any(libc::SYS_fsync)]],

@@ -20,14 +20,14 @@ pub struct Filters(Arc<BTreeMap<Role, Vec<BpfProgram>>>);
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
 impl Filters {
-    /// Compiles them.
-    pub fn new() -> Result<Self, JailError> {
+    /// Compiles them; with `template` such that a snapshot can be taken.
+    pub fn new(template: bool) -> Result<Self, JailError> {
         let mut filters = BTreeMap::new();
         for role in OWN {
-            let calls = rules(role.calls())?;
+            let calls = rules(role.calls(template))?;
             filters.insert(role, vec![compile(calls, SeccompAction::KillProcess, SeccompAction::Allow)?]);
         }
-        filters.insert(Role::Process, whole(Role::Process.calls())?);
+        filters.insert(Role::Process, whole(Role::Process.calls(template))?);
         Ok(Self(Arc::new(filters)))
     }
 
@@ -107,7 +107,7 @@ mod tests {
 
     #[test]
     fn every_list_becomes_a_program_that_the_kernel_takes() {
-        let filters = Filters::new().unwrap();
+        let filters = Filters::new(true).unwrap();
         for (role, programs) in &*filters.0 {
             // BPF_MAXINSNS.
             assert!(programs.iter().all(|program| program.len() < 4096), "{role:?}");
@@ -150,7 +150,7 @@ mod tests {
             libc::SYS_unlinkat,
             libc::SYS_renameat2,
         ];
-        let process = rules(Role::Process.calls()).unwrap();
+        let process = rules(Role::Process.calls(true)).unwrap();
         for number in never {
             assert!(!process.contains_key(&number), "system call {number}");
         }
@@ -158,9 +158,9 @@ mod tests {
 
     #[test]
     fn what_a_role_may_call_the_process_may_call() {
-        let process = rules(Role::Process.calls()).unwrap();
+        let process = rules(Role::Process.calls(true)).unwrap();
         for role in OWN {
-            for (number, own) in rules(role.calls()).unwrap() {
+            for (number, own) in rules(role.calls(true)).unwrap() {
                 let all = &process[&number];
                 assert!(
                     all.is_empty() || (!own.is_empty() && own.iter().all(|rule| all.contains(rule))),
@@ -172,12 +172,12 @@ mod tests {
 
     #[test]
     fn only_processors_run_a_guest_and_none_makes_threads_or_machines() {
-        let ioctls = |role: Role| rules(role.calls()).unwrap().get(&libc::SYS_ioctl).cloned().unwrap_or_default();
+        let ioctls = |role: Role| rules(role.calls(true)).unwrap().get(&libc::SYS_ioctl).cloned().unwrap_or_default();
         let (_, run) = alternatives(&Call::OneOf(libc::SYS_ioctl, 1, &[0xae80])).unwrap();
         for role in OWN {
             assert_eq!(ioctls(role).contains(&run[0]), role == Role::Vcpu, "{role:?}");
             assert_eq!(
-                rules(role.calls()).unwrap().contains_key(&libc::SYS_clone),
+                rules(role.calls(true)).unwrap().contains_key(&libc::SYS_clone),
                 role == Role::Control,
                 "{role:?}"
             );

@@ -102,6 +102,7 @@ pub(crate) fn order(kernel: FileSource, uid: u32) -> Start {
             count_exits: false,
         },
         jail: Jail { uid, file_size: 1 << 30 },
+        template: false,
         log_filter: "info".into(),
     }
 }

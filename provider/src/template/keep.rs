@@ -1,0 +1,362 @@
+//! The node's template: found or made in the background, given to whoever starts a machine, thrown away when a copy fails or what it depends
+//! on has changed. There is one at a time, of [`MEMORY`] and a little state.
+//!
+//! ```text
+//! STATE/templates/KEY/{state,memory}      a template that is whole: renamed to its key when all is written
+//! STATE/templates/making/                 one that is being made, with its machine's directory
+//! ```
+
+use std::{
+    fs, io,
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use kvmlet_protocol::RENEW_VERSION;
+use tokio::sync::Notify;
+use tracing::{info, warn};
+use vmm_lib::{snapshot, spec::MachineSpec};
+
+use super::{MEMORY, copy, key::key, original};
+use crate::{
+    act::chain,
+    agent::Agent,
+    config::Config,
+    context::Context,
+    machine::{self, Launch},
+};
+
+/// How long a template's guest may boot.
+const BOOT_TIME: Duration = Duration::from_secs(180);
+/// For the guest to give back what booting it took.
+const SETTLE: Duration = Duration::from_secs(2);
+/// After this long without a template it is tried again.
+const AGAIN: Duration = Duration::from_secs(600);
+/// Copies that fail one after the other before there are no more.
+const FAILURES: u32 = 3;
+/// Bytes of the state, at most.
+const STATE: u64 = 16 << 20;
+/// Its control group.
+const NAME: &str = "template";
+
+/// How a machine starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Start {
+    /// As a copy of the template.
+    Copy,
+    /// By booting, for this reason.
+    Boot(String),
+}
+
+impl Start {
+    /// As the pod's owner reads it.
+    pub fn told(&self, took: Duration) -> String {
+        let seconds = took.as_secs_f64();
+        match self {
+            Self::Copy => format!("Machine started as a copy of the node's template in {seconds:.2} s"),
+            Self::Boot(why) => format!("Machine booted in {seconds:.2} s ({why})"),
+        }
+    }
+}
+
+/// The node's template, or why there is none.
+pub struct Templates {
+    directory: PathBuf,
+    state: Mutex<State>,
+    wanted: Notify,
+}
+
+struct State {
+    template: Result<Template, String>,
+    failures: u32,
+}
+
+struct Template {
+    directory: PathBuf,
+    /// What it was made of, as it was then.
+    of: Vec<(PathBuf, Option<Stamp>)>,
+}
+
+/// Tells a file that was replaced or written.
+#[derive(Debug, PartialEq, Eq)]
+struct Stamp(u64, u64, u64, i64, i64);
+
+impl Stamp {
+    fn of(path: &Path) -> Option<Self> {
+        let is = fs::metadata(path).ok()?;
+        Some(Self(is.dev(), is.ino(), is.len(), is.ctime(), is.ctime_nsec()))
+    }
+}
+
+impl Templates {
+    /// Without a template yet.
+    pub fn new(config: &Config) -> Self {
+        let why = if config.machines.templates {
+            "the node's template is not made yet"
+        } else {
+            "machines.templates is off"
+        };
+        Self {
+            directory: config.state_dir.join("templates"),
+            state: Mutex::new(State {
+                template: Err(why.into()),
+                failures: 0,
+            }),
+            wanted: Notify::new(),
+        }
+    }
+
+    /// Where the machine of a template that is being made keeps its files.
+    pub fn machine_dir(&self) -> PathBuf {
+        self.directory.join("making").join("machine")
+    }
+
+    /// The machine as a copy of the template, if there is one and the machine fits.
+    pub fn offer(&self, spec: MachineSpec) -> (MachineSpec, Start) {
+        let mut state = self.state.lock().expect("no holder panics");
+        let stale = state.template.as_ref().is_ok_and(Template::is_stale);
+        if stale {
+            state.template = Err("the guest was replaced: the node's template is made anew".into());
+            self.wanted.notify_one();
+        }
+        match &state.template {
+            Err(why) => (spec, Start::Boot(why.clone())),
+            Ok(template) => match copy(spec, &template.directory) {
+                Ok(spec) => (spec, Start::Copy),
+                Err((spec, why)) => (*spec, Start::Boot(why.into())),
+            },
+        }
+    }
+
+    /// A copy runs.
+    pub fn worked(&self) {
+        self.state.lock().expect("no holder panics").failures = 0;
+    }
+
+    /// A copy did not come up: the template is thrown away.
+    pub fn failed(&self, why: &str) {
+        let mut state = self.state.lock().expect("no holder panics");
+        state.failures += 1;
+        let what = if state.failures < FAILURES {
+            self.wanted.notify_one();
+            format!("the last copy of the node's template failed ({why}), another is being made")
+        } else {
+            format!("{FAILURES} copies of the node's templates failed, the last: {why}")
+        };
+        warn!(why, failures = state.failures, "a copy of the template failed");
+        if let Ok(template) = std::mem::replace(&mut state.template, Err(what)) {
+            let _ = fs::remove_dir_all(template.directory);
+        }
+    }
+
+    /// Finds or makes a template whenever one is wanted, for ever.
+    pub async fn keep(&self, context: &Arc<Context>) {
+        if !context.config.machines.templates {
+            return;
+        }
+        loop {
+            let found = self.have(context).await;
+            if let Err(why) = &found {
+                warn!(why, "there is no template: machines are booted");
+            }
+            let missing = found.is_err();
+            self.state.lock().expect("no holder panics").template =
+                found.map_err(|why| format!("the node's template could not be made: {why}"));
+            if missing {
+                let _ = tokio::time::timeout(AGAIN, self.wanted.notified()).await;
+            } else {
+                self.wanted.notified().await;
+            }
+        }
+    }
+
+    async fn have(&self, context: &Arc<Context>) -> Result<Template, String> {
+        let (guest, executable) = (context.config.guest.clone(), context.executable.clone());
+        let of = [&guest.kernel, &guest.initramfs].map(|path| (path.clone(), Stamp::of(path))).into();
+        let key = blocking(move || key(&guest, &executable)).await?;
+        let directory = self.directory.join(&key);
+        let looked_at = directory.clone();
+        if !blocking(move || Ok(is_whole(&looked_at))).await? {
+            self.make(context, &directory).await?;
+        }
+        self.clear(Some(&key)).map_err(|error| format!("remove old templates: {error}"))?;
+        info!(key, "the node's template is there");
+        Ok(Template { directory, of })
+    }
+
+    async fn make(&self, context: &Arc<Context>, directory: &Path) -> Result<(), String> {
+        let begun = Instant::now();
+        let (machine, made) = (self.machine_dir(), self.directory.join("making"));
+        machine::destroy_in(context, NAME, machine.clone()).await?;
+        let io = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
+        self.clear(None).map_err(io("remove old templates"))?;
+        let mut private = fs::DirBuilder::new();
+        private.recursive(true).mode(0o700);
+        private.create(&machine).map_err(io("make a directory for the template"))?;
+        let booted = self.boot(context, &machine, &made).await;
+        let destroyed = machine::destroy_in(context, NAME, machine).await;
+        booted?;
+        destroyed?;
+        fs::rename(&made, directory).map_err(io("name the template"))?;
+        info!(ms = begun.elapsed().as_millis(), "a template was made");
+        Ok(())
+    }
+
+    /// Boots the machine and has it written.
+    async fn boot(&self, context: &Arc<Context>, machine: &Path, made: &Path) -> Result<(), String> {
+        let create = |name: &str| {
+            let mut options = fs::File::options();
+            options.read(true).write(true).create_new(true).mode(0o600);
+            options
+                .open(made.join(name))
+                .map_err(|error| format!("make the file {name}: {error}"))
+        };
+        let (state, memory) = (create("state")?, create("memory")?);
+        let launch = Launch {
+            spec: original(&context.config.guest, &machine.join("vsock.sock")),
+            tap: None,
+            shared: Vec::new(),
+            file_size: MEMORY + STATE,
+            template: true,
+        };
+        let _boot = context.boots.acquire().await.map_err(|error| error.to_string())?;
+        let running = machine::launch(context, NAME, machine.into(), launch).await?;
+        let written = async {
+            let agent = Agent::await_boot(&running.vsock, BOOT_TIME).await.map_err(|error| chain(&error))?;
+            let version = agent.welcome().version;
+            if version < RENEW_VERSION {
+                return Err(format!(
+                    "the guest's agent speaks version {version} of the protocol, and {RENEW_VERSION} is needed"
+                ));
+            }
+            drop(agent);
+            tokio::time::sleep(SETTLE).await;
+            running.snapshot(state, memory).await
+        };
+        tokio::select! {
+            result = written => result,
+            why = running.exited() => Err(format!("its machine ended: {why}")),
+        }
+    }
+
+    /// Removes all that is there but the template of this key.
+    fn clear(&self, key: Option<&str>) -> io::Result<()> {
+        match fs::read_dir(&self.directory) {
+            Ok(entries) => entries
+                .flatten()
+                .filter(|entry| key.is_none_or(|key| entry.file_name() != key))
+                .try_for_each(|entry| fs::remove_dir_all(entry.path())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Template {
+    fn is_stale(&self) -> bool {
+        self.of.iter().any(|(path, stamp)| Stamp::of(path) != *stamp)
+    }
+}
+
+/// Whether a template that was made before is what was written then.
+fn is_whole(directory: &Path) -> bool {
+    let open = |name: &str| fs::File::open(directory.join(name));
+    let (Ok(state), Ok(memory)) = (open("state"), open("memory")) else {
+        return false;
+    };
+    let checked = snapshot::check(&state, &memory);
+    if let Err(error) = &checked {
+        warn!(error = chain(error), "the template on the disk is not used");
+    }
+    checked.is_ok()
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| error.to_string())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{config::Guest, template::original};
+
+    fn templates(root: &Path) -> Templates {
+        let kernel = root.join("kernel");
+        fs::write(&kernel, "one").unwrap();
+        let of = vec![(kernel.clone(), Stamp::of(&kernel))];
+        let directory = root.join("templates");
+        fs::create_dir_all(directory.join("key")).unwrap();
+        let template = Template {
+            directory: directory.join("key"),
+            of,
+        };
+        Templates {
+            directory,
+            state: Mutex::new(State {
+                template: Ok(template),
+                failures: 0,
+            }),
+            wanted: Notify::new(),
+        }
+    }
+
+    fn machine() -> MachineSpec {
+        MachineSpec {
+            comb: None,
+            ..original(&Guest::default(), Path::new("/m/vsock.sock"))
+        }
+    }
+
+    #[test]
+    fn a_replaced_guest_is_booted() {
+        let root = tempfile::tempdir().unwrap();
+        let templates = templates(root.path());
+        assert_eq!(templates.offer(machine()).1, Start::Copy);
+        fs::write(root.path().join("kernel"), "another").unwrap();
+        let (spec, start) = templates.offer(machine());
+        assert_eq!((spec.restore, spec.comb), (None, None));
+        assert!(matches!(start, Start::Boot(why) if why.contains("replaced")));
+    }
+
+    #[test]
+    fn a_template_whose_copy_failed_is_gone_and_after_some_there_are_no_more() {
+        let root = tempfile::tempdir().unwrap();
+        let templates = templates(root.path());
+        templates.failed("it was cold");
+        assert!(!root.path().join("templates/key").exists());
+        let (_, start) = templates.offer(machine());
+        assert!(matches!(start, Start::Boot(why) if why.contains("it was cold") && why.contains("another is being made")));
+        templates.failed("again");
+        templates.failed("and again");
+        let (_, start) = templates.offer(machine());
+        assert!(matches!(start, Start::Boot(why) if why.contains("3 copies") && why.contains("and again")));
+    }
+
+    #[test]
+    fn only_the_template_of_the_key_is_left() {
+        let root = tempfile::tempdir().unwrap();
+        let templates = templates(root.path());
+        fs::create_dir_all(templates.machine_dir()).unwrap();
+        templates.clear(Some("key")).unwrap();
+        let left: Vec<_> = fs::read_dir(&templates.directory)
+            .unwrap()
+            .flatten()
+            .map(|entry| entry.file_name())
+            .collect();
+        assert_eq!(left, ["key"]);
+        templates.clear(None).unwrap();
+        assert!(fs::read_dir(&templates.directory).unwrap().next().is_none());
+    }
+
+    #[test]
+    fn a_template_that_was_cut_short_is_not_whole() {
+        let root = tempfile::tempdir().unwrap();
+        assert!(!is_whole(root.path()));
+        for name in ["state", "memory"] {
+            fs::write(root.path().join(name), "kvmsnap\n").unwrap();
+        }
+        assert!(!is_whole(root.path()));
+    }
+}
