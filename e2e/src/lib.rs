@@ -33,6 +33,7 @@ pub mod preflight;
 pub mod process;
 pub mod progress;
 pub mod registry;
+pub mod sequences;
 pub mod suite;
 pub mod wait;
 

@@ -14,6 +14,7 @@ use clap::{Args, Parser, Subcommand};
 use kvmlet_e2e::{
     Cluster, ClusterOptions, agent, artifacts, bench, cargo_tests, demo, packages, paths, preflight,
     progress::say,
+    sequences,
     suite::{self, Summary},
 };
 
@@ -85,6 +86,9 @@ enum Command {
         #[arg(last = true, required = true)]
         argv: Vec<String>,
     },
+    /// Writes source address and sequence number of each TCP connection that begins, as it is seen; only ever inside a host.
+    #[command(hide = true)]
+    WatchSequences,
     /// Run a command on a host of the running cluster.
     Exec {
         /// The host's number (1) or name (kvm-1).
@@ -169,6 +173,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Demo => demo::run(),
         Command::Bench { pods, starts, filter } => measure(&bench::Options { pods, starts, filter }),
         Command::MeasureStart { way, ram, argv } => bench::guest::measure(&way, ram, &argv).map(|()| ExitCode::SUCCESS),
+        Command::WatchSequences => sequences::watch().map(|()| ExitCode::SUCCESS),
         Command::Exec { host, argv } => exec(&host, &argv),
         Command::Kubectl { arguments } => {
             let status = Cluster::running()?

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod, Volume};
 
-use crate::{bandwidth, quantity::Quantity, supported};
+use crate::{bandwidth, quantity::Quantity, supported, template};
 
 /// A pod that this node can run.
 #[derive(Debug, Clone)]
@@ -225,6 +225,12 @@ impl DesiredPod {
         if let Err(message) = bandwidth::limits(self.pod.metadata.annotations.as_ref()) {
             return Some(Refusal {
                 reason: "InvalidBandwidth",
+                message,
+            });
+        }
+        if let Err(message) = template::wanted(self.pod.metadata.annotations.as_ref()) {
+            return Some(Refusal {
+                reason: "InvalidTemplate",
                 message,
             });
         }

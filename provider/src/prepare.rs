@@ -142,7 +142,6 @@ async fn up(
     file_size: u64,
 ) -> Result<Agent, String> {
     let context = &act.context;
-    let (mut start, mut agent) = (Start::Copy, None);
     let launch = |spec, tap, shared| Launch {
         spec,
         tap: Some(tap),
@@ -150,33 +149,34 @@ async fn up(
         file_size,
         template: false,
     };
+    let told = |start: &Start, took: Duration| {
+        let message = start.told(took);
+        context.recorder.pod(&desired.pod, Note::normal("MachineStarted", None, message));
+    };
     let mut begun = Instant::now();
-    match context.templates.offer(spec.clone()) {
-        (copy, Start::Copy) => {
-            let own = tap.try_clone().map_err(|e| format!("duplicate the tap: {e}"))?;
-            match answered(act, &desired.uid, launch(copy, own, Vec::new())).await {
-                Ok(answering) => {
-                    context.templates.worked();
-                    agent = Some(answering);
-                }
-                Err(why) => {
-                    context.templates.failed(&why);
-                    machine::stop(context, &desired.uid).await?;
-                    start = Start::Boot(format!("as a copy of the node's template it did not come up: {why}"));
-                }
+    let (offered, mut start) = if template::wanted(desired.pod.metadata.annotations.as_ref())? {
+        context.templates.offer(spec.clone())
+    } else {
+        (spec.clone(), Start::Boot(format!("the pod's {} is \"none\"", template::ANNOTATION)))
+    };
+    if let Start::Copy(number) = start {
+        let own = tap.try_clone().map_err(|e| format!("duplicate the tap: {e}"))?;
+        match answered(act, &desired.uid, launch(offered, own, Vec::new())).await {
+            Ok(agent) => {
+                context.templates.worked();
+                told(&start, begun.elapsed());
+                return Ok(agent);
+            }
+            Err(why) => {
+                context.templates.failed(number, &why);
+                machine::stop(context, &desired.uid).await?;
+                start = Start::Boot(format!("as a copy of the node's template it did not come up: {why}"));
+                begun = Instant::now();
             }
         }
-        (_, boot) => start = boot,
     }
-    let agent = match agent {
-        Some(agent) => agent,
-        None => {
-            begun = Instant::now();
-            answered(act, &desired.uid, launch(spec, tap, shared)).await?
-        }
-    };
-    let message = start.told(begun.elapsed());
-    context.recorder.pod(&desired.pod, Note::normal("MachineStarted", None, message));
+    let agent = answered(act, &desired.uid, launch(spec, tap, shared)).await?;
+    told(&start, begun.elapsed());
     Ok(agent)
 }
 

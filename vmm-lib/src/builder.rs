@@ -14,6 +14,7 @@ use crate::cpuid::{CpuidError, Template};
 use crate::devices::{self, DeviceError, Shared};
 use crate::exit::{ExitCounts, MachineExit, MachineReport};
 use crate::files::{FileError, Files};
+use crate::generation::{self, GenerationError};
 use crate::hotplug::{Hotplug, Hotplugged, ResizeError};
 use crate::images::{Images, ImagesError};
 use crate::irq::Interrupts;
@@ -78,6 +79,9 @@ pub enum BuildError {
     /// A snapshot.
     #[error("take up the snapshot")]
     Restore(#[from] RestoreError),
+    /// The generation identifier.
+    #[error("give the machine its generation identifier")]
+    Generation(#[from] GenerationError),
     /// The signal that gets processors out of the guest.
     #[error("install the signal handler")]
     Signal(#[source] std::io::Error),
@@ -199,7 +203,9 @@ impl Builder {
         let restored = snapshot.is_some();
         if let Some((state, _)) = snapshot {
             restore(&state, &vm, &vcpus, &bus)?;
+            generation::renew(&memory, &vm)?;
         } else {
+            generation::write(&memory)?;
             boot(&spec, &files, (&memory, &layout, possible_cpus), &vcpus[0], &mut timeline)?;
         }
         vcpu::install_kick_handler().map_err(|error| BuildError::Signal(error.into()))?;

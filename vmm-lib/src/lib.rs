@@ -61,6 +61,7 @@ pub mod files;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzz;
+pub mod generation;
 mod hotplug;
 mod images;
 mod irq;

@@ -14,6 +14,8 @@ use vmm_lib::snapshot::SnapshotFiles;
 use vmm_lib::spec::{FileSource, MachineSpec, Restore};
 use vmm_lib::{Builder, Machine};
 
+/// Where a machine's generation identifier is.
+const GENERATION: u64 = 0xf_f000;
 /// Where the guest counts.
 const COUNTER: u64 = 0x20_0000;
 
@@ -100,6 +102,26 @@ fn a_machine_goes_on_where_its_snapshot_was_taken_and_as_often_as_one_likes() {
     }
     let memory = File::open(directory.path().join("first.memory")).expect("it is there");
     assert_eq!(counted(&memory), first, "the file is only read");
+}
+
+#[test]
+fn each_machine_that_is_made_of_a_snapshot_has_a_generation_identifier_of_its_own() {
+    let (kernel, directory) = (counting(), tempfile::tempdir().expect("a directory"));
+    let spec = kernel.spec(1);
+    let mut seen = Vec::new();
+    for name in ["first", "second", "third"] {
+        let spec = if seen.is_empty() {
+            spec.clone()
+        } else {
+            restored(&spec, directory.path(), "first")
+        };
+        take(build(spec), &files(directory.path(), name), 0);
+        let memory = File::open(directory.path().join(format!("{name}.memory"))).expect("it was written");
+        let mut identifier = [0; 16];
+        memory.read_exact_at(&mut identifier, GENERATION).expect("memory is as long");
+        assert!(identifier != [0; 16] && !seen.contains(&identifier), "{name}: {identifier:?}");
+        seen.push(identifier);
+    }
 }
 
 #[test]

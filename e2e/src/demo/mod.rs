@@ -21,11 +21,11 @@ use crate::{
 const NAMESPACE: &str = "demo";
 /// Longer than anything takes on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(180);
-/// The pods as a person would write them: only the selector and the toleration say that they are for machines. The second
-/// one must be where the first is not.
+/// The pods as a person would write them: only the selector and the toleration say that they are for machines. The first one's machine boots,
+/// the second one's is a copy of its node's template; and it must be where the first is not.
 const WEB: &str = "apiVersion: v1
 kind: Pod
-metadata: {name: web, namespace: demo, labels: {app: web}}
+metadata: {name: web, namespace: demo, labels: {app: web}, annotations: {kvmlet.io/template: none}}
 spec:
   nodeSelector: {type: virtual-kubelet}
   tolerations: [{key: virtual-kubelet.io/provider, operator: Exists}]
@@ -105,6 +105,7 @@ fn report(cluster: &Cluster) {
 
 fn steps(cluster: &Cluster, screen: &Screen) -> Result<()> {
     screen.step("nodes Ready", || nodes(cluster))?;
+    screen.step("templates", || templates(cluster))?;
     let empty = [Traces::of(cluster.host(0)?)?, Traces::of(cluster.host(1)?)?];
     cluster.create_namespace(NAMESPACE)?;
 
@@ -133,7 +134,9 @@ fn steps(cluster: &Cluster, screen: &Screen) -> Result<()> {
     screen.step("logs", || logs(cluster))?;
     let url = format!("http://{address}/");
     screen.step("HTTP by host", || {
-        let page = here.sh(&format!("curl -sS --fail --max-time 20 {url}"))?;
+        // A container runs before its server listens.
+        let get = || here.sh(&format!("curl -sS --fail --max-time 20 {url}")).map(Some);
+        let page = wait_for("nginx to answer", DEADLINE, get)?;
         Ok(((), format!("{} got \"{}\" from {url}", here.name, title(&page)?)))
     })?;
     screen.step("HTTP by pod", || {
@@ -142,6 +145,14 @@ fn steps(cluster: &Cluster, screen: &Screen) -> Result<()> {
         ensure!(node == there.name.as_str(), "the pod that asks is on {node}, not on {}", there.name);
         let page = exec(cluster, "client", &["timeout", "20", "wget", "-q", "-O", "-", &url])?;
         Ok(((), format!("pod {own} on {} got \"{}\" from {url}", there.name, title(&page)?)))
+    })?;
+    screen.step("both starts", || {
+        let (booted, copied) = (started(cluster, "web")?, started(cluster, "client")?);
+        ensure!(
+            booted.contains("booted") && copied.contains("copy"),
+            "web: {booted}; client: {copied}"
+        );
+        Ok(((), format!("web: {booted}\nclient: {copied}")))
     })?;
     screen.step("exec", || exec_with_code(cluster))?;
     screen.step("daemon killed", || killed(cluster, here, &url))?;
@@ -176,14 +187,43 @@ fn scheduled(cluster: &Cluster) -> Result<(String, String)> {
         Ok(cluster.pod(NAMESPACE, "web")?["spec"]["nodeName"].as_str().map(str::to_owned))
     })?;
     let words = wait_for("the scheduler's event", DEADLINE, || {
-        let fields = "involvedObject.name=web,reason=Scheduled";
-        let events = cluster.kubectl_json(&["get", "events", "-n", NAMESPACE, "--field-selector", fields])?;
-        let event = &events["items"][0];
+        let event = event(cluster, "web", "Scheduled")?;
         let by = [&event["reportingComponent"], &event["source"]["component"]];
         let by = by.into_iter().filter_map(Value::as_str).find(|name| !name.is_empty());
         Ok(event["message"].as_str().zip(by).map(|(message, by)| format!("{by}: {message}")))
     })?;
     Ok((node, words))
+}
+
+fn event(cluster: &Cluster, pod: &str, reason: &str) -> Result<Value> {
+    let fields = format!("involvedObject.name={pod},reason={reason}");
+    let events = cluster.kubectl_json(&["get", "events", "-n", NAMESPACE, "--field-selector", &fields])?;
+    Ok(events["items"][0].clone())
+}
+
+/// Waits until each host has the template that its machines are copies of.
+fn templates(cluster: &Cluster) -> Result<((), String)> {
+    let mut lines = Vec::new();
+    for host in &cluster.hosts {
+        let key = wait_for("the host to have made its template", DEADLINE, || {
+            let keys = host.sh("cd /var/lib/kvmlet/templates 2>/dev/null && ls | grep -v making || true")?;
+            Ok(keys.lines().next().map(str::to_owned))
+        })?;
+        lines.push(format!(
+            "{}: {} of this kernel, processor, KVM, guest and monitor",
+            host.name,
+            &key[..key.len().min(12)]
+        ));
+    }
+    Ok(((), lines.join("\n")))
+}
+
+/// What the owner of a pod is told of its machine's start.
+fn started(cluster: &Cluster, pod: &str) -> Result<String> {
+    wait_for("the event of a machine's start", DEADLINE, || {
+        let event = event(cluster, pod, "MachineStarted")?;
+        Ok(event["message"].as_str().map(str::to_owned))
+    })
 }
 
 /// Waits until the pod runs; its address.

@@ -25,6 +25,7 @@ mod resize;
 mod restarts;
 mod rig;
 mod survival;
+mod templates;
 mod two_hosts;
 mod volumes;
 mod workload;
@@ -101,6 +102,7 @@ fn all() -> impl Iterator<Item = &'static Test> {
         exits::TESTS,
         by_hand::TESTS,
         copies::TESTS,
+        templates::TESTS,
         jail::TESTS,
         survival::TESTS,
         outage::TESTS,

@@ -44,8 +44,8 @@ const NAME: &str = "template";
 /// How a machine starts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Start {
-    /// As a copy of the template.
-    Copy,
+    /// As a copy of the template of this number.
+    Copy(u64),
     /// By booting, for this reason.
     Boot(String),
 }
@@ -55,7 +55,7 @@ impl Start {
     pub fn told(&self, took: Duration) -> String {
         let seconds = took.as_secs_f64();
         match self {
-            Self::Copy => format!("Machine started as a copy of the node's template in {seconds:.2} s"),
+            Self::Copy(_) => format!("Machine started as a copy of the node's template in {seconds:.2} s"),
             Self::Boot(why) => format!("Machine booted in {seconds:.2} s ({why})"),
         }
     }
@@ -70,6 +70,9 @@ pub struct Templates {
 
 struct State {
     template: Result<Template, String>,
+    /// How many there were before.
+    number: u64,
+    /// Copies, of one template each, that failed with none between them that worked.
     failures: u32,
 }
 
@@ -102,6 +105,7 @@ impl Templates {
             directory: config.state_dir.join("templates"),
             state: Mutex::new(State {
                 template: Err(why.into()),
+                number: 0,
                 failures: 0,
             }),
             wanted: Notify::new(),
@@ -124,7 +128,7 @@ impl Templates {
         match &state.template {
             Err(why) => (spec, Start::Boot(why.clone())),
             Ok(template) => match copy(spec, &template.directory) {
-                Ok(spec) => (spec, Start::Copy),
+                Ok(spec) => (spec, Start::Copy(state.number)),
                 Err((spec, why)) => (*spec, Start::Boot(why.into())),
             },
         }
@@ -135,17 +139,20 @@ impl Templates {
         self.state.lock().expect("no holder panics").failures = 0;
     }
 
-    /// A copy did not come up: the template is thrown away.
-    pub fn failed(&self, why: &str) {
+    /// A copy of the template of this number did not come up: the template is thrown away.
+    pub fn failed(&self, number: u64, why: &str) {
         let mut state = self.state.lock().expect("no holder panics");
+        warn!(why, number, "a copy of the node's template did not come up");
+        if number != state.number || state.template.is_err() {
+            return;
+        }
         state.failures += 1;
         let what = if state.failures < FAILURES {
             self.wanted.notify_one();
-            format!("the last copy of the node's template failed ({why}), another is being made")
+            format!("a copy of the node's template did not come up ({why}), another is being made")
         } else {
-            format!("{FAILURES} copies of the node's templates failed, the last: {why}")
+            format!("copies of {FAILURES} templates did not come up, the last: {why}")
         };
-        warn!(why, failures = state.failures, "a copy of the template failed");
         if let Ok(template) = std::mem::replace(&mut state.template, Err(what)) {
             let _ = fs::remove_dir_all(template.directory);
         }
@@ -296,6 +303,7 @@ mod tests {
             directory,
             state: Mutex::new(State {
                 template: Ok(template),
+                number: 7,
                 failures: 0,
             }),
             wanted: Notify::new(),
@@ -313,7 +321,7 @@ mod tests {
     fn a_replaced_guest_is_booted() {
         let root = tempfile::tempdir().unwrap();
         let templates = templates(root.path());
-        assert_eq!(templates.offer(machine()).1, Start::Copy);
+        assert_eq!(templates.offer(machine()).1, Start::Copy(7));
         fs::write(root.path().join("kernel"), "another").unwrap();
         let (spec, start) = templates.offer(machine());
         assert_eq!((spec.restore, spec.comb), (None, None));
@@ -324,14 +332,27 @@ mod tests {
     fn a_template_whose_copy_failed_is_gone_and_after_some_there_are_no_more() {
         let root = tempfile::tempdir().unwrap();
         let templates = templates(root.path());
-        templates.failed("it was cold");
+        let again = |number| {
+            let mut state = templates.state.lock().unwrap();
+            state.number = number;
+            state.template = Ok(Template {
+                directory: root.path().join("none"),
+                of: Vec::new(),
+            });
+        };
+        templates.failed(6, "a copy of the one before");
+        assert_eq!(templates.offer(machine()).1, Start::Copy(7));
+        templates.failed(7, "it was cold");
+        templates.failed(7, "so was its sibling");
         assert!(!root.path().join("templates/key").exists());
         let (_, start) = templates.offer(machine());
         assert!(matches!(start, Start::Boot(why) if why.contains("it was cold") && why.contains("another is being made")));
-        templates.failed("again");
-        templates.failed("and again");
+        for number in [8, 9] {
+            again(number);
+            templates.failed(number, "and again");
+        }
         let (_, start) = templates.offer(machine());
-        assert!(matches!(start, Start::Boot(why) if why.contains("3 copies") && why.contains("and again")));
+        assert!(matches!(start, Start::Boot(why) if why.contains("3 templates") && why.contains("and again")));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 mod keep;
 mod key;
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use kvmlet_protocol::Renewal;
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -25,6 +25,20 @@ const ENTROPY: usize = 64;
 const PMEM_STEP: u64 = 2 << 20;
 /// Context identifier of every guest: each machine has a multiplexer of its own.
 pub const GUEST_CID: u32 = 3;
+
+/// A pod's annotation: whether its machine may be a copy of the node's template, `node`, or boots by itself, `none`.
+pub const ANNOTATION: &str = "kvmlet.io/template";
+
+/// Whether a pod's machine may be a copy; the error is for the pod's owner.
+pub fn wanted(annotations: Option<&BTreeMap<String, String>>) -> Result<bool, String> {
+    match annotations.and_then(|all| all.get(ANNOTATION)).map(String::as_str) {
+        None | Some("node") => Ok(true),
+        Some("none") => Ok(false),
+        Some(other) => Err(format!(
+            "metadata.annotations[{ANNOTATION}]: {other:?} is neither \"node\" nor \"none\""
+        )),
+    }
+}
 
 /// The places of a template: what most pods have at the most. A pod with more is booted.
 pub fn comb() -> Comb {
@@ -178,6 +192,17 @@ mod tests {
         assert_eq!(told.devices, [17]);
         let exact = copy(machine(|spec| spec.memory = MEMORY), Path::new("/t")).unwrap();
         assert_eq!((exact.hotplug, exact.validate(0)), (None, Ok(())));
+    }
+
+    #[test]
+    fn a_pod_may_ask_for_a_machine_that_boots() {
+        let of = |value: &str| wanted(Some(&BTreeMap::from([(ANNOTATION.to_owned(), value.to_owned())])));
+        assert_eq!((wanted(None), of("node"), of("none")), (Ok(true), Ok(true), Ok(false)));
+        assert!(
+            of("host")
+                .unwrap_err()
+                .contains("metadata.annotations[kvmlet.io/template]: \"host\"")
+        );
     }
 
     #[test]

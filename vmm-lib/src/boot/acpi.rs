@@ -13,7 +13,7 @@ use vm_memory::GuestMemoryMmap;
 
 use super::{BootError, write as write_bytes};
 use crate::memory::{ECAM, ECAM_SIZE, IOAPIC, LAPIC, Layout, MMIO32};
-use crate::{power, serial};
+use crate::{generation, power, serial};
 
 const OEM: [u8; 6] = *b"KVMLET";
 const TABLE: [u8; 8] = *b"MICROVM ";
@@ -77,6 +77,7 @@ fn dsdt(layout: &Layout, has_serial: bool) -> Sdt {
     let mut code = bytes(&host_bridge_scope(layout));
     let off = aml::Package::new(vec![&power::SLEEP_TYPE_S5, &aml::ZERO, &aml::ZERO, &aml::ZERO]);
     code.extend(bytes(&aml::Name::new("_S5_".into(), &off)));
+    code.extend(generation_scope());
     if has_serial {
         code.extend(serial_scope());
     }
@@ -138,6 +139,37 @@ fn host_bridge_scope(layout: &Layout) -> Raw {
     )
     .to_raw();
     aml::Scope::new("_SB_".into(), vec![&bridge, &board]).to_raw()
+}
+
+/// The generation identifier, and the generic event device (ACPI 6.5, 5.6.9) that says when it has changed.
+fn generation_scope() -> Vec<u8> {
+    let name = "VM_Gen_Counter";
+    let (low, high) = (generation::ADDRESS as u32, (generation::ADDRESS >> 32) as u32);
+    let address = aml::Package::new(vec![&low, &high]).to_raw();
+    let identifier = aml::Device::new(
+        "VGEN".into(),
+        vec![
+            &aml::Name::new("_HID".into(), &"VMGENCTR"),
+            &aml::Name::new("_CID".into(), &name),
+            &aml::Name::new("_DDN".into(), &name),
+            &aml::Name::new("_UID".into(), &aml::ZERO),
+            &aml::Name::new("ADDR".into(), &address),
+        ],
+    )
+    .to_raw();
+    let resources = aml::ResourceTemplate::new(vec![&aml::Interrupt::new(true, true, false, false, generation::IRQ)]).to_raw();
+    let changed = aml::Notify::new(&aml::Path::new("\\_SB_.VGEN"), &0x80u8).to_raw();
+    let events = aml::Device::new(
+        "GED0".into(),
+        vec![
+            &aml::Name::new("_HID".into(), &"ACPI0013"),
+            &aml::Name::new("_UID".into(), &aml::ZERO),
+            &aml::Name::new("_CRS".into(), &resources),
+            &aml::Method::new("_EVT".into(), 1, true, vec![&changed]),
+        ],
+    )
+    .to_raw();
+    bytes(&aml::Scope::new("_SB_".into(), vec![&identifier, &events]))
 }
 
 fn serial_scope() -> Vec<u8> {
