@@ -232,6 +232,11 @@ impl Running {
         running
     }
 
+    /// The process, as this daemon knows it.
+    pub fn pid(&self) -> u32 {
+        self.machine.pid()
+    }
+
     /// Waits for the process's end.
     pub async fn ended(&self) {
         self.gone.cancelled().await;

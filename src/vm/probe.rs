@@ -117,6 +117,9 @@ fn spec(arguments: &VmArguments, kernel: &Path, initramfs: &Path, vsock: &Path) 
         restore: arguments.from.as_deref().map(|directory| Restore {
             state: FileSource::Path(directory.join("state")),
             memory: FileSource::Path(directory.join("memory")),
+            working_set: Some(directory.join("working-set"))
+                .filter(|path| path.exists())
+                .map(FileSource::Path),
             verify: false,
         }),
         count_exits: arguments.count_exits,

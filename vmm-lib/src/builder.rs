@@ -149,7 +149,7 @@ impl Builder {
         let layout = Layout::new(spec.memory, hotplug, &lengths, room, cpuid.address_bits())?;
         let possible_cpus = spec.comb.as_ref().map_or(spec.cpus, |comb| comb.cpus);
         let first = cpuid.processor(0, possible_cpus)?;
-        if let Some((state, _)) = &snapshot {
+        if let Some((state, ..)) = &snapshot {
             check_shape(state, &spec, &layout, &first)?;
         }
         let msrs = Arc::new(Registers::of(&kvm));
@@ -159,7 +159,7 @@ impl Builder {
         let vm = Arc::new(kvm.create_vm().map_err(step("create the virtual machine"))?);
         vm.set_tss_address(KVM_TSS).map_err(step("place KVM's task state"))?;
         timeline.done(Phase::VirtualMachine);
-        let ram = memory::create(&vm, &layout, snapshot.as_ref().map(|(_, memory)| memory))?;
+        let ram = memory::create(&vm, &layout, snapshot.as_ref().map(|(_, memory, _)| memory))?;
         let mapped = Images::create(&vm, &layout, &spec.pmems, &files)?;
         let hotplug = spec
             .hotplug
@@ -201,9 +201,12 @@ impl Builder {
         timeline.done(Phase::Devices);
 
         let restored = snapshot.is_some();
-        if let Some((state, _)) = snapshot {
+        if let Some((state, _, set)) = snapshot {
             restore(&state, &vm, &vcpus, &bus)?;
             generation::renew(&memory, &vm)?;
+            timeline.done(Phase::Restore);
+            set.prefetch(&memory, &layout, &vcpus[0]);
+            timeline.done(Phase::Prefetch);
         } else {
             generation::write(&memory)?;
             boot(&spec, &files, (&memory, &layout, possible_cpus), &vcpus[0], &mut timeline)?;

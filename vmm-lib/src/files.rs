@@ -31,6 +31,9 @@ pub fn open_files(mut spec: MachineSpec, passed: Vec<OwnedFd>) -> Result<(Machin
     if let Some(restore) = &mut spec.restore {
         opener.existing("restore.state", &mut restore.state, false)?;
         opener.existing("restore.memory", &mut restore.memory, false)?;
+        if let Some(set) = &mut restore.working_set {
+            opener.existing("restore.workingSet", set, false)?;
+        }
     } else {
         opener.existing("boot.kernel", &mut spec.boot.kernel, false)?;
         if let Some(initramfs) = &mut spec.boot.initramfs {

@@ -131,6 +131,7 @@ fn everything() -> MachineSpec {
         restore: Some(Restore {
             state: path("template.state"),
             memory: path("template.memory"),
+            working_set: Some(path("template.working-set")),
             verify: true,
         }),
         count_exits: true,

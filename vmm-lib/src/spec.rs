@@ -138,6 +138,9 @@ pub struct Restore {
     pub state: FileSource,
     /// Memory, mapped: the file must stay as it is for as long as the machine runs.
     pub memory: FileSource,
+    /// What is touched first ([`WorkingSet`](crate::snapshot::WorkingSet), as JSON), to be brought in before the guest runs.
+    #[serde(default)]
+    pub working_set: Option<FileSource>,
     /// Whether all of memory is read at once, to see that it is what was written.
     #[serde(default)]
     pub verify: bool,

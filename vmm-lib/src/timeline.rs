@@ -30,6 +30,10 @@ pub enum Phase {
     Kernel,
     /// The initramfs is read into guest memory, and what both boot protocols hand over is written.
     Initramfs,
+    /// In place of the four before: the state of a snapshot is taken up.
+    Restore,
+    /// What a snapshot's machines touch first is brought into memory.
+    Prefetch,
     /// The boot processor's registers are set.
     Registers,
     /// The machine is made and nobody has run it yet.
@@ -54,6 +58,8 @@ impl fmt::Display for Phase {
             Self::Tables => "write ACPI tables and command line",
             Self::Kernel => "load the kernel",
             Self::Initramfs => "load the initramfs",
+            Self::Restore => "take up the snapshot",
+            Self::Prefetch => "bring in the working set",
             Self::Registers => "set registers",
             Self::Waiting => "made, not yet run",
             Self::Threads => "start threads, until the first KVM_RUN",

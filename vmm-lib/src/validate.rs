@@ -205,6 +205,9 @@ impl MachineSpec {
         if let Some(restore) = &self.restore {
             check.file(&restore.state, "restore.state");
             check.file(&restore.memory, "restore.memory");
+            if let Some(set) = &restore.working_set {
+                check.file(set, "restore.workingSet");
+            }
         } else {
             check.file(&self.boot.kernel, "boot.kernel");
             if let Some(initramfs) = &self.boot.initramfs {

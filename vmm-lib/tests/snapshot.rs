@@ -47,6 +47,7 @@ fn restored(spec: &MachineSpec, directory: &Path, name: &str) -> MachineSpec {
         restore: Some(Restore {
             state: FileSource::Path(directory.join(format!("{name}.state"))),
             memory: FileSource::Path(directory.join(format!("{name}.memory"))),
+            working_set: None,
             verify: true,
         }),
         ..spec.clone()

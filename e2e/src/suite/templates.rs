@@ -53,12 +53,27 @@ fn told(place: &Place<'_>, pod: &str) -> Result<String> {
         .with_context(|| format!("no event of {pod}'s machine"))
 }
 
+/// Starts a pod after another, of names that begin so, until one's machine is a copy.
+fn until_a_copy(place: &Place<'_>, name: &str) -> Result<()> {
+    let mut number = 0;
+    wait_for("a pod to be a copy", PATIENCE, || {
+        number += 1;
+        let name = &format!("{name}-{number}");
+        place.create(&[pod(name, sh(STAY))])?;
+        place.until_ready(name)?;
+        place.until_event(name, "MachineStarted", "Machine ")?;
+        place.kubectl(&["delete", "pod", name])?;
+        Ok(told(place, name)?.contains("as a copy").then_some(()))
+    })
+}
+
 fn copies(cluster: &Cluster) -> Result<()> {
     template(cluster.host(0)?)?;
     within(cluster, "templates-copies", |place| {
         let sized = |name: &str, memory: &str, cpu: &str| {
-            let limits = json!({"limits": {"memory": memory, "cpu": cpu}});
-            pod(name, with(sh(STAY), &[("/resources", limits)]))
+            let limits = json!({"limits": {"memory": memory, "cpu": cpu}, "requests": {"memory": "16Mi", "cpu": "10m"}});
+            let security = json!({"capabilities": {"add": ["SYSLOG"]}});
+            pod(name, with(sh(STAY), &[("/resources", limits), ("/securityContext", security)]))
         };
         let asking = |name: &str, template: &str| {
             with(
@@ -123,24 +138,26 @@ fn own(cluster: &Cluster) -> Result<()> {
         while made < number {
             let names: Vec<String> = (made..number.min(made + together)).map(|index| format!("copy-{index}")).collect();
             let limits = json!({"limits": {"memory": "16Mi"}, "requests": {"cpu": "10m"}});
-            let connect = format!("nc -w 1 {} 10250 </dev/null", host.address);
-            let script = format!("{IDENTITY}; {connect}; echo told; {STAY}");
-            let pods: Vec<Value> = names
-                .iter()
-                .map(|name| pod(name, with(sh(&script), &[("/resources", limits.clone())])))
-                .collect();
+            let connect = format!("nc -w 1 {} 10250 </dev/null 2>/dev/null", host.address);
+            let script = format!("{IDENTITY}; {connect}; echo told; exec sleep 3600");
+            let own = |name: &String| {
+                let main = with(sh(&script), &[("/resources", limits.clone())]);
+                with(pod(name, main), &[("/metadata/labels", json!({"set": "copies"}))])
+            };
+            let pods: Vec<Value> = names.iter().map(own).collect();
             let watched = Watched::begin(host)?;
             place.create(&pods)?;
-            for name in &names {
-                place.until_ready(name)?;
-                place.until_says(name, "told")?;
-                let said = place.kubectl(&["logs", name])?;
-                for line in said.lines().filter(|line| *line != "told") {
-                    ensure!(seen.insert(line.to_owned()), "{name} says {line}, as another copy did");
-                }
-                let message = told(place, name)?;
-                ensure!(message.contains("as a copy"), "{name}: {message}");
+            for (name, line) in said(place, names.len())? {
+                ensure!(seen.insert(line.clone()), "{name} says {line}, as another copy did");
             }
+            let events = place.kubectl(&[
+                "get",
+                "events",
+                "--field-selector=reason=MachineStarted",
+                "-o=jsonpath={range .items[*]}{.message}{'\\n'}{end}",
+            ])?;
+            let copies = events.lines().filter(|message| message.contains("as a copy")).count();
+            ensure!(copies == made + names.len(), "{copies} machines were started as copies: {events}");
             for (source, sequence) in watched.end()? {
                 ensure!(
                     seen.insert(sequence.clone()),
@@ -149,13 +166,25 @@ fn own(cluster: &Cluster) -> Result<()> {
             }
             clock(place, host, &names[0])?;
             made += names.len();
-            place.kubectl(&[&["delete", "pods", "--all", "--timeout=170s"][..]].concat())?;
+            place.kubectl(&["delete", "pods", "--all", "--timeout=170s"])?;
             if number > together {
                 eprintln!("  {made} of {number} copies, {} things said, each once", seen.len());
             }
         }
         ensure!(seen.len() == 7 * number, "{} things were said by {number} copies", seen.len());
         Ok(())
+    })
+}
+
+/// What so many copies say of themselves, with their names, once all have.
+fn said(place: &Place<'_>, number: usize) -> Result<Vec<(String, String)>> {
+    let logs = ["logs", "--selector=set=copies", "--prefix", "--tail=-1", "--max-log-requests=100"];
+    wait_for("all copies to have told", PATIENCE, || {
+        let text = place.kubectl(&logs)?;
+        let lines: Vec<_> = text.lines().filter_map(|line| line.split_once("] ")).collect();
+        let (told, said): (Vec<_>, Vec<_>) = lines.into_iter().partition(|(_, line)| *line == "told");
+        let own = |(name, line): (&str, &str)| (name.to_owned(), line.to_owned());
+        Ok((told.len() == number).then(|| said.into_iter().map(own).collect()))
     })
 }
 
@@ -166,10 +195,9 @@ impl<'a> Watched<'a> {
     const FILE: &'static str = "/tmp/sequences";
 
     fn begin(host: &'a Host) -> Result<Self> {
-        let own = host.sh("readlink /proc/$PPID/exe")?;
+        // The rig's own program, whose child the shell is.
         host.sh(&format!(
-            "{} watch-sequences >{file} 2>&1 & echo $! >{file}.pid",
-            own.trim(),
+            "/proc/$PPID/exe watch-sequences >{file} 2>&1 & echo $! >{file}.pid",
             file = Self::FILE
         ))?;
         Ok(Self(host))
@@ -211,8 +239,8 @@ fn clock(place: &Place<'_>, host: &Host, name: &str) -> Result<()> {
 
 fn spoiled(cluster: &Cluster) -> Result<()> {
     let host = cluster.host(0)?;
-    let directory = format!("{TEMPLATES}/{}", template(host)?);
     let flip = |file: &str| {
+        let directory = format!("{TEMPLATES}/{}", template(host)?);
         // In place of the file, not into it: copies that run read theirs.
         let script = format!(
             "cd {directory} && cp --sparse=always {file} new && printf '\\377\\376\\375' | dd of=new bs=1 seek=9000 conv=notrunc 2>/dev/null && mv new {file}"
@@ -220,6 +248,7 @@ fn spoiled(cluster: &Cluster) -> Result<()> {
         host.sh(&script)
     };
     within(cluster, "templates-spoiled", |place| {
+        until_a_copy(place, "before")?;
         // While the daemon runs it finds out by the copy.
         flip("state")?;
         place.create(&[pod("booted", sh(STAY))])?;
@@ -227,14 +256,7 @@ fn spoiled(cluster: &Cluster) -> Result<()> {
         place.until_event("booted", "MachineStarted", "Machine booted in ")?;
         let message = told(place, "booted")?;
         ensure!(message.contains("the state is not what was written"), "{message}");
-        template(host)?;
-        wait_for("a pod to be a copy again", PATIENCE, || {
-            place.create(&[pod("again", sh(STAY))])?;
-            place.until_ready("again")?;
-            let message = told(place, "again")?;
-            place.kubectl(&["delete", "pod", "again"])?;
-            Ok(message.contains("as a copy").then_some(()))
-        })?;
+        until_a_copy(place, "after")?;
         // One that starts looks first.
         flip("memory")?;
         host.stop_daemon()?;

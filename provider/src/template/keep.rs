@@ -14,12 +14,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kvmlet_protocol::RENEW_VERSION;
+use kvmlet_protocol::{RENEW_VERSION, Request};
 use tokio::sync::Notify;
 use tracing::{info, warn};
 use vmm_lib::{snapshot, spec::MachineSpec};
 
-use super::{MEMORY, copy, key::key, original};
+use super::{MEMORY, WORKING_SET, copy, key::key, observe::observe, original, renewal};
 use crate::{
     act::chain,
     agent::Agent,
@@ -203,9 +203,12 @@ impl Templates {
         private.recursive(true).mode(0o700);
         private.create(&machine).map_err(io("make a directory for the template"))?;
         let booted = self.boot(context, &machine, &made).await;
-        let destroyed = machine::destroy_in(context, NAME, machine).await;
+        machine::destroy_in(context, NAME, machine.clone()).await?;
         booted?;
-        destroyed?;
+        private.create(&machine).map_err(io("make a directory for a copy"))?;
+        let tried = self.try_out(context, &machine, &made).await;
+        machine::destroy_in(context, NAME, machine).await?;
+        tried.map_err(|why| format!("a first copy: {why}"))?;
         fs::rename(&made, directory).map_err(io("name the template"))?;
         info!(ms = begun.elapsed().as_millis(), "a template was made");
         Ok(())
@@ -230,7 +233,7 @@ impl Templates {
         };
         let _boot = context.boots.acquire().await.map_err(|error| error.to_string())?;
         let running = machine::launch(context, NAME, machine.into(), launch).await?;
-        let written = async {
+        let answered = async {
             let agent = Agent::await_boot(&running.vsock, BOOT_TIME).await.map_err(|error| chain(&error))?;
             let version = agent.welcome().version;
             if version < RENEW_VERSION {
@@ -240,10 +243,51 @@ impl Templates {
             }
             drop(agent);
             tokio::time::sleep(SETTLE).await;
-            running.snapshot(state, memory).await
+            Ok(())
         };
         tokio::select! {
-            result = written => result,
+            result = answered => result?,
+            why = running.exited() => return Err(format!("its machine ended: {why}")),
+        }
+        // At which it ends.
+        running.snapshot(state, memory).await
+    }
+
+    /// Starts a first copy, as large as a pod's by default, and takes down what it touches.
+    async fn try_out(&self, context: &Arc<Context>, machine: &Path, made: &Path) -> Result<(), String> {
+        let vsock = machine.join("vsock.sock");
+        let asked = MachineSpec {
+            comb: None,
+            memory: MEMORY + (256 << 20),
+            ..original(&context.config.guest, &vsock)
+        };
+        let mut spec = copy(asked, made).map_err(|(_, why)| why.to_owned())?;
+        if let Some(restore) = &mut spec.restore {
+            restore.working_set = None;
+        }
+        let launch = Launch {
+            spec: spec.clone(),
+            tap: None,
+            shared: Vec::new(),
+            file_size: STATE,
+            template: false,
+        };
+        let _boot = context.boots.acquire().await.map_err(|error| error.to_string())?;
+        let running = machine::launch(context, NAME, machine.into(), launch).await?;
+        let answered = async {
+            let mut agent = Agent::await_boot(&running.vsock, BOOT_TIME).await.map_err(|error| chain(&error))?;
+            let renewal = renewal(&spec).map_err(|error| format!("read random bytes: {error}"))?;
+            agent.command(&Request::Renew(renewal)).await.map_err(|error| chain(&error))?;
+            let (pid, memory, file) = (running.pid(), made.join("memory"), made.join(WORKING_SET));
+            blocking(move || {
+                let set = observe(pid, &memory).map_err(|error| format!("see what it touches: {error}"))?;
+                let text = serde_json::to_vec(&set).expect("numbers can be written");
+                fs::write(file, text).map_err(|error| format!("write what it touches: {error}"))
+            })
+            .await
+        };
+        tokio::select! {
+            result = answered => result,
             why = running.exited() => Err(format!("its machine ended: {why}")),
         }
     }
@@ -270,7 +314,7 @@ impl Template {
 /// Whether a template that was made before is what was written then.
 fn is_whole(directory: &Path) -> bool {
     let open = |name: &str| fs::File::open(directory.join(name));
-    let (Ok(state), Ok(memory)) = (open("state"), open("memory")) else {
+    let (Ok(state), Ok(memory), Ok(_)) = (open("state"), open("memory"), open(WORKING_SET)) else {
         return false;
     };
     let checked = snapshot::check(&state, &memory);
@@ -375,7 +419,7 @@ mod tests {
     fn a_template_that_was_cut_short_is_not_whole() {
         let root = tempfile::tempdir().unwrap();
         assert!(!is_whole(root.path()));
-        for name in ["state", "memory"] {
+        for name in ["state", "memory", WORKING_SET] {
             fs::write(root.path().join(name), "kvmsnap\n").unwrap();
         }
         assert!(!is_whole(root.path()));

@@ -1,8 +1,10 @@
 //! Templates: one small machine that has booted, of which all others that fit are copies. Knows what a template is like, which machines can be
-//! copies of it, and what a copy is told. How a template comes about is [`keep`]'s, what it depends on [`key`]'s.
+//! copies of it, and what a copy is told. How a template comes about is [`keep`]'s, what it depends on [`key`]'s,
+//! and what its copies touch first [`observe`]'s.
 
 mod keep;
 mod key;
+mod observe;
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -19,6 +21,8 @@ use crate::{act::now_nanoseconds, config::Guest};
 
 /// Memory of a template, bytes; what a pod needs above that comes by virtio-mem.
 pub const MEMORY: u64 = 128 << 20;
+/// Name of the file that says what copies touch first.
+const WORKING_SET: &str = "working-set";
 /// Bytes that a copy is given for its random number generator.
 const ENTROPY: usize = 64;
 /// What an image in place begins and ends on, bytes.
@@ -139,6 +143,7 @@ fn copy(mut spec: MachineSpec, directory: &Path) -> Result<MachineSpec, (Box<Mac
     spec.restore = Some(Restore {
         state: FileSource::Path(directory.join("state")),
         memory: FileSource::Path(directory.join("memory")),
+        working_set: Some(FileSource::Path(directory.join(WORKING_SET))),
         verify: false,
     });
     Ok(spec)

@@ -9,6 +9,7 @@
 //! it was (processor, KVM) is refused. What the files say is still not trusted: it is a guest's, checked as a guest's.
 
 pub(crate) mod memory;
+mod prefetch;
 pub(crate) mod processor;
 pub(crate) mod restore;
 mod take;
@@ -20,6 +21,7 @@ use kvm_bindings::{kvm_clock_data, kvm_cpuid_entry2, kvm_irqchip};
 use serde::{Deserialize, Serialize};
 
 use crate::pci::state::FunctionState;
+pub use prefetch::WorkingSet;
 use processor::ProcessorState;
 pub use take::{SnapshotError, SnapshotFiles};
 pub(crate) use take::{Source, take};

@@ -6,15 +6,15 @@ use kvm_bindings::{CpuId, kvm_clock_data};
 use kvm_ioctls::{VcpuFd, VmFd};
 
 use super::processor::same_cpuid;
-use super::{RestoreError, State, memory, same};
+use super::{RestoreError, State, WorkingSet, memory, same};
 use crate::builder::BuildError;
 use crate::bus::Bus;
 use crate::files::Files;
 use crate::memory::Layout;
 use crate::spec::{MachineSpec, Restore};
 
-/// A snapshot's state, and the file of its memory.
-pub(crate) fn open_snapshot(restore: &Restore, files: &Files) -> Result<(State, File), BuildError> {
+/// A snapshot's state, the file of its memory, and what of that is touched first.
+pub(crate) fn open_snapshot(restore: &Restore, files: &Files) -> Result<(State, File, WorkingSet), BuildError> {
     let state = State::read(&files.open_existing("restore.state", &restore.state, false)?)?;
     let memory = files.open_existing("restore.memory", &restore.memory, false)?;
     let has = memory.metadata().map_err(|source| RestoreError::Read("memory", source))?.len();
@@ -22,7 +22,11 @@ pub(crate) fn open_snapshot(restore: &Restore, files: &Files) -> Result<(State, 
     if restore.verify {
         memory::verify(&memory, state.memory, state.memory_checksum)?;
     }
-    Ok((state, memory))
+    let set = restore.working_set.as_ref();
+    let set = set.map(|set| files.open_existing("restore.workingSet", set, false)).transpose()?;
+    let set = set.map_or_else(|| Ok(WorkingSet::default()), |set| WorkingSet::parse(&set));
+    let set = set.map_err(|source| RestoreError::Read("working set", source))?;
+    Ok((state, memory, set))
 }
 
 /// Whether a machine can become what a snapshot was, on this host.

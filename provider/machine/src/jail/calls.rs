@@ -161,6 +161,7 @@ const BUILD: &[Call] = &[
             0xc004_ae02, // KVM_GET_MSR_INDEX_LIST
             // What a snapshot is taken up with.
             0x4008_ae61, // KVM_IRQ_LINE
+            0xc040_aed5, // KVM_PRE_FAULT_MEMORY
             0x8208_ae63, // KVM_SET_IRQCHIP
             0x4030_ae7b, // KVM_SET_CLOCK
             0xc008_ae88, // KVM_GET_MSRS
