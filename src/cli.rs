@@ -70,6 +70,9 @@ pub(crate) struct VmArguments {
     /// Takes up the snapshot in this directory in place of booting: a machine of as much memory, made with `--take`.
     #[arg(long, requires = "probe", conflicts_with_all = ["vsock", "boot_trace"], value_name = "DIRECTORY")]
     pub(crate) from: Option<PathBuf>,
+    /// Keeps the machine once the agent has answered, until standard input ends.
+    #[arg(long, requires = "probe", conflicts_with_all = ["vsock", "take", "boot_trace"])]
+    pub(crate) hold: bool,
     /// A serial console on standard error.
     #[arg(long, requires = "by_hand")]
     pub(crate) serial: bool,

@@ -73,12 +73,7 @@ pub fn images() -> Result<PathBuf> {
 
 /// The guest's kernel, and an initramfs around the agent as it is now.
 pub fn guest() -> Result<Guest> {
-    const TRIPLE: &str = "x86_64-unknown-linux-gnu";
-    let agent = step("guest agent (release, static)", || {
-        // With a target named, the flags are not those of build scripts, and the result has a folder of its own.
-        let target = cargo_build(&["-p", "kvmlet-agent", "--target", TRIPLE], Some("-C target-feature=+crt-static"))?;
-        Ok(target.join(TRIPLE).join("release/kvmlet-agent"))
-    })?;
+    let agent = step("guest agent (release, static)", || static_program("kvmlet-agent"))?;
     let folder = script("guest kernel and initramfs", "guest/build.sh", &[&agent])?;
     let guest = Guest {
         kernel: folder.join("vmlinux"),
@@ -88,6 +83,37 @@ pub fn guest() -> Result<Guest> {
         ensure!(file.exists(), "guest/build.sh made no {}", file.display());
     }
     Ok(guest)
+}
+
+/// A package's program that needs no library.
+fn static_program(package: &str) -> Result<PathBuf> {
+    const TRIPLE: &str = "x86_64-unknown-linux-gnu";
+    // With a target named, the flags are not those of build scripts, and the result has a folder of its own.
+    let target = cargo_build(&["-p", package, "--target", TRIPLE], Some("-C target-feature=+crt-static"))?;
+    Ok(target.join(TRIPLE).join("release").join(package))
+}
+
+/// An initramfs of the bench's own: with `kvmlet-load` in the agent's place, and busybox. `folder` is for its making.
+pub fn load_initramfs(folder: &Path) -> Result<PathBuf> {
+    let load = step("kvmlet-load (release, static)", || static_program("kvmlet-load"))?;
+    fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+    let archive = folder.join("load.cpio");
+    let script = repository().join("guest/initramfs.py");
+    call("python3", [script.as_os_str(), load.as_os_str(), archive.as_os_str()])?;
+    fs::copy("/bin/busybox", folder.join("busybox")).context("copy busybox")?;
+    let list = folder.join("list");
+    fs::write(&list, "busybox\n").context("write the list of files")?;
+    // The kernel unpacks one archive after the other.
+    let end = fs::File::options().append(true).open(&archive).context("extend the initramfs")?;
+    let list = fs::File::open(list).context("open the list of files")?;
+    let mut cpio = Command::new("cpio");
+    cpio.current_dir(folder)
+        .args(["--quiet", "-o", "-H", "newc"])
+        .stdin(list)
+        .stdout(end);
+    let status = cpio.status().context("run cpio")?;
+    ensure!(status.success(), "cpio: {status}");
+    Ok(archive)
 }
 
 /// The kvmlet program: `$KVMLET_BIN`, else built now in release mode.

@@ -73,22 +73,12 @@ enum Command {
         #[arg(default_value = "")]
         filter: String,
     },
-    /// The bench's stopwatch; only ever inside a host.
-    #[command(hide = true)]
-    MeasureStart {
-        /// unix:PATH or vsock:CID.
-        #[arg(long)]
-        way: bench::guest::Way,
-        /// The guest's memory, bytes.
-        #[arg(long)]
-        ram: u64,
-        /// The machine monitor.
-        #[arg(last = true, required = true)]
-        argv: Vec<String>,
-    },
     /// Writes source address and sequence number of each TCP connection that begins, as it is seen; only ever inside a host.
     #[command(hide = true)]
     WatchSequences,
+    /// The bench's stopwatches; only ever inside a host.
+    #[command(hide = true, subcommand)]
+    Measure(bench::Measure),
     /// Run a command on a host of the running cluster.
     Exec {
         /// The host's number (1) or name (kvm-1).
@@ -172,8 +162,8 @@ fn run(command: Command) -> Result<ExitCode> {
         }
         Command::Demo => demo::run(),
         Command::Bench { pods, starts, filter } => measure(&bench::Options { pods, starts, filter }),
-        Command::MeasureStart { way, ram, argv } => bench::guest::measure(&way, ram, &argv).map(|()| ExitCode::SUCCESS),
         Command::WatchSequences => sequences::watch().map(|()| ExitCode::SUCCESS),
+        Command::Measure(stopwatch) => stopwatch.run().map(|()| ExitCode::SUCCESS),
         Command::Exec { host, argv } => exec(&host, &argv),
         Command::Kubectl { arguments } => {
             let status = Cluster::running()?

@@ -3,6 +3,7 @@
 
 use std::{
     fs::{self, File},
+    io,
     os::fd::OwnedFd,
     path::Path,
     process::ExitCode,
@@ -153,6 +154,15 @@ fn boot(arguments: &VmArguments, spec: MachineSpec, tap: Option<OwnedFd>, socket
     };
     let elapsed = begun.elapsed();
     let counts = running.handle.exit_counts();
+    if let Ok(Welcome { agent, kernel, .. }) = &answered {
+        eprintln!(
+            "the guest's agent ({agent}, Linux {kernel}) answered after {} ms",
+            elapsed.as_millis()
+        );
+        if arguments.hold {
+            io::copy(&mut io::stdin().lock(), &mut io::sink()).context("wait for the end of standard input")?;
+        }
+    }
     let taken = match (&arguments.take, &answered) {
         (Some(directory), Ok(_)) => take(directory, &running.handle),
         _ => Ok(()),
@@ -160,15 +170,10 @@ fn boot(arguments: &VmArguments, spec: MachineSpec, tap: Option<OwnedFd>, socket
     let report = running.stop()?;
     taken?;
     match answered {
-        Ok(welcome) => {
+        Ok(_) => {
             if let Some(counts) = counts {
                 println!("{}", serde_json::to_string(&counts)?);
             }
-            let Welcome { agent, kernel, .. } = welcome;
-            eprintln!(
-                "the guest's agent ({agent}, Linux {kernel}) answered after {} ms",
-                elapsed.as_millis()
-            );
             Ok(ExitCode::SUCCESS)
         }
         Err(error) => {

@@ -189,8 +189,7 @@ impl Watchdog {
         if self.counts() {
             let config = self.config.word(CONFIG);
             let shift = if config & FAST == 0 { SLOW_SHIFT } else { FAST_SHIFT };
-            let time = |preload: u32| Duration::from_nanos(((u64::from(preload.max(1)) << shift) * 1_000_000_000).div_ceil(CLOCK));
-            let [first, second] = self.preloads.map(time);
+            let [first, second] = self.preloads.map(|preload| time(u64::from(preload.max(1)) << shift));
             self.timer.start(first, second, config & NO_OUTPUT != 0);
         }
     }
@@ -223,6 +222,11 @@ impl Watchdog {
             _ => {}
         }
     }
+}
+
+/// So many ticks of [`CLOCK`], of which no stage has more than 2^35: as nanoseconds before the division they would not fit.
+fn time(ticks: u64) -> Duration {
+    Duration::from_secs(ticks / CLOCK) + Duration::from_nanos((ticks % CLOCK * 1_000_000_000).div_ceil(CLOCK))
 }
 
 impl PciFunction for Watchdog {

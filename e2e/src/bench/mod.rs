@@ -1,15 +1,28 @@
 //! What kvmlet costs in time and memory, beside a peer where there is one: measured in the rig's own hosts, printed as a table, kept as
 //! `target/bench.json`. Each part measures one thing and answers rows; a row knows its limit, and a bench over a limit fails.
 
+mod command_line;
+mod copies;
+mod devices;
 pub mod exits;
-pub mod guest;
+mod guest;
 mod image;
+mod measure;
+mod monitor;
+mod peers;
 mod pods;
+mod resume;
 mod smaps;
 mod start;
+mod traffic;
+mod way;
 
-use anyhow::{Context, Result};
-use serde::Serialize;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde::{Serialize, de::DeserializeOwned};
+
+pub use self::measure::Measure;
 
 use crate::{
     Cluster, ClusterOptions, Host, HostKind,
@@ -19,6 +32,8 @@ use crate::{
 
 /// A folder of each host that is in memory, for what is read while a clock runs.
 const FOLDER: &str = "/run/kvmlet/bench";
+/// For one measurement inside a host.
+const DEADLINE: Duration = Duration::from_secs(240);
 
 /// What to measure.
 #[derive(Debug, Clone)]
@@ -44,6 +59,9 @@ pub(crate) struct Row {
     /// The most that the value may be, or the ratio where there is a peer.
     #[serde(skip)]
     limit: Option<f64>,
+    /// The least that the ratio may be.
+    #[serde(skip)]
+    least: Option<f64>,
 }
 
 impl Row {
@@ -57,6 +75,7 @@ impl Row {
             ratio: None,
             kvm,
             limit: None,
+            least: None,
         }
     }
 
@@ -76,8 +95,24 @@ impl Row {
         }
     }
 
-    fn is_over(&self) -> bool {
-        self.limit.is_some_and(|limit| self.ratio.unwrap_or(self.value) > limit)
+    fn at_least(self, least: f64) -> Self {
+        Self {
+            least: Some(least),
+            ..self
+        }
+    }
+
+    /// Of a row in bytes a second.
+    fn in_megabytes(&mut self) {
+        self.unit = "MB/s";
+        self.value /= 1e6;
+        self.peer_value = self.peer_value.map(|value| value / 1e6);
+    }
+
+    /// Whether it is outside of its limit.
+    fn is_off(&self) -> bool {
+        let value = self.ratio.unwrap_or(self.value);
+        self.limit.is_some_and(|limit| value > limit) || self.least.is_some_and(|least| value < least)
     }
 }
 
@@ -87,7 +122,7 @@ struct Part {
     measure: fn(&Cluster, &Options) -> Result<Vec<Row>>,
 }
 
-const PARTS: [Part; 5] = [
+const PARTS: [Part; 12] = [
     Part {
         name: "exits until the agent's hello",
         measure: exits::rows,
@@ -95,6 +130,34 @@ const PARTS: [Part; 5] = [
     Part {
         name: "machine start and memory",
         measure: start::rows,
+    },
+    Part {
+        name: "system calls",
+        measure: start::calls,
+    },
+    Part {
+        name: "copies of a template",
+        measure: copies::rows,
+    },
+    Part {
+        name: "starts at once",
+        measure: copies::at_once,
+    },
+    Part {
+        name: "block device",
+        measure: devices::disk,
+    },
+    Part {
+        name: "network",
+        measure: devices::net,
+    },
+    Part {
+        name: "vsock",
+        measure: devices::vsock,
+    },
+    Part {
+        name: "peers",
+        measure: peers::rows,
     },
     Part {
         name: "image conversion",
@@ -126,21 +189,37 @@ pub fn run(options: &Options) -> Result<bool> {
         }
     }
     println!("{}", table(&rows));
+    if std::env::var(peers::VARIABLE).is_err() {
+        println!(
+            "no {} given: nothing is compared with Firecracker or Cloud Hypervisor",
+            peers::VARIABLE
+        );
+    }
     let file = repository().join("target/bench.json");
     write(&file, serde_json::to_vec_pretty(&rows).context("describe the figures")?)?;
     say(format_args!("the figures are in {}", file.display()));
     for error in &failed {
         say(format_args!("not measured: {error}"));
     }
-    Ok(failed.is_empty() && !rows.iter().any(Row::is_over))
+    Ok(failed.is_empty() && !rows.iter().any(Row::is_off))
 }
 
-/// This program on the host, as it is now.
-fn install(host: &Host) -> Result<String> {
+/// This program on the host, as it is now, and what peers need of the host's kernel.
+fn prepare(host: &Host) -> Result<String> {
+    host.sh(&format!("mkdir -p {FOLDER} && modprobe -q vhost_vsock; test -c /dev/vhost-vsock"))?;
     let program = std::env::current_exe().context("find this program")?;
     let path = format!("{FOLDER}/kvmlet-e2e");
     host.put_file(&path, 0o755, &program)?;
     Ok(path)
+}
+
+/// What this program measures on the host, of a monitor.
+fn stopwatch<T: DeserializeOwned>(host: &Host, bench: &str, which: &[&str], argv: &[String]) -> Result<T> {
+    let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
+    let all = [&[bench, "measure"], which, &["--"], &argv].concat();
+    let output = host.run_with(&all, b"", DEADLINE)?;
+    ensure!(output.code == 0, "{}: {}", argv[0], output.error_text());
+    serde_json::from_slice(&output.stdout).with_context(|| format!("read {}", output.text()))
 }
 
 /// The middle one, or the lower of the two.
@@ -166,14 +245,18 @@ fn table(rows: &[Row]) -> String {
     let optional = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), number);
     let mut cells = vec![["figure", "value", "unit", "peer's", "ratio", "limit", "peer"].map(str::to_owned)];
     cells.extend(rows.iter().map(|row| {
-        let mark = if row.is_over() { " OVER" } else { "" };
+        let mark = if row.is_off() { " MISSED" } else { "" };
+        let limit = match row.least {
+            Some(least) => format!(">= {}", number(least)),
+            None => optional(row.limit),
+        };
         [
             row.name.clone(),
             number(row.value),
             row.unit.to_owned(),
             optional(row.peer_value),
             optional(row.ratio),
-            format!("{}{mark}", optional(row.limit)),
+            format!("{limit}{mark}"),
             row.peer.unwrap_or("-").to_owned(),
         ]
     }));
@@ -203,9 +286,16 @@ mod tests {
     #[test]
     fn with_a_peer_the_limit_is_on_the_ratio() {
         let row = Row::new(HostKind::Emulated, "start", "s", 3.0).at_most(1.0);
-        assert!(row.is_over());
-        assert!(!row.clone().beside("other", 4.0).is_over());
-        assert!(row.beside("other", 2.0).is_over());
+        assert!(row.is_off());
+        assert!(!row.clone().beside("other", 4.0).is_off());
+        assert!(row.beside("other", 2.0).is_off());
+    }
+
+    #[test]
+    fn a_rate_has_a_least_ratio() {
+        let row = Row::new(HostKind::Emulated, "reads", "1/s", 7.0).beside("other", 10.0);
+        assert!(row.clone().at_least(0.8).is_off());
+        assert!(!row.at_least(0.7).is_off());
     }
 
     #[test]

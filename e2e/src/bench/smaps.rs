@@ -1,5 +1,6 @@
 //! A machine process's memory from `/proc/PID/smaps`: its guest's RAM apart from everything else. Linux' format, read tolerantly.
 
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 /// Bytes of a process.
@@ -33,9 +34,24 @@ pub(crate) fn parse(text: &str, ram: u64) -> Usage {
     usage
 }
 
+/// Of `smaps_rollup`: bytes of memory that are the process's own, neither a file's nor shared with one.
+pub(crate) fn anonymous(text: &str) -> Result<u64> {
+    let mut values = text.lines().filter_map(|line| line.strip_prefix("Anonymous:"));
+    let value = values.next().and_then(|value| value.trim().strip_suffix(" kB"));
+    let kibibytes: u64 = value.and_then(|value| value.parse().ok()).with_context(|| format!("read {text}"))?;
+    Ok(kibibytes << 10)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_anonymous_stands_in_one_line() {
+        let text = "7f00-7f01 ---p 0 00:00 0 [rollup]\nRss: 9 kB\nAnonymous:      12 kB\nAnonHugePages: 4 kB\n";
+        assert_eq!(anonymous(text).unwrap(), 12 << 10);
+        assert!(anonymous("Rss: 9 kB\n").is_err());
+    }
 
     #[test]
     fn ram_is_told_from_what_is_private() {

@@ -147,6 +147,15 @@ fn twenty_bits_count_and_fast_ticks_are_fast() {
 }
 
 #[test]
+fn the_longest_stage_is_as_long_as_it_says() {
+    let mut driver = Driver::new([PRELOAD_BITS; 2], 0);
+    driver.configure(LOCK, &[ENABLE]);
+    // 2^20 - 1 times 2^15 ticks.
+    let left = driver.left().unwrap();
+    assert!((Duration::from_secs(1040)..Duration::from_secs(1042)).contains(&left), "{left:?}");
+}
+
+#[test]
 fn without_output_its_end_can_be_read_and_forgotten_and_does_nothing_else() {
     let mut driver = Driver::new(LINUX, 3 | NO_OUTPUT);
     driver.configure(LOCK, &[ENABLE]);

@@ -1,0 +1,142 @@
+//! What a guest's disk, network and vsock carry, beside QEMU's microvm with the same guest in turn: its first process is `kvmlet-load` in place of
+//! the agent.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+
+use super::{
+    FOLDER, Options, Row,
+    command_line::{self, CommandLine, Machine},
+    median, stopwatch, traffic,
+};
+use crate::{Cluster, Host, artifacts, progress::say};
+
+/// Times each monitor is measured, in turn; medians.
+const ROUNDS: usize = 3;
+/// For each figure, milliseconds.
+const TIME: u64 = 1500;
+/// On the host's disk, as a pod's are; all of it in the host's page cache.
+const DISK: &str = "/var/lib/kvmlet/bench-disk";
+/// Its size, MiB.
+const DISK_SIZE: u64 = 256;
+const TAP: &str = "kvmlet-bench";
+const QEMU: &str = "QEMU microvm";
+/// Of what vhost-net carries.
+const LEAST_OF_VHOST: f64 = 0.8;
+
+type Figures = BTreeMap<String, f64>;
+
+pub(super) fn disk(cluster: &Cluster, _: &Options) -> Result<Vec<Row>> {
+    let (host, bench, initramfs) = prepare(cluster)?;
+    host.sh(&format!("dd if=/dev/zero of={DISK} bs=1M count={DISK_SIZE} status=none && sync"))?;
+    let machine = Machine {
+        initramfs: &initramfs,
+        disk: Some(DISK),
+        tap: None,
+    };
+    let lines = [
+        command_line::kvmlet(machine),
+        command_line::qemu(machine, "", ""),
+        command_line::qemu(machine, ",aio=io_uring", ""),
+    ];
+    let figures = in_turn(host, &bench, &["--what", "disk"], &lines);
+    host.sh(&format!("rm -f {DISK}"))?;
+    let mut rows = rows(
+        host,
+        "block",
+        &traffic::DISK,
+        &figures?,
+        &[(QEMU, Some(1.0)), ("QEMU microvm, io_uring", None)],
+    )?;
+    rows.iter_mut().filter(|row| row.name.contains("1 MiB")).for_each(Row::in_megabytes);
+    Ok(rows)
+}
+
+pub(super) fn net(cluster: &Cluster, _: &Options) -> Result<Vec<Row>> {
+    let (host, bench, initramfs) = prepare(cluster)?;
+    let machine = Machine {
+        initramfs: &initramfs,
+        disk: None,
+        tap: Some(TAP),
+    };
+    let mut lines = vec![command_line::kvmlet(machine), command_line::qemu(machine, "", ",vhost=off")];
+    let mut peers = vec![("QEMU microvm, tap without vhost", None)];
+    if host.run(&["sh", "-c", "modprobe -q vhost_net; test -c /dev/vhost-net"])?.code == 0 {
+        lines.push(command_line::qemu(machine, "", ",vhost=on"));
+        peers.push(("QEMU microvm, vhost-net", Some(LEAST_OF_VHOST)));
+    }
+    let figures = in_turn(host, &bench, &["--what", "net", "--tap", TAP], &lines)?;
+    streams(host, "net", &figures, &peers)
+}
+
+pub(super) fn vsock(cluster: &Cluster, _: &Options) -> Result<Vec<Row>> {
+    let (host, bench, initramfs) = prepare(cluster)?;
+    let machine = Machine {
+        initramfs: &initramfs,
+        disk: None,
+        tap: None,
+    };
+    let lines = [command_line::kvmlet(machine), command_line::qemu(machine, "", "")];
+    let figures = in_turn(host, &bench, &["--what", "vsock"], &lines)?;
+    streams(host, "vsock", &figures, &[("QEMU microvm, vhost-vsock", None)])
+}
+
+fn prepare(cluster: &Cluster) -> Result<(&Host, String, String)> {
+    let host = cluster.host(0)?;
+    let bench = super::prepare(host)?;
+    let initramfs = format!("{FOLDER}/load.cpio");
+    host.put_file(&initramfs, 0o644, &artifacts::load_initramfs(&scratch(&cluster.state.root))?)?;
+    Ok((host, bench, initramfs))
+}
+
+fn scratch(root: &Path) -> PathBuf {
+    root.join("bench-load")
+}
+
+/// Medians of each monitor's figures.
+fn in_turn(host: &Host, bench: &str, what: &[&str], lines: &[CommandLine]) -> Result<Vec<Figures>> {
+    let time = TIME.to_string();
+    let mut seen = vec![Vec::new(); lines.len()];
+    for round in 1..=ROUNDS {
+        for (line, seen) in lines.iter().zip(&mut seen) {
+            let arguments = [&["traffic", "--way", &line.way, "--time", &time], what].concat();
+            seen.push(stopwatch::<Figures>(host, bench, &arguments, &line.argv)?);
+        }
+        say(format_args!("round {round} of {ROUNDS}"));
+    }
+    let median_of = |samples: Vec<Figures>| -> Figures {
+        let names = samples.first().into_iter().flat_map(BTreeMap::keys);
+        let of = |name: &String| median(samples.iter().filter_map(|sample| sample.get(name).copied()).collect());
+        names.map(|name| (name.clone(), of(name))).collect()
+    };
+    Ok(seen.into_iter().map(median_of).collect())
+}
+
+fn streams(host: &Host, what: &str, figures: &[Figures], peers: &[(&'static str, Option<f64>)]) -> Result<Vec<Row>> {
+    let mut rows = rows(host, what, &traffic::STREAM, figures, peers)?;
+    rows.iter_mut()
+        .filter(|row| row.name.contains("stream"))
+        .for_each(Row::in_megabytes);
+    Ok(rows)
+}
+
+/// Ours beside each peer, whose least ratio may be given.
+fn rows(host: &Host, what: &str, names: &[&str], figures: &[Figures], peers: &[(&'static str, Option<f64>)]) -> Result<Vec<Row>> {
+    let (ours, theirs) = figures.split_first().context("nothing was measured")?;
+    let mut rows = Vec::new();
+    for name in names {
+        for ((peer, least), theirs) in peers.iter().zip(theirs) {
+            let value = |figures: &Figures| figures.get(*name).copied().with_context(|| format!("{name} was not measured"));
+            let row = Row::new(host.kind, format!("{what}: {name}"), "1/s", value(ours)?).beside(peer, value(theirs)?);
+            rows.push(match least {
+                Some(least) => row.at_least(*least),
+                None => row,
+            });
+        }
+    }
+    Ok(rows)
+}

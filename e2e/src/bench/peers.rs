@@ -1,0 +1,152 @@
+//! Firecracker and Cloud Hypervisor, where a program of them is named (`PEERS=firecracker=PATH,cloud-hypervisor=PATH`): our cold start and our copy beside
+//! theirs, with our kernel, initramfs and command line. Written from their documentation; never run by us, who had no such program.
+
+use std::{env, path::Path};
+
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+
+use super::{
+    FOLDER, Options, Row,
+    command_line::{COMMAND_LINE, CommandLine, INITRAMFS, KERNEL, MEMORY, Machine, held, kvmlet, words},
+    guest::Own,
+    median, resume, start, stopwatch,
+};
+use crate::{Cluster, Host};
+
+/// Names them.
+pub(super) const VARIABLE: &str = "PEERS";
+/// Of Firecracker's cold start.
+const MOST_TIME: f64 = 0.9;
+
+/// A monitor that was named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Peer {
+    Firecracker,
+    CloudHypervisor,
+}
+
+pub(super) fn rows(cluster: &Cluster, options: &Options) -> Result<Vec<Row>> {
+    let host = cluster.host(0)?;
+    let named = env::var(VARIABLE).unwrap_or_default();
+    let peers = parse(&named)?;
+    if peers.is_empty() {
+        return Ok(Vec::new());
+    }
+    let bench = super::prepare(host)?;
+    let mut rows = Vec::new();
+    for (peer, path) in peers {
+        let program = format!("{FOLDER}/peer");
+        host.put_file(&program, 0o755, Path::new(path))?;
+        rows.extend(beside(host, &bench, options.starts, peer, &program)?);
+    }
+    Ok(rows)
+}
+
+fn parse(text: &str) -> Result<Vec<(Peer, &str)>> {
+    let words = text.split(',').filter(|word| !word.is_empty());
+    let peer = |word| match str::split_once(word, '=') {
+        Some(("firecracker", path)) => Ok((Peer::Firecracker, path)),
+        Some(("cloud-hypervisor", path)) => Ok((Peer::CloudHypervisor, path)),
+        _ => bail!("{VARIABLE}: firecracker=PATH or cloud-hypervisor=PATH, not {word}"),
+    };
+    words.map(peer).collect()
+}
+
+fn beside(host: &Host, bench: &str, starts: usize, peer: Peer, program: &str) -> Result<Vec<Row>> {
+    let (name, theirs, most) = match peer {
+        Peer::Firecracker => ("Firecracker", firecracker(host, program)?, Some(MOST_TIME)),
+        Peer::CloudHypervisor => ("Cloud Hypervisor", cloud_hypervisor(program), None),
+    };
+    let ours = kvmlet(Machine::PLAIN);
+    let (mut a, mut b) = (Vec::new(), Vec::new());
+    for round in 0..=starts {
+        let pair = (start::start(host, bench, &ours)?, cold(host, bench, &theirs)?);
+        if round > 0 {
+            a.push(pair.0.seconds);
+            b.push(pair.1.seconds);
+        }
+    }
+    let row = Row::new(host.kind, format!("machine start beside {name}"), "s", median(a)).beside(name, median(b));
+    let mut rows = vec![match most {
+        Some(most) => row.at_most(most),
+        None => row,
+    }];
+    if peer == Peer::Firecracker {
+        let template = super::copies::take(host)?;
+        let (mut a, mut b) = (Vec::new(), Vec::new());
+        for _ in 0..starts {
+            let own: Own = stopwatch(host, bench, &["own", "--idle", "0"], &held(&["--from", &template]))?;
+            a.push(own.seconds);
+            let resumed = host.run_with(&[bench, "measure", "resume", program, FOLDER], b"", super::DEADLINE)?;
+            b.push(serde_json::from_slice(&resumed.stdout).with_context(|| resumed.error_text())?);
+        }
+        host.sh(&format!("rm -rf {template} {FOLDER}/state {FOLDER}/memory"))?;
+        rows.push(
+            Row::new(host.kind, "copy of a template beside Firecracker's snapshot", "s", median(a))
+                .beside(name, median(b))
+                .at_most(1.0),
+        );
+    }
+    Ok(rows)
+}
+
+/// Neither takes a socket's path that exists.
+fn cold(host: &Host, bench: &str, line: &CommandLine) -> Result<super::guest::Sample> {
+    let socket = line.way.trim_start_matches("unix:");
+    host.sh(&format!("rm -f {socket}"))?;
+    start::start(host, bench, line)
+}
+
+fn firecracker(host: &Host, program: &str) -> Result<CommandLine> {
+    let (config, socket) = (format!("{FOLDER}/{}", resume::CONFIG), format!("{FOLDER}/{}", resume::VSOCK));
+    let text = json!({
+        "boot-source": {"kernel_image_path": KERNEL, "initrd_path": INITRAMFS, "boot_args": COMMAND_LINE},
+        "drives": [],
+        "machine-config": {"vcpu_count": 1, "mem_size_mib": MEMORY},
+        "vsock": {"guest_cid": 3, "uds_path": socket},
+        "entropy": {}
+    });
+    host.put(&config, 0o644, text.to_string().as_bytes())?;
+    Ok(CommandLine {
+        way: format!("unix:{socket}"),
+        // Our guest kernel has no virtio over MMIO.
+        argv: words(&[program, "--enable-pci", "--no-api", "--config-file", &config]),
+    })
+}
+
+fn cloud_hypervisor(program: &str) -> CommandLine {
+    let socket = format!("{FOLDER}/cloud-hypervisor.vsock");
+    let (memory, vsock) = (format!("size={MEMORY}M"), format!("cid=3,socket={socket}"));
+    let mut argv = words(&[program, "--kernel", KERNEL, "--initramfs", INITRAMFS, "--cmdline", COMMAND_LINE]);
+    argv.extend(words(&[
+        "--cpus",
+        "boot=1",
+        "--memory",
+        &memory,
+        "--vsock",
+        &vsock,
+        "--console",
+        "off",
+        "--serial",
+        "off",
+    ]));
+    CommandLine {
+        way: format!("unix:{socket}"),
+        argv,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peers_are_named_with_their_programs() {
+        let peers = parse("firecracker=/a,cloud-hypervisor=/b=c").unwrap();
+        assert_eq!(peers, [(Peer::Firecracker, "/a"), (Peer::CloudHypervisor, "/b=c")]);
+        assert_eq!(parse("").unwrap(), []);
+        let error = parse("qemu=/a").unwrap_err();
+        assert_eq!(error.to_string(), "PEERS: firecracker=PATH or cloud-hypervisor=PATH, not qemu=/a");
+    }
+}

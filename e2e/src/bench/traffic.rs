@@ -1,0 +1,156 @@
+//! Runs on a host: starts a monitor whose guest serves `kvmlet-load`, and measures its disk, its network or its vsock, one after the other and
+//! each for so long.
+
+use std::{
+    collections::BTreeMap,
+    io::{Read, Write},
+    path::Path,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
+use kvmlet_load::{Access, Done, GUEST, HOST, PORT, PREFIX, Task, hear, tell};
+
+use super::{
+    monitor::Monitor,
+    way::{Connection, Way},
+};
+
+/// One write or read of a stream, bytes.
+const CHUNK: usize = 256 << 10;
+/// A round trip's message, bytes.
+const MESSAGE: usize = 64;
+
+/// Names of figures, in the order in which they are shown.
+pub(super) const DISK: [&str; 5] = [
+    "4 KiB random reads",
+    "4 KiB random reads, 8 at once",
+    "4 KiB random writes",
+    "1 MiB sequential reads",
+    "1 MiB sequential writes",
+];
+pub(super) const STREAM: [&str; 3] = ["stream to the guest", "stream from the guest", "64-byte round trips"];
+
+/// What is measured of a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum What {
+    /// Its first disk.
+    Disk,
+    /// Its network device.
+    Net,
+    /// Its vsock.
+    Vsock,
+}
+
+/// Starts `argv`, measures, ends it: transfers or round trips a second, or bytes a second.
+pub(super) fn measure(what: What, way: &Way, tap: Option<&str>, time: Duration, argv: &[String]) -> Result<BTreeMap<String, f64>> {
+    let mut monitor = Monitor::start(argv, Stdio::inherit())?;
+    if let Some(tap) = tap {
+        let there = || {
+            ensure!(Path::new("/sys/class/net").join(tap).exists(), "no {tap}");
+            Ok(())
+        };
+        monitor.wait(there)?;
+        ip(&["address", "add", &format!("{HOST}/{PREFIX}"), "dev", tap])?;
+        ip(&["link", "set", tap, "up"])?;
+    }
+    let vsock = || way.connect(u32::from(PORT));
+    let tcp = || Connection::tcp(GUEST, PORT).context("reach the guest by TCP");
+    // A guest that listens by vsock listens by TCP already.
+    monitor.wait(vsock)?;
+    match what {
+        What::Disk => disk(vsock, time),
+        What::Net => monitor.wait(tcp).and_then(|_| streams(tcp, time)),
+        What::Vsock => streams(vsock, time),
+    }
+}
+
+fn ip(arguments: &[&str]) -> Result<()> {
+    let status = Command::new("ip").args(arguments).status().context("run ip")?;
+    ensure!(status.success(), "ip {}: {status}", arguments.join(" "));
+    Ok(())
+}
+
+fn disk(connect: impl Fn() -> Result<Connection>, time: Duration) -> Result<BTreeMap<String, f64>> {
+    let accesses = [
+        (false, true, 4 << 10, 1),
+        (false, true, 4 << 10, 8),
+        (true, true, 4 << 10, 1),
+        (false, false, 1 << 20, 1),
+        (true, false, 1 << 20, 1),
+    ];
+    let measured = DISK.iter().zip(accesses).map(|(name, (write, random, block, threads))| {
+        let access = Access {
+            write,
+            random,
+            block,
+            threads,
+            time,
+        };
+        let mut stream = connect()?;
+        tell(&mut stream, &Task::Disk(access))?;
+        let done: Done = hear(&mut stream).with_context(|| format!("hear of {name}"))?;
+        let rate = done.transfers as f64 / done.seconds;
+        Ok(((*name).to_owned(), if random { rate } else { rate * block as f64 }))
+    });
+    measured.collect()
+}
+
+fn streams(connect: impl Fn() -> Result<Connection>, time: Duration) -> Result<BTreeMap<String, f64>> {
+    let figures = [
+        to_guest(connect()?, time)?,
+        from_guest(connect()?, time)?,
+        round_trips(connect()?, time)?,
+    ];
+    Ok(STREAM.iter().map(ToString::to_string).zip(figures).collect())
+}
+
+/// Until the guest has said that it has all.
+fn to_guest(mut stream: Connection, time: Duration) -> Result<f64> {
+    tell(&mut stream, &Task::Sink)?;
+    let chunk = vec![0; CHUNK];
+    let begun = Instant::now();
+    let mut sent = 0;
+    while begun.elapsed() < time {
+        stream.write_all(&chunk).context("send to the guest")?;
+        sent += CHUNK as u64;
+    }
+    stream.end_writing().context("end sending")?;
+    let mut total = [0; 8];
+    stream.read_exact(&mut total).context("hear how much came")?;
+    let seconds = begun.elapsed().as_secs_f64();
+    ensure!(
+        u64::from_le_bytes(total) == sent,
+        "{sent} bytes were sent, {} came",
+        u64::from_le_bytes(total)
+    );
+    Ok(sent as f64 / seconds)
+}
+
+fn from_guest(mut stream: Connection, time: Duration) -> Result<f64> {
+    tell(&mut stream, &Task::Source)?;
+    let mut chunk = vec![0; CHUNK];
+    let begun = Instant::now();
+    let mut received = 0;
+    while begun.elapsed() < time {
+        let length = stream.read(&mut chunk).context("hear the guest")?;
+        ensure!(length > 0, "the guest sends no more");
+        received += length;
+    }
+    Ok(received as f64 / begun.elapsed().as_secs_f64())
+}
+
+fn round_trips(mut stream: Connection, time: Duration) -> Result<f64> {
+    tell(&mut stream, &Task::Echo)?;
+    let mut message = [0; MESSAGE];
+    let begun = Instant::now();
+    let mut trips = 0;
+    while begun.elapsed() < time {
+        stream.write_all(&message).context("send to the guest")?;
+        stream.read_exact(&mut message).context("hear the guest")?;
+        trips += 1;
+    }
+    Ok(f64::from(trips) / begun.elapsed().as_secs_f64())
+}
