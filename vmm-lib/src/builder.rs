@@ -2,7 +2,7 @@
 //! Everything that can fail because of the host or the specification fails here, before a guest exists.
 
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
 use kvm_bindings::CpuId;
@@ -18,6 +18,7 @@ use crate::hotplug::{Hotplug, Hotplugged, ResizeError};
 use crate::images::{Images, ImagesError};
 use crate::irq::Interrupts;
 use crate::kvm::{self, KvmError};
+use crate::lock::lock;
 use crate::memory::{self, KVM_TSS, Layout, MemoryError};
 use crate::pci::PciBus;
 use crate::posted::Posted;
@@ -413,7 +414,7 @@ impl Machine {
         };
         let one_at_a_time = Mutex::new(());
         let snapshot = |request: SnapshotRequest| {
-            let _turn = one_at_a_time.lock().unwrap_or_else(PoisonError::into_inner);
+            let _turn = lock(&one_at_a_time);
             let taken = stand_and_take(&control, &source, &request.files, request.go_on);
             // Whoever asked may have gone.
             let _ = request.reply.send(taken);

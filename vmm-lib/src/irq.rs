@@ -2,11 +2,13 @@
 //! their numbers; nothing else has one.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use kvm_bindings::{KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KvmIrqRouting, kvm_irq_routing_entry};
 use kvm_ioctls::VmFd;
 use vmm_sys_util::eventfd::EventFd;
+
+use crate::lock::lock;
 
 /// Pins of the in-kernel IOAPIC.
 pub(crate) const IOAPIC_PINS: u32 = 24;
@@ -43,14 +45,14 @@ impl Interrupts {
 
     /// A number that nobody else has.
     pub(crate) fn allocate(&self) -> u32 {
-        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut routes = lock(&self.routes);
         routes.next += 1;
         routes.next - 1
     }
 
     /// Says what `gsi` sends.
     pub(crate) fn route(&self, gsi: u32, message: Message) -> Result<(), kvm_ioctls::Error> {
-        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut routes = lock(&self.routes);
         if routes.messages.insert(gsi, message) == Some(message) {
             return Ok(());
         }

@@ -65,6 +65,7 @@ mod hotplug;
 mod images;
 mod irq;
 pub mod kvm;
+mod lock;
 mod memory;
 mod outlet;
 mod pause;

@@ -15,6 +15,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use kvm_ioctls::VmFd;
 use vm_memory::{Bytes, MmapRegion};
 
+use crate::lock::lock;
 use crate::memory::{ECAM, ECAM_SIZE, Layout};
 use crate::posted;
 use config::{ConfigSpace, Identity};
@@ -237,9 +238,7 @@ impl PciBus {
     }
 
     fn lock(&self, device: usize) -> Option<MutexGuard<'_, Box<dyn PciFunction>>> {
-        self.functions
-            .get(device)
-            .map(|function| function.lock().unwrap_or_else(PoisonError::into_inner))
+        self.functions.get(device).map(lock)
     }
 
     /// Copies registers to where the guest reads them.

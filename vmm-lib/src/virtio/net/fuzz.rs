@@ -10,7 +10,7 @@ use super::{GUEST_CSUM, GUEST_TSO4, HEADER, MRG_RXBUF, Net};
 use crate::fuzz::input::Input;
 use crate::spec::Limits;
 use crate::virtio::fuzz::configuration;
-use crate::virtio::fuzz::guest::{BUFFERS, Guest, MAX_ACTS, memory};
+use crate::virtio::fuzz::guest::{BUFFERS, Guest, memory};
 use crate::virtio::pace::Pace;
 use crate::virtio::ring::Ring;
 
@@ -37,25 +37,20 @@ pub fn net(data: &[u8]) {
     let mut outgoing = Ring::new(&memory, guest.active(TRANSMIT), features);
     let pace = Pace::new(Limits::default());
     let mut frame = vec![0; 70_000];
-    for _ in 0..MAX_ACTS {
-        if input.is_empty() {
-            break;
-        }
-        let code = input.byte();
+    let done = guest.play(&mut input, |guest, code, input| {
         match code & 0xf {
-            0..=6 => guest.act(code, &mut input),
             7 => {
                 let sent = guest.watch(|| transmit(&mut outgoing, &tap, &pace));
                 while let Ok(length) = wire.recv(&mut frame) {
                     assert!((HEADER..=65_535 + 18 + HEADER).contains(&length), "a frame of {length} bytes");
                 }
                 if sent.is_err() {
-                    return;
+                    return false;
                 }
             }
             8 | 9 => {
                 if guest.watch(|| receiver.fill(&tap, &pace)).is_err() {
-                    return;
+                    return false;
                 }
             }
             10 | 11 => {
@@ -73,6 +68,10 @@ pub fn net(data: &[u8]) {
                 guest.give(TRANSMIT, code >> 4, &[(at, HEADER as u32, false), (at + 0x40, length, false)]);
             }
         }
+        true
+    });
+    if !done {
+        return;
     }
     if guest.watch(|| receiver.fill(&tap, &pace)).is_err() {
         return;

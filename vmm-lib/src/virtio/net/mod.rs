@@ -30,10 +30,10 @@ use self::{
 };
 use super::placeholder::Placeholder;
 use super::{
-    device::{ActivateError, Activation, VirtioDevice},
+    device::{ActivateError, Activation, GuestSpace, VirtioDevice},
     pace::Pace,
     ring::{RING_FEATURES, Ring},
-    worker::{Poller, STOP, WorkError, Worker, broke, eventfd, host, required},
+    worker::{Poller, STOP, WorkError, Worker, broke, eventfd, host},
 };
 use crate::{spec::NetLimits, threads::ThreadKind};
 
@@ -179,25 +179,15 @@ impl VirtioDevice for Net {
         super::worker::read_config(&config, offset, data);
     }
 
-    fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         self.reset();
-        let receive = required(&mut activation, 0)?;
-        let transmit = required(&mut activation, 1)?;
-        let Activation {
-            memory,
-            features,
-            threads,
-            failed,
-            ..
-        } = activation;
+        let features = activation.features;
         self.prepare_tap(features).map_err(host("set the tap's offloads"))?;
         let (tap, paces) = (Arc::clone(&self.tap), Arc::clone(&self.paces));
-        let work = move |poller: Poller| {
-            let receive = Ring::new(&memory, receive, features);
-            let transmit = Ring::new(&memory, transmit, features);
+        let work = move |poller: Poller, [receive, transmit]: [Ring<'_>; 2], _: &GuestSpace| {
             work(&poller, Receiver::new(receive, features), transmit, &tap, &paces)
         };
-        self.worker = Some(Worker::spawn(&self.name, (&threads, ThreadKind::Net), failed, work)?);
+        self.worker = Some(Worker::over(&self.name, ThreadKind::Net, activation, work)?);
         Ok(())
     }
 
