@@ -28,6 +28,8 @@ pub(crate) struct Interrupts {
 
 struct Routes {
     next: u32,
+    /// Numbers below that nobody has any more.
+    free: Vec<u32>,
     messages: BTreeMap<u32, Message>,
 }
 
@@ -38,6 +40,7 @@ impl Interrupts {
             vm,
             routes: Mutex::new(Routes {
                 next: IOAPIC_PINS,
+                free: Vec::new(),
                 messages: BTreeMap::new(),
             }),
         }
@@ -46,8 +49,18 @@ impl Interrupts {
     /// A number that nobody else has.
     pub(crate) fn allocate(&self) -> u32 {
         let mut routes = lock(&self.routes);
+        if let Some(gsi) = routes.free.pop() {
+            return gsi;
+        }
         routes.next += 1;
         routes.next - 1
+    }
+
+    /// Somebody else may have a number whose eventfd is detached.
+    pub(crate) fn release(&self, gsi: u32) {
+        let mut routes = lock(&self.routes);
+        routes.messages.remove(&gsi);
+        routes.free.push(gsi);
     }
 
     /// Says what `gsi` sends.

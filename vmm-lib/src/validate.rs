@@ -46,6 +46,21 @@ struct Checker {
 }
 
 impl Checker {
+    fn new(passed: usize) -> Self {
+        Self {
+            passed,
+            errors: Vec::new(),
+        }
+    }
+
+    fn end(self) -> Result<(), SpecErrors> {
+        if self.errors.is_empty() {
+            Ok(())
+        } else {
+            Err(SpecErrors(self.errors))
+        }
+    }
+
     fn require(&mut self, holds: bool, path: &str, problem: impl FnOnce() -> String) {
         if !holds {
             self.errors.push(SpecError {
@@ -103,10 +118,7 @@ impl Checker {
 impl MachineSpec {
     /// Checks every field; `passed` is the number of descriptors that come with the specification.
     pub fn validate(&self, passed: usize) -> Result<(), SpecErrors> {
-        let mut check = Checker {
-            passed,
-            errors: Vec::new(),
-        };
+        let mut check = Checker::new(passed);
         self.shape(&mut check);
         self.boot(&mut check);
         self.comb(&mut check);
@@ -139,10 +151,6 @@ impl MachineSpec {
                 });
             }
         }
-        if check.errors.is_empty() {
-            Ok(())
-        } else {
-            Err(SpecErrors(check.errors))
-        }
+        check.end()
     }
 }

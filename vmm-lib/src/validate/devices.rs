@@ -2,8 +2,81 @@
 
 use std::collections::BTreeSet;
 
-use super::{Checker, PAGE, SECTOR};
-use crate::spec::{DiskFormat, Extent, FileSource, MAX_DISKS, MAX_NETS, MAX_PMEM, MAX_SERIAL, MAX_STORES, MAX_TAG, MachineSpec};
+use super::{Checker, PAGE, SECTOR, SpecErrors};
+use crate::attach::Attachment;
+use crate::spec::{
+    Disk, DiskFormat, Extent, FileSource, MAX_DISKS, MAX_NETS, MAX_PMEM, MAX_SERIAL, MAX_STORES, MAX_TAG, MachineSpec, Net, Share,
+};
+
+impl Checker {
+    pub(super) fn disk(&mut self, disk: &Disk, path: &str) {
+        let serial = format!("{path}.serial");
+        let length = disk.serial.len();
+        self.require((1..=MAX_SERIAL).contains(&length), &serial, || {
+            format!("has {length} bytes, not 1 to {MAX_SERIAL}")
+        });
+        let printable = disk.serial.bytes().all(|byte| byte.is_ascii_graphic());
+        self.require(printable, &serial, || "is not printable ASCII without spaces".to_owned());
+        let extents = format!("{path}.extents");
+        match disk.format {
+            DiskFormat::Raw => self.extents(&disk.extents, &extents, SECTOR),
+            DiskFormat::Qcow2 => self.extents(&disk.extents, &extents, 1),
+        };
+        let whole = disk.format == DiskFormat::Raw || matches!(disk.extents.as_slice(), [] | [Extent { offset: 0, .. }]);
+        self.require(whole, &extents, || {
+            "are not the one file, from its beginning on, that a qcow2 image is".to_owned()
+        });
+        self.limits(&disk.limits, &format!("{path}.limits"));
+    }
+
+    pub(super) fn share(&mut self, share: &Share, path: &str) {
+        let tag = format!("{path}.tag");
+        let length = share.tag.len();
+        self.require((1..=MAX_TAG).contains(&length), &tag, || {
+            format!("has {length} bytes, not 1 to {MAX_TAG}")
+        });
+        self.require(!share.tag.contains('\0'), &tag, || "contains a NUL byte".to_owned());
+        let socket = format!("{path}.socket");
+        self.file(&share.socket, &socket);
+        self.require(matches!(share.socket, FileSource::Passed(_)), &socket, || {
+            "is a path: a socket must be passed connected".to_owned()
+        });
+    }
+
+    pub(super) fn net(&mut self, net: &Net, path: &str) {
+        let tap = format!("{path}.tap");
+        self.file(&net.tap, &tap);
+        self.require(matches!(net.tap, FileSource::Passed(_)), &tap, || {
+            "is a path: a tap must be passed open".to_owned()
+        });
+        let unicast = net.mac[0] & 1 == 0 && net.mac != [0; 6];
+        self.require(unicast, &format!("{path}.mac"), || "is not a unicast address".to_owned());
+        self.limits(&net.limits.receive, &format!("{path}.limits.receive"));
+        self.limits(&net.limits.transmit, &format!("{path}.limits.transmit"));
+        self.require(net.mtu >= 68, &format!("{path}.mtu"), || format!("{} is below 68", net.mtu));
+    }
+}
+
+impl Attachment {
+    /// Checks every field; `passed` is the number of descriptors that come with it.
+    pub fn validate(&self, passed: usize) -> Result<(), SpecErrors> {
+        let mut check = Checker::new(passed);
+        match self {
+            Self::Disk(disk) => {
+                check.disk(disk, "disk");
+                for (number, extent) in disk.extents.iter().enumerate() {
+                    let path = format!("disk.extents[{number}].file");
+                    check.require(matches!(extent.file, FileSource::Passed(_)), &path, || {
+                        "is a path: files of a machine that runs must be passed open".to_owned()
+                    });
+                }
+            }
+            Self::Net(net) => check.net(net, "net"),
+            Self::Share(share) => check.share(share, "share"),
+        }
+        check.end()
+    }
+}
 
 impl MachineSpec {
     pub(super) fn disks(&self, check: &mut Checker) {
@@ -12,24 +85,11 @@ impl MachineSpec {
         });
         let mut serials = BTreeSet::new();
         for (index, disk) in self.disks.iter().enumerate() {
-            let path = format!("disks[{index}].serial");
-            let length = disk.serial.len();
-            check.require((1..=MAX_SERIAL).contains(&length), &path, || {
-                format!("has {length} bytes, not 1 to {MAX_SERIAL}")
+            let path = format!("disks[{index}]");
+            check.require(serials.insert(&disk.serial), &format!("{path}.serial"), || {
+                format!("{:?} is not unique", disk.serial)
             });
-            let printable = disk.serial.bytes().all(|byte| byte.is_ascii_graphic());
-            check.require(printable, &path, || "is not printable ASCII without spaces".to_owned());
-            check.require(serials.insert(&disk.serial), &path, || format!("{:?} is not unique", disk.serial));
-            let path = format!("disks[{index}].extents");
-            match disk.format {
-                DiskFormat::Raw => check.extents(&disk.extents, &path, SECTOR),
-                DiskFormat::Qcow2 => check.extents(&disk.extents, &path, 1),
-            };
-            let whole = disk.format == DiskFormat::Raw || matches!(disk.extents.as_slice(), [] | [Extent { offset: 0, .. }]);
-            check.require(whole, &path, || {
-                "are not the one file, from its beginning on, that a qcow2 image is".to_owned()
-            });
-            check.limits(&disk.limits, &format!("disks[{index}].limits"));
+            check.disk(disk, &path);
         }
     }
 
@@ -59,20 +119,15 @@ impl MachineSpec {
         });
         let (mut tags, mut sockets) = (BTreeSet::new(), BTreeSet::new());
         for (index, share) in self.shares.iter().enumerate() {
-            let path = format!("shares[{index}].tag");
-            let length = share.tag.len();
-            check.require((1..=MAX_TAG).contains(&length), &path, || {
-                format!("has {length} bytes, not 1 to {MAX_TAG}")
+            let path = format!("shares[{index}]");
+            check.share(share, &path);
+            check.require(tags.insert(&share.tag), &format!("{path}.tag"), || {
+                format!("{:?} is not unique", share.tag)
             });
-            check.require(!share.tag.contains('\0'), &path, || "contains a NUL byte".to_owned());
-            check.require(tags.insert(&share.tag), &path, || format!("{:?} is not unique", share.tag));
-            let path = format!("shares[{index}].socket");
-            check.file(&share.socket, &path);
-            match share.socket {
-                FileSource::Path(_) => check.require(false, &path, || "is a path: a socket must be passed connected".to_owned()),
-                FileSource::Passed(number) => check.require(sockets.insert(number), &path, || {
+            if let FileSource::Passed(number) = share.socket {
+                check.require(sockets.insert(number), &format!("{path}.socket"), || {
                     format!("descriptor {number} serves another share already")
-                }),
+                });
             }
         }
     }
@@ -83,21 +138,13 @@ impl MachineSpec {
         });
         let mut taps = BTreeSet::new();
         for (index, net) in self.nets.iter().enumerate() {
-            let path = format!("nets[{index}].tap");
-            check.file(&net.tap, &path);
-            check.require(!matches!(net.tap, FileSource::Path(_)), &path, || {
-                "is a path: a tap must be passed open".to_owned()
-            });
+            let path = format!("nets[{index}]");
             if let FileSource::Passed(number) = net.tap {
-                check.require(taps.insert(number), &path, || {
+                check.require(taps.insert(number), &format!("{path}.tap"), || {
                     format!("descriptor {number} serves another interface already")
                 });
             }
-            let unicast = net.mac[0] & 1 == 0 && net.mac != [0; 6];
-            check.require(unicast, &format!("nets[{index}].mac"), || "is not a unicast address".to_owned());
-            check.limits(&net.limits.receive, &format!("nets[{index}].limits.receive"));
-            check.limits(&net.limits.transmit, &format!("nets[{index}].limits.transmit"));
-            check.require(net.mtu >= 68, &format!("nets[{index}].mtu"), || format!("{} is below 68", net.mtu));
+            check.net(net, &path);
         }
     }
 }
