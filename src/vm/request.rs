@@ -118,7 +118,8 @@ pub(super) fn bytes(text: &str) -> Option<u64> {
     number.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
-fn disk(index: usize, text: &str, mistakes: &mut Mistakes) -> Disk {
+/// Path, format, and whether it is read-only.
+pub(super) fn disk_words<'t>(text: &'t str, mistakes: &mut Mistakes) -> (&'t str, DiskFormat, bool) {
     let (mut path, mut format, mut read_only) = (text, DiskFormat::Raw, false);
     // From the end: a path may have commas in it.
     while let Some((rest, word)) = path.rsplit_once(',') {
@@ -131,6 +132,11 @@ fn disk(index: usize, text: &str, mistakes: &mut Mistakes) -> Disk {
         }
         path = rest;
     }
+    (path, format, read_only)
+}
+
+fn disk(index: usize, text: &str, mistakes: &mut Mistakes) -> Disk {
+    let (path, format, read_only) = disk_words(text, mistakes);
     let serial = format!("disk{index}");
     by_hand::disk(serial.clone(), Path::new(path), format, read_only).unwrap_or_else(|error| {
         mistakes.add(&format!("--disk {text}"), error);

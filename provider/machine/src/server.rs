@@ -21,6 +21,7 @@ use vmm_lib::builder::Handle;
 
 use crate::{
     control::{Event, MachineState, Memory, Reply, Request, Status},
+    devices,
     jail::Role,
     logs::Book,
     memory::memory,
@@ -47,6 +48,8 @@ pub(crate) struct Server {
     pub(crate) kill: Arc<dyn Fn() + Send + Sync>,
     /// Resizes the machine, if that is wished, and tells its memory.
     pub(crate) memory: Resize,
+    /// The machine, once it is made.
+    pub(crate) machine: Arc<dyn Fn() -> Option<Handle> + Send + Sync>,
 }
 
 /// See [`memory`].
@@ -62,7 +65,11 @@ pub fn serve_by_hand(listener: UnixListener, machine: Handle, least: u64) -> io:
         pid: std::process::id(),
         enter: Arc::new(|_| Ok(())),
         kill: Arc::new(move || stopped.stop()),
-        memory: Arc::new(move |resize| memory(&machine, least, resize)),
+        memory: {
+            let machine = machine.clone();
+            Arc::new(move |resize| memory(&machine, least, resize))
+        },
+        machine: Arc::new(move || Some(machine.clone())),
     };
     server.start(listener)
 }
@@ -170,6 +177,10 @@ impl Server {
                 Ok(memory) => Reply::Memory(memory),
                 Err(message) => failed(message),
             },
+            Request::Attach { .. } | Request::Detach { .. } | Request::Devices => match (self.machine)() {
+                Some(machine) => devices::answer(&machine, request, descriptors),
+                None => failed("the machine is not made yet".into()),
+            },
             Request::Hello { .. } | Request::Subscribe => failed("not now".into()),
         }
     }
@@ -272,6 +283,7 @@ mod tests {
                     counted.fetch_add(1, Ordering::SeqCst);
                 }),
                 memory: Arc::new(resized),
+                machine: Arc::new(|| None),
             };
             server
                 .start(UnixListener::bind(directory.path().join(CONTROL_SOCKET)).unwrap())
