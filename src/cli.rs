@@ -133,8 +133,8 @@ pub(crate) struct AttachArguments {
     /// The disk's serial, by which the guest may know it [default: the beginning of the file's name].
     #[arg(long, requires = "disk")]
     pub(crate) serial: Option<String>,
-    /// A network interface on a new tap of this name, which is gone with the device.
-    #[arg(long, value_name = "NAME")]
+    /// A network interface on a new tap of this name, which is gone with the device; with several pairs of queues where so many are asked for.
+    #[arg(long, value_name = "NAME[,queues=N]")]
     pub(crate) tap: Option<String>,
     /// The interface's address [default: a random one].
     #[arg(long, requires = "tap")]
@@ -208,9 +208,10 @@ pub(crate) struct RunArguments {
     /// Added to the kernel's command line, behind kvmlet's own (--print-spec shows it).
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) cmdline: Option<String>,
-    /// A network device on a new tap of this name, which is gone with the machine; it is yours to bring up and join. Repeatable. With
+    /// A network device on a new tap of this name, which is gone with the machine; it is yours to bring up and join. Repeatable. It has a
+    /// thread for each of its queues, one if nothing is said; a guest uses as many as it has processors. With
     /// --spec: the taps that it names by number, in order.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME[,queues=N]")]
     pub(crate) tap: Vec<String>,
     /// A vsock device: connect to this Unix socket and write `CONNECT <port>` and a line feed. The guest's identifier is 3.
     #[arg(long, value_name = "SOCKET")]

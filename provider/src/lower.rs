@@ -169,6 +169,7 @@ pub fn machine(
         nets: net
             .map(|(mac, mtu, limits)| Net {
                 tap: FileSource::Passed(0),
+                more_queues: Vec::new(),
                 mac,
                 mtu,
                 limits,

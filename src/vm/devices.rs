@@ -4,7 +4,7 @@
 use std::{
     fs::File,
     os::{
-        fd::{AsFd as _, OwnedFd},
+        fd::{AsFd, OwnedFd},
         unix::net::UnixStream,
     },
     path::Path,
@@ -22,7 +22,11 @@ use vmm_lib::{
     tap,
 };
 
-use super::{agent, by_hand, by_hand::Mistakes, request};
+use super::{
+    agent, by_hand,
+    by_hand::{Mistakes, Tap},
+    request,
+};
 use crate::cli::{AttachArguments, DetachArguments, DevicesArguments};
 
 /// For a guest to find a device, or to let go of one.
@@ -39,14 +43,14 @@ fn address(slot: u8) -> String {
 
 /// Attaches a disk or a network interface.
 pub(super) fn attach(arguments: &AttachArguments) -> anyhow::Result<ExitCode> {
-    let (attachment, file) = match (&arguments.disk, &arguments.tap) {
+    let (attachment, files) = match (&arguments.disk, &arguments.tap) {
         (Some(text), _) => disk(text, arguments.serial.as_deref())?,
         (None, Some(name)) => net(name, arguments.mac.as_deref())?,
         (None, None) => bail!("neither --disk nor --tap says what to attach"),
     };
     // Without its agent nothing is attached that it should find.
     let agent = arguments.agent.as_deref().map(greet).transpose()?;
-    let slot = reach(&arguments.socket)?.attach(&attachment, &[file.as_fd()])?;
+    let slot = reach(&arguments.socket)?.attach(&attachment, &files.iter().map(AsFd::as_fd).collect::<Vec<_>>())?;
     let place = address(slot);
     println!("{slot} {place}");
     match agent {
@@ -98,7 +102,7 @@ fn greet(socket: &Path) -> anyhow::Result<UnixStream> {
     Ok(stream)
 }
 
-fn disk(text: &str, serial: Option<&str>) -> anyhow::Result<(Attachment, OwnedFd)> {
+fn disk(text: &str, serial: Option<&str>) -> anyhow::Result<(Attachment, Vec<OwnedFd>)> {
     let mut mistakes = Mistakes::default();
     let (path, format, read_only) = request::disk_words(text, &mut mistakes);
     mistakes.check()?;
@@ -113,7 +117,7 @@ fn disk(text: &str, serial: Option<&str>) -> anyhow::Result<(Attachment, OwnedFd
     };
     let (mut disk, file) = opened().with_context(|| format!("open {}", path.display()))?;
     disk.extents.iter_mut().for_each(|extent| extent.file = FileSource::Passed(0));
-    Ok((Attachment::Disk(disk), file.into()))
+    Ok((Attachment::Disk(disk), vec![file.into()]))
 }
 
 /// The beginning of a file's name, where that can be a serial.
@@ -123,18 +127,20 @@ fn file_serial(path: &Path) -> Option<String> {
     serial.bytes().all(|byte| byte.is_ascii_graphic()).then_some(serial)
 }
 
-fn net(name: &str, mac: Option<&str>) -> anyhow::Result<(Attachment, OwnedFd)> {
+fn net(text: &str, mac: Option<&str>) -> anyhow::Result<(Attachment, Vec<OwnedFd>)> {
+    let mut mistakes = Mistakes::default();
+    let tap = Tap::parse(text, &mut mistakes);
+    mistakes.check()?;
     let mac = match mac {
         Some(text) => parse_mac(text).with_context(|| format!("--mac {text} is no address like 02:00:00:00:00:01"))?,
         None => random_mac()?,
     };
-    let tap = tap::open_tap(name).with_context(|| format!("--tap {name}"))?;
+    let queues = tap::open_tap_queues(tap.name, tap.queues).with_context(|| format!("--tap {text}"))?;
     let net = Net {
-        tap: FileSource::Passed(0),
         mac,
-        ..by_hand::nets(1).remove(0)
+        ..by_hand::nets(&[tap]).remove(0)
     };
-    Ok((Attachment::Net(net), tap))
+    Ok((Attachment::Net(net), queues))
 }
 
 fn parse_mac(text: &str) -> Option<[u8; 6]> {

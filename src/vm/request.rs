@@ -12,7 +12,7 @@ use vmm_lib::{
 };
 
 use super::{
-    by_hand::{self, Mistakes},
+    by_hand::{self, Mistakes, Tap},
     terminal,
 };
 use crate::cli::{ConsoleKind, RunArguments};
@@ -53,6 +53,12 @@ pub(super) fn spec(arguments: &RunArguments, mistakes: &mut Mistakes) -> Machine
         size: number("--memory-max", Some(max), memory + HOTPLUG_STEP, bytes, mistakes).saturating_sub(memory),
         requested: 0,
     });
+    // What is wrong with them is told where they are opened.
+    let taps: Vec<_> = arguments
+        .tap
+        .iter()
+        .map(|text| Tap::parse(text, &mut Mistakes::default()))
+        .collect();
     let spec = MachineSpec {
         version: SPEC_VERSION,
         name: "run".into(),
@@ -63,7 +69,7 @@ pub(super) fn spec(arguments: &RunArguments, mistakes: &mut Mistakes) -> Machine
             initramfs: arguments.initrd.as_deref().map(path),
             command_line: command_line(arguments, &disks),
         },
-        nets: by_hand::nets(arguments.tap.len()),
+        nets: by_hand::nets(&taps),
         vsock: arguments.vsock.as_deref().map(by_hand::vsock),
         rng: arguments.rng.unwrap_or(true),
         balloon: true,
@@ -87,7 +93,7 @@ pub(super) fn spec(arguments: &RunArguments, mistakes: &mut Mistakes) -> Machine
         pmems: Vec::new(),
         shares: Vec::new(),
     };
-    if let Err(errors) = spec.validate(arguments.tap.len()) {
+    if let Err(errors) = spec.validate(taps.iter().map(|tap| tap.queues).sum()) {
         for error in errors.0 {
             mistakes.add(&option(&error.path, arguments), error.problem);
         }

@@ -221,8 +221,11 @@ pub(crate) fn disk_device(path: &str, disk: &Disk, files: &Files) -> Result<Bloc
 
 /// A network interface; `path` is where its specification is.
 pub(crate) fn net_device(path: &str, net: &spec::Net, files: &Files) -> Result<Net, DeviceError> {
-    let tap = files.open_existing(&format!("{path}.tap"), &net.tap, true)?;
-    Ok(Net::new(tap, net.mac, net.mtu).limited(net.limits))
+    let mut queues = vec![files.open_existing(&format!("{path}.tap"), &net.tap, true)?];
+    for (index, queue) in net.more_queues.iter().enumerate() {
+        queues.push(files.open_existing(&format!("{path}.moreQueues[{index}]"), queue, true)?);
+    }
+    Ok(Net::with_queues(queues, net.mac, net.mtu).limited(net.limits))
 }
 
 /// A shared directory; `path` is where its specification is.

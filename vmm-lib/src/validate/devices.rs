@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use super::{Checker, PAGE, SECTOR, SpecErrors};
 use crate::attach::Attachment;
 use crate::spec::{
-    Disk, DiskFormat, Extent, FileSource, MAX_DISKS, MAX_NETS, MAX_PMEM, MAX_SERIAL, MAX_STORES, MAX_TAG, MachineSpec, Net, Share,
+    Disk, DiskFormat, Extent, FileSource, MAX_DISKS, MAX_NETS, MAX_PMEM, MAX_QUEUE_PAIRS, MAX_SERIAL, MAX_STORES, MAX_TAG, MachineSpec,
+    Net, Share,
 };
 
 impl Checker {
@@ -44,10 +45,15 @@ impl Checker {
     }
 
     pub(super) fn net(&mut self, net: &Net, path: &str) {
-        let tap = format!("{path}.tap");
-        self.file(&net.tap, &tap);
-        self.require(matches!(net.tap, FileSource::Passed(_)), &tap, || {
-            "is a path: a tap must be passed open".to_owned()
+        for (queue, path) in queues(net, path) {
+            self.file(queue, &path);
+            self.require(matches!(queue, FileSource::Passed(_)), &path, || {
+                "is a path: a tap must be passed open".to_owned()
+            });
+        }
+        let pairs = 1 + net.more_queues.len();
+        self.require(pairs <= MAX_QUEUE_PAIRS, &format!("{path}.moreQueues"), || {
+            format!("and the tap are {pairs} queues, more than {MAX_QUEUE_PAIRS}")
         });
         let unicast = net.mac[0] & 1 == 0 && net.mac != [0; 6];
         self.require(unicast, &format!("{path}.mac"), || "is not a unicast address".to_owned());
@@ -55,6 +61,13 @@ impl Checker {
         self.limits(&net.limits.transmit, &format!("{path}.limits.transmit"));
         self.require(net.mtu >= 68, &format!("{path}.mtu"), || format!("{} is below 68", net.mtu));
     }
+}
+
+/// The queues of a tap, each with its path.
+fn queues<'n>(net: &'n Net, path: &str) -> impl Iterator<Item = (&'n FileSource, String)> {
+    let more = net.more_queues.iter().enumerate();
+    let more = more.map(|(number, queue)| (queue, format!("{path}.moreQueues[{number}]")));
+    std::iter::once((&net.tap, format!("{path}.tap"))).chain(more.collect::<Vec<_>>())
 }
 
 impl Attachment {
@@ -139,10 +152,12 @@ impl MachineSpec {
         let mut taps = BTreeSet::new();
         for (index, net) in self.nets.iter().enumerate() {
             let path = format!("nets[{index}]");
-            if let FileSource::Passed(number) = net.tap {
-                check.require(taps.insert(number), &format!("{path}.tap"), || {
-                    format!("descriptor {number} serves another interface already")
-                });
+            for (queue, path) in queues(net, &path) {
+                if let FileSource::Passed(number) = queue {
+                    check.require(taps.insert(number), &path, || {
+                        format!("descriptor {number} serves another interface already")
+                    });
+                }
             }
             check.net(net, &path);
         }

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::spec::{
-    Boot, Console, Disk, DiskFormat, Hotplug, MAX_COMMAND_LINE, MAX_DISKS, MAX_NETS, MAX_PMEM, MAX_STORES, Net, NetLimits, Pmem,
-    SPEC_VERSION, Serial, Share, Vsock, Watchdog, WatchdogAction,
+    Boot, Console, Disk, DiskFormat, Hotplug, MAX_COMMAND_LINE, MAX_DISKS, MAX_NETS, MAX_PMEM, MAX_QUEUE_PAIRS, MAX_STORES, Net, NetLimits,
+    Pmem, SPEC_VERSION, Serial, Share, Vsock, Watchdog, WatchdogAction,
 };
 
 fn spec() -> MachineSpec {
@@ -117,6 +117,7 @@ fn every_field_out_of_range_is_named_at_once() {
     ];
     spec.nets = vec![Net {
         tap: FileSource::Path("/dev/x".into()),
+        more_queues: vec![FileSource::Passed(9), FileSource::Path("/dev/y".into())],
         mac: [1, 0, 0, 0, 0, 0],
         mtu: 67,
         limits: NetLimits {
@@ -175,6 +176,8 @@ fn every_field_out_of_range_is_named_at_once() {
         "shares[2].tag",
         "shares[2].socket",
         "nets[0].tap",
+        "nets[0].moreQueues[0]",
+        "nets[0].moreQueues[1]",
         "nets[0].mac",
         "nets[0].limits.receive.bytes.size",
         "nets[0].limits.receive.operations.refill",
@@ -211,6 +214,7 @@ fn more_devices_than_a_bus_has_room_for_are_refused() {
     spec.disks = (0..MAX_DISKS).map(disk).collect();
     let net = |index: usize| Net {
         tap: FileSource::Passed(index as u32),
+        more_queues: Vec::new(),
         mac: [2, 0, 0, 0, 0, 1],
         mtu: 1500,
         limits: NetLimits::default(),
@@ -243,4 +247,21 @@ fn shares_have_their_places_on_the_bus_with_disks_and_images() {
     spec.shares.push(share(MAX_STORES as u32));
     let errors = spec.validate(MAX_STORES + 1).expect_err("one too many").0;
     assert_eq!(errors.iter().map(|error| error.path.as_str()).collect::<Vec<_>>(), ["shares"]);
+}
+
+#[test]
+fn a_tap_has_so_many_queues_and_each_descriptor_is_one_of_them() {
+    let mut spec = spec();
+    spec.nets = vec![Net {
+        tap: FileSource::Passed(0),
+        more_queues: (1..MAX_QUEUE_PAIRS as u32).map(FileSource::Passed).collect(),
+        mac: [2, 0, 0, 0, 0, 1],
+        mtu: 1500,
+        limits: NetLimits::default(),
+    }];
+    assert_eq!(spec.validate(MAX_QUEUE_PAIRS), Ok(()));
+    spec.nets[0].more_queues.push(FileSource::Passed(0));
+    let errors = spec.validate(MAX_QUEUE_PAIRS).expect_err("one too many, and that twice").0;
+    let paths: Vec<_> = errors.iter().map(|error| error.path.as_str()).collect();
+    assert_eq!(paths, ["nets[0].moreQueues[7]", "nets[0].moreQueues"]);
 }

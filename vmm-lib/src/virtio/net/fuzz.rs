@@ -3,7 +3,9 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
+use std::sync::Arc;
 
+use super::pairs::Control;
 use super::receive::Receiver;
 use super::transmit::transmit;
 use super::{GUEST_CSUM, GUEST_TSO4, HEADER, MRG_RXBUF, Net};
@@ -16,12 +18,13 @@ use crate::virtio::ring::Ring;
 
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
+const CONTROL: usize = 2;
 
 /// A network device.
 pub fn net(data: &[u8]) {
     let mut input = Input::new(data);
     let memory = memory();
-    let mut guest = Guest::new(&memory, 2, &mut input);
+    let mut guest = Guest::new(&memory, 3, &mut input);
     let (ours, wire) = UnixDatagram::pair().expect("a pair of sockets is to be had");
     for socket in [&ours, &wire] {
         socket.set_nonblocking(true).expect("sockets can be told");
@@ -32,7 +35,12 @@ pub fn net(data: &[u8]) {
     let merge = if chosen & 1 == 0 { 0 } else { MRG_RXBUF };
     let features = guest.features() | merge | large;
     let shared = tap.try_clone().expect("a descriptor is to be had");
-    configuration(&mut Net::new(shared, [2, 0, 0, 0, 0, 1], 1450), &mut input);
+    let second = shared.try_clone().expect("a descriptor is to be had");
+    let taps = if chosen & 4 == 0 { vec![shared] } else { vec![shared, second] };
+    let mut device = Net::on(taps, ([2, 0, 0, 0, 0, 1], 1450), false);
+    configuration(&mut device, &mut input);
+    let control = Ring::new(&memory, guest.active(CONTROL), features);
+    let mut control = Control::new(control, Arc::clone(&device.taps), device.taps.count());
     let mut receiver = Receiver::new(Ring::new(&memory, guest.active(RECEIVE), features), features);
     let mut outgoing = Ring::new(&memory, guest.active(TRANSMIT), features);
     let pace = Pace::new(Limits::default());
@@ -48,7 +56,15 @@ pub fn net(data: &[u8]) {
                     return false;
                 }
             }
-            8 | 9 => {
+            8 => {
+                let asked = guest.watch(|| control.turn());
+                let (used, most) = (device.taps.used(), device.taps.count());
+                assert!((1..=most).contains(&used), "{used} of {most} pairs");
+                if asked.is_err() {
+                    return false;
+                }
+            }
+            9 => {
                 if guest.watch(|| receiver.fill(&tap, &pace)).is_err() {
                     return false;
                 }
@@ -58,6 +74,12 @@ pub fn net(data: &[u8]) {
                 let length = usize::from(input.short());
                 frame[..length].fill(code);
                 let _ = wire.send(&frame[..length]);
+            }
+            12 if code >> 4 == 15 => {
+                // Nearly a command.
+                let at = BUFFERS + 0x7800;
+                guest.poke(at, &[4, input.byte() & 1, input.byte() & 3, 0]);
+                guest.give(CONTROL, 0, &[(at, 4, false), (at + 0x40, 1, true)]);
             }
             12 | 13 => {
                 let at = BUFFERS + 0x800 * u64::from(code >> 4);
