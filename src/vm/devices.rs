@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, anyhow, bail, ensure};
+use anyhow::{Context as _, bail, ensure};
 use kvmlet_machine::Control;
 use kvmlet_protocol::{DEVICES_VERSION, Request};
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -70,14 +70,20 @@ pub(super) fn detach(arguments: &DetachArguments) -> anyhow::Result<ExitCode> {
         agent::ask(&mut greet(agent)?, &Request::Detaching { device: slot })
             .with_context(|| format!("have the guest let go of {}", address(slot)))?;
     }
-    let detached = reach(&arguments.socket)?.detach(slot, arguments.force);
-    detached.map_err(|error| match arguments.agent {
-        Some(_) => anyhow!(error),
-        None => anyhow!(error).context(format!(
-            "a guest lets go of it by: echo 1 >/sys/bus/pci/devices/{}/remove",
-            address(slot)
-        )),
-    })?;
+    let mut control = reach(&arguments.socket)?;
+    let detached = control.detach(slot, arguments.force);
+    let in_use = || {
+        control
+            .devices()
+            .is_ok_and(|all| all.iter().any(|device| device.slot == slot && device.in_use))
+    };
+    match detached {
+        Err(error) if arguments.agent.is_none() && in_use() => {
+            let address = address(slot);
+            Err(error).with_context(|| format!("first, in the guest: echo 1 >/sys/bus/pci/devices/{address}/remove"))?;
+        }
+        detached => detached?,
+    }
     Ok(ExitCode::SUCCESS)
 }
 

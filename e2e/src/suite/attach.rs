@@ -84,7 +84,7 @@ fn by_itself(host: &Host) -> Result<()> {
          for name in sh md5sum dd cat ip ping; do ln -sf busybox root/bin/$name; done && mknod root/dev/console c 5 1 && \
          (cd root && find . | busybox cpio -o -H newc 2>/dev/null) >initrd && head -c 1048576 /dev/urandom >disk"
     ))?;
-    begin(host, "--initrd initrd")?;
+    begin(host, "--initrd initrd --cpus 2")?;
     wait_for("the machine's first words", SLOW, || {
         Ok(host.sh(&format!("grep 'rig: ready' {FOLDER}/log")).ok())
     })?;
@@ -119,14 +119,16 @@ fn disk(host: &Host) -> Result<()> {
 
 /// It is taken away by force in the end: its guest goes on.
 fn net(host: &Host) -> Result<()> {
-    let told = vm(host, "attach control --tap kvlater --mac 02:00:00:00:00:99")?;
+    let told = vm(host, "attach control --tap kvlater,queues=2 --mac 02:00:00:00:00:99")?;
     let (slot, _) = told.trim().split_once(' ').with_context(|| format!("it said {told:?}"))?;
     host.sh("ip address add 192.0.2.1/30 dev kvlater && ip link set kvlater up")?;
     let said = tell(
         host,
         "echo 1 >/sys/bus/pci/rescan && ip address add 192.0.2.2/30 dev eth0 && ip link set eth0 up && \
-         cat /sys/class/net/eth0/address && ping -c 3 192.0.2.1",
+         cat /sys/class/net/eth0/address && echo /sys/class/net/eth0/queues/* && ping -c 3 192.0.2.1",
     )?;
+    // A pair for each processor.
+    ensure!(said.contains("rx-0") && said.contains("tx-1"), "{said}");
     ensure!(
         said.contains("02:00:00:00:00:99") && said.contains("bytes from 192.0.2.1"),
         "{said}"

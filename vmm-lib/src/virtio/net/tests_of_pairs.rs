@@ -1,12 +1,15 @@
 //! Several pairs of queues: frames of each keep to its own queue of the tap, and a driver uses what it has asked for.
 
+use std::fs::File;
+use std::io::ErrorKind;
 use std::os::unix::net::UnixDatagram;
 use std::time::Instant;
 
-use super::pairs::QUEUE_SIZE as CONTROL_SIZE;
+use super::pairs::{QUEUE_SIZE as CONTROL_SIZE, Taps};
 use super::tests::frame;
 use super::{CTRL_VQ, HEADER, MQ, Net};
 use crate::spec::{Bucket, Limits, NetLimits};
+use crate::tap::open_tap_queues;
 use crate::virtio::device::VirtioDevice;
 use crate::virtio::testing::{BUFFERS, DEADLINE, Driver, Faults, activate, memory};
 
@@ -184,4 +187,20 @@ fn what_limits_a_device_limits_all_its_pairs_together() {
     // A frame in 50 ms, after the first four; each pair by itself would have had all of its six after 100 ms. A frame of each may be on its way at once.
     let least = (PAIRS as u128 * u128::from(rounds) - 4 - PAIRS as u128) * 50;
     assert!(begun.elapsed().as_millis() >= least, "{:?}", begun.elapsed());
+}
+
+/// Where this process may make taps; there is nothing to see elsewhere.
+#[test]
+fn queues_of_a_real_tap_are_attached_and_detached_as_often_as_one_likes() {
+    let queues = match open_tap_queues("kvpairs", PAIRS) {
+        Ok(queues) => queues,
+        Err(error) => return assert!(matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::NotFound), "{error}"),
+    };
+    let taps = Taps::new(queues.into_iter().map(File::from).collect(), true);
+    for used in [1, PAIRS, PAIRS, 1, 2, 1, PAIRS] {
+        taps.use_first(used).unwrap();
+        assert_eq!(taps.used(), used);
+    }
+    let other = Taps::new(vec![File::open("/dev/null").unwrap(), File::open("/dev/null").unwrap()], true);
+    assert!(other.use_first(1).is_err());
 }
