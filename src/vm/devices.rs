@@ -72,7 +72,7 @@ pub(super) fn detach(arguments: &DetachArguments) -> anyhow::Result<ExitCode> {
     }
     let mut control = reach(&arguments.socket)?;
     let detached = control.detach(slot, arguments.force);
-    let in_use = || {
+    let mut in_use = || {
         control
             .devices()
             .is_ok_and(|all| all.iter().any(|device| device.slot == slot && device.in_use))
