@@ -111,6 +111,60 @@ pub(crate) enum VmCommand {
     ///
     /// Ends when the guest has done so; after 30 s, with status 1 and what it has by then. It goes on by itself, as far as it can.
     Memory(MemoryArguments),
+    /// Attaches a disk or a network interface to a machine that runs, and says where it is.
+    ///
+    /// The guest does not notice by itself. With --agent, kvmlet's agent in it is asked to look for the device, and this ends when its driver is
+    /// at work; without, somebody in the guest writes 1 to /sys/bus/pci/rescan.
+    Attach(AttachArguments),
+    /// Detaches a device from a machine that runs.
+    ///
+    /// The guest has to let go of it first: with --agent, kvmlet's agent in it is asked to; without, somebody in the guest writes 1 to the
+    /// function's `remove` in /sys/bus/pci/devices.
+    Detach(DetachArguments),
+    /// Lists the devices of a machine that runs: number, address in the guest, whether a driver is at work, name.
+    Devices(DevicesArguments),
+}
+
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("device").args(["disk", "tap"]).required(true)))]
+pub(crate) struct AttachArguments {
+    /// The machine's control socket: of `vm run --control`, or `control.sock` in a pod's machine directory.
+    pub(crate) socket: PathBuf,
+    /// A disk, raw unless its format is stated, read-only with `,ro`.
+    #[arg(long, value_name = "PATH[,format=raw|qcow2][,ro]")]
+    pub(crate) disk: Option<String>,
+    /// The disk's serial, by which the guest may know it [default: the beginning of the file's name].
+    #[arg(long, requires = "disk")]
+    pub(crate) serial: Option<String>,
+    /// A network interface on a new tap of this name, which is gone with the device; with several pairs of queues where so many are asked for.
+    #[arg(long, value_name = "NAME[,queues=N]")]
+    pub(crate) tap: Option<String>,
+    /// The interface's address [default: a random one].
+    #[arg(long, requires = "tap")]
+    pub(crate) mac: Option<String>,
+    /// The machine's vsock socket: has kvmlet's agent in the guest look for the device.
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) agent: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DetachArguments {
+    /// The machine's control socket: of `vm run --control`, or `control.sock` in a pod's machine directory.
+    pub(crate) socket: PathBuf,
+    /// The device's number, as `vm attach` has told it.
+    pub(crate) slot: u8,
+    /// Takes it away even if the guest uses it.
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// The machine's vsock socket: has kvmlet's agent in the guest let go of the device first.
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) agent: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DevicesArguments {
+    /// The machine's control socket: of `vm run --control`, or `control.sock` in a pod's machine directory.
+    pub(crate) socket: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -148,7 +202,7 @@ pub(crate) struct RunArguments {
     /// What the memory may grow to while the machine runs, by `kvmlet vm memory`: --mem and a multiple of 128M (virtio-mem).
     #[arg(long, value_name = "SIZE", requires = "control")]
     pub(crate) memory_max: Option<String>,
-    /// Listens at this Unix socket for `kvmlet vm memory`.
+    /// Listens at this Unix socket for `kvmlet vm memory`, `attach`, `detach` and `devices`.
     #[arg(long, value_name = "SOCKET")]
     pub(crate) control: Option<PathBuf>,
     /// Processors [default: 1].
@@ -157,9 +211,10 @@ pub(crate) struct RunArguments {
     /// Added to the kernel's command line, behind kvmlet's own (--print-spec shows it).
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) cmdline: Option<String>,
-    /// A network device on a new tap of this name, which is gone with the machine; it is yours to bring up and join. Repeatable. With
+    /// A network device on a new tap of this name, which is gone with the machine; it is yours to bring up and join. Repeatable. It has a
+    /// thread for each of its queues, one if nothing is said; a guest uses as many as it has processors. With
     /// --spec: the taps that it names by number, in order.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME[,queues=N]")]
     pub(crate) tap: Vec<String>,
     /// A vsock device: connect to this Unix socket and write `CONNECT <port>` and a line feed. The guest's identifier is 3.
     #[arg(long, value_name = "SOCKET")]

@@ -162,6 +162,7 @@ pub fn machine(
         nets: net
             .map(|(mac, mtu, limits)| Net {
                 tap: FileSource::Passed(0),
+                more_queues: Vec::new(),
                 mac,
                 mtu,
                 limits,

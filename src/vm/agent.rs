@@ -40,7 +40,12 @@ pub(super) fn hello(socket: &Path) -> anyhow::Result<(UnixStream, Welcome)> {
 /// Makes a copy of a machine one of its own.
 pub(super) fn renew(stream: &mut UnixStream, spec: &MachineSpec) -> anyhow::Result<()> {
     let renewal = kvmlet_provider::template::renewal(spec).context("read random bytes")?;
-    write_frame(stream, &Request::Renew(renewal)).context("ask the agent")?;
+    ask(stream, &Request::Renew(renewal))
+}
+
+/// Asks for what is answered without a word.
+pub(super) fn ask(stream: &mut UnixStream, request: &Request) -> anyhow::Result<()> {
+    write_frame(stream, request).context("ask the agent")?;
     match read_frame(stream, MAX_GUEST_FRAME).context("hear the agent")? {
         Response::Done => Ok(()),
         Response::Failed(failure) => Err(failure.into()),

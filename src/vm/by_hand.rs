@@ -12,7 +12,7 @@ use std::{
 use anyhow::bail;
 use vmm_lib::{
     exit::MachineExit,
-    spec::{Disk, DiskFormat, Extent, FileSource, Limits, Net, NetLimits, Vsock},
+    spec::{Disk, DiskFormat, Extent, FileSource, Limits, MAX_QUEUE_PAIRS, Net, NetLimits, Vsock},
 };
 
 /// Network addresses of guests but for the last byte, locally administered.
@@ -72,16 +72,48 @@ pub(super) fn disk(serial: String, path: &Path, format: DiskFormat, read_only: b
     })
 }
 
-/// So many network devices, on the first descriptors that are passed.
-pub(super) fn nets(count: usize) -> Vec<Net> {
-    let net = |index: usize| Net {
-        tap: FileSource::Passed(index as u32),
-        mac: [MAC[0], MAC[1], MAC[2], MAC[3], MAC[4], index as u8 + 1],
+/// Network devices on taps with so many queues each, on the first descriptors that are passed.
+pub(super) fn nets(taps: &[Tap<'_>]) -> Vec<Net> {
+    let mut next = 0..;
+    let mut passed = || FileSource::Passed(next.next().expect("there are fewer descriptors than numbers"));
+    let net = |(tap, last): (&Tap<'_>, u8)| Net {
+        tap: passed(),
+        more_queues: (1..tap.queues).map(|_| passed()).collect(),
+        mac: [MAC[0], MAC[1], MAC[2], MAC[3], MAC[4], last],
         mtu: MTU,
         limits: NetLimits::default(),
     };
     // More than 255 are refused with the specification, and must get that far.
-    (0..count.min(255)).map(net).collect()
+    taps.iter().zip(1..=u8::MAX).map(net).collect()
+}
+
+/// A tap to be made: `name`, or `name,queues=4`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tap<'t> {
+    /// The interface's.
+    pub(super) name: &'t str,
+    /// As many pairs of queues does the device have.
+    pub(super) queues: usize,
+}
+
+impl<'t> Tap<'t> {
+    /// Reads an option.
+    pub(super) fn parse(text: &'t str, mistakes: &mut Mistakes) -> Self {
+        let Some((name, queues)) = text.split_once(",queues=") else {
+            return Self { name: text, queues: 1 };
+        };
+        let queues = queues.parse().ok().filter(|queues| (1..=MAX_QUEUE_PAIRS).contains(queues));
+        if queues.is_none() {
+            mistakes.add(
+                &format!("--tap {text}"),
+                format!("has no number of queues from 1 to {MAX_QUEUE_PAIRS}"),
+            );
+        }
+        Self {
+            name,
+            queues: queues.unwrap_or(1),
+        }
+    }
 }
 
 /// A vsock device at this path.

@@ -1,9 +1,10 @@
 //! `kvmlet vm`: one machine. Without arguments it is started by the node with its order on standard input; by hand it is `kvmlet vm run`,
-//! whose memory `kvmlet vm memory` resizes, or `--probe` and `--boot-trace` for a guest with our agent.
+//! whose memory `kvmlet vm memory` resizes and whose devices `kvmlet vm attach` and `detach` change, or `--probe` and `--boot-trace` for a guest with our agent.
 
 mod agent;
 mod boot_log;
 mod by_hand;
+mod devices;
 mod memory;
 mod probe;
 mod render;
@@ -25,6 +26,9 @@ pub(crate) fn run(arguments: &VmArguments) -> anyhow::Result<ExitCode> {
     match &arguments.command {
         Some(VmCommand::Run(arguments)) => return run::run(arguments),
         Some(VmCommand::Memory(arguments)) => return memory::run(arguments),
+        Some(VmCommand::Attach(arguments)) => return devices::attach(arguments),
+        Some(VmCommand::Detach(arguments)) => return devices::detach(arguments),
+        Some(VmCommand::Devices(arguments)) => return devices::list(arguments),
         None => {}
     }
     if arguments.probe || arguments.boot_trace {

@@ -25,7 +25,7 @@ use vmm_lib::{
 
 use super::{
     agent::{hello, renew},
-    by_hand,
+    by_hand::{self, Tap},
     running::Running,
     trace,
 };
@@ -98,7 +98,7 @@ fn spec(arguments: &VmArguments, kernel: &Path, initramfs: &Path, vsock: &Path) 
         disks,
         pmems: pmems.collect::<anyhow::Result<_>>()?,
         shares: Vec::new(),
-        nets: by_hand::nets(usize::from(arguments.tap.is_some())),
+        nets: by_hand::nets(&arguments.tap.iter().map(|name| Tap { name, queues: 1 }).collect::<Vec<_>>()),
         vsock: Some(by_hand::vsock(vsock)),
         rng: true,
         balloon: true,

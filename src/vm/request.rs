@@ -12,7 +12,7 @@ use vmm_lib::{
 };
 
 use super::{
-    by_hand::{self, Mistakes},
+    by_hand::{self, Mistakes, Tap},
     terminal,
 };
 use crate::cli::{ConsoleKind, RunArguments};
@@ -53,6 +53,12 @@ pub(super) fn spec(arguments: &RunArguments, mistakes: &mut Mistakes) -> Machine
         size: number("--memory-max", Some(max), memory + HOTPLUG_STEP, bytes, mistakes).saturating_sub(memory),
         requested: 0,
     });
+    // What is wrong with them is told where they are opened.
+    let taps: Vec<_> = arguments
+        .tap
+        .iter()
+        .map(|text| Tap::parse(text, &mut Mistakes::default()))
+        .collect();
     let spec = MachineSpec {
         version: SPEC_VERSION,
         name: "run".into(),
@@ -63,7 +69,7 @@ pub(super) fn spec(arguments: &RunArguments, mistakes: &mut Mistakes) -> Machine
             initramfs: arguments.initrd.as_deref().map(path),
             command_line: command_line(arguments, &disks),
         },
-        nets: by_hand::nets(arguments.tap.len()),
+        nets: by_hand::nets(&taps),
         vsock: arguments.vsock.as_deref().map(by_hand::vsock),
         rng: arguments.rng.unwrap_or(true),
         balloon: true,
@@ -87,7 +93,7 @@ pub(super) fn spec(arguments: &RunArguments, mistakes: &mut Mistakes) -> Machine
         pmems: Vec::new(),
         shares: Vec::new(),
     };
-    if let Err(errors) = spec.validate(arguments.tap.len()) {
+    if let Err(errors) = spec.validate(taps.iter().map(|tap| tap.queues).sum()) {
         for error in errors.0 {
             mistakes.add(&option(&error.path, arguments), error.problem);
         }
@@ -118,7 +124,8 @@ pub(super) fn bytes(text: &str) -> Option<u64> {
     number.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
-fn disk(index: usize, text: &str, mistakes: &mut Mistakes) -> Disk {
+/// Path, format, and whether it is read-only.
+pub(super) fn disk_words<'t>(text: &'t str, mistakes: &mut Mistakes) -> (&'t str, DiskFormat, bool) {
     let (mut path, mut format, mut read_only) = (text, DiskFormat::Raw, false);
     // From the end: a path may have commas in it.
     while let Some((rest, word)) = path.rsplit_once(',') {
@@ -131,6 +138,11 @@ fn disk(index: usize, text: &str, mistakes: &mut Mistakes) -> Disk {
         }
         path = rest;
     }
+    (path, format, read_only)
+}
+
+fn disk(index: usize, text: &str, mistakes: &mut Mistakes) -> Disk {
+    let (path, format, read_only) = disk_words(text, mistakes);
     let serial = format!("disk{index}");
     by_hand::disk(serial.clone(), Path::new(path), format, read_only).unwrap_or_else(|error| {
         mistakes.add(&format!("--disk {text}"), error);

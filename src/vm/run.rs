@@ -15,7 +15,7 @@ use vmm_lib::{
 };
 
 use super::{
-    by_hand::{Mistakes, tell_end},
+    by_hand::{Mistakes, Tap, tell_end},
     request::{self, STDIN, STDOUT},
     running::stop_on_signals,
     terminal::{self, Terminal},
@@ -26,15 +26,16 @@ use crate::cli::RunArguments;
 /// Runs what the options say.
 pub(crate) fn run(arguments: &RunArguments) -> anyhow::Result<ExitCode> {
     let mut mistakes = Mistakes::default();
+    let taps: Vec<_> = arguments.tap.iter().map(|text| Tap::parse(text, &mut mistakes)).collect();
     let spec = match &arguments.spec {
-        Some(file) => from_file(file, arguments.tap.len(), &mut mistakes),
+        Some(file) => from_file(file, taps.iter().map(|tap| tap.queues).sum(), &mut mistakes),
         None => Some(request::spec(arguments, &mut mistakes)),
     };
     let mut files = Vec::new();
     if !arguments.print_spec {
-        for name in &arguments.tap {
-            match tap::open_tap(name) {
-                Ok(tap) => files.push(tap),
+        for Tap { name, queues } in taps {
+            match tap::open_tap_queues(name, queues) {
+                Ok(tap) => files.extend(tap),
                 Err(error) => mistakes.add(&format!("--tap {name}"), error),
             }
         }

@@ -2,12 +2,13 @@
 //! Everything that can fail because of the host or the specification fails here, before a guest exists.
 
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
 use kvm_bindings::CpuId;
 use kvm_ioctls::{VcpuFd, VmFd};
 
+use crate::attach::{AttachError, Attachment, Change, DetachError, Ground, Occupied};
 use crate::boot::{self, BootError, Plan};
 use crate::bus::Bus;
 use crate::cpuid::{CpuidError, Template};
@@ -19,6 +20,7 @@ use crate::hotplug::{Hotplug, Hotplugged, ResizeError};
 use crate::images::{Images, ImagesError};
 use crate::irq::Interrupts;
 use crate::kvm::{self, KvmError};
+use crate::lock::lock;
 use crate::memory::{self, KVM_TSS, Layout, MemoryError};
 use crate::pci::PciBus;
 use crate::posted::Posted;
@@ -28,7 +30,7 @@ use crate::snapshot::processor::Registers;
 use crate::snapshot::restore::{check_shape, open_snapshot, restore};
 use crate::snapshot::{self, RestoreError, SnapshotError, SnapshotFiles, Source};
 use crate::spec::{MachineSpec, Pmem, Serial, WatchdogAction};
-use crate::threads::{Enter, Maker, SnapshotRequest, ThreadKind, Threads};
+use crate::threads::{Enter, Maker, ThreadKind, Threads, Wish};
 use crate::timeline::{Phase, Timeline};
 use crate::validate::SpecErrors;
 use crate::vcpu::{self, Control, Vcpu};
@@ -222,6 +224,7 @@ impl Builder {
             threads,
             maker,
             vm,
+            interrupts,
             layout,
             cpuid: first,
             possible_cpus,
@@ -293,6 +296,7 @@ pub struct Machine {
     threads: Threads,
     maker: Maker,
     vm: Arc<VmFd>,
+    interrupts: Arc<Interrupts>,
     layout: Layout,
     cpuid: CpuId,
     possible_cpus: u8,
@@ -341,6 +345,27 @@ impl Handle {
         Ok(hotplug.status())
     }
 
+    /// Puts a device on the machine's bus, with the open `files` that it names by number; the guest has to look for it. Returns its device
+    /// number on PCI bus 0.
+    pub fn attach(&self, attachment: Attachment, files: Vec<OwnedFd>) -> Result<u8, AttachError> {
+        self.threads
+            .ask(|reply| Wish::Change(Change::Attach(Box::new(attachment), files, reply)))
+            .unwrap_or(Err(AttachError::NotRunning))
+    }
+
+    /// Takes the device with this number off the machine's bus. One that the guest uses stays, unless by `force`: the guest then finds all
+    /// ones where it was.
+    pub fn detach(&self, slot: u8, force: bool) -> Result<(), DetachError> {
+        self.threads
+            .ask(|reply| Wish::Change(Change::Detach(slot, force, reply)))
+            .unwrap_or(Err(DetachError::NotRunning))
+    }
+
+    /// What is on the machine's bus; `None` when it does not run.
+    pub fn devices(&self) -> Option<Vec<Occupied>> {
+        self.threads.ask(|reply| Wish::Change(Change::List(reply)))
+    }
+
     /// How much memory besides what it began with the guest has, if there is room for any.
     pub fn hotplugged(&self) -> Option<Hotplugged> {
         self.hotplug.as_ref().map(|hotplug| hotplug.status())
@@ -372,6 +397,7 @@ impl Machine {
             threads: enter,
             maker,
             vm,
+            interrupts,
             layout,
             cpuid,
             possible_cpus,
@@ -421,19 +447,30 @@ impl Machine {
             cpuid: cpuid.as_slice(),
         };
         let one_at_a_time = Mutex::new(());
-        let snapshot = |request: SnapshotRequest| {
-            let _turn = one_at_a_time.lock().unwrap_or_else(PoisonError::into_inner);
-            let taken = stand_and_take(&control, &source, &request.files, request.go_on);
-            // Whoever asked may have gone.
-            let _ = request.reply.send(taken);
+        let ground = Ground {
+            vm: &vm,
+            bus: &bus,
+            memory: &memory,
+            layout: &layout,
+            interrupts: &interrupts,
+            threads: &enter,
+        };
+        let fulfil = |wish: Wish| {
+            let _turn = lock(&one_at_a_time);
+            match wish {
+                Wish::Snapshot(request) => {
+                    let taken = stand_and_take(&control, &source, &request.files, request.go_on);
+                    // Whoever asked may have gone.
+                    let _ = request.reply.send(taken);
+                }
+                Wish::Change(change) => ground.change(change),
+            }
         };
         thread::scope(|scope| {
             // On a thread of its own: a processor on its way to a stand may still want this one to make it a thread.
-            maker.serve(threads.len(), |request| {
-                // Without a thread the request is dropped, and whoever asked is told that.
-                let _ = thread::Builder::new()
-                    .name("snapshot".into())
-                    .spawn_scoped(scope, || snapshot(request));
+            maker.serve(threads.len(), |wish| {
+                // Without a thread the wish is dropped, and whoever asked is told that.
+                let _ = thread::Builder::new().name("wish".into()).spawn_scoped(scope, || fulfil(wish));
             });
         });
         let mut vcpu_cpu_micros = Vec::new();

@@ -10,7 +10,7 @@ use crate::files::{FileError, Files};
 use crate::irq::Interrupts;
 use crate::memory::{Layout, MMIO32};
 use crate::pci::{DEVICES, HostBridge, PciFunction};
-use crate::spec::{Comb, Disk, DiskFormat, MAX_NETS, MAX_STORES, MachineSpec};
+use crate::spec::{self, Comb, Disk, DiskFormat, MAX_NETS, MAX_STORES, MachineSpec, Share};
 use crate::threads::Threads;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::block::{self, Block, BlockError};
@@ -100,7 +100,7 @@ fn virtio(
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     let places = spec.places();
     for (index, disk) in spec.disks.iter().enumerate() {
-        devices.push(Box::new(disk_device(index, disk, files)?));
+        devices.push(Box::new(disk_device(&format!("disks[{index}]"), disk, files)?));
     }
     pad(&mut devices, places.pmems, block::placeholder);
     for (pmem, region) in spec.pmems.iter().zip(&layout.images) {
@@ -108,8 +108,7 @@ fn virtio(
     }
     pad(&mut devices, places.nets, pmem::placeholder);
     for (index, net) in spec.nets.iter().enumerate() {
-        let tap = files.open_existing(&format!("nets[{index}].tap"), &net.tap, true)?;
-        devices.push(Box::new(Net::new(tap, net.mac, net.mtu).limited(net.limits)));
+        devices.push(Box::new(net_device(&format!("nets[{index}]"), net, files)?));
     }
     pad(&mut devices, places.others, net::placeholder);
     if let Some(vsock) = &spec.vsock {
@@ -135,8 +134,7 @@ fn virtio(
         devices.push(Box::new(Console::new(output, input, screen)));
     }
     for (index, share) in spec.shares.iter().enumerate() {
-        let socket = files.open_existing(&format!("shares[{index}].socket"), &share.socket, true)?;
-        devices.push(Box::new(Fs::new(&share.tag, OwnedFd::from(socket).into())));
+        devices.push(Box::new(share_device(&format!("shares[{index}]"), share, files)?));
     }
     Ok(devices)
 }
@@ -198,19 +196,20 @@ impl MachineSpec {
     }
 }
 
-fn disk_device(index: usize, disk: &Disk, files: &Files) -> Result<Block, DeviceError> {
+/// A disk; `path` is where its specification is.
+pub(crate) fn disk_device(path: &str, disk: &Disk, files: &Files) -> Result<Block, DeviceError> {
     let broken = |source| DeviceError::Disk {
         serial: disk.serial.clone(),
         source,
     };
     if let (DiskFormat::Qcow2, [image]) = (disk.format, disk.extents.as_slice()) {
-        let file = files.open_existing(&format!("disks[{index}].extents[0].file"), &image.file, !disk.read_only)?;
+        let file = files.open_existing(&format!("{path}.extents[0].file"), &image.file, !disk.read_only)?;
         let block = Block::qcow2(&disk.serial, file, disk.read_only).map_err(broken)?;
         return Ok(block.limited(disk.limits));
     }
     let mut extents = Vec::new();
     for (number, extent) in disk.extents.iter().enumerate() {
-        let field = format!("disks[{index}].extents[{number}].file");
+        let field = format!("{path}.extents[{number}].file");
         extents.push((
             files.open_existing(&field, &extent.file, !disk.read_only)?,
             extent.offset,
@@ -219,6 +218,21 @@ fn disk_device(index: usize, disk: &Disk, files: &Files) -> Result<Block, Device
     }
     let block = Block::new(&disk.serial, extents, disk.read_only).map_err(broken)?;
     Ok(block.limited(disk.limits))
+}
+
+/// A network interface; `path` is where its specification is.
+pub(crate) fn net_device(path: &str, net: &spec::Net, files: &Files) -> Result<Net, DeviceError> {
+    let mut queues = vec![files.open_existing(&format!("{path}.tap"), &net.tap, true)?];
+    for (index, queue) in net.more_queues.iter().enumerate() {
+        queues.push(files.open_existing(&format!("{path}.moreQueues[{index}]"), queue, true)?);
+    }
+    Ok(Net::with_queues(queues, net.mac, net.mtu).limited(net.limits))
+}
+
+/// A shared directory; `path` is where its specification is.
+pub(crate) fn share_device(path: &str, share: &Share, files: &Files) -> Result<Fs, DeviceError> {
+    let socket = files.open_existing(&format!("{path}.socket"), &share.socket, true)?;
+    Ok(Fs::new(&share.tag, OwnedFd::from(socket).into()))
 }
 
 // Bridge, disks and images, networks, vsock, entropy and balloon have a device number each; a specification is refused that has all of these,

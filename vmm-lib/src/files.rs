@@ -51,6 +51,9 @@ pub fn open_files(mut spec: MachineSpec, passed: Vec<OwnedFd>) -> Result<(Machin
     }
     for (index, net) in spec.nets.iter_mut().enumerate() {
         opener.existing(&format!("nets[{index}].tap"), &mut net.tap, true)?;
+        for (number, queue) in net.more_queues.iter_mut().enumerate() {
+            opener.existing(&format!("nets[{index}].moreQueues[{number}]"), queue, true)?;
+        }
     }
     if let Some(vsock) = &mut spec.vsock {
         opener.take(&mut vsock.socket, |files, socket| {

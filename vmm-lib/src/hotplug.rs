@@ -4,10 +4,9 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use crate::spec::HOTPLUG_BLOCK;
-use crate::virtio::device::Interrupt;
+use crate::virtio::listener::Listener;
 
 /// Bits of a word.
 const WORD: u64 = u64::BITS as u64;
@@ -58,8 +57,8 @@ pub(crate) struct Hotplug {
     words: Box<[AtomicU64]>,
     plugged: AtomicU64,
     requested: AtomicU64,
-    /// Tells the driver that `requested` has changed, while there is one.
-    changed: Mutex<Option<Interrupt>>,
+    /// Hears that `requested` has changed.
+    changed: Listener,
 }
 
 impl Hotplug {
@@ -71,7 +70,7 @@ impl Hotplug {
             words: (0..blocks.div_ceil(WORD)).map(|_| AtomicU64::new(0)).collect(),
             plugged: AtomicU64::new(0),
             requested: AtomicU64::new(requested),
-            changed: Mutex::new(None),
+            changed: Listener::default(),
         }
     }
 
@@ -98,17 +97,14 @@ impl Hotplug {
         if !requested.is_multiple_of(HOTPLUG_BLOCK) {
             return Err(ResizeError::NotWhole(requested));
         }
-        let changed = self.changed.lock().unwrap_or_else(PoisonError::into_inner);
         self.requested.store(requested, Ordering::Release);
-        if let Some(interrupt) = &*changed {
-            interrupt.signal();
-        }
+        self.changed.tell();
         Ok(())
     }
 
-    /// A driver is ready, or gone: whom to tell of changes.
-    pub(crate) fn listen(&self, changed: Option<Interrupt>) {
-        *self.changed.lock().unwrap_or_else(PoisonError::into_inner) = changed;
+    /// Who is told of changes.
+    pub(crate) fn listener(&self) -> &Listener {
+        &self.changed
     }
 
     /// Whether no byte of this range lies in a block that is not plugged. Memory outside the region is none of this one's business.
@@ -191,6 +187,7 @@ impl std::fmt::Debug for Hotplug {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::virtio::device::Interrupt;
 
     const START: u64 = 1 << 32;
     const SIZE: u64 = 256 << 20;
@@ -271,7 +268,7 @@ mod tests {
         let hotplug = hotplug(0);
         let event = std::sync::Arc::new(vmm_sys_util::eventfd::EventFd::new(vmm_sys_util::eventfd::EFD_NONBLOCK).unwrap());
         assert_eq!(hotplug.request(HOTPLUG_BLOCK), Ok(()), "before there is a driver");
-        hotplug.listen(Some(Interrupt::new(event.clone())));
+        hotplug.listener().set(Some(Interrupt::new(event.clone())));
         assert_eq!(hotplug.request(SIZE), Ok(()));
         assert_eq!(event.read().unwrap(), 1);
         assert_eq!(hotplug.request(4096), Err(ResizeError::NotWhole(4096)));

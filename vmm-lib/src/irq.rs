@@ -2,11 +2,13 @@
 //! their numbers; nothing else has one.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use kvm_bindings::{KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KvmIrqRouting, kvm_irq_routing_entry};
 use kvm_ioctls::VmFd;
 use vmm_sys_util::eventfd::EventFd;
+
+use crate::lock::lock;
 
 /// Pins of the in-kernel IOAPIC.
 pub(crate) const IOAPIC_PINS: u32 = 24;
@@ -26,6 +28,8 @@ pub(crate) struct Interrupts {
 
 struct Routes {
     next: u32,
+    /// Numbers below that nobody has any more.
+    free: Vec<u32>,
     messages: BTreeMap<u32, Message>,
 }
 
@@ -36,6 +40,7 @@ impl Interrupts {
             vm,
             routes: Mutex::new(Routes {
                 next: IOAPIC_PINS,
+                free: Vec::new(),
                 messages: BTreeMap::new(),
             }),
         }
@@ -43,14 +48,24 @@ impl Interrupts {
 
     /// A number that nobody else has.
     pub(crate) fn allocate(&self) -> u32 {
-        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut routes = lock(&self.routes);
+        if let Some(gsi) = routes.free.pop() {
+            return gsi;
+        }
         routes.next += 1;
         routes.next - 1
     }
 
+    /// Somebody else may have a number whose eventfd is detached.
+    pub(crate) fn release(&self, gsi: u32) {
+        let mut routes = lock(&self.routes);
+        routes.messages.remove(&gsi);
+        routes.free.push(gsi);
+    }
+
     /// Says what `gsi` sends.
     pub(crate) fn route(&self, gsi: u32, message: Message) -> Result<(), kvm_ioctls::Error> {
-        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut routes = lock(&self.routes);
         if routes.messages.insert(gsi, message) == Some(message) {
             return Ok(());
         }

@@ -50,6 +50,7 @@
 //! `/dev/kvm` open, [`virtio::vsock::dialer`] reaches the guest without a path, and what [`Builder::enter`] is given is called by each thread
 //! before its work. From [`Builder::build`] on no path is looked up.
 
+mod attach;
 pub mod boot;
 pub mod builder;
 mod bus;
@@ -66,6 +67,7 @@ mod hotplug;
 mod images;
 mod irq;
 pub mod kvm;
+mod lock;
 mod memory;
 mod outlet;
 mod pause;
@@ -86,6 +88,7 @@ mod vcpu;
 pub mod virtio;
 mod watchdog;
 
+pub use attach::{AttachError, Attachment, DetachError, Occupied};
 pub use builder::{BuildError, Builder, Handle, Machine};
 pub use hotplug::{Hotplugged, ResizeError};
 

@@ -4,6 +4,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
+use crate::lock::lock;
 use crate::snapshot::processor::ProcessorState;
 
 /// What processors shall do.
@@ -35,7 +36,7 @@ pub(crate) struct Pause {
 
 impl Pause {
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 
     /// Whether processors shall stand.

@@ -7,11 +7,13 @@ use std::io;
 use std::mem::{offset_of, size_of};
 use std::os::fd::AsRawFd;
 use std::ptr::{self, NonNull};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use kvm_bindings::{KVM_COALESCED_MMIO_PAGE_OFFSET, kvm_coalesced_mmio, kvm_coalesced_mmio_ring};
 use kvm_ioctls::{IoEventAddress, VcpuFd, VmFd};
+
+use crate::lock::lock;
 
 /// KVM's own page on x86-64, whatever pages programs see.
 const PAGE: usize = 4096;
@@ -48,7 +50,7 @@ impl Posted {
     /// Carries out all writes that were posted before this call, in order. Holds other callers back until they are done: what a processor
     /// has posted itself is done when this returns, whoever did it. At most one ring's length, so that nobody is kept here by others' writes.
     pub(crate) fn deliver(&self, mut write: impl FnMut(u64, &[u8])) {
-        let ring = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let ring = lock(&self.0);
         let last = ring.last().load(Ordering::Acquire) % ENTRIES;
         let mut first = ring.first().load(Ordering::Relaxed) % ENTRIES;
         while first != last {

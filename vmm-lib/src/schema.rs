@@ -91,6 +91,7 @@ fn everything() -> MachineSpec {
         }],
         nets: vec![Net {
             tap: FileSource::Passed(0),
+            more_queues: vec![FileSource::Passed(2)],
             mac: [2, 0, 0, 0, 0, 1],
             mtu: 1500,
             limits: NetLimits {
@@ -147,7 +148,7 @@ fn the_schema_of_this_version_is_that_of_the_types() {
 #[test]
 fn the_example_of_this_version_has_every_field_and_is_valid() {
     let spec = everything();
-    spec.validate(2).expect("an example is valid");
+    spec.validate(3).expect("an example is valid");
     let value = serde_json::to_value(&spec).expect("plain data serialises");
     compare(1, &value);
     assert_eq!(serde_json::from_value::<MachineSpec>(value).expect("and comes back"), spec);

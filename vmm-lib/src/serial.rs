@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::VmFd;
@@ -12,6 +12,7 @@ use vm_superio::serial::SerialEvents;
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use crate::lock::lock;
 use crate::outlet::Outlet;
 use crate::virtio::worker::{Poller, eventfd};
 
@@ -122,7 +123,7 @@ impl SerialPort {
 
     /// The file of its input, once.
     pub(crate) fn take_input(&self) -> Option<File> {
-        self.input.lock().unwrap_or_else(PoisonError::into_inner).take()
+        lock(&self.input).take()
     }
 
     /// Gives the guest what comes from `input` as it reads it, until either end is over.
@@ -174,6 +175,6 @@ impl SerialPort {
     }
 
     fn uart(&self) -> MutexGuard<'_, Serial<Line, Drained, Output>> {
-        self.uart.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.uart)
     }
 }

@@ -23,6 +23,8 @@ pub const MAX_DISKS: usize = 24;
 pub const MAX_STORES: usize = MAX_DISKS;
 /// Most bytes of an image that is read in place.
 pub const MAX_PMEM: u64 = 1 << 36;
+/// Most pairs of queues of a network interface.
+pub const MAX_QUEUE_PAIRS: usize = 8;
 /// Most network interfaces.
 pub const MAX_NETS: usize = 4;
 /// Bytes of a block of [`Hotplug`], which is plugged or unplugged as a whole.
@@ -280,6 +282,10 @@ pub struct Extent {
 pub struct Net {
     /// An open tap (IFF_TAP, IFF_NO_PI, IFF_VNET_HDR with 12-byte headers), non-blocking or not.
     pub tap: FileSource,
+    /// Further queues of the same tap (IFF_MULTI_QUEUE), open too: with each of them the device has one more pair of queues. At most
+    /// [`MAX_QUEUE_PAIRS`] less one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub more_queues: Vec<FileSource>,
     /// The guest's MAC address.
     pub mac: [u8; 6],
     /// Offered by VIRTIO_NET_F_MTU, 68 to 65,535.

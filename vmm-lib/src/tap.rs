@@ -1,6 +1,6 @@
-//! Owns how a tap device is opened: one queue, frames with a virtio-net header in front, no packet information.
+//! Owns how a tap device is opened: one queue or several, frames with a virtio-net header in front, no packet information.
 //!
-//! Refuses multiple queues and persistence: the device lives as long as its descriptor, so nothing is left when the
+//! Refuses persistence: the device lives as long as its descriptor, so nothing is left when the
 //! machine's process is gone. Which offloads the guest takes is negotiated later, by the net device.
 
 use std::fs::{File, OpenOptions};
@@ -22,6 +22,7 @@ const TUNSETOFFLOAD: u64 = 0x4004_54d0;
 const TUNSETVNETHDRSZ: u64 = 0x4004_54d8;
 
 const IFF_TAP: u16 = 0x0002;
+const IFF_MULTI_QUEUE: u16 = 0x0100;
 const IFF_NO_PI: u16 = 0x1000;
 const IFF_VNET_HDR: u16 = 0x4000;
 
@@ -41,7 +42,24 @@ struct InterfaceRequest {
 ///
 /// When the name is not that of an interface, the device node is missing, or the kernel refuses.
 pub fn open_tap(name: &str) -> io::Result<OwnedFd> {
+    open_queue(name, 0)
+}
+
+/// Makes the tap `name` with so many queues (IFF_MULTI_QUEUE), and returns a descriptor for each; as [`open_tap`] otherwise.
+///
+/// # Errors
+///
+/// As [`open_tap`]; the kernel refuses more queues than it has room for, and further ones of a tap that was made with one.
+pub fn open_tap_queues(name: &str, queues: usize) -> io::Result<Vec<OwnedFd>> {
+    match queues {
+        0 | 1 => Ok(vec![open_tap(name)?]),
+        _ => (0..queues).map(|_| open_queue(name, IFF_MULTI_QUEUE)).collect(),
+    }
+}
+
+fn open_queue(name: &str, flags: u16) -> io::Result<OwnedFd> {
     let mut request = InterfaceRequest::new(name)?;
+    request.flags |= flags;
     // O_NONBLOCK; std adds O_CLOEXEC.
     let tap = OpenOptions::new()
         .read(true)
@@ -104,6 +122,18 @@ mod tests {
     #[test]
     fn the_request_has_the_kernels_size() {
         assert_eq!(size_of::<InterfaceRequest>(), 40);
+    }
+
+    #[test]
+    fn a_tap_has_as_many_queues_as_were_asked_for() {
+        // Without the right to make interfaces there is nothing to see; other errors fail.
+        match open_tap_queues("kvqueues", 4) {
+            Ok(queues) => assert_eq!(queues.len(), 4),
+            Err(error) => assert!(
+                matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound),
+                "{error}"
+            ),
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::sync::mpsc::{self, Receiver, Sender, SyncSender};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, Builder, JoinHandle, ThreadId};
 
+use crate::attach::Change;
 use crate::snapshot::{SnapshotError, SnapshotFiles};
 
 /// What a thread does; its system calls follow from that.
@@ -52,10 +53,18 @@ enum Message {
         work: Work,
         reply: SyncSender<io::Result<JoinHandle<()>>>,
     },
-    /// A snapshot is to be taken.
-    Snapshot(SnapshotRequest),
+    /// The machine itself is asked for something.
+    Wish(Wish),
     /// A processor's thread has ended.
     Gone,
+}
+
+/// What the machine is asked for while it runs.
+pub(crate) enum Wish {
+    /// A snapshot.
+    Snapshot(SnapshotRequest),
+    /// Other devices.
+    Change(Change),
 }
 
 /// A wish for a snapshot.
@@ -125,11 +134,15 @@ impl Threads {
 
     /// Has the thread that runs the machine take a snapshot.
     pub(crate) fn snapshot(&self, files: SnapshotFiles, go_on: bool) -> Result<(), SnapshotError> {
+        self.ask(|reply| Wish::Snapshot(SnapshotRequest { files, go_on, reply }))
+            .unwrap_or(Err(SnapshotError::NotRunning))
+    }
+
+    /// Asks the machine for something and waits for its answer; `None` when it does not run.
+    pub(crate) fn ask<T>(&self, wish: impl FnOnce(SyncSender<T>) -> Wish) -> Option<T> {
         let (reply, answer) = mpsc::sync_channel(1);
-        let request = SnapshotRequest { files, go_on, reply };
-        let maker = self.maker.as_ref().ok_or(SnapshotError::NotRunning)?;
-        maker.send(Message::Snapshot(request)).map_err(|_| SnapshotError::NotRunning)?;
-        answer.recv().map_err(|_| SnapshotError::NotRunning)?
+        self.maker.as_ref()?.send(Message::Wish(wish(reply))).ok()?;
+        answer.recv().ok()
     }
 
     /// Tells the maker, when dropped, that one whom it serves is gone.
@@ -154,14 +167,14 @@ impl Drop for Presence {
 pub(crate) struct Maker(Receiver<Message>);
 
 impl Maker {
-    /// Makes threads, and has `snapshot` take snapshots, until so many [`Presence`]s are gone.
-    pub(crate) fn serve(&self, mut present: usize, mut snapshot: impl FnMut(SnapshotRequest)) {
+    /// Makes threads, and has `fulfil` do what the machine is asked for, until so many [`Presence`]s are gone.
+    pub(crate) fn serve(&self, mut present: usize, mut fulfil: impl FnMut(Wish)) {
         while present > 0 {
             match self.0.recv() {
                 Ok(Message::Make { builder, work, reply }) => {
                     let _ = reply.send(builder.spawn(work));
                 }
-                Ok(Message::Snapshot(request)) => snapshot(request),
+                Ok(Message::Wish(wish)) => fulfil(wish),
                 Ok(Message::Gone) => present -= 1,
                 Err(_) => return,
             }

@@ -5,13 +5,14 @@
 
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
 
 use crate::bus::Bus;
 use crate::exit::{ExitCounts, MachineExit};
+use crate::lock::lock;
 use crate::pause::Pause;
 use crate::pci::PciBus;
 use crate::snapshot::processor::{ProcessorState, Registers};
@@ -121,10 +122,6 @@ impl Control {
     fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::SeqCst)
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A processor that can be kicked: while this lives, its thread and its page do. A thread that panics ends the machine.

@@ -6,68 +6,10 @@ mod support;
 
 use std::io::Write as _;
 
+use support::drive::*;
 use support::script::Script;
 use vmm_lib::exit::MachineExit;
 use vmm_lib::spec::{Disk, DiskFormat, Extent, FileSource, Limits, MachineSpec};
-
-const ECAM: u64 = 0xe000_0000;
-/// Where the payload puts the BARs: below 4 GiB, which its pages reach.
-const BAR: u64 = 0xc000_0000;
-const TABLE: u64 = 0x100_0000;
-const AVAILABLE: u64 = 0x101_0000;
-const USED: u64 = 0x102_0000;
-const DATA: u64 = 0x103_0000;
-const CANARY: u64 = 0xc5c5_c5c5_c5c5_c5c5;
-const MEMORY: u64 = 32 << 20;
-
-const STATUS: u64 = 0x14;
-const NOTIFY: u64 = 0x1000;
-const NEXT: u64 = 1;
-const WRITE: u64 = 2;
-const INDIRECT: u64 = 4;
-/// ACKNOWLEDGE, DRIVER, FEATURES_OK, DRIVER_OK; and what a device adds that wants to be reset.
-const READY: u8 = 15;
-const NEEDS_RESET: u8 = 64;
-
-/// Lets a device decode its BAR at `bar`.
-fn place(script: &mut Script, device: u64, bar: u64) {
-    let config = ECAM + device * 0x8000;
-    script
-        .write(4, config + 0x10, bar)
-        .write(4, config + 0x14, 0)
-        .write(2, config + 4, 6);
-}
-
-/// Brings the device at `bar` up to DRIVER_OK with one queue of 8, rings as stated.
-fn bring_up(script: &mut Script, bar: u64, rings: [u64; 3]) {
-    for (register, value) in [(STATUS, 0), (STATUS, 1), (STATUS, 3)] {
-        script.write(1, bar + register, value);
-    }
-    // VERSION_1, INDIRECT_DESC.
-    for (half, value) in [(0, 1 << 28), (1, 1)] {
-        script.write(4, bar + 8, half).write(4, bar + 0xc, value);
-    }
-    script.write(1, bar + STATUS, 11).write(2, bar + 0x16, 0).write(2, bar + 0x18, 8);
-    for (register, value) in [(0x20, rings[0]), (0x28, rings[1]), (0x30, rings[2])] {
-        script.write(8, bar + register, value);
-    }
-    script.write(2, bar + 0x1c, 1);
-    for ring in rings.iter().skip(1).filter(|ring| **ring < MEMORY - 8) {
-        script.write(4, *ring, 0);
-    }
-    script.write(1, bar + STATUS, u64::from(READY));
-}
-
-fn descriptor(script: &mut Script, table: u64, index: u64, (address, length, flags, next): (u64, u64, u64, u64)) {
-    let at = table + 16 * index;
-    script.write(8, at, address).write(8, at + 8, length | flags << 32 | next << 48);
-}
-
-/// Makes chain `head` the `count`-th that is available, and knocks.
-fn offer(script: &mut Script, bar: u64, count: u64, head: u64) {
-    let slot = AVAILABLE + 4 + 2 * ((count - 1) % 8);
-    script.write(2, slot, head).write(2, AVAILABLE + 2, count).write(2, bar + NOTIFY, 0);
-}
 
 fn rng(spec: &mut MachineSpec) {
     spec.rng = true;

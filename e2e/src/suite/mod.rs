@@ -1,6 +1,7 @@
 //! The end-to-end tests and what runs them: one cluster for all, one line a test, a dump for each that fails. A test is a
 //! plain function whose name is a sentence; it leaves nothing behind and does not count on another having run.
 
+mod attach;
 mod bad_host;
 mod bad_image;
 mod bad_pod;
@@ -101,6 +102,7 @@ fn all() -> impl Iterator<Item = &'static Test> {
         exec::TESTS,
         exits::TESTS,
         by_hand::TESTS,
+        attach::TESTS,
         copies::TESTS,
         templates::TESTS,
         jail::TESTS,

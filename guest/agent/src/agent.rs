@@ -10,7 +10,7 @@ use crate::container::{self, Container};
 use crate::device::Images;
 use crate::failure::fail;
 use crate::setup::Sandbox;
-use crate::{renew, stats};
+use crate::{bus, renew, stats};
 
 /// How long a watch waits for a change.
 const WATCH: Duration = Duration::from_secs(30);
@@ -79,6 +79,8 @@ impl Agent {
             Request::Watch { seen } => Ok(self.watch(seen)),
             Request::Remove { container } => self.remove(&container).map(|()| Response::Done),
             Request::Renew(renewal) => renew::renew(&renewal).map(|()| Response::Done),
+            Request::Attached { device } => bus::attached(device).map(|()| Response::Done),
+            Request::Detaching { device } => bus::detaching(device).map(|()| Response::Done),
             Request::Stats => Ok(Response::Stats(stats::read(&self.containers()))),
             Request::Exec(_) | Request::PowerOff => Err(fail(ErrorKind::Internal, "this request needs its connection")),
         };

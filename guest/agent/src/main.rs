@@ -8,6 +8,7 @@
 mod agent;
 mod atomic;
 mod boot;
+mod bus;
 mod cgroup;
 mod child;
 mod container;

@@ -68,6 +68,16 @@ pub enum Request {
     PowerOff,
     /// Makes a copy of another machine one of its own, before anything else is asked of it. Since version 3.
     Renew(Renewal),
+    /// A device has come to the machine's bus: the guest looks for it, and answers when its driver is at work. Since version 4.
+    Attached {
+        /// Device number on PCI bus 0.
+        device: u8,
+    },
+    /// A device is about to go from the machine's bus: the guest lets go of it, unless it is a disk in use. Since version 4.
+    Detaching {
+        /// Device number on PCI bus 0.
+        device: u8,
+    },
 }
 
 /// What a machine that was made of a snapshot has to know to be one of its own.

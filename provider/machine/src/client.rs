@@ -20,6 +20,7 @@ use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions},
 };
+use vmm_lib::{Attachment, Occupied};
 
 use crate::{
     control::{Event, Memory, Reply, Request, Status},
@@ -401,6 +402,28 @@ impl Control {
     pub fn memory(&mut self, resize: Option<u64>) -> Result<Memory, ClientError> {
         match self.request(&Request::Memory { resize }, &[])? {
             Reply::Memory(memory) => Ok(memory),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Puts a device on the machine's bus, with the descriptors that it names, and tells its number. The guest has to look for it.
+    pub fn attach(&mut self, device: &Attachment, files: &[BorrowedFd<'_>]) -> Result<u8, ClientError> {
+        let device = device.clone();
+        match self.request(&Request::Attach { device }, files)? {
+            Reply::Attached { slot } => Ok(slot),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Takes a device off the machine's bus. One that the guest uses stays, unless by `force`.
+    pub fn detach(&mut self, slot: u8, force: bool) -> Result<(), ClientError> {
+        self.done(&Request::Detach { slot, force }, &[])
+    }
+
+    /// What is on the machine's bus.
+    pub fn devices(&mut self) -> Result<Vec<Occupied>, ClientError> {
+        match self.request(&Request::Devices, &[])? {
+            Reply::Devices(devices) => Ok(devices),
             other => Err(unexpected(&other)),
         }
     }

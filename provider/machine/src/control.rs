@@ -2,6 +2,7 @@
 //! connection that subscribed, events between them. All of it is JSON that may gain fields.
 
 use serde::{Deserialize, Serialize};
+use vmm_lib::{Attachment, Occupied};
 
 /// From the daemon.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +19,12 @@ pub(crate) enum Request {
     Kill,
     /// Asks for [`Memory`], and before that has the guest grow or shrink until it has `resize` bytes in all.
     Memory { resize: Option<u64> },
+    /// Puts a device on the machine's bus; the descriptors that it names come along.
+    Attach { device: Attachment },
+    /// Takes a device off the machine's bus, if need be by `force`.
+    Detach { slot: u8, force: bool },
+    /// Asks what is on the machine's bus.
+    Devices,
     /// Asks for events on this connection; those that hold now come first.
     Subscribe,
     /// Writes a snapshot into the two descriptors that come along, state and memory, and stops the machine. For templates only.
@@ -33,6 +40,10 @@ pub(crate) enum Reply {
     Status(Status),
     /// The answer to [`Request::Memory`].
     Memory(Memory),
+    /// The answer to [`Request::Attach`].
+    Attached { slot: u8 },
+    /// The answer to [`Request::Devices`].
+    Devices(Vec<Occupied>),
     /// It is done.
     Done,
     /// It cannot be done.

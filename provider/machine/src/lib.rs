@@ -15,6 +15,7 @@
 
 mod client;
 mod control;
+mod devices;
 pub mod jail;
 mod logs;
 mod memory;

@@ -137,6 +137,10 @@ impl Order {
                 let engine = Arc::clone(&engine);
                 Arc::new(move |resize| engine.memory(resize))
             },
+            machine: {
+                let engine = Arc::clone(&engine);
+                Arc::new(move || engine.machine())
+            },
         };
         server.start(listener).map_err(host("start the control thread"))?;
         // A daemon that has gone meanwhile will find the socket.
@@ -204,6 +208,11 @@ impl Engine {
         let engine = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (handle, least) = engine.machine.as_ref().ok_or("the machine is not made yet")?;
         memory(handle, *least, resize)
+    }
+
+    fn machine(&self) -> Option<Handle> {
+        let engine = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        engine.machine.as_ref().map(|(handle, _)| handle.clone())
     }
 
     /// Takes note of a machine about to run; stops it if that was wished before.

@@ -22,6 +22,7 @@ use vmm_lib::snapshot::SnapshotFiles;
 
 use crate::{
     control::{Event, MachineState, Memory, Reply, Request, Status},
+    devices,
     jail::Role,
     logs::Book,
     memory::memory,
@@ -51,6 +52,8 @@ pub(crate) struct Server {
     pub(crate) snapshot: Snapshot,
     /// Resizes the machine, if that is wished, and tells its memory.
     pub(crate) memory: Resize,
+    /// The machine, once it is made.
+    pub(crate) machine: Arc<dyn Fn() -> Option<Handle> + Send + Sync>,
 }
 
 /// See [`memory`].
@@ -67,7 +70,11 @@ pub fn serve_by_hand(listener: UnixListener, machine: Handle, least: u64) -> io:
         enter: Arc::new(|_| Ok(())),
         kill: Arc::new(move || stopped.stop()),
         snapshot: Arc::new(move |files| taken.snapshot(files, false).map_err(|error| chain(&error))),
-        memory: Arc::new(move |resize| memory(&machine, least, resize)),
+        memory: {
+            let machine = machine.clone();
+            Arc::new(move |resize| memory(&machine, least, resize))
+        },
+        machine: Arc::new(move || Some(machine.clone())),
     };
     server.start(listener)
 }
@@ -188,6 +195,10 @@ impl Server {
                 Ok(memory) => Reply::Memory(memory),
                 Err(message) => failed(message),
             },
+            Request::Attach { .. } | Request::Detach { .. } | Request::Devices => match (self.machine)() {
+                Some(machine) => devices::answer(&machine, request, descriptors),
+                None => failed("the machine is not made yet".into()),
+            },
             Request::Hello { .. } | Request::Subscribe => failed("not now".into()),
         }
     }
@@ -291,6 +302,7 @@ mod tests {
                 }),
                 snapshot: Arc::new(|_| Err("nothing runs".into())),
                 memory: Arc::new(resized),
+                machine: Arc::new(|| None),
             };
             server
                 .start(UnixListener::bind(directory.path().join(CONTROL_SOCKET)).unwrap())

@@ -5,14 +5,15 @@ mod support;
 
 use std::{
     fs::{self, File},
-    os::fd::OwnedFd,
+    os::fd::{AsFd, OwnedFd},
     path::Path,
 };
 
 use kvmlet_machine::{Adoption, ClientError, Machine, VERSION, adopt};
 use vmm_lib::{
+    Attachment,
     exit::MachineExit,
-    spec::{FileSource, Serial, Watchdog, WatchdogAction},
+    spec::{Disk, DiskFormat, Extent, FileSource, Limits, Serial, Watchdog, WatchdogAction},
 };
 
 use support::{SOON, SPIN, kernel, order, running, spawned, uid};
@@ -35,6 +36,10 @@ fn main() {
         (
             "a_guest_that_leaves_its_watchdog_unfed_is_ended_from_within_its_jail",
             a_guest_that_leaves_its_watchdog_unfed_is_ended_from_within_its_jail,
+        ),
+        (
+            "disks_are_attached_and_detached_from_within_its_jail",
+            disks_are_attached_and_detached_from_within_its_jail,
         ),
         ("a_recycled_pid_is_not_adopted", a_recycled_pid_is_not_adopted),
         (
@@ -102,6 +107,52 @@ fn a_machine_that_is_stopped_writes_its_record_from_within_its_jail() {
     let text = fs::read(&path).expect("it is there");
     fs::write(&path, &text[..text.len() / 2]).expect("it is written");
     assert!(matches!(adopt(directory.path()), Ok(Adoption::Ended(None))));
+}
+
+/// What cannot be one is refused: the process goes on either way.
+fn disks_are_attached_and_detached_from_within_its_jail() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let machine = spinning(directory.path());
+    let mut control = machine.control().expect("it answers");
+    let file = tempfile::tempfile().expect("a file");
+    file.set_len(1 << 20).expect("it grows");
+    let disk = |format| {
+        Attachment::Disk(Disk {
+            serial: "later".into(),
+            extents: vec![Extent {
+                file: FileSource::Passed(0),
+                offset: 0,
+                length: 1 << 20,
+            }],
+            read_only: false,
+            format,
+            limits: Limits::default(),
+        })
+    };
+    let slot = control.attach(&disk(DiskFormat::Raw), &[file.as_fd()]).expect("there is a place");
+    let told = control.devices().expect("it tells");
+    assert!(
+        told.iter().any(|device| device.slot == slot && device.name == "block later"),
+        "{told:?}"
+    );
+    let why = |refused: Result<u8, ClientError>| match refused {
+        Err(ClientError::Refused(why)) => why,
+        other => panic!("{other:?}"),
+    };
+    let refused = why(control.attach(&disk(DiskFormat::Raw), &[file.as_fd()]));
+    assert!(refused.contains("a device of that name: block later"), "{refused}");
+    control.detach(slot, false).expect("nobody uses it");
+    let refused = why(control.detach(slot, false).map(|()| 0));
+    assert!(refused.contains("has no device"), "{refused}");
+    let refused = why(control.attach(&disk(DiskFormat::Qcow2), &[file.as_fd()]));
+    assert!(refused.contains("qcow2"), "{refused}");
+    let refused = why(control.attach(&disk(DiskFormat::Raw), &[]));
+    assert!(refused.contains("names descriptor 0"), "{refused}");
+    control.kill().expect("it is told");
+    assert!(machine.wait(SOON).expect("its pidfd can be polled"));
+    machine.reap();
+    let record = machine.exit_record().expect("the record is read").expect("there is one");
+    assert_eq!(record.report.exit, MachineExit::Stopped);
 }
 
 /// Its serial port gets input meanwhile, more than it reads.

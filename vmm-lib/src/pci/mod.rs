@@ -6,18 +6,20 @@ pub(crate) mod config;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzz;
 pub(crate) mod msix;
+mod places;
 pub(crate) mod state;
 
 use std::ops::Range;
-use std::sync::atomic::Ordering;
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError, RwLock};
 
 use kvm_ioctls::VmFd;
 use vm_memory::{Bytes, MmapRegion};
 
+use crate::lock::lock;
 use crate::memory::{ECAM, ECAM_SIZE, Layout};
-use crate::posted;
 use config::{ConfigSpace, Identity};
+use places::{Locked, Place, post_absent};
 use state::FunctionState;
 
 /// Devices of a bus.
@@ -55,6 +57,20 @@ pub(crate) trait PciFunction: Send {
     fn restore(&mut self, state: &FunctionState) -> Result<(), String> {
         self.config_mut().restore(&state.config)
     }
+    /// The name of its device, if it has one.
+    fn name(&self) -> Option<&str> {
+        None
+    }
+    /// Whether the machine can be without it.
+    fn is_detachable(&self) -> bool {
+        false
+    }
+    /// Whether a driver is at work on it.
+    fn is_in_use(&self) -> bool {
+        false
+    }
+    /// It is taken off the bus, where it is decoded nowhere by now: nothing of it stays in KVM, and its threads end.
+    fn leave(&mut self) {}
     /// Goes on where [`PciFunction::save`] stopped, or after [`PciFunction::restore`].
     fn resume(&mut self) {}
 }
@@ -89,7 +105,10 @@ impl PciFunction for HostBridge {
 pub(crate) struct PciBus {
     ecam: MmapRegion,
     layout: Layout,
-    functions: Vec<Mutex<Box<dyn PciFunction>>>,
+    /// [`DEVICES`], of which a machine fills the first when it is made.
+    places: Vec<Mutex<Place>>,
+    /// Other functions have come, or have gone, since.
+    changed: AtomicBool,
     windows: RwLock<Vec<Window>>,
 }
 
@@ -101,16 +120,17 @@ struct Window {
 impl PciBus {
     /// A bus with these functions, one a device from 0 on; at most [`DEVICES`].
     pub(crate) fn new(ecam: MmapRegion, layout: Layout, functions: Vec<Box<dyn PciFunction>>) -> Self {
-        let functions = functions.into_iter().take(DEVICES).map(Mutex::new).collect();
+        let functions = functions.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
         let bus = Self {
             ecam,
             layout,
-            functions,
+            places: functions.take(DEVICES).map(Mutex::new).collect(),
+            changed: AtomicBool::new(false),
             windows: RwLock::new(Vec::new()),
         };
         for device in 0..DEVICES {
             match bus.lock(device) {
-                Some(function) => bus.publish(device, 0..config::SIZE, &function),
+                Some(function) => bus.publish(device, 0..config::SIZE, function.as_ref()),
                 // Linux asks each device's first function only; untouched pages read as zero, which names no device either.
                 None => bus.store(device as u64 * DEVICE, u32::MAX),
             }
@@ -120,11 +140,9 @@ impl PciBus {
 
     /// Has KVM keep writes of registers that are not there: read in place they stay zero, so nobody waits for such a write.
     pub(crate) fn post(&self, vm: &VmFd) -> Result<(), kvm_ioctls::Error> {
-        for device in 0..self.functions.len() {
-            let absent = self.lock(device).map(|function| function.config().absent());
-            for range in absent.into_iter().flatten() {
-                let start = ECAM + device as u64 * DEVICE + range.start as u64;
-                posted::post(vm, start, range.len() as u32, true)?;
+        for device in 0..DEVICES {
+            if let Some(function) = self.lock(device) {
+                post_absent(vm, device, function.as_ref(), true)?;
             }
         }
         Ok(())
@@ -165,21 +183,25 @@ impl PciBus {
 
     /// Stops all functions and tells what they are. After an error, too, they are to be resumed.
     pub(crate) fn save(&self) -> Result<Vec<FunctionState>, String> {
-        let functions = (0..self.functions.len()).filter_map(|device| self.lock(device));
+        if self.changed.load(Ordering::Acquire) {
+            return Err("other devices than it began with".to_owned());
+        }
+        let functions = (0..DEVICES).filter_map(|device| self.lock(device));
         functions.map(|mut function| function.save()).collect()
     }
 
     /// Makes all functions what they were; the error names the one that cannot be.
     pub(crate) fn restore(&self, states: &[FunctionState]) -> Result<(), (usize, String)> {
-        if states.len() != self.functions.len() {
-            let what = format!("the machine has {} functions, the snapshot {}", self.functions.len(), states.len());
+        let functions = (0..DEVICES).filter_map(|device| self.lock(device)).count();
+        if states.len() != functions {
+            let what = format!("the machine has {functions} functions, the snapshot {}", states.len());
             return Err((states.len(), what));
         }
         for (device, state) in states.iter().enumerate() {
             let Some(mut function) = self.lock(device) else { continue };
             function.restore(state).map_err(|what| (device, what))?;
             function.config_written();
-            self.publish(device, 0..config::SIZE, &function);
+            self.publish(device, 0..config::SIZE, function.as_ref());
             let range = function.config().decoded();
             self.place(device, &mut function, range);
         }
@@ -188,7 +210,7 @@ impl PciBus {
 
     /// Lets all functions go on.
     pub(crate) fn resume(&self) {
-        for device in 0..self.functions.len() {
+        for device in 0..DEVICES {
             if let Some(mut function) = self.lock(device) {
                 function.resume();
             }
@@ -197,7 +219,7 @@ impl PciBus {
 
     /// Ends all functions.
     pub(crate) fn stop(&self) {
-        for device in 0..self.functions.len() {
+        for device in 0..DEVICES {
             if let Some(mut function) = self.lock(device) {
                 function.stop();
             }
@@ -211,7 +233,7 @@ impl PciBus {
         function.config_written();
         let start = (offset & !3).min(config::SIZE);
         let end = (offset + data.len()).next_multiple_of(4).min(config::SIZE);
-        self.publish(device, start..end, &function);
+        self.publish(device, start..end, function.as_ref());
         let after = function.config().decoded();
         if before != after {
             self.place(device, &mut function, after);
@@ -219,7 +241,7 @@ impl PciBus {
     }
 
     /// A BAR has moved: where it lies in a device window it is decoded, anywhere else it is not.
-    fn place(&self, device: usize, function: &mut MutexGuard<'_, Box<dyn PciFunction>>, range: Option<Range<u64>>) {
+    fn place(&self, device: usize, function: &mut Locked<'_>, range: Option<Range<u64>>) {
         let range = range.filter(|range| self.layout.is_device_window(range));
         function.place(range.as_ref().map(|range| range.start));
         let mut windows = self.windows.write().unwrap_or_else(PoisonError::into_inner);
@@ -236,14 +258,12 @@ impl PciBus {
         Some((window.device, address - window.range.start))
     }
 
-    fn lock(&self, device: usize) -> Option<MutexGuard<'_, Box<dyn PciFunction>>> {
-        self.functions
-            .get(device)
-            .map(|function| function.lock().unwrap_or_else(PoisonError::into_inner))
+    fn lock(&self, device: usize) -> Option<Locked<'_>> {
+        Locked::new(lock(self.places.get(device)?))
     }
 
     /// Copies registers to where the guest reads them.
-    fn publish(&self, device: usize, range: Range<usize>, function: &MutexGuard<'_, Box<dyn PciFunction>>) {
+    fn publish(&self, device: usize, range: Range<usize>, function: &dyn PciFunction) {
         let bytes = &function.config().bytes()[range.clone()];
         for (index, chunk) in bytes.chunks_exact(4).enumerate() {
             let value = u32::from_le_bytes([chunk[0], chunk[1], chunk[2], chunk[3]]);

@@ -82,6 +82,17 @@ impl Msix {
         }
     }
 
+    /// Nothing of it is left in KVM.
+    pub(crate) fn release(&mut self) {
+        self.enabled = false;
+        for index in 0..self.vectors.len() {
+            self.update(index);
+        }
+        for vector in self.vectors.drain(..) {
+            self.interrupts.release(vector.gsi);
+        }
+    }
+
     /// Reads the table, 4 or 8 bytes on their boundary; anything else reads as zero.
     pub(crate) fn read_table(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);

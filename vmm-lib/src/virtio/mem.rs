@@ -12,7 +12,7 @@ use super::{
     device::{ActivateError, Activation, GuestSpace, VirtioDevice},
     placeholder::Placeholder,
     ring::{RING_FEATURES, Ring},
-    worker::{Poller, WorkError, Worker, broke, required, serve_queue},
+    worker::{Poller, WorkError, Worker, broke, serve_queue},
 };
 use crate::hotplug::{Hotplug, Hotplugged, Refused};
 use crate::spec::HOTPLUG_BLOCK;
@@ -91,21 +91,14 @@ impl VirtioDevice for Mem {
         super::worker::read_config(&config, offset, data);
     }
 
-    fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         self.reset();
-        let queue = required(&mut activation, 0)?;
-        let Activation {
-            memory,
-            features,
-            config_changed,
-            threads,
-            failed,
-            ..
-        } = activation;
-        let hotplug = self.hotplug.clone();
-        let work = move |poller: Poller| serve_queue(&poller, Ring::new(&memory, queue, features), |ring| turn(ring, &memory, &hotplug));
-        self.worker = Some(Worker::spawn(self.name(), (&threads, ThreadKind::Mem), failed, work)?);
-        self.hotplug.listen(Some(config_changed));
+        let (hotplug, config_changed) = (self.hotplug.clone(), activation.config_changed.clone());
+        let work = move |poller: Poller, [ring]: [Ring<'_>; 1], memory: &GuestSpace| {
+            serve_queue(&poller, ring, |ring| turn(ring, memory, &hotplug))
+        };
+        self.worker = Some(Worker::over(self.name(), ThreadKind::Mem, activation, work)?);
+        self.hotplug.listener().set(Some(config_changed));
         Ok(())
     }
 
@@ -119,7 +112,7 @@ impl VirtioDevice for Mem {
     }
 
     fn reset(&mut self) {
-        self.hotplug.listen(None);
+        self.hotplug.listener().set(None);
         self.worker = None;
     }
 }

@@ -277,7 +277,7 @@ fn a_driver_hears_of_a_new_request_once_it_is_ready_and_what_it_plugged_outlives
     let mut rig = rig(2);
     assert_eq!(rig.ask(PLUG, block(0), 2), (ACK, 0));
     let event = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
-    rig.hotplug.listen(Some(Interrupt::new(event.clone())));
+    rig.hotplug.listener().set(Some(Interrupt::new(event.clone())));
     rig.hotplug.request(4 * HOTPLUG_BLOCK).unwrap();
     assert_eq!(event.read().unwrap(), 1);
     rig.device.reset();

@@ -12,6 +12,7 @@ pub mod fs;
 pub(crate) mod fuzz;
 #[cfg(test)]
 mod hostile;
+pub(crate) mod listener;
 pub(crate) mod mem;
 pub mod net;
 pub(crate) mod pace;

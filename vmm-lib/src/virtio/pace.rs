@@ -4,9 +4,10 @@
 //! operations larger than the bucket go through, in order, at the rate.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::lock::lock;
 use crate::spec::{Bucket, Limits};
 
 /// A token, in the parts that one token a second brings in a nanosecond.
@@ -50,7 +51,7 @@ impl Pace {
 
     /// How long to wait before the next operation; `None`: it may be taken. Whole milliseconds: a wait that ends early would be waited again.
     pub(crate) fn wait(&self) -> Option<Duration> {
-        let mut buckets = self.buckets.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut buckets = lock(self.buckets.as_ref()?);
         let now = (self.clock)();
         let wait = buckets.each().map(|tokens| tokens.wait(now)).max()?;
         (!wait.is_zero()).then(|| Duration::from_millis(wait.as_nanos().div_ceil(1_000_000) as u64).min(LONGEST))
@@ -59,7 +60,7 @@ impl Pace {
     /// One operation of so many bytes was carried out.
     pub(crate) fn spend(&self, bytes: u64) {
         let Some(buckets) = &self.buckets else { return };
-        let mut buckets = buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut buckets = lock(buckets);
         if let Some(tokens) = &mut buckets.bytes {
             tokens.take(bytes);
         }

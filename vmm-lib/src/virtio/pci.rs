@@ -53,6 +53,9 @@ pub(crate) const FEATURES_OK: u8 = 8;
 pub(crate) const NEEDS_RESET: u8 = 64;
 pub(crate) const FAILED: u8 = 128;
 
+/// Types of devices that a machine can be without: networks, disks, shared directories.
+const DETACHABLE: [u16; 3] = [1, 2, 26];
+
 /// Why a device did not start when its driver was ready.
 #[derive(Debug, thiserror::Error)]
 enum StartError {
@@ -359,6 +362,24 @@ impl PciFunction for Transport {
 
     fn stop(&mut self) {
         self.reset();
+    }
+
+    fn name(&self) -> Option<&str> {
+        Some(self.device.name())
+    }
+
+    fn is_detachable(&self) -> bool {
+        // A place without a device offers nothing.
+        DETACHABLE.contains(&self.device.device_type()) && self.device.features() != 0
+    }
+
+    fn is_in_use(&self) -> bool {
+        self.status.load(Ordering::Acquire) & (DRIVER | FAILED) == DRIVER
+    }
+
+    fn leave(&mut self) {
+        self.reset();
+        self.msix.release();
     }
 
     fn save(&mut self) -> Result<FunctionState, String> {

@@ -8,7 +8,7 @@ use super::{
     device::{ActivateError, Activation, VirtioDevice},
     placeholder::Placeholder,
     ring::{RING_FEATURES, Ring},
-    worker::{Poller, WorkError, Worker, required, serve_queue},
+    worker::{WorkError, Worker, serve_queue},
 };
 use crate::threads::ThreadKind;
 
@@ -67,18 +67,11 @@ impl VirtioDevice for Pmem {
         super::worker::read_config(&self.config, offset, data);
     }
 
-    fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         self.reset();
-        let queue = required(&mut activation, 0)?;
-        let Activation {
-            memory,
-            features,
-            threads,
-            failed,
-            ..
-        } = activation;
-        let work = move |poller: Poller| serve_queue(&poller, Ring::new(&memory, queue, features), turn);
-        self.worker = Some(Worker::spawn(self.name(), (&threads, ThreadKind::Pmem), failed, work)?);
+        self.worker = Some(Worker::over(self.name(), ThreadKind::Pmem, activation, |poller, [ring], _| {
+            serve_queue(&poller, ring, turn)
+        })?);
         Ok(())
     }
 

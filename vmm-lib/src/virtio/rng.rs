@@ -7,7 +7,7 @@ use super::{
     chain::ChainError,
     device::{ActivateError, Activation, VirtioDevice},
     ring::{RING_FEATURES, Ring},
-    worker::{Poller, WorkError, Worker, broke, required, serve_queue},
+    worker::{WorkError, Worker, broke, serve_queue},
 };
 use crate::threads::ThreadKind;
 
@@ -48,21 +48,12 @@ impl VirtioDevice for Rng {
         data.fill(0);
     }
 
-    fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         self.reset();
-        let queue = required(&mut activation, 0)?;
-        let Activation {
-            memory,
-            features,
-            threads,
-            failed,
-            ..
-        } = activation;
-        let work = move |poller: Poller| {
+        self.worker = Some(Worker::over(self.name(), ThreadKind::Rng, activation, |poller, [ring], _| {
             let mut block = [0; 4096];
-            serve_queue(&poller, Ring::new(&memory, queue, features), |ring| turn(ring, &mut block))
-        };
-        self.worker = Some(Worker::spawn(self.name(), (&threads, ThreadKind::Rng), failed, work)?);
+            serve_queue(&poller, ring, |ring| turn(ring, &mut block))
+        })?);
         Ok(())
     }
 

@@ -13,7 +13,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{
     chain::ChainError,
-    device::{ActivateError, Activation, ActiveQueue, DeviceFault},
+    device::{ActivateError, Activation, ActiveQueue, DeviceFault, GuestSpace},
     ring::Ring,
 };
 use crate::threads::{ThreadKind, Threads};
@@ -29,6 +29,23 @@ pub struct Worker {
 }
 
 impl Worker {
+    /// Starts the thread of an active device over the rings of its first `N` queues, none of which it can do without.
+    pub fn over<const N: usize>(
+        name: &str,
+        kind: ThreadKind,
+        mut activation: Activation,
+        work: impl for<'m> FnOnce(Poller, [Ring<'m>; N], &'m GuestSpace) -> Result<(), WorkError> + Send + 'static,
+    ) -> Result<Self, ActivateError> {
+        let mut queues = Vec::with_capacity(N);
+        for index in 0..N {
+            queues.push(required(&mut activation, index)?);
+        }
+        let queues: [ActiveQueue; N] = queues.try_into().ok().expect("there is one for each");
+        let (memory, features) = (activation.memory, activation.features);
+        let begin = move |poller: Poller| work(poller, queues.map(|queue| Ring::new(&memory, queue, features)), &memory);
+        Self::spawn(name, (&activation.threads, kind), activation.failed, begin)
+    }
+
     /// Starts a thread. `work` gets a [`Poller`] that wakes with [`STOP`] when it shall end; its error becomes the device's fault.
     pub fn spawn(
         name: &str,

@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 mod bzimage;
+pub mod drive;
 pub mod script;
 
 use std::fmt::Write as _;

@@ -1,9 +1,14 @@
 //! A guest that carries out a list: writes and reads of any address, waits, ports. What it reads comes out of its serial port.
 
-use vmm_lib::exit::MachineReport;
-use vmm_lib::spec::{FileSource, Serial};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use super::{HALT, Kernel, LOAD, bzimage, out_byte, run_spec};
+use tempfile::NamedTempFile;
+use vmm_lib::exit::MachineReport;
+use vmm_lib::spec::{FileSource, MachineSpec, Serial};
+use vmm_lib::{Builder, Handle};
+
+use super::{HALT, Kernel, LOAD, bzimage, out_byte, run_machine, run_spec};
 
 /// Behind the code.
 const LIST: u64 = LOAD + 0x400;
@@ -55,8 +60,25 @@ impl Script {
     }
 
     /// Runs it, then powers off. The report, and what was said.
-    pub fn run(&self, devices: impl FnOnce(&mut vmm_lib::spec::MachineSpec)) -> (MachineReport, Vec<u8>) {
-        let output = tempfile::NamedTempFile::new().expect("a temporary file can be made");
+    pub fn run(&self, devices: impl FnOnce(&mut MachineSpec)) -> (MachineReport, Vec<u8>) {
+        let (output, spec) = self.spec(devices);
+        let report = run_spec(spec.1);
+        (report, std::fs::read(output.path()).expect("it is there"))
+    }
+
+    /// Runs it on a thread of its own.
+    pub fn begin(&self, devices: impl FnOnce(&mut MachineSpec)) -> Running {
+        let (output, (_kernel, spec)) = self.spec(devices);
+        let machine = Builder::new(spec, Vec::new()).build().expect("this KVM makes machines");
+        Running {
+            handle: machine.handle(),
+            output,
+            thread: std::thread::spawn(|| run_machine(machine)),
+        }
+    }
+
+    fn spec(&self, devices: impl FnOnce(&mut MachineSpec)) -> (NamedTempFile, (Kernel, MachineSpec)) {
+        let output = NamedTempFile::new().expect("a temporary file can be made");
         let kernel = Kernel::new(&bzimage(&self.code()));
         let mut spec = kernel.spec(1);
         spec.serial = Some(Serial {
@@ -64,8 +86,7 @@ impl Script {
             input: None,
         });
         devices(&mut spec);
-        let report = run_spec(spec);
-        (report, std::fs::read(output.path()).expect("it is there"))
+        (output, (kernel, spec))
     }
 
     fn code(&self) -> Vec<u8> {
@@ -107,5 +128,33 @@ impl Script {
         code.extend(self.0.iter().flatten().flat_map(|word| word.to_le_bytes()));
         code.extend([0; 24]);
         code
+    }
+}
+
+/// A script that runs.
+pub struct Running {
+    pub handle: Handle,
+    output: NamedTempFile,
+    thread: JoinHandle<MachineReport>,
+}
+
+impl Running {
+    /// Waits until it has said so many bytes, which are returned.
+    pub fn said(&self, count: usize) -> Vec<u8> {
+        let begun = Instant::now();
+        loop {
+            let said = std::fs::read(self.output.path()).expect("it is there");
+            if said.len() >= count {
+                return said;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(20), "the guest has only said {said:x?}");
+            std::thread::yield_now();
+        }
+    }
+
+    /// Its end, and all that it has said.
+    pub fn end(self) -> (MachineReport, Vec<u8>) {
+        let report = self.thread.join().expect("the machine does not panic");
+        (report, std::fs::read(self.output.path()).expect("it is there"))
     }
 }

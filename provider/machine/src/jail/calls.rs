@@ -94,6 +94,7 @@ const THREAD: u64 = (libc::CLONE_VM
 /// The signal that gets processors out of the guest (SIGRTMIN as C libraries hand it out), and abort's.
 const SIGNALS: &[u64] = &[34, libc::SIGABRT as u64];
 const FIONBIO: u64 = 0x5421;
+const TUNSETQUEUE: u64 = 0x4004_54d9;
 const PR_SET_VMA: u64 = 0x5356_4d41;
 
 /// Memory, locks, time, the end of a thread, words on standard error. Memory never becomes executable.
@@ -231,6 +232,7 @@ const VCPU: &[Call] = &[
             FIONBIO,
             0x4004_54d0, // TUNSETOFFLOAD
             0x4004_54d8, // TUNSETVNETHDRSZ
+            TUNSETQUEUE,
         ],
     ),
     Any(libc::SYS_read),
@@ -297,7 +299,14 @@ impl Role {
                     Any(libc::SYS_fallocate),
                 ],
             ],
-            Self::Net => &[DEVICE, &[Any(libc::SYS_readv), Any(libc::SYS_writev)]],
+            Self::Net => &[
+                DEVICE,
+                &[
+                    Any(libc::SYS_readv),
+                    Any(libc::SYS_writev),
+                    OneOf(libc::SYS_ioctl, 1, &[TUNSETQUEUE]),
+                ],
+            ],
             Self::Vsock => &[
                 DEVICE,
                 &[

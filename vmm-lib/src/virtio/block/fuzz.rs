@@ -10,7 +10,7 @@ pub use super::qcow2::fuzz::qcow2;
 use super::{Block, turn};
 use crate::fuzz::input::Input;
 use crate::virtio::fuzz::configuration;
-use crate::virtio::fuzz::guest::{BUFFERS, Guest, MAX_ACTS, memory};
+use crate::virtio::fuzz::guest::{BUFFERS, Guest, memory};
 use crate::virtio::ring::Ring;
 
 const FILE: usize = 16 << 10;
@@ -53,19 +53,14 @@ pub fn block(data: &[u8]) {
     let mut ring = Ring::new(&memory, guest.active(0), guest.features());
     let mut reported = false;
     let mut serve = |guest: &mut Guest| guest.watch(|| turn(&mut ring, &device.disk, &device.pace, "fuzz", &mut reported));
-    let mut stopped = false;
-    for _ in 0..MAX_ACTS {
-        if stopped || input.is_empty() {
-            break;
-        }
-        let code = input.byte();
+    let done = guest.play(&mut input, |guest, code, input| {
         match code & 0xf {
-            0..=6 => guest.act(code, &mut input),
-            7 | 8 => stopped = serve(&mut guest).is_err(),
-            _ => request(&mut guest, code >> 4, &mut input),
+            7 | 8 => return serve(guest).is_ok(),
+            _ => request(guest, code >> 4, input),
         }
-    }
-    if !stopped {
+        true
+    });
+    if done {
         let _ = serve(&mut guest);
     }
     let mut left = vec![0; FILE + START];

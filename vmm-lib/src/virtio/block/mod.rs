@@ -22,10 +22,10 @@ use self::{
 use super::placeholder::Placeholder;
 use super::{
     chain::ChainError,
-    device::{ActivateError, Activation, VirtioDevice},
+    device::{ActivateError, Activation, GuestSpace, VirtioDevice},
     pace::Pace,
     ring::{RING_FEATURES, Ring},
-    worker::{Poller, Worker, required, serve_paced_queue},
+    worker::{Poller, Worker, serve_paced_queue},
 };
 use crate::{
     spec::{Limits, MAX_SERIAL},
@@ -156,28 +156,18 @@ impl VirtioDevice for Block {
         super::worker::read_config(&self.config(), offset, data);
     }
 
-    fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         self.reset();
-        let queue = required(&mut activation, 0)?;
-        let Activation {
-            memory,
-            features,
-            threads,
-            failed,
-            ..
-        } = activation;
         let (disk, pace, name) = (Arc::clone(&self.disk), Arc::clone(&self.pace), self.name.clone());
-        let work = move |poller: Poller| {
+        let work = move |poller: Poller, [ring]: [Ring<'_>; 1], _: &GuestSpace| {
             let mut reported = false;
-            let served = serve_paced_queue(&poller, Ring::new(&memory, queue, features), |ring| {
-                Ok(turn(ring, &disk, &pace, &name, &mut reported)?)
-            });
+            let served = serve_paced_queue(&poller, ring, |ring| Ok(turn(ring, &disk, &pace, &name, &mut reported)?));
             if let Err(error) = disk.store.settle() {
                 tracing::warn!(device = name, %error, "what was not flushed of an image is lost");
             }
             served
         };
-        self.worker = Some(Worker::spawn(&self.name, (&threads, ThreadKind::Block), failed, work)?);
+        self.worker = Some(Worker::over(&self.name, ThreadKind::Block, activation, work)?);
         Ok(())
     }
 

@@ -3,10 +3,11 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 use super::extents::{Direction, Extents};
 use super::qcow2::{Qcow2, Qcow2Error};
+use crate::lock::lock;
 use crate::virtio::chain::Segments;
 
 /// The bytes of a disk.
@@ -78,8 +79,4 @@ impl Store {
             Self::Qcow2 { image, .. } => lock(image).settle(),
         }
     }
-}
-
-fn lock(image: &Mutex<Qcow2>) -> MutexGuard<'_, Qcow2> {
-    image.lock().unwrap_or_else(PoisonError::into_inner)
 }

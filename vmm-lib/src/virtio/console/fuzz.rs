@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::{Console, Ends, PATIENCE, RECEIVE, Receiver, Screen, TRANSMIT, Transmitter, Wish};
 use crate::fuzz::input::Input;
 use crate::virtio::fuzz::configuration;
-use crate::virtio::fuzz::guest::{BUFFERS, Guest, MAX_ACTS, memory};
+use crate::virtio::fuzz::guest::{BUFFERS, Guest, memory};
 use crate::virtio::ring::Ring;
 
 fn pipe() -> (File, File) {
@@ -33,26 +33,21 @@ pub fn console(data: &[u8]) {
     let mut transmit = Transmitter::new(Ring::new(&memory, guest.active(TRANSMIT), guest.features()));
     let mut now = Instant::now();
     let mut block = [0; 70_000];
-    for _ in 0..MAX_ACTS {
-        if input.is_empty() {
-            break;
-        }
-        let code = input.byte();
+    let done = guest.play(&mut input, |guest, code, input| {
         match code & 0xf {
-            0..=6 => guest.act(code, &mut input),
             7 | 8 => {
                 now += PATIENCE / 2 * u32::from(code >> 4);
                 match guest.watch(|| transmit.turn(&mut ends.output, now)) {
                     Ok(wait) => assert!(wait.is_none_or(|wait| wait <= Duration::from_secs(1)), "{wait:?}"),
-                    Err(_) => return,
+                    Err(_) => return false,
                 }
             }
             9 => {
-                let Some(typed) = &ends.input else { continue };
+                let Some(typed) = &ends.input else { return true };
                 match guest.watch(|| receive.turn(typed)) {
                     Ok(Wish::Ended) => ends.input = None,
                     Ok(_) => {}
-                    Err(_) => return,
+                    Err(_) => return false,
                 }
             }
             // What does not fit any more is dropped, as by a terminal.
@@ -67,6 +62,10 @@ pub fn console(data: &[u8]) {
                 guest.give(TRANSMIT, code >> 4, &[(at, input.length(), false)]);
             }
         }
+        true
+    });
+    if !done {
+        return;
     }
     let _ = guest.watch(|| transmit.turn(&mut ends.output, now));
 }

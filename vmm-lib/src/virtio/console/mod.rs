@@ -9,17 +9,19 @@
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll::EventFlags;
 
 use super::{
     chain::{Chain, ChainError},
-    device::{ActivateError, Activation, Interrupt, VirtioDevice},
+    device::{ActivateError, Activation, VirtioDevice},
+    listener::Listener,
     ring::{RING_FEATURES, Ring},
     worker::{Poller, STOP, WorkError, Worker, broke, eventfd, read_config, required},
 };
+use crate::lock::lock;
 use crate::outlet::Outlet;
 use crate::threads::ThreadKind;
 
@@ -49,7 +51,7 @@ pub struct Screen(Arc<ScreenState>);
 struct ScreenState {
     /// Columns, and rows above them.
     size: AtomicU32,
-    changed: Mutex<Option<Interrupt>>,
+    changed: Listener,
 }
 
 impl Screen {
@@ -57,26 +59,20 @@ impl Screen {
     pub(crate) fn new(columns: u16, rows: u16) -> Self {
         Self(Arc::new(ScreenState {
             size: AtomicU32::new(Self::packed(columns, rows)),
-            changed: Mutex::new(None),
+            changed: Listener::default(),
         }))
     }
 
     /// Changes the size, and tells the guest.
     pub fn resize(&self, columns: u16, rows: u16) {
         let new = Self::packed(columns, rows);
-        if self.0.size.swap(new, Ordering::AcqRel) != new
-            && let Some(interrupt) = &*self.0.changed.lock().unwrap_or_else(PoisonError::into_inner)
-        {
-            interrupt.signal();
+        if self.0.size.swap(new, Ordering::AcqRel) != new {
+            self.0.changed.tell();
         }
     }
 
     fn packed(columns: u16, rows: u16) -> u32 {
         u32::from(rows) << 16 | u32::from(columns)
-    }
-
-    fn tell(&self, interrupt: Option<Interrupt>) {
-        *self.0.changed.lock().unwrap_or_else(PoisonError::into_inner) = interrupt;
     }
 }
 
@@ -153,21 +149,21 @@ impl VirtioDevice for Console {
         } = activation;
         let ends = Arc::clone(&self.ends);
         let work = move |poller: Poller| {
-            let mut ends = ends.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut ends = lock(&ends);
             let receive = receive.map(|queue| Receiver::new(Ring::new(&memory, queue, features)));
             let transmit = Transmitter::new(Ring::new(&memory, transmit, features));
             serve(&poller, &mut ends, receive, transmit)
         };
         self.worker = Some(Worker::spawn(self.name(), (&threads, ThreadKind::Console), failed, work)?);
         if let Some(screen) = &self.screen {
-            screen.tell(Some(config_changed));
+            screen.0.changed.set(Some(config_changed));
         }
         Ok(())
     }
 
     fn reset(&mut self) {
         if let Some(screen) = &self.screen {
-            screen.tell(None);
+            screen.0.changed.set(None);
         }
         self.worker = None;
     }

@@ -2,6 +2,7 @@ use std::io::{PipeReader, PipeWriter, Read, Seek, Write};
 use std::os::fd::OwnedFd;
 
 use super::*;
+use crate::virtio::device::Interrupt;
 use crate::virtio::testing::{BUFFERS, DEADLINE, Driver, F_ALL, Faults, activate, memory};
 
 struct Rig {
@@ -224,7 +225,7 @@ fn a_resize_interrupts_a_running_guest_once() {
     let screen = Screen::new(80, 25);
     let raised = Arc::new(vmm_sys_util::eventfd::EventFd::new(libc::EFD_NONBLOCK).unwrap());
     screen.resize(81, 25);
-    screen.tell(Some(Interrupt::new(raised.clone())));
+    screen.0.changed.set(Some(Interrupt::new(raised.clone())));
     screen.resize(81, 25);
     assert!(raised.read().is_err());
     screen.resize(82, 25);

@@ -10,7 +10,7 @@ use super::session::{HEADER, MAX_REQUEST, Session};
 use super::{Fs, HIPRIO, REQUESTS};
 use crate::fuzz::input::Input;
 use crate::virtio::fuzz::configuration;
-use crate::virtio::fuzz::guest::{BUFFERS, Guest, MAX_ACTS, memory};
+use crate::virtio::fuzz::guest::{BUFFERS, Guest, memory};
 use crate::virtio::ring::Ring;
 
 /// What the peer has seen.
@@ -60,16 +60,11 @@ pub fn fs(data: &[u8]) {
         bytes: Vec::new(),
         asked: Vec::new(),
     };
-    for _ in 0..MAX_ACTS {
-        if input.is_empty() {
-            break;
-        }
-        let code = input.byte();
+    let done = guest.play(&mut input, |guest, code, input| {
         match code & 0xf {
-            0..=6 => guest.act(code, &mut input),
             7 | 8 => {
                 if guest.watch(|| session.turn()).is_err() {
-                    return;
+                    return false;
                 }
             }
             9 | 10 => peer.read(),
@@ -101,6 +96,10 @@ pub fn fs(data: &[u8]) {
                 guest.give(queue, slot, &chosen);
             }
         }
+        true
+    });
+    if !done {
+        return;
     }
     let _ = guest.watch(|| session.turn());
 }

@@ -14,17 +14,18 @@ mod tests;
 use std::{
     net::Shutdown,
     os::unix::net::UnixStream,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use rustix::event::epoll::EventFlags;
 
 use self::session::{End, Session};
 use super::{
-    device::{ActivateError, Activation, VirtioDevice},
+    device::{ActivateError, Activation, GuestSpace, VirtioDevice},
     ring::{RING_FEATURES, Ring},
-    worker::{Poller, STOP, WorkError, Worker, broke, eventfd, host, required},
+    worker::{Poller, STOP, WorkError, Worker, broke, eventfd, host},
 };
+use crate::lock::lock;
 use crate::spec::MAX_TAG;
 use crate::threads::ThreadKind;
 
@@ -85,24 +86,14 @@ impl VirtioDevice for Fs {
         super::worker::read_config(&self.config, offset, data);
     }
 
-    fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         self.reset();
-        let hiprio = required(&mut activation, 0)?;
-        let requests = required(&mut activation, 1)?;
-        let Activation {
-            memory,
-            features,
-            threads,
-            failed,
-            ..
-        } = activation;
         let slot = Arc::clone(&self.peer);
         let peer = lock(&slot).take();
         if let Some(peer) = &peer {
             peer.set_nonblocking(true).map_err(host("set the peer's socket"))?;
         }
-        let work = move |poller: Poller| {
-            let rings = [Ring::new(&memory, hiprio, features), Ring::new(&memory, requests, features)];
+        let work = move |poller: Poller, rings: [Ring<'_>; 2], _: &GuestSpace| {
             let mut session = Session::new(rings, peer);
             let worked = work(&poller, &mut session);
             match session.end() {
@@ -112,7 +103,7 @@ impl VirtioDevice for Fs {
             }
             worked
         };
-        self.worker = Some(Worker::spawn(&self.name, (&threads, ThreadKind::Fs), failed, work)?);
+        self.worker = Some(Worker::over(&self.name, ThreadKind::Fs, activation, work)?);
         Ok(())
     }
 
@@ -123,10 +114,6 @@ impl VirtioDevice for Fs {
     fn reset(&mut self) {
         self.worker = None;
     }
-}
-
-fn lock(slot: &Mutex<Option<UnixStream>>) -> std::sync::MutexGuard<'_, Option<UnixStream>> {
-    slot.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn work(poller: &Poller, session: &mut Session<'_>) -> Result<(), WorkError> {

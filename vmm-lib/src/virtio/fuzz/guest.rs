@@ -20,7 +20,7 @@ pub(crate) const BUFFERS: u64 = 0x1000;
 /// Descriptors of a queue, at most.
 pub(crate) const MAX_SIZE: u16 = 32;
 /// What a driver does in one input, at most.
-pub(crate) const MAX_ACTS: usize = 96;
+const MAX_ACTS: usize = 96;
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 const INDIRECT: u64 = 1 << 28;
@@ -158,6 +158,23 @@ impl Guest {
     pub(crate) fn chain(&self, snapshot: &Snapshot, queue: usize, head: u16) -> Option<super::model::Buffers> {
         let QueueRegisters { size, descriptors, .. } = self.queues[queue].registers;
         snapshot.chain(descriptors, size, head, self.may_indirect())
+    }
+
+    /// Has the driver do what `input` says, until that ends; what is not the driver's own is up to `other`, which gets its code and says whether to
+    /// go on. Whether all of it was done.
+    pub(crate) fn play<'i>(&mut self, input: &mut Input<'i>, mut other: impl FnMut(&mut Self, u8, &mut Input<'i>) -> bool) -> bool {
+        for _ in 0..MAX_ACTS {
+            if input.is_empty() {
+                break;
+            }
+            let code = input.byte();
+            if code & 0xf < 7 {
+                self.act(code, input);
+            } else if !other(self, code, input) {
+                return false;
+            }
+        }
+        true
     }
 
     /// Writes, where there is memory.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
-use self::guest::{Guest, MAX_ACTS, MAX_SIZE, memory, usual};
+use self::guest::{Guest, MAX_SIZE, memory, usual};
 use self::model::{Snapshot, total};
 use super::balloon::{self, Balloon};
 use super::chain::{Chain, ChainError};
@@ -50,26 +50,16 @@ pub fn queue(data: &[u8]) {
         held: VecDeque::new(),
         next: None,
     };
-    for _ in 0..MAX_ACTS {
-        if input.is_empty() {
-            break;
-        }
-        let code = input.byte();
+    guest.play(&mut input, |guest, code, input| {
         let done = match code & 0xf {
-            0..=6 => {
-                guest.act(code, &mut input);
-                Ok(())
-            }
-            7..=9 => device.take(&mut guest, u16::from(code >> 4)),
+            7..=9 => device.take(guest, u16::from(code >> 4)),
             10 | 11 => guest.watch(|| device.serve(input.byte())),
             12 | 13 => guest.watch(|| device.ring.notify()),
             14 => guest.watch(|| device.ring.arm().map(|_| ())),
             _ => guest.watch(|| device.ring.disarm()),
         };
-        if done.is_err() {
-            break;
-        }
-    }
+        done.is_ok()
+    });
 }
 
 /// A device that holds chains back.
@@ -181,18 +171,9 @@ fn one_queue(
     let mut guest = Guest::new(&memory, 1, input);
     configuration(device, input);
     let mut ring = Ring::new(&memory, guest.active(0), guest.features());
-    for _ in 0..MAX_ACTS {
-        if input.is_empty() {
-            break;
-        }
-        let code = input.byte();
-        if code & 0xf < 7 {
-            guest.act(code, input);
-        } else if turn(&mut guest, &mut ring).is_err() {
-            return;
-        }
+    if guest.play(input, |guest, _, _| turn(guest, &mut ring).is_ok()) {
+        let _ = turn(&mut guest, &mut ring);
     }
-    let _ = turn(&mut guest, &mut ring);
 }
 
 /// Reads and writes a device's configuration: whole registers are their bytes, and nothing lies past its end.

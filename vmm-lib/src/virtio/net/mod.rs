@@ -1,22 +1,19 @@
-//! virtio-net (virtio 1.2, 5.1) on a tap: a receive and a transmit queue, one thread, frames straight between the tap and guest memory
-//! with the kernel's own virtio-net header in front, so that segmentation and checksums are left to whoever can do them best.
+//! virtio-net (virtio 1.2, 5.1) on a tap: pairs of a receive and a transmit queue, as many as the tap has queues, with one thread a pair and frames
+//! straight between the tap and guest memory with the kernel's own virtio-net header in front, so that segmentation and checksums are left to whoever can do them best.
 //! Refuses nothing a frame says: the host's rules are on the other side of the tap. A frame the tap does not take is dropped; one that
 //! limits hold back waits where it is, in the guest's queue or in the tap.
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzz;
+mod pairs;
 mod receive;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_of_pairs;
 mod transmit;
 
-use std::{
-    fs::File,
-    io,
-    os::fd::{AsFd, AsRawFd},
-    sync::Arc,
-    time::Duration,
-};
+use std::{fs::File, io, os::fd::AsRawFd, sync::Arc, time::Duration};
 
 use rustix::{
     event::epoll::EventFlags,
@@ -25,25 +22,28 @@ use rustix::{
 use vmm_sys_util::ioctl::{ioctl_with_ref, ioctl_with_val};
 
 use self::{
+    pairs::{Control, Taps},
     receive::{Filled, Receiver},
     transmit::transmit,
 };
 use super::placeholder::Placeholder;
 use super::{
-    device::{ActivateError, Activation, VirtioDevice},
+    device::{ActivateError, Activation, ActiveQueue, GuestSpace, VirtioDevice},
     pace::Pace,
     ring::{RING_FEATURES, Ring},
-    worker::{Poller, STOP, WorkError, Worker, broke, eventfd, host, required},
+    worker::{Poller, STOP, WorkError, Worker, broke, eventfd, host},
 };
 use crate::{spec::NetLimits, threads::ThreadKind};
 
 const QUEUE_SIZE: u16 = 256;
+/// Queues of a device of one pair, which has no control queue.
 const QUEUES: &[u16] = &[QUEUE_SIZE, QUEUE_SIZE];
 /// `struct virtio_net_hdr_v1`.
 const HEADER: usize = 12;
 const RECEIVE: u64 = 0;
 const TRANSMIT: u64 = 1;
 const TAP: u64 = 2;
+const CONTROL: u64 = 3;
 
 const CSUM: u64 = 1 << 0;
 const GUEST_CSUM: u64 = 1 << 1;
@@ -54,6 +54,8 @@ const GUEST_TSO6: u64 = 1 << 8;
 const HOST_TSO4: u64 = 1 << 11;
 const HOST_TSO6: u64 = 1 << 12;
 const MRG_RXBUF: u64 = 1 << 15;
+const CTRL_VQ: u64 = 1 << 17;
+const MQ: u64 = 1 << 22;
 
 const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
 const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
@@ -65,13 +67,15 @@ const TUN_F_TSO6: libc::c_ulong = 4;
 #[derive(Debug)]
 pub struct Net {
     name: String,
-    tap: Arc<File>,
+    taps: Arc<Taps>,
+    queues: Vec<u16>,
     mac: [u8; 6],
     mtu: u16,
     /// Whether the tap is one; tests put a datagram socket in its place.
     real: bool,
+    /// Of all pairs together.
     paces: Arc<Paces>,
-    worker: Option<Worker>,
+    workers: Vec<Worker>,
 }
 
 /// How fast each direction may be.
@@ -93,15 +97,29 @@ impl Paces {
 impl Net {
     /// A device on an open tap (IFF_NO_PI, IFF_VNET_HDR). The header's size and the offloads are set at each activation.
     pub fn new(tap: File, mac: [u8; 6], mtu: u16) -> Self {
+        Self::on(vec![tap], (mac, mtu), true)
+    }
+
+    /// A device with a pair of queues for each of the `queues` of an open tap (IFF_MULTI_QUEUE, of which there is at least one).
+    pub fn with_queues(queues: Vec<File>, mac: [u8; 6], mtu: u16) -> Self {
+        Self::on(queues, (mac, mtu), true)
+    }
+
+    fn on(taps: Vec<File>, (mac, mtu): ([u8; 6], u16), real: bool) -> Self {
         let [a, b, c, d, e, f] = mac;
+        let mut queues = QUEUES.repeat(taps.len());
+        if taps.len() > 1 {
+            queues.push(pairs::QUEUE_SIZE);
+        }
         Self {
             name: format!("net {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"),
-            tap: Arc::new(tap),
+            taps: Arc::new(Taps::new(taps, real)),
+            queues,
             mac,
             mtu,
-            real: true,
+            real,
             paces: Paces::new(NetLimits::default()),
-            worker: None,
+            workers: Vec::new(),
         }
     }
 
@@ -115,22 +133,46 @@ impl Net {
     /// On a socket of datagrams that stands for the tap.
     #[cfg(test)]
     pub(crate) fn on_socket(socket: std::os::unix::net::UnixDatagram) -> Self {
-        let mut net = Self::new(File::from(std::os::fd::OwnedFd::from(socket)), [2, 0, 0, 0, 0, 1], 1450);
-        net.real = false;
-        net
+        Self::on_sockets(vec![socket])
+    }
+
+    /// The same with several queues.
+    #[cfg(test)]
+    pub(crate) fn on_sockets(sockets: Vec<std::os::unix::net::UnixDatagram>) -> Self {
+        let files = sockets.into_iter().map(|socket| File::from(std::os::fd::OwnedFd::from(socket)));
+        Self::on(files.collect(), ([2, 0, 0, 0, 0, 1], 1450), false)
+    }
+
+    /// Starts the thread of a pair, the first of which has the control queue, if there is one.
+    fn serve(&mut self, pair: usize, activation: Activation, control: Option<(ActiveQueue, usize)>) -> Result<(), ActivateError> {
+        let (taps, paces, features) = (Arc::clone(&self.taps), Arc::clone(&self.paces), activation.features);
+        let work = move |poller: Poller, [receive, transmit]: [Ring<'_>; 2], memory: &GuestSpace| {
+            let control = control.map(|(queue, enabled)| Control::new(Ring::new(memory, queue, features), Arc::clone(&taps), enabled));
+            work(
+                &poller,
+                (Receiver::new(receive, features), transmit, control),
+                taps.queue(pair),
+                &paces,
+            )
+        };
+        let worker = Worker::over(&self.name, ThreadKind::Net, activation, work)?;
+        self.workers.push(worker);
+        Ok(())
     }
 
     fn prepare_tap(&self, features: u64) -> io::Result<()> {
-        let flags = fcntl_getfl(self.tap.as_fd())?;
-        fcntl_setfl(self.tap.as_fd(), flags | OFlags::NONBLOCK)?;
+        for pair in 0..self.taps.count() {
+            let flags = fcntl_getfl(self.taps.queue(pair))?;
+            fcntl_setfl(self.taps.queue(pair), flags | OFlags::NONBLOCK)?;
+        }
         if !self.real {
             return Ok(());
         }
         let size = HEADER as libc::c_int;
         // SAFETY: TUNSETVNETHDRSZ reads one int, which lives on this stack.
-        let sized = unsafe { ioctl_with_ref(&*self.tap, TUNSETVNETHDRSZ, &size) };
+        let sized = unsafe { ioctl_with_ref(self.taps.queue(0), TUNSETVNETHDRSZ, &size) };
         // SAFETY: TUNSETOFFLOAD takes its argument by value.
-        let offloads = unsafe { ioctl_with_val(&*self.tap, TUNSETOFFLOAD, offloads(features)) };
+        let offloads = unsafe { ioctl_with_val(self.taps.queue(0), TUNSETOFFLOAD, offloads(features)) };
         if sized < 0 || offloads < 0 {
             Err(io::Error::last_os_error())
         } else {
@@ -164,49 +206,88 @@ impl VirtioDevice for Net {
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        QUEUES
+        &self.queues
     }
 
     fn features(&self) -> u64 {
-        RING_FEATURES | CSUM | GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6 | HOST_TSO4 | HOST_TSO6 | MRG_RXBUF | MTU | MAC
+        let several = if self.taps.count() > 1 { CTRL_VQ | MQ } else { 0 };
+        RING_FEATURES | several | CSUM | GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6 | HOST_TSO4 | HOST_TSO6 | MRG_RXBUF | MTU | MAC
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let mut config = [0u8; 12];
         config[..6].copy_from_slice(&self.mac);
-        // status and max_virtqueue_pairs belong to features that are not offered.
+        // status belongs to a feature that is not offered.
+        if self.taps.count() > 1 {
+            config[8..10].copy_from_slice(&(self.taps.count() as u16).to_le_bytes());
+        }
         config[10..12].copy_from_slice(&self.mtu.to_le_bytes());
         super::worker::read_config(&config, offset, data);
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
         self.reset();
-        let receive = required(&mut activation, 0)?;
-        let transmit = required(&mut activation, 1)?;
-        let Activation {
-            memory,
-            features,
-            threads,
-            failed,
-            ..
-        } = activation;
-        self.prepare_tap(features).map_err(host("set the tap's offloads"))?;
-        let (tap, paces) = (Arc::clone(&self.tap), Arc::clone(&self.paces));
-        let work = move |poller: Poller| {
-            let receive = Ring::new(&memory, receive, features);
-            let transmit = Ring::new(&memory, transmit, features);
-            work(&poller, Receiver::new(receive, features), transmit, &tap, &paces)
-        };
-        self.worker = Some(Worker::spawn(&self.name, (&threads, ThreadKind::Net), failed, work)?);
+        let features = activation.features;
+        self.prepare_tap(features).map_err(host("set the tap up"))?;
+        // A driver begins with one pair.
+        let used = if activation.again { self.taps.used() } else { 1 };
+        self.taps.use_first(used).map_err(host("set the tap's queues"))?;
+        // Without MQ there is one pair, and the control queue behind it (5.1.2).
+        let most = if features & MQ == 0 { 1 } else { self.taps.count() };
+        let mut queues = std::mem::take(&mut activation.queues);
+        let control = queues.get_mut(2 * most).and_then(Option::take).filter(|_| features & CTRL_VQ != 0);
+        queues.truncate(2 * most);
+        let mut pairs: Vec<Vec<_>> = Vec::new();
+        while queues.len() >= 2 {
+            pairs.push(queues.drain(..2).collect());
+        }
+        let whole = |pair: &Vec<Option<ActiveQueue>>| pair.iter().all(Option::is_some);
+        // The first one has to be: its absence is told below.
+        let enabled = pairs.iter().take_while(|pair| whole(pair)).count().max(1);
+        let mut control = control.map(|queue| (queue, enabled));
+        for (pair, queues) in pairs.into_iter().take(enabled).enumerate() {
+            let part = Activation {
+                memory: activation.memory.clone(),
+                features,
+                queues,
+                config_changed: activation.config_changed.clone(),
+                threads: activation.threads.clone(),
+                failed: Arc::clone(&activation.failed),
+                again: activation.again,
+            };
+            self.serve(pair, part, control.take())?;
+        }
         Ok(())
     }
 
     fn reset(&mut self) {
-        self.worker = None;
+        self.workers.clear();
+    }
+
+    /// How many pairs its driver uses, where there are several.
+    fn save(&self) -> Vec<u8> {
+        if self.taps.count() > 1 {
+            vec![self.taps.used() as u8]
+        } else {
+            Vec::new()
+        }
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), String> {
+        match state {
+            [] if self.taps.count() == 1 => Ok(()),
+            [used] if (1..=self.taps.count()).contains(&usize::from(*used)) && self.taps.count() > 1 => {
+                let set = self.taps.use_first(usize::from(*used));
+                set.map_err(|error| format!("set the tap's queues: {error}"))
+            }
+            _ => Err("its state is that of another device".to_owned()),
+        }
     }
 }
 
-fn work(poller: &Poller, mut receiver: Receiver<'_>, mut outgoing: Ring<'_>, tap: &File, paces: &Paces) -> Result<(), WorkError> {
+type Queues<'m> = (Receiver<'m>, Ring<'m>, Option<Control<'m>>);
+
+fn work(poller: &Poller, (mut receiver, mut outgoing, mut control): Queues<'_>, tap: &File, paces: &Paces) -> Result<(), WorkError> {
     let watch = "watch queues and tap";
     poller
         .add(eventfd(receiver.kick()), RECEIVE, EventFlags::IN)
@@ -214,16 +295,22 @@ fn work(poller: &Poller, mut receiver: Receiver<'_>, mut outgoing: Ring<'_>, tap
     poller
         .add(eventfd(outgoing.kick()), TRANSMIT, EventFlags::IN)
         .map_err(broke(watch))?;
+    if let Some(control) = &control {
+        poller
+            .add(eventfd(control.ring().kick()), CONTROL, EventFlags::IN)
+            .map_err(broke(watch))?;
+    }
     // Edges only: a tap with frames waiting must not wake a thread that has no buffers to put them in.
     poller.add(tap, TAP, EventFlags::IN | EventFlags::ET).map_err(broke(watch))?;
     let (mut readable, mut wait) = (true, None);
     loop {
-        let (mut stop, mut kicked, mut buffers) = (false, false, false);
+        let (mut stop, mut kicked, mut buffers, mut asked) = (false, false, false, false);
         poller
             .wait(wait, |token, _| match token {
                 STOP => stop = true,
                 RECEIVE => buffers = true,
                 TRANSMIT => kicked = true,
+                CONTROL => asked = true,
                 _ => readable = true,
             })
             .map_err(broke("wait for events"))?;
@@ -235,6 +322,10 @@ fn work(poller: &Poller, mut receiver: Receiver<'_>, mut outgoing: Ring<'_>, tap
         }
         if kicked {
             outgoing.clear_kick();
+        }
+        if let (true, Some(control)) = (asked, &mut control) {
+            control.ring().clear_kick();
+            control.turn()?;
         }
         wait = transmit(&mut outgoing, tap, &paces.transmit)?;
         if readable {

@@ -43,7 +43,7 @@ fn rig(features: u64) -> Rig {
     }
 }
 
-fn frame(length: usize, seed: u8) -> Vec<u8> {
+pub(super) fn frame(length: usize, seed: u8) -> Vec<u8> {
     let mut frame = vec![0; HEADER];
     frame.extend((0..length).map(|i| (i % 251) as u8 ^ seed));
     frame

@@ -5,10 +5,12 @@ use std::{
     collections::VecDeque,
     io,
     os::unix::net::UnixStream,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::lock::lock;
 
 /// Connections that wait for the device; further ones are refused.
 const MOST_WAITING: usize = 16;
@@ -41,7 +43,7 @@ impl Dialer {
     /// A connection on which `CONNECT <port>\n` is to be written; it waits there until the guest's driver is ready.
     pub fn dial(&self) -> io::Result<UnixStream> {
         let (ours, theirs) = UnixStream::pair()?;
-        let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = lock(&self.0.waiting);
         let queue = waiting.as_mut().ok_or(io::ErrorKind::ConnectionRefused)?;
         if queue.len() >= MOST_WAITING {
             return Err(io::ErrorKind::WouldBlock.into());
@@ -63,7 +65,7 @@ impl Inlet {
 impl Drop for Inlet {
     fn drop(&mut self) {
         // Closes those that wait: nobody will come for them.
-        *self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *lock(&self.0.waiting) = None;
     }
 }
 
@@ -77,7 +79,7 @@ impl InletView {
 
     /// The next connection; the waker is silent before the first call, so that nothing that comes meanwhile is missed.
     pub(super) fn next(&self) -> Option<UnixStream> {
-        let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = lock(&self.0.waiting);
         waiting.as_mut()?.pop_front()
     }
 }

@@ -13,7 +13,7 @@ use super::super::{Vsock, dialer, stream};
 use super::{FIRST_PORT, MAX_CONNECTIONS, MAX_RESETS, Mux};
 use crate::fuzz::input::Input;
 use crate::virtio::fuzz::configuration;
-use crate::virtio::fuzz::guest::{BUFFERS, Guest, MAX_ACTS, memory};
+use crate::virtio::fuzz::guest::{BUFFERS, Guest, memory};
 use crate::virtio::ring::Ring;
 use crate::virtio::worker::Poller;
 
@@ -48,16 +48,11 @@ pub fn vsock(data: &[u8]) {
     let mut mux = Mux::new(GUEST, poller, (listener(), Some(view)), receive, transmit);
     mux.watch().expect("descriptors can be watched");
     let mut clients: Vec<UnixStream> = Vec::new();
-    for _ in 0..MAX_ACTS {
-        if input.is_empty() {
-            break;
-        }
-        let code = input.byte();
+    let done = guest.play(&mut input, |guest, code, input| {
         match code & 0xf {
-            0..=6 => guest.act(code, &mut input),
             7 | 8 => {
-                if !turn(&mut mux, &mut guest) {
-                    return;
+                if !turn(&mut mux, guest) {
+                    return false;
                 }
             }
             9 => {
@@ -84,8 +79,12 @@ pub fn vsock(data: &[u8]) {
                 let at = BUFFERS + 0x800 * u64::from(code >> 4);
                 guest.give(RECEIVE, code >> 4, &[(at, input.length().saturating_add(HEADER as u32), true)]);
             }
-            _ => say(&mut guest, code >> 4, &mut input),
+            _ => say(guest, code >> 4, input),
         }
+        true
+    });
+    if !done {
+        return;
     }
     turn(&mut mux, &mut guest);
 }
