@@ -116,6 +116,16 @@ mod tests {
         let all = limits(&spec, 40);
         let value = |name| all.iter().find(|(known, _)| *known == name).map(|(_, content)| content.as_str());
         assert_eq!(value("memory.max"), Some("337641472"));
+        // A copy of a template has most of its memory by virtio-mem.
+        let copy = MachineSpec {
+            memory: 128 << 20,
+            hotplug: Some(vmm_lib::spec::Hotplug {
+                size: 128 << 20,
+                requested: 64 << 20,
+            }),
+            ..spec
+        };
+        assert_eq!(limits(&copy, 40)[0].1, "337641472");
         assert_eq!(value("cpu.max"), Some("300000 100000"));
         assert_eq!(value("pids.max"), Some("40"));
     }

@@ -17,7 +17,7 @@ use kvmlet_provider::template;
 use vmm_lib::{
     Builder, Machine,
     boot::{FAST_COMMAND_LINE, with_console},
-    builder::Handle,
+    machine::Handle,
     snapshot::SnapshotFiles,
     spec::{Boot, Disk, DiskFormat, FileSource, Hotplug, MachineSpec, Pmem, Restore, SPEC_VERSION, Serial, Watchdog, WatchdogAction},
     tap,

@@ -4,7 +4,7 @@ use std::thread::{self, JoinHandle};
 
 use anyhow::anyhow;
 use nix::sys::signal::{SigSet, Signal};
-use vmm_lib::{Machine, builder::Handle, exit::MachineReport};
+use vmm_lib::{Machine, exit::MachineReport, machine::Handle};
 
 /// A machine that runs.
 pub(super) struct Running {

@@ -18,7 +18,7 @@ use rustix::{
     stdio::{stdin, stdout},
     termios::{LocalModes, OptionalActions, OutputModes, SpecialCodeIndex, Termios, tcgetattr, tcgetpgrp, tcgetwinsize, tcsetattr},
 };
-use vmm_lib::{builder::Handle, spec::ConsoleSize};
+use vmm_lib::{machine::Handle, spec::ConsoleSize};
 
 /// Bytes of output on their way: single bytes of a serial port share a page of a pipe.
 const PIPE: usize = 1 << 20;

@@ -17,7 +17,7 @@ pub enum MachineExit {
     PoweredOff,
     /// The guest wrote the ACPI reset register (a kernel that panics with `panic=-1 reboot=acpi` does).
     Reset,
-    /// [`Handle::stop`](crate::builder::Handle::stop) was called.
+    /// [`Handle::stop`](crate::machine::Handle::stop) was called.
     Stopped,
     /// A processor shut down by a triple fault (`reboot=t` does so on purpose).
     TripleFault,

@@ -68,6 +68,7 @@ mod images;
 mod irq;
 pub mod kvm;
 mod lock;
+pub mod machine;
 mod memory;
 mod outlet;
 mod pause;
@@ -89,8 +90,9 @@ pub mod virtio;
 mod watchdog;
 
 pub use attach::{AttachError, Attachment, DetachError, Occupied};
-pub use builder::{BuildError, Builder, Handle, Machine};
+pub use builder::{BuildError, Builder};
 pub use hotplug::{Hotplugged, ResizeError};
+pub use machine::{Handle, Machine};
 
 /// The README's examples compile.
 #[cfg(doctest)]

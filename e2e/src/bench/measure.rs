@@ -172,7 +172,8 @@ fn processors_since((all, idle): (u64, u64)) -> Result<f64> {
 fn calls(way: &Way, argv: &[String]) -> Result<u64> {
     let file = tempfile::NamedTempFile::new().context("make a file for the counts")?;
     let path = file.path().to_str().context("a path that is not text")?;
-    let strace = ["strace", "-f", "-c", "-U", "calls,name", "-o", path, "--"].map(str::to_owned);
+    // With an output file it would not hear SIGTERM, but for -I 2.
+    let strace = ["strace", "-f", "-c", "-I", "2", "-U", "calls,name", "-o", path, "--"].map(str::to_owned);
     let mut monitor = Monitor::start(&[&strace[..], argv].concat(), Stdio::inherit())?;
     monitor.wait(|| guest::greet(way))?;
     monitor.terminate()?;

@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
-use vmm_lib::builder::Handle;
+use vmm_lib::machine::Handle;
 
 use crate::{
     control::{Reply, Request},

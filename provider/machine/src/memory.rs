@@ -1,6 +1,6 @@
 //! A machine's memory as its control socket tells it: sums of what it began with and what came by virtio-mem since.
 
-use vmm_lib::{ResizeError, builder::Handle};
+use vmm_lib::{ResizeError, machine::Handle};
 
 use crate::control::Memory;
 

@@ -13,8 +13,9 @@ use std::{
 
 use nix::sys::signal::{SigSet, Signal};
 use vmm_lib::{
-    builder::{BuildError, Builder, Handle},
+    builder::{BuildError, Builder},
     exit::{MachineExit, MachineReport},
+    machine::Handle,
     snapshot::SnapshotFiles,
     threads::ThreadKind,
     virtio::vsock::{Dialer, Inlet},

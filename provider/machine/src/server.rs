@@ -17,7 +17,7 @@ use std::{
 };
 
 use rustix::event::{PollFd, PollFlags, poll};
-use vmm_lib::builder::Handle;
+use vmm_lib::machine::Handle;
 use vmm_lib::snapshot::SnapshotFiles;
 
 use crate::{

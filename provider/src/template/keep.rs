@@ -96,11 +96,7 @@ impl Stamp {
 impl Templates {
     /// Without a template yet.
     pub fn new(config: &Config) -> Self {
-        let why = if config.machines.templates {
-            "the node's template is not made yet"
-        } else {
-            "machines.templates is off"
-        };
+        let why = never(config).unwrap_or("the node's template is not made yet");
         Self {
             directory: config.state_dir.join("templates"),
             state: Mutex::new(State {
@@ -160,7 +156,7 @@ impl Templates {
 
     /// Finds or makes a template whenever one is wanted, for ever.
     pub async fn keep(&self, context: &Arc<Context>) {
-        if !context.config.machines.templates {
+        if never(&context.config).is_some() {
             return;
         }
         loop {
@@ -309,6 +305,16 @@ impl Template {
     fn is_stale(&self) -> bool {
         self.of.iter().any(|(path, stamp)| Stamp::of(path) != *stamp)
     }
+}
+
+/// Why a node of this configuration has no template.
+fn never(config: &Config) -> Option<&'static str> {
+    let reasons = [
+        (!config.machines.templates, "machines.templates is off"),
+        (config.guest.serial, "guest.serial is on"),
+        (config.machines.watchdog_seconds > 0, "machines.watchdogSeconds is set"),
+    ];
+    reasons.into_iter().find_map(|(so, why)| so.then_some(why))
 }
 
 /// Whether a template that was made before is what was written then.
