@@ -48,6 +48,8 @@ def main():
         archive = Archive(output)
         archive.add("dev", DIRECTORY | 0o755)
         archive.add("dev/console", CHARACTER_DEVICE | 0o600, device=(5, 1))
+        # Without it the standard library of Rust ends a program whose standard streams are closed.
+        archive.add("dev/null", CHARACTER_DEVICE | 0o666, device=(1, 3))
         for mount_point in ("proc", "sys", "run"):
             archive.add(mount_point, DIRECTORY | 0o755)
         archive.add("init", FILE | 0o755, source.read())

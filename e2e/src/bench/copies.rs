@@ -76,7 +76,8 @@ pub(super) fn at_once(cluster: &Cluster, _: &Options) -> Result<Vec<Row>> {
     let host = cluster.host(0)?;
     let bench = super::prepare(host)?;
     let template = take(host)?;
-    let available: u64 = host.sh("awk '/MemAvailable/ { print $2 * 1024 }' /proc/meminfo")?.trim().parse()?;
+    let kibibytes: u64 = host.sh("awk '/MemAvailable/ { print $2 }' /proc/meminfo")?.trim().parse()?;
+    let available = kibibytes << 10;
     let cold = if host.kind == HostKind::Native { MANY } else { EMULATED_COLD };
     let mut rows = Vec::new();
     let mut measure = |what: &str, argv: &[String], count: usize| -> Result<()> {
