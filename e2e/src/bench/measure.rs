@@ -153,14 +153,35 @@ pub(super) fn available() -> Result<u64> {
     Ok(kibibytes.context("the host says no available memory")? << 10)
 }
 
-/// Ticks of all processors: all, and those in which they had nothing to do.
+/// Ticks of the processors that programs may use: all, and those in which they had nothing to do.
 fn processors() -> Result<(u64, u64)> {
+    let status = fs::read_to_string("/proc/self/status").context("read which processors may be used")?;
+    let list = status
+        .lines()
+        .find_map(|line| line.strip_prefix("Cpus_allowed_list:"))
+        .unwrap_or_default();
+    let ranges = list.trim().split(',').filter_map(|range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        Some(first.parse::<usize>().ok()?..=last.parse().ok()?)
+    });
+    let may_use: Vec<_> = ranges.collect();
     let text = fs::read_to_string("/proc/stat").context("read the host's times")?;
-    let line = text.lines().find_map(|line| line.strip_prefix("cpu ")).unwrap_or_default();
-    let ticks: Vec<u64> = line.split_ascii_whitespace().filter_map(|word| word.parse().ok()).collect();
-    // The first eight; the rest is counted among them already.
-    ensure!(ticks.len() >= 8, "the host says no times");
-    Ok((ticks[..8].iter().sum(), ticks[3] + ticks[4]))
+    let (mut all, mut idle) = (0, 0);
+    for line in text.lines().filter_map(|line| line.strip_prefix("cpu")) {
+        let mut words = line.split_ascii_whitespace();
+        let number = words.next().and_then(|word| word.parse::<usize>().ok());
+        // Of the line of all processors the first word is a time; it begins with a space.
+        if line.starts_with(' ') || !number.is_some_and(|n| may_use.iter().any(|range| range.contains(&n))) {
+            continue;
+        }
+        let ticks: Vec<u64> = words.filter_map(|word| word.parse().ok()).collect();
+        // The first eight; the rest is counted among them already.
+        ensure!(ticks.len() >= 8, "the host says no times");
+        all += ticks[..8].iter().sum::<u64>();
+        idle += ticks[3] + ticks[4];
+    }
+    ensure!(all > 0, "the host says no times");
+    Ok((all, idle))
 }
 
 fn processors_since((all, idle): (u64, u64)) -> Result<f64> {

@@ -42,7 +42,7 @@ pub enum HostKind {
 /// The size of an emulated host.
 #[derive(Debug, Clone, Copy)]
 pub struct Size {
-    /// Processors.
+    /// Processors that programs may use.
     pub cpus: usize,
     /// Memory in MiB.
     pub memory: usize,
