@@ -115,6 +115,7 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
         executable: std::env::current_exe().context("find this binary")?,
         boots: tokio::sync::Semaphore::new(BOOTS_PER_PROCESSOR * std::thread::available_parallelism().map_or(1, usize::from)),
         templates,
+        http: kvmlet_provider::probe::client().context("make the client of HTTP probes")?,
         scratch: std::sync::Mutex::default(),
         config: config.clone(),
         client: client.clone(),

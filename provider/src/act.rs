@@ -26,7 +26,7 @@ use crate::{
     lifecycle::{Action, Event},
     machine::{self, Running},
     prepare, pull,
-    state::PodState,
+    state::{PodState, Slot},
 };
 
 /// How long a guest has to power itself off before its machine is stopped.
@@ -69,7 +69,8 @@ impl Act {
         self.machine.lock().expect("no holder panics").clone()
     }
 
-    fn vsock(&self) -> Result<PathBuf, String> {
+    /// The way to the machine's agent.
+    pub fn socket(&self) -> Result<PathBuf, String> {
         self.running().map(|m| m.vsock).ok_or_else(|| "the machine is not there".to_owned())
     }
 }
@@ -108,7 +109,8 @@ pub fn begin(act: &Act, desired: &Arc<DesiredPod>, state: &PodState, action: Act
                 id,
                 restarts,
                 images: prepare::distinct_images(state),
-                image: state.containers[container].image.id().unwrap_or_default().to_owned(),
+                image: state.at(container).image.id().unwrap_or_default().to_owned(),
+                target: target(&desired, state, container),
                 ips: state.ips.clone(),
             };
             act.spawn(async move |act| {
@@ -125,10 +127,10 @@ pub fn begin(act: &Act, desired: &Arc<DesiredPod>, state: &PodState, action: Act
             let signal = if kill {
                 9
             } else {
-                pull::stop_signal(&act.context, state, container)
+                pull::stop_signal(&act.context, &desired, state, container)
             };
             act.spawn(async move |act| {
-                if let Ok(socket) = act.vsock()
+                if let Ok(socket) = act.socket()
                     && let Err(error) = request(
                         &socket,
                         &Request::Signal {
@@ -153,6 +155,18 @@ pub fn begin(act: &Act, desired: &Arc<DesiredPod>, state: &PodState, action: Act
             Event::Released(destroy(&act.context, &desired.uid).await)
         }),
         Action::DeleteObject | Action::Tell(_) | Action::Forget => {}
+    }
+}
+
+/// The identifier of the container whose processes an ephemeral one shares; the error is for people.
+fn target(desired: &DesiredPod, state: &PodState, container: usize) -> Result<Option<String>, String> {
+    let Some(name) = desired.at(container).ephemeral.as_ref().and_then(|e| e.target.as_ref()) else {
+        return Ok(None);
+    };
+    match state.containers.iter().find(|c| c.name == *name).map(|c| &c.slot) {
+        Some(Slot::Running { id, .. }) => Ok(Some(id.clone())),
+        Some(_) => Err(format!("target container {name:?} is not running")),
+        None => Err(format!("unable to find target container {name:?}")),
     }
 }
 
@@ -236,7 +250,7 @@ async fn follow_containers(running: &Running, events: &mpsc::Sender<Event>) {
 /// by the agent's first list.
 pub async fn adopt(act: &Act, desired: &Arc<DesiredPod>, state: &PodState) -> Result<(), String> {
     let running = machine::adopt(&act.context, &desired.uid).await?;
-    for c in &state.containers {
+    for c in state.containers.iter().chain(&state.ephemeral) {
         if let Some(id) = c.slot.id() {
             let log = (log_directory(&act.context, desired, &c.name), c.restarts);
             running.logs.lock().expect("no holder panics").insert(id.to_owned(), log);

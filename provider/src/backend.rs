@@ -1,26 +1,22 @@
 //! What the kubelet port asks, answered from the pods' tasks and their guests.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
-use kvmlet_protocol::{ExecInput, ExecOutput, ExecSpec, MAX_CHUNK, Request, Response};
-use kvmlet_server::{Backend, ExecExit, ExecRequest, ExecSession, LogError, LogSource, LogTarget, StreamError, TerminalSize};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    sync::watch,
+use kvmlet_server::{
+    AttachRequest, Backend, ExecRequest, ExecSession, LogError, LogSource, LogTarget, PortConnection, PortForwardRequest, StreamError,
 };
+use tokio::sync::watch;
 
 use crate::{
     act::log_directory,
-    agent::{self, Agent},
     context::Context,
     driver::{Handle, View},
     kubelet::Pods,
-    state::{ContainerState, ImageState, Slot},
+    state::{ContainerState, ImageState, Machine, Slot},
+    streams,
 };
-
-/// Bytes between the guest and a client that are on their way.
-const PIPE: usize = 64 << 10;
 
 /// The provider behind the port.
 pub struct Provider {
@@ -53,21 +49,61 @@ impl Provider {
             .collect()
     }
 
-    /// The running container that a command is for.
-    fn container(&self, request: &ExecRequest) -> Result<(Arc<Handle>, String), StreamError> {
+    /// The running container that a client means, by its identifier.
+    fn container(&self, wish: Wish<'_>) -> Result<(Arc<Handle>, Arc<View>, String), StreamError> {
+        let (handle, view) = self.find(wish.namespace, wish.pod, wish.uid).ok_or(StreamError::UnknownPod)?;
+        let container = view.state.by_name(wish.container);
+        let container = container.ok_or_else(|| StreamError::UnknownContainer {
+            container: wish.container.to_owned(),
+        })?;
+        match &container.slot {
+            Slot::Running { id, .. } => {
+                let id = id.clone();
+                Ok((handle, view, id))
+            }
+            _ => Err(StreamError::NotRunning {
+                container: wish.container.to_owned(),
+                pod: wish.pod.to_owned(),
+            }),
+        }
+    }
+
+    /// The socket of the machine whose ports a client wants to reach.
+    fn machine_of(&self, request: &PortForwardRequest) -> Result<PathBuf, StreamError> {
         let (handle, view) = self
             .find(&request.namespace, &request.pod, request.uid.as_deref())
             .ok_or(StreamError::UnknownPod)?;
-        let container = view.state.containers.iter().find(|c| c.name == request.container);
-        let container = container.ok_or_else(|| StreamError::UnknownContainer {
-            container: request.container.clone(),
-        })?;
-        match &container.slot {
-            Slot::Running { id, .. } => Ok((handle, id.clone())),
-            _ => Err(StreamError::NotRunning {
-                container: request.container.clone(),
-                pod: request.pod.clone(),
-            }),
+        match view.state.machine {
+            Machine::Ready => vsock(&handle),
+            _ => Err(StreamError::PodNotRunning { pod: request.pod.clone() }),
+        }
+    }
+}
+
+/// Which container a client means.
+struct Wish<'a> {
+    namespace: &'a str,
+    pod: &'a str,
+    uid: Option<&'a str>,
+    container: &'a str,
+}
+
+impl<'a> Wish<'a> {
+    fn of_exec(request: &'a ExecRequest) -> Self {
+        Self {
+            namespace: &request.namespace,
+            pod: &request.pod,
+            uid: request.uid.as_deref(),
+            container: &request.container,
+        }
+    }
+
+    fn of_attach(request: &'a AttachRequest) -> Self {
+        Self {
+            namespace: &request.namespace,
+            pod: &request.pod,
+            uid: request.uid.as_deref(),
+            container: &request.container,
         }
     }
 }
@@ -104,15 +140,10 @@ impl Backend for Provider {
             .find(&target.namespace, &target.pod, None)
             .ok_or_else(|| LogError::UnknownPod { pod: target.pod.clone() })?;
         let (container, pod) = (target.container.clone(), target.pod.clone());
-        let c = view
-            .state
-            .containers
-            .iter()
-            .find(|c| c.name == container)
-            .ok_or_else(|| LogError::UnknownContainer {
-                container: container.clone(),
-                pod: pod.clone(),
-            })?;
+        let c = view.state.by_name(&container).ok_or_else(|| LogError::UnknownContainer {
+            container: container.clone(),
+            pod: pod.clone(),
+        })?;
         let number = if target.previous {
             instance(c).and_then(|n| n.checked_sub(1)).ok_or(LogError::NoPrevious {
                 container: container.clone(),
@@ -139,9 +170,8 @@ impl Backend for Provider {
                 let alive = views
                     .borrow()
                     .state
-                    .containers
-                    .iter()
-                    .any(|c| c.name == container && c.restarts == number && c.slot.is_alive());
+                    .by_name(&container)
+                    .is_some_and(|c| c.restarts == number && c.slot.is_alive());
                 sender.send_replace(alive);
                 tokio::select! {
                     changed = views.changed() => if changed.is_err() { return },
@@ -160,105 +190,36 @@ impl Backend for Provider {
     }
 
     async fn check_exec(&self, request: &ExecRequest) -> Result<(), StreamError> {
-        self.container(request).map(|_| ())
+        self.container(Wish::of_exec(request)).map(drop)
     }
 
     async fn exec(&self, request: ExecRequest) -> Result<ExecSession, StreamError> {
-        let (handle, container) = self.container(&request)?;
-        let socket = handle.machine.lock().expect("no holder panics").as_ref().map(|m| m.vsock.clone());
-        let socket = socket.ok_or_else(|| StreamError::Failed("the pod's machine is not there".into()))?;
-        let internal = |e: agent::AgentError| StreamError::Failed(e.to_string());
-        let mut agent = Agent::connect(&socket).await.map_err(internal)?;
-        let spec = ExecSpec {
-            container,
-            args: request.command,
-            stdin: request.stdin,
-            stdout: request.stdout,
-            stderr: request.stderr,
-            terminal: request.tty,
-        };
-        match agent.ask(&Request::Exec(spec)).await {
-            Ok(Response::Started { .. }) => {}
-            Ok(_) => return Err(StreamError::Failed("the agent answered with something else".into())),
-            Err(error) => return Err(internal(error)),
-        }
-        Ok(session(agent, request.stdin, request.tty))
+        let (handle, _, container) = self.container(Wish::of_exec(&request))?;
+        streams::exec(&vsock(&handle)?, container, request).await
+    }
+
+    async fn check_attach(&self, request: &AttachRequest) -> Result<(), StreamError> {
+        self.container(Wish::of_attach(request)).map(drop)
+    }
+
+    async fn attach(&self, request: AttachRequest) -> Result<ExecSession, StreamError> {
+        let (handle, view, container) = self.container(Wish::of_attach(&request))?;
+        // Whether there is a terminal the container says, not the client.
+        let terminal = streams::has_terminal(&view.desired, &request.container);
+        streams::attach(&vsock(&handle)?, container, request.wanted, terminal).await
+    }
+
+    async fn check_port_forward(&self, request: &PortForwardRequest) -> Result<(), StreamError> {
+        self.machine_of(request).map(drop)
+    }
+
+    async fn port_forward(&self, request: &PortForwardRequest, port: u16) -> Result<PortConnection, StreamError> {
+        streams::forward(&self.machine_of(request)?, port).await
     }
 }
 
-/// Joins the agent's frames to streams. Each direction holds at most a pipe's worth; dropping the session closes the connection, which ends
-/// the command.
-fn session(agent: Agent, wants_input: bool, terminal: bool) -> ExecSession {
-    let (mut from_guest, mut to_guest) = agent.into_stream().into_split();
-    let (stdin, mut input) = tokio::io::duplex(PIPE);
-    let (mut out_in, stdout) = tokio::io::duplex(PIPE);
-    let (mut err_in, stderr) = tokio::io::duplex(PIPE);
-    let (exit_in, exit) = tokio::sync::oneshot::channel();
-    let reader = tokio::spawn(async move {
-        let result = loop {
-            match agent::receive::<ExecOutput>(&mut from_guest).await {
-                // A client that does not read an output any more still gets the exit.
-                Ok(ExecOutput::Stdout(bytes)) => drop(out_in.write_all(&bytes).await),
-                Ok(ExecOutput::Stderr(bytes)) => drop(err_in.write_all(&bytes).await),
-                Ok(ExecOutput::Exited { code }) => break Ok(ExecExit::Code(code)),
-                Ok(ExecOutput::Failed { message, .. }) => break Err(StreamError::Failed(message)),
-                Err(error) => break Err(StreamError::Failed(format!("the session with the guest was cut: {error}"))),
-            }
-        };
-        let _ = exit_in.send(result);
-    });
-    let (resize, mut sizes) = tokio::sync::mpsc::channel::<TerminalSize>(4);
-    let writer = tokio::spawn(async move {
-        let mut buffer = vec![0; MAX_CHUNK];
-        let (mut open, mut sized) = (wants_input, terminal);
-        if !open {
-            let _ = agent::send(&mut to_guest, &ExecInput::StdinClosed).await;
-        }
-        // Goes on after the input's end: closing the connection would end the command.
-        loop {
-            let frame = tokio::select! {
-                read = input.read(&mut buffer), if open => match read {
-                    Ok(n) if n > 0 => ExecInput::Stdin(buffer[..n].to_vec()),
-                    _ => {
-                        open = false;
-                        ExecInput::StdinClosed
-                    }
-                },
-                size = sizes.recv(), if sized => match size {
-                    Some(size) => ExecInput::Resize { width: size.width, height: size.height },
-                    None => {
-                        sized = false;
-                        continue;
-                    }
-                },
-                else => std::future::pending().await,
-            };
-            if agent::send(&mut to_guest, &frame).await.is_err() {
-                return;
-            }
-        }
-    });
-    let guard = (Abort(reader.abort_handle()), Abort(writer.abort_handle()));
-    ExecSession {
-        stdin: wants_input.then(|| Box::new(stdin) as _),
-        stdout: Some(Box::new(stdout)),
-        stderr: Some(Box::new(stderr)),
-        resize: terminal.then_some(resize),
-        exit: Box::pin(async move {
-            let result = exit
-                .await
-                .unwrap_or_else(|_| Err(StreamError::Failed("the session was cut".into())));
-            drop(guard);
-            result
-        }),
-    }
-}
-
-/// Ends a task when the session is dropped.
-struct Abort(tokio::task::AbortHandle);
-
-impl Drop for Abort {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
+/// The socket of a pod's machine.
+fn vsock(handle: &Handle) -> Result<PathBuf, StreamError> {
+    let socket = handle.machine.lock().expect("no holder panics").as_ref().map(|m| m.vsock.clone());
+    socket.ok_or_else(|| StreamError::Failed("the pod's machine is not there".into()))
 }

@@ -51,6 +51,8 @@ pub struct Context {
     pub boots: Semaphore,
     /// What machines are copies of.
     pub templates: Templates,
+    /// What probes and hooks over HTTP are asked with.
+    pub http: reqwest::Client,
     /// Serialises the making of scratch templates.
     pub scratch: Mutex<()>,
 }

@@ -4,9 +4,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, Pod, Volume};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Volume};
 
-use crate::{bandwidth, quantity::Quantity, supported, template};
+use crate::{
+    bandwidth,
+    probe::spec::{Hooks, Probes},
+    quantity::Quantity,
+    state::Allocation,
+    supported::{self, Unsupported},
+    template,
+};
 
 /// A pod that this node can run.
 #[derive(Debug, Clone)]
@@ -21,6 +28,10 @@ pub struct DesiredPod {
     pub pod: Arc<Pod>,
     /// Init containers, in order, then the others.
     pub containers: Vec<DesiredContainer>,
+    /// Ephemeral containers, in order: more may come, none goes. They are numbered behind the others, see [`DesiredPod::at`].
+    pub ephemeral: Vec<DesiredContainer>,
+    /// Their specifications, as other containers have them.
+    ephemeral_specs: Vec<Container>,
     /// restartPolicy.
     pub restart: RestartPolicy,
     /// Deletion asked for.
@@ -29,6 +40,8 @@ pub struct DesiredPod {
     pub grace: u64,
     /// activeDeadlineSeconds.
     pub active_deadline: Option<u64>,
+    /// Its containers ask for other amounts than they have (the `resize` subresource), and keep what they have.
+    pub resize_asked: bool,
 }
 
 /// A container of a pod.
@@ -36,18 +49,39 @@ pub struct DesiredPod {
 pub struct DesiredContainer {
     /// Unique in the pod.
     pub name: String,
-    /// Runs to its end before the next one.
+    /// Begins before the main containers: runs to its end before the next one, unless it is a sidecar.
     pub init: bool,
+    /// An init container that stays beside the others (restartPolicy Always).
+    pub sidecar: bool,
+    /// Its own restartPolicy and rules, where it has one.
+    pub restart: Option<OwnRestart>,
+    /// Its probes.
+    pub probes: Probes,
+    /// Its hooks.
+    pub hooks: Hooks,
+    /// The signal that asks it to end, where it says so itself.
+    pub stop_signal: Option<String>,
     /// As the pod names it.
     pub image: String,
     /// When to pull.
     pub pull: PullPolicy,
-    /// Position in `spec.initContainers` or `spec.containers`.
+    /// Position in `spec.initContainers`, `spec.containers` or `spec.ephemeralContainers`.
     pub index: usize,
+    /// Of an ephemeral container: what it shall look at, and why it cannot be.
+    pub ephemeral: Option<Ephemeral>,
     /// Requests.
     pub requests: Amounts,
     /// Limits; zero means none.
     pub limits: Amounts,
+}
+
+/// What only an ephemeral container has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ephemeral {
+    /// The container whose processes it shares (targetContainerName).
+    pub target: Option<String>,
+    /// What it sets that does not work here. The pod goes on without it.
+    pub refused: Option<String>,
 }
 
 /// Amounts of what a node gives.
@@ -70,6 +104,24 @@ pub enum RestartPolicy {
     OnFailure,
     /// Never.
     Never,
+}
+
+/// restartPolicy and restartPolicyRules of a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnRestart {
+    /// Where no rule matches.
+    pub policy: RestartPolicy,
+    /// Exit codes after which it is restarted whatever the policy says.
+    pub rules: Vec<ExitCodes>,
+}
+
+/// Exit codes of a rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExitCodes {
+    /// Those that are listed (`In`), or all others (`NotIn`).
+    pub listed: bool,
+    /// The list.
+    pub values: Vec<i32>,
 }
 
 /// imagePullPolicy of a container.
@@ -103,6 +155,14 @@ pub struct Refusal {
 }
 
 impl Amounts {
+    fn read([cpu, memory, storage]: [u64; 3]) -> Self {
+        Self {
+            cpu: Quantity::millis(cpu),
+            memory: Quantity::bytes(memory),
+            storage: Quantity::bytes(storage),
+        }
+    }
+
     /// The sum of each.
     #[must_use]
     pub fn plus(self, other: Self) -> Self {
@@ -136,6 +196,7 @@ impl DesiredPod {
         ] {
             containers.extend(list.iter().enumerate().map(|(index, c)| DesiredContainer::read(c, init, index)));
         }
+        let (ephemeral, ephemeral_specs) = ephemeral(&spec);
         let grace = spec
             .termination_grace_period_seconds
             .and_then(|s| u64::try_from(s).ok())
@@ -152,18 +213,27 @@ impl DesiredPod {
             namespace: meta.namespace.clone().unwrap_or_default(),
             name: meta.name.clone().unwrap_or_default(),
             containers,
-            restart: match spec.restart_policy.as_deref() {
-                Some("Never") => RestartPolicy::Never,
-                Some("OnFailure") => RestartPolicy::OnFailure,
-                _ => RestartPolicy::Always,
-            },
+            ephemeral,
+            ephemeral_specs,
+            restart: RestartPolicy::read(spec.restart_policy.as_deref()),
             deletion,
             grace,
             active_deadline: spec.active_deadline_seconds.and_then(|s| u64::try_from(s).ok()),
+            resize_asked: false,
             pod,
         };
         let refusal = desired.refusal();
         (desired, refusal)
+    }
+
+    /// Keeps to what the containers were given: machines are not resized for pods, and what is asked for later is only noted.
+    pub fn keep(&mut self, allocated: &[Allocation]) {
+        self.resize_asked = false;
+        for (c, own) in self.containers.iter_mut().zip(allocated) {
+            self.resize_asked |= Allocation::of(c) != *own;
+            c.requests = Amounts::read(own.requests);
+            c.limits = Amounts::read(own.limits);
+        }
     }
 
     /// What the scheduler counts: the larger of the sum of containers and each init container, with the overhead.
@@ -171,21 +241,49 @@ impl DesiredPod {
         self.total(|c| c.requests).plus(self.overhead())
     }
 
-    /// `amount` over the pod: the sum of its containers, or an init container's if that is larger.
+    /// `amount` over the pod: the sum of its containers and sidecars, or an init container's with the sidecars before it if that is larger
+    /// (the scheduler's PodRequests).
     pub fn total(&self, amount: impl Fn(&DesiredContainer) -> Amounts) -> Amounts {
-        let sum = self
-            .containers
-            .iter()
-            .filter(|c| !c.init)
-            .map(&amount)
-            .fold(Amounts::default(), Amounts::plus);
-        self.containers.iter().filter(|c| c.init).map(&amount).fold(sum, Amounts::max)
+        let (mut sidecars, mut largest) = (Amounts::default(), Amounts::default());
+        for c in self.containers.iter().filter(|c| c.init) {
+            let with_this = sidecars.plus(amount(c));
+            largest = largest.max(with_this);
+            if c.sidecar {
+                sidecars = with_this;
+            }
+        }
+        let mains = self.containers.iter().filter(|c| !c.init).map(&amount);
+        mains.fold(sidecars, Amounts::plus).max(largest)
+    }
+
+    /// Whether a container that ended with this code runs again (podutil.ContainerShouldRestart).
+    pub fn restarts(&self, container: &DesiredContainer, code: i32) -> bool {
+        let (policy, once) = match &container.restart {
+            Some(own) if own.rules.iter().any(|rule| rule.values.contains(&code) == rule.listed) => return true,
+            Some(own) => (own.policy, false),
+            None => (self.restart, container.init),
+        };
+        match policy {
+            RestartPolicy::Never => false,
+            RestartPolicy::OnFailure => code != 0,
+            RestartPolicy::Always => !once || code != 0,
+        }
+    }
+
+    /// The container of this number: ephemeral ones are behind the others.
+    pub fn at(&self, index: usize) -> &DesiredContainer {
+        match index.checked_sub(self.containers.len()) {
+            None => &self.containers[index],
+            Some(behind) => &self.ephemeral[behind],
+        }
     }
 
     /// The container's specification in the API object.
     pub fn spec_of(&self, container: &DesiredContainer) -> &Container {
         let spec = self.pod.spec.as_ref().expect("a pod without a specification is refused");
-        if container.init {
+        if container.ephemeral.is_some() {
+            &self.ephemeral_specs[container.index]
+        } else if container.init {
             &spec.init_containers.as_ref().expect("it was read from there")[container.index]
         } else {
             &spec.containers[container.index]
@@ -239,16 +337,68 @@ impl DesiredPod {
         if unsupported.is_empty() {
             return None;
         }
-        let fields: Vec<String> = unsupported
-            .into_iter()
-            .map(|u| match u.why {
-                Some(why) => format!("{} ({why})", u.path),
-                None => u.path,
-            })
-            .collect();
         Some(Refusal {
             reason: "PodFeatureUnsupported",
-            message: format!("This node does not support: {}", fields.join(", ")),
+            message: not_supported(unsupported),
+        })
+    }
+}
+
+/// The ephemeral containers, and their specifications as other containers have them.
+fn ephemeral(spec: &PodSpec) -> (Vec<DesiredContainer>, Vec<Container>) {
+    let all = spec.ephemeral_containers.as_deref().unwrap_or_default();
+    let read = all.iter().enumerate().map(|(index, container)| {
+        let mut value = serde_json::to_value(container).expect("a container that was read from JSON can be written as JSON");
+        // The one field that others do not have.
+        value.as_object_mut().map(|fields| fields.remove("targetContainerName"));
+        let unsupported = supported::container(&value, &format!("spec.ephemeralContainers[{index}]"));
+        let own: Container = serde_json::from_value(value).expect("an ephemeral container has a container's fields");
+        let desired = DesiredContainer {
+            ephemeral: Some(Ephemeral {
+                target: container.target_container_name.clone().filter(|name| !name.is_empty()),
+                refused: (!unsupported.is_empty()).then(|| not_supported(unsupported)),
+            }),
+            ..DesiredContainer::read(&own, false, index)
+        };
+        (desired, own)
+    });
+    read.unzip()
+}
+
+fn not_supported(fields: Vec<Unsupported>) -> String {
+    let fields: Vec<String> = fields
+        .into_iter()
+        .map(|u| match u.why {
+            Some(why) => format!("{} ({why})", u.path),
+            None => u.path,
+        })
+        .collect();
+    format!("This node does not support: {}", fields.join(", "))
+}
+
+impl RestartPolicy {
+    fn read(name: Option<&str>) -> Self {
+        match name {
+            Some("Never") => Self::Never,
+            Some("OnFailure") => Self::OnFailure,
+            _ => Self::Always,
+        }
+    }
+}
+
+impl OwnRestart {
+    fn read(container: &Container) -> Option<Self> {
+        let policy = container.restart_policy.as_deref()?;
+        let rules = container.restart_policy_rules.iter().flatten();
+        Some(Self {
+            policy: RestartPolicy::read(Some(policy)),
+            rules: rules
+                .filter_map(|rule| rule.exit_codes.as_ref())
+                .map(|codes| ExitCodes {
+                    listed: codes.operator == "In",
+                    values: codes.values.clone().unwrap_or_default(),
+                })
+                .collect(),
         })
     }
 }
@@ -260,6 +410,11 @@ impl DesiredContainer {
         Self {
             name: container.name.clone(),
             init,
+            sidecar: init && container.restart_policy.as_deref() == Some("Always"),
+            restart: OwnRestart::read(container),
+            probes: Probes::read(container),
+            hooks: Hooks::read(container),
+            stop_signal: container.lifecycle.as_ref().and_then(|l| l.stop_signal.clone()),
             pull: match container.image_pull_policy.as_deref() {
                 Some("Never") => PullPolicy::Never,
                 Some("IfNotPresent") => PullPolicy::IfNotPresent,
@@ -267,14 +422,25 @@ impl DesiredContainer {
             },
             image,
             index,
+            ephemeral: None,
             requests: amounts(&resources.requests.unwrap_or_default()),
             limits: amounts(&resources.limits.unwrap_or_default()),
         }
     }
 
+    /// Whether it is one that has probes: a main container or a sidecar.
+    pub fn is_probed(&self) -> bool {
+        !self.init || self.sidecar
+    }
+
     /// As events name it: `spec.containers{web}`.
     pub fn field_path(&self) -> String {
-        format!("spec.{}{{{}}}", if self.init { "initContainers" } else { "containers" }, self.name)
+        let list = match (&self.ephemeral, self.init) {
+            (Some(_), _) => "ephemeralContainers",
+            (None, true) => "initContainers",
+            (None, false) => "containers",
+        };
+        format!("spec.{list}{{{}}}", self.name)
     }
 }
 

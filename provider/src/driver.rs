@@ -13,8 +13,10 @@ use crate::{
     act::{self, Act},
     context::Context,
     desired::{Deletion, DesiredPod},
+    hooks::Hooks,
     lifecycle::{self, Action, Event},
     machine::Running,
+    probe::Prober,
     state::{Machine, PodState},
     status,
     store::Record,
@@ -62,14 +64,15 @@ pub enum Start {
 }
 
 /// Starts a pod's task.
-pub fn start(context: Arc<Context>, desired: DesiredPod, begin: Start) -> Handle {
+pub fn start(context: Arc<Context>, mut desired: DesiredPod, begin: Start) -> Handle {
     let (updates, api) = mpsc::channel(QUEUE);
     let (events_in, events) = mpsc::channel(QUEUE);
-    let desired = Arc::new(desired);
     let (recovered, state) = match begin {
         Start::New(state) => (false, state),
         Start::Recovered(state) => (true, state),
     };
+    desired.keep(&state.allocated);
+    let desired = Arc::new(desired);
     let first = status::status(&desired, &state, &context.facts.host_ips, None, Timestamp::now());
     let view = watch::Sender::new(Arc::new(View {
         desired: desired.clone(),
@@ -95,6 +98,8 @@ pub fn start(context: Arc<Context>, desired: DesiredPod, begin: Start) -> Handle
         state,
         act,
         view,
+        prober: Prober::default(),
+        hooks: Hooks::default(),
         stepped: Timestamp::UNIX_EPOCH,
         written: Vec::new(),
         reported: None,
@@ -109,6 +114,8 @@ struct Driver {
     state: PodState,
     act: Act,
     view: watch::Sender<Arc<View>>,
+    prober: Prober,
+    hooks: Hooks,
     /// When the last step was.
     stepped: Timestamp,
     written: Vec<u8>,
@@ -155,7 +162,8 @@ impl Driver {
 
     /// Takes the object's news; a deletion counts once, and again when its grace gets shorter.
     fn changed(&mut self, pod: Arc<Pod>, known: &mut Option<Deletion>) -> Event {
-        let (desired, _) = DesiredPod::read(pod);
+        let (mut desired, _) = DesiredPod::read(pod);
+        desired.keep(&self.state.allocated);
         self.desired = Arc::new(desired);
         match (self.desired.deletion, &known) {
             (Some(new), old) if old.is_none_or(|old| old.at != new.at || old.grace != new.grace) => {
@@ -193,6 +201,8 @@ impl Driver {
                 other => act::begin(&self.act, &self.desired, &self.state, other),
             }
         }
+        self.prober.keep(&self.act, &self.desired, &self.state);
+        self.hooks.keep(&self.act, &self.desired, &self.state);
         false
     }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::{Container, SecurityContext};
 use kvmlet_image::{ImageConfig, ImageDevice};
-use kvmlet_protocol::{ContainerSpec, Interface, Mount, Process, Resources, Rlimit, RootFs, SandboxSpec, User, VolumeSpec};
+use kvmlet_protocol::{ContainerSpec, Extras, Interface, Mount, Process, Resources, Rlimit, RootFs, SandboxSpec, User, VolumeSpec};
 use vmm_lib::boot::with_console;
 use vmm_lib::spec::{
     Boot, Disk, DiskFormat, Extent, FileSource, Limits, MachineSpec, Net, NetLimits, Pmem, SPEC_VERSION, Serial, Share, Vsock, Watchdog,
@@ -189,7 +189,7 @@ pub fn machine(
 }
 
 /// Name of the image of this number: of its virtio-pmem device, or the serial of its disk.
-fn image_name(number: usize) -> String {
+pub fn image_name(number: usize) -> String {
     format!("img{number}")
 }
 
@@ -232,10 +232,17 @@ pub fn sandbox(
         scratch: SCRATCH.into(),
         pmems: pmems.iter().copied().map(image_name).collect(),
         time: now,
-        sysctls: Vec::new(),
-        share_processes: false,
+        sysctls: sysctls(pod),
+        share_processes: pod.pod.spec.as_ref().and_then(|s| s.share_process_namespace).unwrap_or(false),
         memory_max: 0,
     }
+}
+
+/// Kernel parameters. All of them are the pod's own kernel's: none is unsafe for anybody else, so none is refused here.
+fn sysctls(pod: &DesiredPod) -> Vec<(String, String)> {
+    let of_pod = pod.pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
+    let asked = of_pod.and_then(|s| s.sysctls.as_ref()).into_iter().flatten();
+    asked.map(|s| (s.name.clone(), s.value.clone())).collect()
 }
 
 /// A container's specification; the error is the sentence of a CreateContainerConfigError.
@@ -243,7 +250,7 @@ pub fn container(
     pod: &DesiredPod,
     desired: &DesiredContainer,
     id: &str,
-    device: usize,
+    device: String,
     image: &ImageConfig,
     own_env: &Env,
     hostname: &str,
@@ -263,7 +270,7 @@ pub fn container(
         id: id.into(),
         name: desired.name.clone(),
         root: RootFs {
-            device: image_name(device),
+            device,
             read_only: security.read_only_root_filesystem.unwrap_or(false),
         },
         process: Process {
@@ -292,8 +299,27 @@ pub fn container(
             .clone()
             .unwrap_or_else(|| "/dev/termination-log".into()),
         termination_message_from_log: spec.termination_message_policy.as_deref() == Some("FallbackToLogsOnError"),
-        stdin: false,
+        stdin: spec.stdin.unwrap_or(false),
     })
+}
+
+/// What a container has besides its specification; `target` is the identifier of the one whose processes it shares.
+pub fn extras(pod: &DesiredPod, desired: &DesiredContainer, target: Option<String>) -> Extras {
+    let spec = pod.spec_of(desired);
+    let security = spec.security_context.as_ref();
+    let of_pod = pod.pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
+    Extras {
+        stdin_once: spec.stdin.unwrap_or(false) && spec.stdin_once.unwrap_or(false),
+        terminal: spec.tty.unwrap_or(false),
+        processes_of: target,
+        privileged: security.is_some_and(is_privileged),
+        unmasked: security.and_then(|s| s.proc_mount.as_deref()) == Some("Unmasked"),
+        strict_groups: of_pod.and_then(|s| s.supplemental_groups_policy.as_deref()) == Some("Strict"),
+    }
+}
+
+fn is_privileged(security: &SecurityContext) -> bool {
+    security.privileged.unwrap_or(false)
 }
 
 fn user(pod: &DesiredPod, desired: &DesiredContainer, security: &SecurityContext, image: &ImageConfig) -> Result<User, String> {
@@ -342,6 +368,8 @@ fn capabilities(security: &SecurityContext) -> Vec<String> {
     let (add, drop) = (asked.add.unwrap_or_default(), asked.drop.unwrap_or_default());
     let all = |list: &[String]| list.iter().any(|c| c.eq_ignore_ascii_case("ALL"));
     let mut set: Vec<String> = match (all(&add), all(&drop)) {
+        // Of a privileged container nothing is taken.
+        _ if is_privileged(security) => return ALL_CAPABILITIES.iter().map(|c| (*c).to_owned()).collect(),
         (true, _) => ALL_CAPABILITIES.iter().map(|c| (*c).to_owned()).collect(),
         (false, true) => Vec::new(),
         (false, false) => DEFAULT_CAPABILITIES.iter().map(|c| (*c).to_owned()).collect(),
@@ -358,6 +386,9 @@ fn capabilities(security: &SecurityContext) -> Vec<String> {
 }
 
 fn seccomp(pod: &DesiredPod, security: &SecurityContext) -> bool {
+    if is_privileged(security) {
+        return false;
+    }
     let of_pod = pod
         .pod
         .spec
@@ -421,7 +452,7 @@ mod tests {
     fn lowered(container: Value, pod_security: Value, image: &ImageConfig) -> Result<ContainerSpec, String> {
         let pod = json!({"metadata": {"name": "p", "namespace": "n", "uid": "u"}, "spec": {"containers": [container], "securityContext": pod_security}});
         let pod = DesiredPod::read(Arc::new(serde_json::from_value(pod).unwrap())).0;
-        super::container(&pod, &pod.containers[0], "id", 0, image, &Vec::new(), "p")
+        super::container(&pod, &pod.containers[0], "id", image_name(0), image, &Vec::new(), "p")
     }
 
     fn image() -> ImageConfig {
@@ -468,6 +499,18 @@ mod tests {
             assert!(error.contains(words), "{error}");
         }
         assert!(lowered(json!({"name": "c"}), json!({"runAsNonRoot": true, "runAsUser": 7}), &image()).is_ok());
+    }
+
+    #[test]
+    fn a_privileged_container_has_all_of_its_guest() {
+        let c = json!({"name": "c", "securityContext": {"privileged": true, "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"}}});
+        let spec = lowered(c.clone(), json!({}), &image()).unwrap();
+        assert_eq!(spec.process.capabilities.len(), ALL_CAPABILITIES.len());
+        assert!(!spec.process.seccomp);
+        let pod = json!({"spec": {"containers": [c, {"name": "d"}], "securityContext": {"supplementalGroupsPolicy": "Strict"}}});
+        let pod = DesiredPod::read(Arc::new(serde_json::from_value(pod).unwrap())).0;
+        let of = |i: usize| super::extras(&pod, &pod.containers[i], None);
+        assert!(of(0).privileged && of(0).strict_groups && !of(1).privileged && !of(1).unmasked);
     }
 
     #[test]

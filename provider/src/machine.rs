@@ -232,6 +232,15 @@ impl Running {
         running
     }
 
+    /// Asks something of the machine's process, on a connection of its own.
+    pub async fn with_control<T: Send + 'static>(
+        &self,
+        ask: impl FnOnce(&mut process::Control) -> Result<T, String> + Send + 'static,
+    ) -> Result<T, String> {
+        let machine = self.machine.clone();
+        blocking(move || ask(&mut machine.control().map_err(|e| chain(&e))?)).await
+    }
+
     /// The process, as this daemon knows it.
     pub fn pid(&self) -> u32 {
         self.machine.pid()

@@ -36,7 +36,10 @@ const RENEW: Duration = Duration::from_secs(10);
 /// A status that did not change is still written this often.
 const STATUS_AT_LEAST: Duration = Duration::from_secs(300);
 /// The version that clients compare for skew: what this node behaves like.
-const KUBELET_VERSION: &str = "v1.36.3";
+pub(crate) const KUBELET_VERSION: &str = "v1.36.3";
+/// What the API server and the scheduler count on here (status.declaredFeatures), sorted: that WebSockets of exec, attach and port-forward
+/// are passed through to this node (KEP-4006), instead of being made SPDY on the way.
+const DECLARED_FEATURES: [&str; 1] = ["ExtendWebSocketsToKubelet"];
 /// Most images that the status lists.
 const MAX_IMAGES: usize = 50;
 
@@ -320,6 +323,7 @@ impl NodeKeeper {
                     })
                     .collect(),
             ),
+            declared_features: Some(DECLARED_FEATURES.map(str::to_owned).to_vec()),
             ..NodeStatus::default()
         }
     }

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ContainerPort;
 use kvmlet_image::PulledImage;
 use kvmlet_network::{HostPort, PodInterface, PodNetwork, PodNetworkRequest, Protocol};
-use kvmlet_protocol::{ErrorKind, Interface, Request, Response, Route, SANDBOX_VERSION, SHARE_VERSION};
+use kvmlet_protocol::{ErrorKind, Extras, Interface, Request, Response, Route, SANDBOX_VERSION, SHARE_VERSION, STREAMS_VERSION};
 use tracing::info;
 use vmm_lib::spec::MachineSpec;
 
@@ -24,11 +24,13 @@ use crate::{
     env,
     events::Note,
     host_path::{self, Shared},
+    late_image,
     lifecycle::{Event, Failure, StartFailure},
     logs, lower,
     machine::{self, Launch, Running},
     names, scratch, size,
     state::PodState,
+    streams,
     template::{self, Start},
     volumes,
 };
@@ -36,7 +38,7 @@ use crate::{
 /// How long a guest may take from spawn to its agent's hello. Far above any real boot, also on an emulated KVM under load.
 const BOOT_TIME: Duration = Duration::from_secs(120);
 
-/// The identifiers of a pod's images, each once, in the order of their devices.
+/// The identifiers of a pod's images, each once, in the order of their devices. Those of ephemeral containers come later, if they are others.
 pub fn distinct_images(state: &PodState) -> Vec<String> {
     let mut ids: Vec<String> = Vec::new();
     for id in state.containers.iter().filter_map(|c| c.image.id()) {
@@ -216,6 +218,8 @@ pub struct Instance {
     pub images: Vec<String>,
     /// Its own image.
     pub image: String,
+    /// Identifier of the container whose processes it shares, or why there is none to be had.
+    pub target: Result<Option<String>, String>,
     /// The pod's addresses.
     pub ips: Vec<String>,
 }
@@ -223,7 +227,7 @@ pub struct Instance {
 /// Starts a container.
 pub async fn container(act: &Act, desired: &Arc<DesiredPod>, instance: Instance) -> Result<Timestamp, StartFailure> {
     let context = &act.context;
-    let own = &desired.containers[instance.container];
+    let own = desired.at(instance.container);
     let config_error = |message: String| StartFailure::Config {
         reason: "CreateContainerConfigError",
         message,
@@ -234,20 +238,23 @@ pub async fn container(act: &Act, desired: &Arc<DesiredPod>, instance: Instance)
     };
     let facts = facts(context, instance.ips);
     let image = image(context, &instance.image).map_err(create_error)?;
-    let device = instance
-        .images
-        .iter()
-        .position(|i| *i == instance.image)
-        .ok_or_else(|| create_error(format!("image {} is not in the machine", instance.image)))?;
+    let target = instance.target.map_err(config_error)?;
+    let present = instance.images.iter().position(|i| *i == instance.image);
     let variables = env::variables(desired, own, &facts, &context.objects).await.map_err(config_error)?;
     let hostname = names::kernel_hostname(desired, &context.dns.domain);
-    let spec = lower::container(desired, own, &instance.id, device, &image.config, &variables, &hostname).map_err(config_error)?;
     let running = act
         .machine
         .lock()
         .expect("no holder panics")
         .clone()
         .ok_or_else(|| create_error("the machine is not there".into()))?;
+    let device = match present {
+        Some(number) => lower::image_name(number),
+        None => late_image::attach(&running, &instance.image, &image.device)
+            .await
+            .map_err(create_error)?,
+    };
+    let spec = lower::container(desired, own, &instance.id, device, &image.config, &variables, &hostname).map_err(config_error)?;
     logs::open(context, desired, &running, &own.name, &instance.id, instance.restarts)
         .await
         .map_err(|e| create_error(format!("open the container's log: {e}")))?;
@@ -255,8 +262,19 @@ pub async fn container(act: &Act, desired: &Arc<DesiredPod>, instance: Instance)
         &desired.pod,
         Note::normal("Created", Some(own.field_path()), "Container created".into()),
     );
-    let answer = async { Agent::connect(&running.vsock).await?.ask(&Request::Start(Box::new(spec))).await }.await;
-    match answer {
+    let extras = lower::extras(desired, own, target);
+    let mut agent = Agent::connect(&running.vsock).await.map_err(|e| create_error(chain(&e)))?;
+    let version = agent.welcome().version;
+    let start = if extras == Extras::default() {
+        // All versions know this one.
+        Request::Start(Box::new(spec))
+    } else if version < STREAMS_VERSION {
+        return Err(create_error(streams::too_old(version)));
+    } else {
+        let container = Box::new(spec);
+        Request::StartWith { container, extras }
+    };
+    match agent.ask(&start).await {
         Ok(Response::Started { .. }) => Ok(Timestamp::now()),
         Ok(_) => Err(create_error("the agent answered with something else".into())),
         Err(AgentError::Failed(failure)) => Err(match failure.kind {

@@ -15,7 +15,7 @@ use crate::{
 
 /// Has the image of a container here, by its pull policy.
 pub async fn pull(context: &Arc<Context>, desired: &DesiredPod, index: usize) -> Result<ImageFacts, PullFailure> {
-    let container = &desired.containers[index];
+    let container = desired.at(index);
     let image = &container.image;
     let tell = |note: Note| context.recorder.pod(&desired.pod, note);
     let field = || Some(container.field_path());
@@ -118,8 +118,11 @@ async fn credentials(context: &Arc<Context>, desired: &DesiredPod, image: &Image
     keyring.lookup(image)
 }
 
-/// The signal that asks a container to end: its image's, else SIGTERM.
-pub fn stop_signal(context: &Context, state: &PodState, container: usize) -> i32 {
+/// The signal that asks a container to end: its own, else its image's, else SIGTERM.
+pub fn stop_signal(context: &Context, desired: &DesiredPod, state: &PodState, container: usize) -> i32 {
+    if let Some(own) = desired.containers[container].stop_signal.as_deref().and_then(signal_number) {
+        return own;
+    }
     let Some(id) = state.containers[container].image.id() else {
         return 15;
     };

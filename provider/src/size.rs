@@ -47,7 +47,7 @@ pub fn size(pod: &DesiredPod, defaults: &PodDefaults) -> Size {
     let limited = pod
         .containers
         .iter()
-        .filter(|c| !c.init)
+        .filter(|c| !c.init || c.sidecar)
         .all(|c| c.limits.cpu != Quantity::default());
     let cpu = if limited { total.cpu } else { total.cpu.max(defaults.cpu) };
     let containers = total.memory.value();

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::desired::DesiredPod;
+use crate::desired::{Amounts, DesiredContainer, DesiredPod};
 
 /// A pod's state on this node.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -24,6 +24,15 @@ pub struct PodState {
     pub machine_failures: u32,
     /// In the order of [`DesiredPod::containers`].
     pub containers: Vec<ContainerState>,
+    /// In the order of [`DesiredPod::ephemeral`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ephemeral: Vec<ContainerState>,
+    /// What its containers were given when the pod was taken, in their order: what its machine was made for.
+    #[serde(default)]
+    pub allocated: Vec<Allocation>,
+    /// Init containers that have done what the next one waits for, in this machine.
+    #[serde(default)]
+    pub passed: usize,
     /// Deletion that has begun.
     pub deletion: Option<DeletionState>,
     /// Network, machine and disks are gone; only logs and this record are left.
@@ -87,8 +96,69 @@ pub struct ContainerState {
     pub restarts: u32,
     /// Seconds to wait after the next crash; 0 before the first.
     pub backoff: u64,
-    /// SIGTERM has been sent; killed at this time.
-    pub kill_at: Option<Timestamp>,
+    /// What is known of the instance that runs.
+    #[serde(default)]
+    pub health: Health,
+    /// Its end has begun.
+    #[serde(default)]
+    pub stop: Option<Stop>,
+    /// Why the last postStart hook failed; empty since one that did not.
+    #[serde(default)]
+    pub hook_error: String,
+}
+
+/// Requests and limits of a container: thousandths of processors, bytes of memory, bytes of disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Allocation {
+    /// Requests.
+    pub requests: [u64; 3],
+    /// Limits; 0 means none.
+    pub limits: [u64; 3],
+}
+
+impl Allocation {
+    /// What a container asks for.
+    pub fn of(container: &DesiredContainer) -> Self {
+        let numbers = |a: Amounts| [a.cpu.milli_value(), a.memory.value(), a.storage.value()];
+        Self {
+            requests: numbers(container.requests),
+            limits: numbers(container.limits),
+        }
+    }
+}
+
+/// What hooks and probes have found of an instance of a container.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// Its postStart hook is not done yet: until then nobody hears that it runs.
+    pub hook_pending: bool,
+    /// Its startup probe has succeeded.
+    pub started: bool,
+    /// Its readiness probe says so.
+    pub ready: bool,
+    /// A probe has failed it: with whatever code it then ends, that was a failure.
+    #[serde(default)]
+    pub failed: bool,
+}
+
+/// A container's end that has begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stop {
+    /// When it is killed.
+    pub kill_at: Timestamp,
+    /// How far it is.
+    pub stage: Stage,
+}
+
+/// How far a container's end is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Stage {
+    /// Its preStop hook is done.
+    Hook,
+    /// It waits until containers that need it have ended.
+    Turn,
+    /// It was asked to end.
+    Signalled,
 }
 
 /// A container's image.
@@ -198,20 +268,10 @@ impl PodState {
             machine: Machine::None { not_before: None },
             ips: Vec::new(),
             machine_failures: 0,
-            containers: desired
-                .containers
-                .iter()
-                .map(|c| ContainerState {
-                    name: c.name.clone(),
-                    init: c.init,
-                    image: ImageState::Wanted,
-                    slot: Slot::waiting(),
-                    last: None,
-                    restarts: 0,
-                    backoff: 0,
-                    kill_at: None,
-                })
-                .collect(),
+            containers: desired.containers.iter().map(ContainerState::new).collect(),
+            ephemeral: Vec::new(),
+            allocated: desired.containers.iter().map(Allocation::of).collect(),
+            passed: 0,
             deletion: None,
             busy: BTreeSet::new(),
         }
@@ -219,7 +279,52 @@ impl PodState {
 
     /// The container of an identifier, running or starting.
     pub fn by_id(&mut self, id: &str) -> Option<&mut ContainerState> {
-        self.containers.iter_mut().find(|c| c.slot.id() == Some(id))
+        let mut all = self.containers.iter_mut().chain(&mut self.ephemeral);
+        all.find(|c| c.slot.id() == Some(id))
+    }
+
+    /// The container of a name, whichever kind it is.
+    pub fn by_name(&self, name: &str) -> Option<&ContainerState> {
+        self.containers.iter().chain(&self.ephemeral).find(|c| c.name == name)
+    }
+
+    /// The container of this number, as [`DesiredPod::at`] counts.
+    pub fn at(&self, index: usize) -> &ContainerState {
+        match index.checked_sub(self.containers.len()) {
+            None => &self.containers[index],
+            Some(behind) => &self.ephemeral[behind],
+        }
+    }
+
+    /// The same, to be changed.
+    pub fn at_mut(&mut self, index: usize) -> &mut ContainerState {
+        match index.checked_sub(self.containers.len()) {
+            None => &mut self.containers[index],
+            Some(behind) => &mut self.ephemeral[behind],
+        }
+    }
+}
+
+impl ContainerState {
+    /// A container just seen.
+    pub fn new(desired: &DesiredContainer) -> Self {
+        Self {
+            name: desired.name.clone(),
+            init: desired.init,
+            image: ImageState::Wanted,
+            slot: Slot::waiting(),
+            last: None,
+            restarts: 0,
+            backoff: 0,
+            health: Health::default(),
+            stop: None,
+            hook_error: String::new(),
+        }
+    }
+
+    /// Whether it runs and its postStart hook is done.
+    pub fn is_up(&self) -> bool {
+        matches!(self.slot, Slot::Running { .. }) && !self.health.hook_pending
     }
 }
 

@@ -1,17 +1,19 @@
 //! What is reported of a pod: its state in the API's words. Pure; times of conditions come from the previous status where nothing changed.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{
         ContainerState as ApiState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, HostIP, Pod,
-        PodCondition, PodIP, PodStatus,
+        PodCondition, PodIP, PodReadinessGate, PodStatus, ResourceRequirements,
     },
-    apimachinery::pkg::apis::meta::v1::Time,
+    apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::Time},
 };
 
 use crate::{
-    desired::{DesiredContainer, DesiredPod},
-    lifecycle::is_over,
+    desired::{Amounts, DesiredContainer, DesiredPod},
+    lifecycle::{is_initialized, is_over},
     state::{ContainerState, Ended, ImageState, Machine, PodState, Slot},
 };
 
@@ -23,11 +25,7 @@ pub fn status(desired: &DesiredPod, state: &PodState, host_ips: &[String], previ
     let old = previous.or(desired.pod.status.as_ref());
     let phase = phase(desired, state);
     let generation = desired.pod.metadata.generation;
-    let initialized = state
-        .containers
-        .iter()
-        .filter(|c| c.init)
-        .all(|c| matches!(&c.slot, Slot::Ended(e) if e.code == 0));
+    let initialized = is_initialized(state, desired);
     let statuses = |init: bool| -> Vec<ContainerStatus> {
         if state
             .verdict
@@ -41,14 +39,18 @@ pub fn status(desired: &DesiredPod, state: &PodState, host_ips: &[String], previ
             .map(|(d, c)| container(d, c, initialized, desired.containers.iter().any(|c| c.init)))
             .collect()
     };
-    let mains = statuses(false);
-    let ready = !mains.is_empty() && mains.iter().all(|c| c.ready) && phase == "Running" && state.deletion.is_none();
-    let unready = mains
+    let (inits, mains) = (statuses(true), statuses(false));
+    // Sidecars count as main containers do.
+    let sidecar = |name: &str| desired.containers.iter().any(|d| d.sidecar && d.name == name);
+    let unready: Vec<&str> = inits
         .iter()
+        .filter(|c| sidecar(&c.name))
+        .chain(&mains)
         .filter(|c| !c.ready)
         .map(|c| c.name.as_str())
-        .collect::<Vec<_>>()
-        .join(" ");
+        .collect();
+    let ready = !mains.is_empty() && unready.is_empty() && phase == "Running" && state.deletion.is_none();
+    let unready = unready.join(" ");
     let over = matches!(phase, "Succeeded" | "Failed");
     let not_ready = || -> (Option<&str>, Option<String>) {
         match phase {
@@ -67,9 +69,9 @@ pub fn status(desired: &DesiredPod, state: &PodState, host_ips: &[String], previ
         list: Vec::new(),
     };
     conditions.set("PodReadyToStartContainers", state.machine == Machine::Ready, None, None);
-    let init_names = statuses(true)
+    let init_names = inits
         .iter()
-        .filter(|c| !c.ready)
+        .filter(|c| if sidecar(&c.name) { c.started != Some(true) } else { !c.ready })
         .map(|c| c.name.clone())
         .collect::<Vec<_>>()
         .join(" ");
@@ -94,7 +96,14 @@ pub fn status(desired: &DesiredPod, state: &PodState, host_ips: &[String], previ
         let (reason, message) = not_ready();
         conditions.set("Ready", false, reason, message);
     }
-    conditions.keep_foreign();
+    // One that was told and is no longer true is told to be false: a merge takes no condition away.
+    if desired.resize_asked {
+        let message = "this node does not resize pods in place: they keep what they were started with";
+        conditions.set("PodResizePending", true, Some("Infeasible"), Some(message.into()));
+    } else if conditions.old("PodResizePending").is_some() {
+        conditions.set("PodResizePending", false, None, None);
+    }
+    conditions.keep_foreign(&desired.pod);
     PodStatus {
         phase: Some(phase.into()),
         reason: state.verdict.as_ref().map(|v| v.reason.clone()),
@@ -105,8 +114,9 @@ pub fn status(desired: &DesiredPod, state: &PodState, host_ips: &[String], previ
         pod_ip: state.ips.first().cloned(),
         pod_ips: Some(state.ips.iter().map(|ip| PodIP { ip: ip.clone() }).collect()).filter(|l: &Vec<PodIP>| !l.is_empty()),
         conditions: Some(conditions.list),
-        init_container_statuses: Some(statuses(true)).filter(|l| !l.is_empty()),
+        init_container_statuses: Some(inits).filter(|l| !l.is_empty()),
         container_statuses: Some(mains).filter(|l| !l.is_empty()),
+        ephemeral_container_statuses: Some(ephemeral(desired, state, initialized)).filter(|l| !l.is_empty()),
         qos_class: desired.pod.status.as_ref().and_then(|s| s.qos_class.clone()),
         observed_generation: if over {
             old.and_then(|o| o.observed_generation).or(generation)
@@ -117,26 +127,37 @@ pub fn status(desired: &DesiredPod, state: &PodState, host_ips: &[String], previ
     }
 }
 
+/// Ephemeral containers are never ready.
+fn ephemeral(desired: &DesiredPod, state: &PodState, initialized: bool) -> Vec<ContainerStatus> {
+    let has_init = desired.containers.iter().any(|c| c.init);
+    let pairs = desired.ephemeral.iter().zip(&state.ephemeral);
+    pairs
+        .map(|(d, c)| ContainerStatus {
+            ready: false,
+            started: None,
+            ..container(d, c, initialized, has_init)
+        })
+        .collect()
+}
+
 /// The phase (the kubelet's getPhase).
 fn phase(desired: &DesiredPod, state: &PodState) -> &'static str {
-    let mains = || state.containers.iter().filter(|c| !c.init);
-    if state.verdict.is_some() {
-        return if mains().any(|c| c.slot.is_alive()) { "Running" } else { "Failed" };
-    }
     let wound_down = state.released && state.deletion.is_some();
-    if is_over(state, desired) || wound_down {
-        let failed = state.containers.iter().any(|c| match &c.slot {
-            Slot::Ended(e) => e.code != 0,
-            _ => true,
-        });
-        return if failed { "Failed" } else { "Succeeded" };
+    let alive = state.containers.iter().any(|c| c.slot.is_alive());
+    if !alive && (state.verdict.is_some() || wound_down || is_over(state, desired)) {
+        // How a sidecar ends does not count.
+        let mut counted = desired.containers.iter().zip(&state.containers).filter(|(d, _)| !d.sidecar);
+        let succeeded = |c: &ContainerState| matches!(&c.slot, Slot::Ended(e) if e.code == 0);
+        let well = state.verdict.is_none() && counted.all(|(_, c)| succeeded(c));
+        return if well { "Succeeded" } else { "Failed" };
     }
-    let has_begun = |c: &ContainerState| matches!(c.slot, Slot::Running { .. } | Slot::Ended(_)) || c.last.is_some();
-    if mains().all(has_begun) { "Running" } else { "Pending" }
+    let has_begun = |c: &ContainerState| c.is_up() || matches!(c.slot, Slot::Ended(_)) || c.last.is_some();
+    let mut mains = state.containers.iter().filter(|c| !c.init);
+    if mains.all(has_begun) { "Running" } else { "Pending" }
 }
 
 fn container(desired: &DesiredContainer, c: &ContainerState, initialized: bool, has_init: bool) -> ContainerStatus {
-    let running = matches!(c.slot, Slot::Running { .. });
+    let started = c.is_up() && (desired.probes.startup.is_none() || c.health.started);
     let (image, image_id) = match &c.image {
         ImageState::Ready(facts) => (desired.image.clone(), facts.digest.clone()),
         _ => (desired.image.clone(), String::new()),
@@ -154,16 +175,34 @@ fn container(desired: &DesiredContainer, c: &ContainerState, initialized: bool, 
         image_id,
         container_id: id.filter(|id| !id.is_empty()).map(|id| format!("{RUNTIME}://{id}")),
         restart_count: i32::try_from(c.restarts.saturating_sub(u32::from(backing_off))).unwrap_or(i32::MAX),
-        ready: if c.init {
-            matches!(&c.slot, Slot::Ended(e) if e.code == 0)
+        ready: if desired.is_probed() {
+            started && (desired.probes.readiness.is_none() || c.health.ready)
         } else {
-            running
+            matches!(&c.slot, Slot::Ended(e) if e.code == 0)
         },
-        started: Some(running),
+        started: Some(started),
+        stop_signal: desired.stop_signal.clone(),
+        allocated_resources: Some(amounts(desired.requests)).filter(|a| !a.is_empty()),
+        resources: (c.is_up() || matches!(c.slot, Slot::Ended(_))).then(|| ResourceRequirements {
+            requests: Some(amounts(desired.requests)).filter(|a| !a.is_empty()),
+            limits: Some(amounts(desired.limits)).filter(|a| !a.is_empty()),
+            ..ResourceRequirements::default()
+        }),
         state: Some(state_of(c, initialized, has_init)),
         last_state: c.last.as_ref().map(terminated),
         ..ContainerStatus::default()
     }
+}
+
+/// What is in force, as the API writes it.
+fn amounts(amounts: Amounts) -> BTreeMap<String, Quantity> {
+    let all = [
+        ("cpu", amounts.cpu),
+        ("memory", amounts.memory),
+        ("ephemeral-storage", amounts.storage),
+    ];
+    let set = all.into_iter().filter(|(_, amount)| *amount != Default::default());
+    set.map(|(name, amount)| (name.to_owned(), amount.to_api())).collect()
 }
 
 fn state_of(c: &ContainerState, initialized: bool, has_init: bool) -> ApiState {
@@ -175,7 +214,7 @@ fn state_of(c: &ContainerState, initialized: bool, has_init: bool) -> ApiState {
         ..ApiState::default()
     };
     match (&c.slot, &c.image) {
-        (Slot::Running { started, .. }, _) => ApiState {
+        (Slot::Running { started, .. }, _) if c.is_up() && c.hook_error.is_empty() => ApiState {
             running: Some(ContainerStateRunning {
                 started_at: Some(Time(*started)),
             }),
@@ -191,6 +230,7 @@ fn state_of(c: &ContainerState, initialized: bool, has_init: bool) -> ApiState {
             _,
         ) => waiting(reason, message),
         (_, ImageState::Failed { reason, message, .. }) => waiting(reason, message),
+        _ if !c.hook_error.is_empty() => waiting("PostStartHookError", &c.hook_error),
         _ if has_init && !initialized => waiting("PodInitializing", ""),
         _ => waiting("ContainerCreating", ""),
     }
@@ -214,24 +254,19 @@ fn terminated(ended: &Ended) -> ApiState {
 fn gates_met(pod: &Pod) -> Result<(), String> {
     let gates = pod.spec.as_ref().and_then(|s| s.readiness_gates.as_deref()).unwrap_or_default();
     let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
-    for gate in gates {
-        match conditions.iter().find(|c| c.type_ == gate.condition_type) {
-            Some(c) if c.status == "True" => {}
-            Some(c) => {
-                return Err(format!(
-                    "the status of pod readiness gate {:?} is not \"True\", but {}",
-                    gate.condition_type, c.status
-                ));
-            }
-            None => {
-                return Err(format!(
-                    "corresponding condition of pod readiness gate {:?} does not exist.",
-                    gate.condition_type
-                ));
-            }
+    let unmet = |gate: &PodReadinessGate| {
+        let kind = &gate.condition_type;
+        match conditions.iter().find(|c| c.type_ == *kind) {
+            Some(c) if c.status == "True" => None,
+            Some(c) => Some(format!(
+                "the status of pod readiness gate {kind:?} is not \"True\", but {}",
+                c.status
+            )),
+            None => Some(format!("corresponding condition of pod readiness gate {kind:?} does not exist.")),
         }
-    }
-    Ok(())
+    };
+    let unmet: Vec<String> = gates.iter().filter_map(unmet).collect();
+    if unmet.is_empty() { Ok(()) } else { Err(unmet.join(", ")) }
 }
 
 /// Conditions under construction.
@@ -243,7 +278,13 @@ struct Conditions<'a> {
 }
 
 /// Conditions that this node writes; all others belong to somebody else and stay.
-const OWN: &[&str] = &["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady"];
+const OWN: &[&str] = &[
+    "PodReadyToStartContainers",
+    "Initialized",
+    "Ready",
+    "ContainersReady",
+    "PodResizePending",
+];
 
 impl Conditions<'_> {
     fn old(&self, kind: &str) -> Option<&PodCondition> {
@@ -269,8 +310,9 @@ impl Conditions<'_> {
         });
     }
 
-    fn keep_foreign(&mut self) {
-        let foreign = self.old.and_then(|o| o.conditions.as_ref()).into_iter().flatten();
+    /// As they were last seen: whose they are may have written them since this node reported.
+    fn keep_foreign(&mut self, pod: &Pod) {
+        let foreign = pod.status.as_ref().and_then(|s| s.conditions.as_ref()).into_iter().flatten();
         self.list.extend(foreign.filter(|c| !OWN.contains(&c.type_.as_str())).cloned());
     }
 }

@@ -18,14 +18,16 @@ enum Rule {
     Any,
     /// Only this word.
     Only(&'static str),
-    /// Only this position of a switch.
-    Switch(bool),
     /// Nothing, with a reason.
     Refused(&'static str),
+    /// Only one of these words, for a reason.
+    OneOf(&'static [&'static str], &'static str),
 }
 
-use Rule::{Any, Only, Refused, Switch};
+use Rule::{Any, OneOf, Only, Refused};
 
+const NO_APPARMOR: &str = "the pod's own kernel has no AppArmor; only Unconfined can be had";
+const NO_PROFILES: &str = "profiles of a host are not brought into the pod's own kernel; RuntimeDefault and Unconfined can be had";
 const NO_HOST: &str = "the pod has a kernel of its own, there is no host to share";
 
 /// Paths below `spec`, most of them prefixes of what follows them.
@@ -40,7 +42,8 @@ const POD: &[(&str, Rule)] = &[
     ("hostIPC", Refused(NO_HOST)),
     ("hostNetwork", Refused(NO_HOST)),
     ("hostPID", Refused(NO_HOST)),
-    ("hostUsers", Switch(true)),
+    // Users of the pod are its own kernel's, and never the host's, whichever is asked for.
+    ("hostUsers", Any),
     ("hostname", Any),
     ("imagePullSecrets", Any),
     ("nodeName", Any),
@@ -54,18 +57,24 @@ const POD: &[(&str, Rule)] = &[
     ("restartPolicy", Any),
     ("runtimeClassName", Only("kvmlet")),
     ("schedulerName", Any),
+    ("securityContext.appArmorProfile.type", OneOf(&["Unconfined"], NO_APPARMOR)),
     ("securityContext.fsGroup", Any),
     ("securityContext.fsGroupChangePolicy", Any),
     ("securityContext.runAsGroup", Any),
     ("securityContext.runAsNonRoot", Any),
     ("securityContext.runAsUser", Any),
-    ("securityContext.seccompProfile.type", Any),
+    (
+        "securityContext.seccompProfile.type",
+        OneOf(&["RuntimeDefault", "Unconfined"], NO_PROFILES),
+    ),
+    ("securityContext.seccompProfile.localhostProfile", Any),
     ("securityContext.supplementalGroups", Any),
-    ("securityContext.supplementalGroupsPolicy", Only("Merge")),
+    ("securityContext.supplementalGroupsPolicy", Any),
+    ("securityContext.sysctls", Any),
     ("serviceAccount", Any),
     ("serviceAccountName", Any),
     ("setHostnameAsFQDN", Any),
-    ("shareProcessNamespace", Switch(false)),
+    ("shareProcessNamespace", Any),
     ("subdomain", Any),
     ("terminationGracePeriodSeconds", Any),
     ("tolerations", Any),
@@ -98,8 +107,11 @@ const CONTAINER: &[(&str, Rule)] = &[
     ("envFrom", Any),
     ("image", Any),
     ("imagePullPolicy", Any),
+    ("lifecycle", Any),
+    ("livenessProbe", Any),
     ("name", Any),
     ("ports", Any),
+    ("readinessProbe", Any),
     ("resizePolicy", Any),
     ("resources.limits.cpu", Any),
     ("resources.limits.ephemeral-storage", Any),
@@ -107,20 +119,29 @@ const CONTAINER: &[(&str, Rule)] = &[
     ("resources.requests.cpu", Any),
     ("resources.requests.ephemeral-storage", Any),
     ("resources.requests.memory", Any),
+    ("restartPolicy", Any),
+    ("restartPolicyRules.action", Only("Restart")),
+    ("restartPolicyRules.exitCodes", Any),
     ("securityContext.allowPrivilegeEscalation", Any),
+    ("securityContext.appArmorProfile.type", OneOf(&["Unconfined"], NO_APPARMOR)),
     ("securityContext.capabilities", Any),
-    ("securityContext.privileged", Switch(false)),
-    ("securityContext.procMount", Only("Default")),
+    ("securityContext.privileged", Any),
+    ("securityContext.procMount", Any),
     ("securityContext.readOnlyRootFilesystem", Any),
     ("securityContext.runAsGroup", Any),
     ("securityContext.runAsNonRoot", Any),
     ("securityContext.runAsUser", Any),
-    ("securityContext.seccompProfile.type", Any),
-    ("stdin", Switch(false)),
-    ("stdinOnce", Switch(false)),
+    (
+        "securityContext.seccompProfile.type",
+        OneOf(&["RuntimeDefault", "Unconfined"], NO_PROFILES),
+    ),
+    ("securityContext.seccompProfile.localhostProfile", Any),
+    ("startupProbe", Any),
+    ("stdin", Any),
+    ("stdinOnce", Any),
     ("terminationMessagePath", Any),
     ("terminationMessagePolicy", Any),
-    ("tty", Switch(false)),
+    ("tty", Any),
     ("volumeMounts.mountPath", Any),
     ("volumeMounts.mountPropagation", Only("None")),
     ("volumeMounts.name", Any),
@@ -142,7 +163,7 @@ pub fn unsupported(spec: &Value) -> Vec<Unsupported> {
                     walk(container, "", &format!("{path}[{i}]"), CONTAINER, &mut found);
                 }
             }
-            // Changed by a subresource after admission; such a container is reported as waiting, the pod goes on.
+            // They come by a subresource after admission: each is looked at by itself, and the pod goes on without it.
             "ephemeralContainers" => {}
             "volumes" => {
                 walk(value, key, &path, POD, &mut found);
@@ -153,6 +174,13 @@ pub fn unsupported(spec: &Value) -> Vec<Unsupported> {
             _ => walk(value, key, &path, POD, &mut found),
         }
     }
+    found
+}
+
+/// The fields of one container (as JSON) that do not work here; `path` is where it is.
+pub fn container(container: &Value, path: &str) -> Vec<Unsupported> {
+    let mut found = Vec::new();
+    walk(container, "", path, CONTAINER, &mut found);
     found
 }
 
@@ -183,14 +211,14 @@ fn walk(value: &Value, key: &str, path: &str, table: &[(&str, Rule)], found: &mu
     match table.iter().find(|(name, _)| *name == key) {
         Some((_, Any)) => return,
         Some((_, Only(word))) if value == word => return,
-        Some((_, Switch(on))) if value == on => return,
-        Some((_, Only(_) | Switch(_))) => {
+        Some((_, OneOf(words, _))) if words.iter().any(|word| value == word) => return,
+        Some((_, Only(_))) => {
             return found.push(Unsupported {
                 path: path.into(),
                 why: None,
             });
         }
-        Some((_, Refused(why))) => {
+        Some((_, Refused(why) | OneOf(_, why))) => {
             return found.push(Unsupported {
                 path: path.into(),
                 why: Some(why),
@@ -258,17 +286,8 @@ mod tests {
     fn each_unsupported_field_is_named_by_its_path() {
         for (spec, path) in [
             (
-                json!({"containers": [{"livenessProbe": {"httpGet": {"port": 80}}}]}),
-                "spec.containers[0].livenessProbe",
-            ),
-            (json!({"containers": [{}, {"tty": true}]}), "spec.containers[1].tty"),
-            (
-                json!({"containers": [{"lifecycle": {"preStop": {"sleep": {"seconds": 1}}}}]}),
-                "spec.containers[0].lifecycle",
-            ),
-            (
-                json!({"initContainers": [{"restartPolicy": "Always"}]}),
-                "spec.initContainers[0].restartPolicy",
+                json!({"containers": [{"restartPolicy": "Never", "restartPolicyRules": [{"action": "RestartAllContainers"}]}]}),
+                "spec.containers[0].restartPolicyRules[0].action",
             ),
             (
                 json!({"volumes": [{"name": "v", "hostPath": {"path": "/", "type": "File"}}, {"name": "w", "hostPath": {"path": "/", "type": "Socket"}}]}),
@@ -292,12 +311,12 @@ mod tests {
             ),
             (json!({"hostNetwork": true}), "spec.hostNetwork"),
             (
-                json!({"securityContext": {"sysctls": [{"name": "a", "value": "b"}]}}),
-                "spec.securityContext.sysctls",
+                json!({"securityContext": {"seccompProfile": {"type": "Localhost", "localhostProfile": "p.json"}}}),
+                "spec.securityContext.seccompProfile.type",
             ),
             (
-                json!({"containers": [{"securityContext": {"privileged": true}}]}),
-                "spec.containers[0].securityContext.privileged",
+                json!({"containers": [{"securityContext": {"appArmorProfile": {"type": "RuntimeDefault"}}}]}),
+                "spec.containers[0].securityContext.appArmorProfile.type",
             ),
             (
                 json!({"containers": [{"resources": {"limits": {"nvidia.com/gpu": "1"}}}]}),
@@ -312,8 +331,7 @@ mod tests {
 
     #[test]
     fn switches_that_are_off_ask_for_nothing() {
-        let spec =
-            json!({"hostNetwork": false, "hostPID": false, "shareProcessNamespace": false, "containers": [{"tty": false, "stdin": false}]});
+        let spec = json!({"hostNetwork": false, "hostPID": false, "containers": [{"tty": false, "stdin": false}]});
         assert_eq!(paths(&spec), Vec::<String>::new());
     }
 }

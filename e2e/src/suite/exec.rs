@@ -1,4 +1,4 @@
-//! Commands in running containers, through each way that a client may speak; and what is not built yet says so.
+//! Commands in running containers, through each way that a client may speak.
 
 use std::{
     io::Write,
@@ -16,20 +16,12 @@ use super::{
 };
 use crate::Cluster;
 
-pub(super) const TESTS: &[Test] = &[
-    Test {
-        name: "kubectl exec carries output, input, exit codes and 5 MB of bytes, by SPDY and by WebSocket",
-        hosts: 1,
-        kvmlet: true,
-        run: exec,
-    },
-    Test {
-        name: "attach and port-forward are refused with a reason",
-        hosts: 1,
-        kvmlet: true,
-        run: refused,
-    },
-];
+pub(super) const TESTS: &[Test] = &[Test {
+    name: "kubectl exec carries output, input, exit codes and 5 MB of bytes, by SPDY and by WebSocket",
+    hosts: 1,
+    kvmlet: true,
+    run: exec,
+}];
 
 fn kubectl(cluster: &Cluster, place: &Place<'_>, web_sockets: bool) -> Command {
     let mut command = cluster.kubectl_command();
@@ -38,7 +30,7 @@ fn kubectl(cluster: &Cluster, place: &Place<'_>, web_sockets: bool) -> Command {
     command
 }
 
-fn run_with(mut command: Command, input: Vec<u8>) -> Result<Output> {
+pub(super) fn run_with(mut command: Command, input: Vec<u8>) -> Result<Output> {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().context("run kubectl exec")?;
     let mut stdin = child.stdin.take().context("kubectl has no input")?;
@@ -49,7 +41,7 @@ fn run_with(mut command: Command, input: Vec<u8>) -> Result<Output> {
 }
 
 /// Five megabytes that no encoding leaves as they are.
-fn noise() -> Vec<u8> {
+pub(super) fn noise() -> Vec<u8> {
     let mut state = 1u64;
     let mut bytes = Vec::with_capacity(5 << 20);
     while bytes.len() < 5 << 20 {
@@ -137,30 +129,4 @@ fn terminal(cluster: &Cluster, place: &Place<'_>) -> Result<()> {
         output.status
     );
     Ok(())
-}
-
-fn refused(cluster: &Cluster) -> Result<()> {
-    within(cluster, "exec-refused", |place| {
-        place.create(&[pod_of("runs", json!([sh(STAY)]))])?;
-        place.until_ready("runs")?;
-        let said = place.kubectl_fails(&["attach", "runs"])?;
-        ensure!(said.contains("kvmlet does not implement attach yet"), "{said}");
-        // kubectl listens first and is told at the first connection.
-        let mut forward = kubectl(cluster, place, true);
-        forward.args(["port-forward", "--address=127.0.0.1", "runs", "18080:80"]);
-        forward.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = forward.spawn().context("run kubectl port-forward")?;
-        let url = "http://127.0.0.1:18080/";
-        let ended = crate::wait_for("kubectl port-forward to be refused", std::time::Duration::from_secs(60), || {
-            let _ = cluster.inside("curl").args(["-sS", "--max-time", "3", url]).output();
-            child.try_wait().context("look after kubectl")
-        });
-        if ended.is_err() {
-            child.kill().context("end kubectl port-forward")?;
-        }
-        let output = child.wait_with_output().context("read kubectl port-forward")?;
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        ensure!(said.contains("kvmlet does not implement port-forward yet"), "{said}");
-        Ok(())
-    })
 }

@@ -2,16 +2,20 @@
 //! plain function whose name is a sentence; it leaves nothing behind and does not count on another having run.
 
 mod attach;
+mod attached;
 mod bad_host;
 mod bad_image;
 mod bad_pod;
 mod bandwidth;
 mod by_hand;
 mod copies;
+mod copy;
 mod daemon;
+mod debug;
 mod disks;
 mod exec;
 mod exits;
+mod hooks;
 mod host_path;
 mod images;
 mod in_place;
@@ -22,9 +26,12 @@ mod memory;
 mod node;
 mod outage;
 mod pods;
+mod port_forward;
+mod probes;
 mod resize;
 mod restarts;
 mod rig;
+mod security;
 mod survival;
 mod templates;
 mod two_hosts;
@@ -89,6 +96,9 @@ fn all() -> impl Iterator<Item = &'static Test> {
         node::TESTS,
         pods::TESTS,
         restarts::TESTS,
+        probes::TESTS,
+        hooks::TESTS,
+        security::TESTS,
         volumes::TESTS,
         host_path::TESTS,
         images::TESTS,
@@ -100,6 +110,10 @@ fn all() -> impl Iterator<Item = &'static Test> {
         memory::TESTS,
         resize::TESTS,
         exec::TESTS,
+        attached::TESTS,
+        debug::TESTS,
+        copy::TESTS,
+        port_forward::TESTS,
         exits::TESTS,
         by_hand::TESTS,
         attach::TESTS,

@@ -371,12 +371,11 @@ fn deletion(cluster: &Cluster) -> Result<()> {
 fn unsupported(cluster: &Cluster) -> Result<()> {
     let fields = [
         (
-            "probe",
-            "/spec/containers/0/livenessProbe",
-            json!({"exec": {"command": ["true"]}}),
-            "spec.containers[0].livenessProbe",
+            "disk",
+            "/spec/volumes",
+            json!([{"name": "v", "emptyDir": {"sizeLimit": "1Mi"}}]),
+            "spec.volumes[0].emptyDir.sizeLimit",
         ),
-        ("terminal", "/spec/containers/0/tty", json!(true), "spec.containers[0].tty"),
         (
             "claim",
             "/spec/volumes",
@@ -385,10 +384,10 @@ fn unsupported(cluster: &Cluster) -> Result<()> {
         ),
         ("hostnetwork", "/spec/hostNetwork", json!(true), "spec.hostNetwork"),
         (
-            "privileged",
-            "/spec/containers/0/securityContext",
-            json!({"privileged": true}),
-            "spec.containers[0].securityContext.privileged",
+            "label",
+            "/spec/securityContext",
+            json!({"seLinuxOptions": {"level": "s0:c1"}}),
+            "spec.securityContext.seLinuxOptions",
         ),
     ];
     let host = cluster.host(0)?;

@@ -4,13 +4,15 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use kvmlet_protocol::{ContainerSpec, ContainerState, ContainerStatus, ErrorKind, ExitStatus, Failure, Request, Response, SandboxSpec};
+use kvmlet_protocol::{
+    ContainerSpec, ContainerState, ContainerStatus, ErrorKind, ExitStatus, Extras, Failure, Request, Response, SandboxSpec,
+};
 
 use crate::container::{self, Container};
 use crate::device::Images;
 use crate::failure::fail;
 use crate::setup::Sandbox;
-use crate::{bus, renew, stats};
+use crate::{attach, bus, renew, stats};
 
 /// How long a watch waits for a change.
 const WATCH: Duration = Duration::from_secs(30);
@@ -70,7 +72,8 @@ impl Agent {
                 .sandbox()
                 .and_then(|s| s.volumes.put(&volume, &content))
                 .map(|()| Response::Done),
-            Request::Start(spec) => self.start(*spec).map(|pid| Response::Started { pid }),
+            Request::Start(spec) => self.start(*spec, &Extras::default()).map(|pid| Response::Started { pid }),
+            Request::StartWith { container, extras } => self.start(*container, &extras).map(|pid| Response::Started { pid }),
             Request::Signal { container, signal, all } => self
                 .running(&container)
                 .and_then(|c| c.signal(signal, all))
@@ -82,7 +85,9 @@ impl Agent {
             Request::Attached { device } => bus::attached(device).map(|()| Response::Done),
             Request::Detaching { device } => bus::detaching(device).map(|()| Response::Done),
             Request::Stats => Ok(Response::Stats(stats::read(&self.containers()))),
-            Request::Exec(_) | Request::PowerOff => Err(fail(ErrorKind::Internal, "this request needs its connection")),
+            Request::Exec(_) | Request::Attach(_) | Request::Forward { .. } | Request::PowerOff => {
+                Err(fail(ErrorKind::Internal, "this request needs its connection"))
+            }
         };
         result.unwrap_or_else(Response::Failed)
     }
@@ -136,21 +141,22 @@ impl Agent {
         }
     }
 
-    fn start(self: &Arc<Self>, spec: ContainerSpec) -> Result<u32, Failure> {
+    fn start(self: &Arc<Self>, spec: ContainerSpec, extras: &Extras) -> Result<u32, Failure> {
         let sandbox = self.sandbox()?;
         let id = spec.id.clone();
         self.occupy(&id, |table| match table.find(&id) {
             Some(_) => Err(fail(ErrorKind::Conflict, "a container of this identifier exists already")),
             None => Ok(()),
         })?;
-        let result = self.start_occupied(&sandbox, spec);
+        let result = self.start_occupied(&sandbox, spec, extras);
         lock(&self.table).busy.remove(&id);
         result
     }
 
-    fn start_occupied(self: &Arc<Self>, sandbox: &Sandbox, spec: ContainerSpec) -> Result<u32, Failure> {
+    fn start_occupied(self: &Arc<Self>, sandbox: &Sandbox, spec: ContainerSpec, extras: &Extras) -> Result<u32, Failure> {
+        let target = extras.processes_of.as_deref().map(|id| self.running(id)).transpose()?;
         let image = lock(&self.images).mount(&spec.root.device, &sandbox.spec.pmems)?;
-        let (container, ended) = container::start(sandbox, image, spec)?;
+        let (container, ended) = container::start(sandbox, image, spec, extras, target.as_deref())?;
         let (pid, container) = (container.pid, Arc::new(container));
         {
             let mut table = lock(&self.table);
@@ -185,6 +191,7 @@ impl Agent {
         }
         table.changes += 1;
         drop(table);
+        attach::end(&container.spec.id);
         self.changed.notify_all();
     }
 

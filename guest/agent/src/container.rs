@@ -9,7 +9,7 @@ use std::process::Stdio;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
-use kvmlet_protocol::{ContainerSpec, ErrorKind, ExitStatus, Failure};
+use kvmlet_protocol::{ContainerSpec, ErrorKind, ExitStatus, Extras, Failure, LogStream, Process};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::cgroup::Cgroup;
@@ -18,6 +18,7 @@ use crate::failure::{Attempt, fail};
 use crate::reaper::{Child, Ended, now};
 use crate::setup::{ETC, Sandbox};
 use crate::spawn::{self, Bind, Place, Plan, Processes, Root, Streams};
+use crate::stdin::Stdin;
 use crate::{logs, sys};
 
 /// Small files of each container.
@@ -32,6 +33,8 @@ const DRAIN: Duration = Duration::from_secs(2);
 pub(crate) struct Container {
     /// What it shall be.
     pub(crate) spec: ContainerSpec,
+    /// What it has besides.
+    pub(crate) extras: Extras,
     /// Its first process.
     pub(crate) pid: u32,
     /// When that became its program, nanoseconds since 1970.
@@ -40,8 +43,10 @@ pub(crate) struct Container {
     pub(crate) cgroup: Cgroup,
     pidfd: OwnedFd,
     places: Places,
-    /// Keeps its standard input open.
-    _stdin: Option<OwnedFd>,
+    /// Its standard input, where it has one.
+    pub(crate) stdin: Option<Stdin>,
+    /// Its terminal, where it has one.
+    pub(crate) terminal: Option<File>,
 }
 
 /// Its directories in the guest.
@@ -87,7 +92,14 @@ impl Places {
 }
 
 /// Starts a container; what was made for one that cannot start is removed again.
-pub(crate) fn start(sandbox: &Sandbox, image: PathBuf, spec: ContainerSpec) -> Result<(Container, Receiver<Ended>), Failure> {
+/// `target` is the container whose process name space it shares.
+pub(crate) fn start(
+    sandbox: &Sandbox,
+    image: PathBuf,
+    spec: ContainerSpec,
+    extras: &Extras,
+    target: Option<&Container>,
+) -> Result<(Container, Receiver<Ended>), Failure> {
     let plain = (1..=64).contains(&spec.id.len()) && spec.id.bytes().all(|b| b.is_ascii_alphanumeric());
     if !plain {
         return Err(fail(
@@ -98,21 +110,23 @@ pub(crate) fn start(sandbox: &Sandbox, image: PathBuf, spec: ContainerSpec) -> R
     let places = Places::of(&spec.id);
     places.create(&image).attempt("create the container's writable layer")?;
     let result = Cgroup::create(&spec.id, &spec.resources).and_then(|cgroup| {
-        let begun = begin(sandbox, image, &spec, &places, &cgroup).inspect_err(|_| drop(cgroup.remove()))?;
+        let begun = begin(sandbox, image, &spec, extras, target, &places, &cgroup).inspect_err(|_| drop(cgroup.remove()))?;
         Ok((cgroup, begun))
     });
     match result {
-        Ok((cgroup, Begun { child, stdin })) => {
+        Ok((cgroup, Begun { child, stdin, terminal })) => {
             let Child { pid, pidfd, ended } = child;
             Ok((
                 Container {
                     spec,
+                    extras: extras.clone(),
                     pid,
                     started: now(),
                     cgroup,
                     pidfd,
                     places,
-                    _stdin: stdin,
+                    stdin,
+                    terminal,
                 },
                 ended,
             ))
@@ -127,43 +141,101 @@ pub(crate) fn start(sandbox: &Sandbox, image: PathBuf, spec: ContainerSpec) -> R
 
 struct Begun {
     child: Child,
-    stdin: Option<OwnedFd>,
+    stdin: Option<Stdin>,
+    terminal: Option<File>,
 }
 
-fn begin(sandbox: &Sandbox, image: PathBuf, spec: &ContainerSpec, places: &Places, cgroup: &Cgroup) -> Result<Begun, Failure> {
+fn begin(
+    sandbox: &Sandbox,
+    image: PathBuf,
+    spec: &ContainerSpec,
+    extras: &Extras,
+    target: Option<&Container>,
+    places: &Places,
+    cgroup: &Cgroup,
+) -> Result<Begun, Failure> {
+    let root = Root {
+        lower: image,
+        upper: places.layer.clone(),
+        read_only: spec.root.read_only,
+        privileged: extras.privileged,
+        unmasked: extras.unmasked,
+        binds: binds(sandbox, spec, places)?,
+    };
+    let plan = |process: Process| Plan {
+        process,
+        strict_groups: extras.strict_groups,
+        cgroup: cgroup.path().to_owned(),
+        place: Place::Fresh {
+            root,
+            terminal: extras.terminal,
+        },
+    };
+    let shared = sandbox.holder.as_ref().map_or(Processes::Fresh, |holder| holder.processes());
+    let processes = target.map_or(shared, |target| Processes::Of(target.pidfd.as_fd()));
+    let (begun, sources) = if extras.terminal {
+        on_terminal(spec, plan, processes)?
+    } else {
+        on_pipes(spec, extras.stdin_once, plan, processes)?
+    };
+    if let Err(e) = logs::collect(&spec.id, sources) {
+        drop(sys::pidfd_send_signal(&begun.child.pidfd, libc::SIGKILL));
+        logs::forget(&spec.id);
+        return Err(e).attempt("read the container's output");
+    }
+    Ok(begun)
+}
+
+type Sources = Vec<(LogStream, File)>;
+
+fn on_pipes(
+    spec: &ContainerSpec,
+    once: bool,
+    plan: impl FnOnce(Process) -> Plan,
+    processes: Processes<'_>,
+) -> Result<(Begun, Sources), Failure> {
     let pipe = || pipe_with(PipeFlags::CLOEXEC).attempt("create a pipe");
     let (stdout, stdout_end) = pipe()?;
     let (stderr, stderr_end) = pipe()?;
     let (stdin_end, stdin) = if spec.stdin {
         let (end, ours) = pipe()?;
-        (Stdio::from(end), Some(ours))
+        rustix::io::ioctl_fionbio(&ours, true).attempt("prepare standard input")?;
+        (Stdio::from(end), Some(Stdin::new(ours.into(), once)))
     } else {
         (Stdio::null(), None)
-    };
-    let root = Root {
-        lower: image,
-        upper: places.layer.clone(),
-        read_only: spec.root.read_only,
-        binds: binds(sandbox, spec, places)?,
-    };
-    let plan = Plan {
-        process: spec.process.clone(),
-        cgroup: cgroup.path().to_owned(),
-        place: Place::Fresh(root),
     };
     let streams = Streams {
         stdin: stdin_end,
         stdout: stdout_end.into(),
         stderr: stderr_end.into(),
     };
-    let processes = sandbox.holder.as_ref().map_or(Processes::Fresh, |holder| holder.processes());
-    let child = spawn::launch(&plan, processes, streams)?;
-    if let Err(e) = logs::collect(&spec.id, File::from(stdout), File::from(stderr)) {
-        drop(sys::pidfd_send_signal(&child.pidfd, libc::SIGKILL));
-        logs::forget(&spec.id);
-        return Err(e).attempt("read the container's output");
+    let child = spawn::launch(&plan(spec.process.clone()), processes, streams)?;
+    let begun = Begun {
+        child,
+        stdin,
+        terminal: None,
+    };
+    Ok((begun, vec![(LogStream::Stdout, stdout.into()), (LogStream::Stderr, stderr.into())]))
+}
+
+/// The terminal is made by the helper, in the container's own devpts, so that its name means something there.
+fn on_terminal(spec: &ContainerSpec, plan: impl FnOnce(Process) -> Plan, processes: Processes<'_>) -> Result<(Begun, Sources), Failure> {
+    let mut process = spec.process.clone();
+    if !process.env.iter().any(|(name, _)| name == "TERM") {
+        process.env.push(("TERM".into(), "xterm".into()));
     }
-    Ok(Begun { child, stdin })
+    let (child, terminal) = spawn::launch_on_terminal(&plan(process), processes)?;
+    let terminal = File::from(terminal);
+    rustix::io::ioctl_fionbio(&terminal, true).attempt("prepare the terminal")?;
+    let again = || terminal.try_clone().attempt("prepare the terminal");
+    let stdin = if spec.stdin { Some(Stdin::new(again()?, false)) } else { None };
+    let sources = vec![(LogStream::Stdout, again()?)];
+    let begun = Begun {
+        child,
+        stdin,
+        terminal: Some(terminal),
+    };
+    Ok((begun, sources))
 }
 
 /// The pod's files first, so that a volume may take their place; then the volumes; the termination message last.

@@ -1,7 +1,7 @@
 //! Commands run in containers, and the sessions that carry their streams.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -10,17 +10,17 @@ use std::time::Duration;
 use kvmlet_protocol::{
     ErrorKind, ExecInput, ExecOutput, ExecSpec, Failure, FrameError, MAX_CHUNK, MAX_HOST_FRAME, Process, Response, read_frame, write_frame,
 };
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags, ResolveFlags, fstat, major, minor, openat2};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::termios::{Winsize, tcsetwinsize};
 use vsock::VsockStream;
 
 use crate::agent::Agent;
 use crate::container::Container;
 use crate::failure::{Attempt, fail};
 use crate::reaper::{Child, Ended};
+use crate::session::{ready, set_size, write_while_connected};
 use crate::spawn::{self, Place, Plan, Processes, Streams};
 use crate::sys;
 
@@ -48,6 +48,7 @@ pub(crate) fn start(agent: &Agent, spec: &ExecSpec) -> Result<Session, Failure> 
     }
     let plan = Plan {
         process,
+        strict_groups: container.extras.strict_groups,
         cgroup: container.cgroup.path().to_owned(),
         place: Place::Of {
             pid: container.pid,
@@ -202,7 +203,7 @@ fn feed(mut from: VsockStream, mut stdin: Option<File>, terminal: Option<&File>)
             ExecInput::Stdin(data) => {
                 // A command that has closed its input is not disturbed.
                 if let Some(to) = &mut stdin
-                    && let Err(e) = write_while_connected(to, &data, &from)
+                    && let Err(e) = write_while_connected(&*to, &data, &from)
                 {
                     if e.kind() == io::ErrorKind::ConnectionAborted {
                         return Err(FrameError::Io(e));
@@ -213,48 +214,9 @@ fn feed(mut from: VsockStream, mut stdin: Option<File>, terminal: Option<&File>)
             ExecInput::StdinClosed => stdin = None,
             ExecInput::Resize { width, height } => {
                 if let Some(terminal) = terminal {
-                    let size = Winsize {
-                        ws_row: height,
-                        ws_col: width,
-                        ws_xpixel: 0,
-                        ws_ypixel: 0,
-                    };
-                    // A terminal whose command has ended has no size to set.
-                    let _ = tcsetwinsize(terminal, size);
+                    set_size(terminal, width, height);
                 }
             }
-        }
-    }
-}
-
-/// Writes all to a non-blocking stream; gives up when the host is gone.
-fn write_while_connected(to: &mut File, mut data: &[u8], connection: &VsockStream) -> io::Result<()> {
-    while !data.is_empty() {
-        match to.write(data) {
-            Ok(written) => data = &data[written..],
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                let mut fds = [PollFd::new(&*to, PollFlags::OUT), PollFd::new(connection, PollFlags::RDHUP)];
-                ready(&mut fds, None)?;
-                if fds[1].revents().intersects(PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR) {
-                    return Err(io::ErrorKind::ConnectionAborted.into());
-                }
-            }
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(())
-}
-
-fn ready(fds: &mut [PollFd<'_>], limit: Option<Duration>) -> io::Result<usize> {
-    let limit = limit.map(|l| Timespec {
-        tv_sec: 0,
-        tv_nsec: l.subsec_nanos().into(),
-    });
-    loop {
-        match poll(fds, limit.as_ref()) {
-            Err(Errno::INTR) => {}
-            result => return result.map_err(io::Error::from),
         }
     }
 }

@@ -10,8 +10,10 @@ use std::time::{Duration, Instant};
 use kvmlet_protocol::{FrameError, LOG_WINDOW, LogAck, LogRecord, LogStream, MAX_HOST_FRAME, encode, read_frame};
 use vsock::VsockStream;
 
+use crate::attach;
 use crate::lines::{LIMIT, Splitter};
 use crate::reaper::now;
+use crate::session::readable;
 
 /// What a kept line costs besides its bytes.
 const OVERHEAD: usize = 64;
@@ -65,17 +67,17 @@ fn wait(condition: &Condvar, hub: MutexGuard<'static, Hub>) -> MutexGuard<'stati
     condition.wait(hub).unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Reads a container's two pipes from now on.
-pub(crate) fn collect(container: &str, stdout: File, stderr: File) -> io::Result<()> {
+/// Reads a container's output from now on: its pipes, or its terminal.
+pub(crate) fn collect(container: &str, sources: Vec<(LogStream, File)>) -> io::Result<()> {
     hub().by_container.insert(
         container.to_owned(),
         Output {
             next: 1,
-            open_pipes: 2,
+            open_pipes: sources.len(),
             ..Output::default()
         },
     );
-    for (stream, pipe) in [(LogStream::Stdout, stdout), (LogStream::Stderr, stderr)] {
+    for (stream, pipe) in sources {
         let container = container.to_owned();
         let name = if stream == LogStream::Stdout { "stdout" } else { "stderr" };
         std::thread::Builder::new()
@@ -94,9 +96,13 @@ fn read(container: &str, stream: LogStream, mut pipe: File) {
             Ok(0) => break,
             Ok(length) => {
                 let time = now();
+                attach::offer(container, stream, &buffer[..length]);
                 splitter.push(&buffer[..length], |data, partial| keep(container, stream, time, data, partial));
             }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            // A terminal's master does not block.
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock && readable(&pipe).is_ok() => {}
+            // Of a terminal: its last process has left.
             Err(_) => break,
         }
     }

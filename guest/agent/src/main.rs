@@ -7,6 +7,7 @@
 
 mod agent;
 mod atomic;
+mod attach;
 mod boot;
 mod bus;
 mod cgroup;
@@ -15,6 +16,7 @@ mod container;
 mod device;
 mod exec;
 mod failure;
+mod forward;
 mod interface;
 mod lines;
 mod logs;
@@ -22,9 +24,11 @@ mod netlink;
 mod reaper;
 mod renew;
 mod server;
+mod session;
 mod setup;
 mod spawn;
 mod stats;
+mod stdin;
 mod sys;
 mod volume;
 mod watchdog;

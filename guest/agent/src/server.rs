@@ -8,7 +8,7 @@ use vsock::{VMADDR_CID_HOST, VsockListener, VsockStream};
 
 use crate::agent::Agent;
 use crate::boot::{power_off, say};
-use crate::exec;
+use crate::{attach, exec, forward};
 
 /// Requests are decoded on these stacks.
 const STACK: usize = 192 << 10;
@@ -88,6 +88,14 @@ pub(crate) fn control(agent: &Arc<Agent>, mut connection: VsockStream) -> Result
         let response = match read_frame(&mut connection, MAX_HOST_FRAME)? {
             Request::Exec(spec) => match exec::start(agent, &spec) {
                 Ok(session) => return session.run(connection),
+                Err(failure) => Response::Failed(failure),
+            },
+            Request::Attach(spec) => match attach::start(agent, spec, &connection) {
+                Ok(session) => return session.run(connection),
+                Err(failure) => Response::Failed(failure),
+            },
+            Request::Forward { port } => match forward::connect(port) {
+                Ok(forward) => return forward.run(connection),
                 Err(failure) => Response::Failed(failure),
             },
             Request::PowerOff => {

@@ -1,6 +1,7 @@
 //! Starts helpers: fresh processes of this program that become a container's program (see [`crate::child`]).
 
-use std::io;
+use std::io::{self, IoSliceMut, Read};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -9,6 +10,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use kvmlet_protocol::{ErrorKind, Failure, FrameError, MAX_HOST_FRAME, Process, read_frame, write_frame};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::thread::{ThreadNameSpaceType, UnshareFlags, move_into_thread_name_spaces};
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +30,8 @@ const BECOMES: Duration = Duration::from_secs(60);
 pub(crate) struct Plan {
     /// The process it shall become.
     pub(crate) process: Process,
+    /// It has no groups of /etc/group.
+    pub(crate) strict_groups: bool,
     /// Its control group.
     pub(crate) cgroup: PathBuf,
     /// Where it lives.
@@ -38,7 +42,12 @@ pub(crate) struct Plan {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Place {
     /// In surroundings it builds itself.
-    Fresh(Root),
+    Fresh {
+        /// Its root.
+        root: Root,
+        /// Its standard streams are a terminal, which it makes there and hands over.
+        terminal: bool,
+    },
     /// In those of this process.
     Of {
         /// A container's first process.
@@ -57,6 +66,10 @@ pub(crate) struct Root {
     pub(crate) upper: PathBuf,
     /// Nothing can be written.
     pub(crate) read_only: bool,
+    /// All of the guest's devices, and the kernel's file systems to write to.
+    pub(crate) privileged: bool,
+    /// Nothing of the kernel's file systems is hidden.
+    pub(crate) unmasked: bool,
     /// What is mounted in it, in order.
     pub(crate) binds: Vec<Bind>,
 }
@@ -77,6 +90,8 @@ pub(crate) struct Bind {
 /// What a helper says.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Report {
+    /// The master of its terminal comes along.
+    Terminal,
     /// All is prepared; the program comes next. When the socket then closes, it runs.
     Ready,
     /// It cannot be done.
@@ -128,12 +143,33 @@ pub(crate) fn holder() -> Result<Holder, Failure> {
 
 /// Starts a helper and waits until it has become its program.
 pub(crate) fn launch(plan: &Plan, processes: Processes<'_>, streams: Streams) -> Result<Child, Failure> {
-    let (mut ours, theirs) = UnixStream::pair().attempt("create a socket pair")?;
+    launch_with(plan, processes, streams).map(|(child, _)| child)
+}
+
+/// Starts a helper that makes a terminal for itself, and waits until it has become its program; the terminal's master.
+pub(crate) fn launch_on_terminal(plan: &Plan, processes: Processes<'_>) -> Result<(Child, OwnedFd), Failure> {
+    let streams = Streams {
+        stdin: Stdio::null(),
+        stdout: Stdio::null(),
+        stderr: Stdio::null(),
+    };
+    let (child, terminal) = launch_with(plan, processes, streams)?;
+    match terminal {
+        Some(terminal) => Ok((child, terminal)),
+        None => {
+            drop(sys::pidfd_send_signal(&child.pidfd, libc::SIGKILL));
+            Err(fail(ErrorKind::Internal, "the process made no terminal"))
+        }
+    }
+}
+
+fn launch_with(plan: &Plan, processes: Processes<'_>, streams: Streams) -> Result<(Child, Option<OwnedFd>), Failure> {
+    let (ours, theirs) = UnixStream::pair().attempt("create a socket pair")?;
     ours.set_read_timeout(Some(BECOMES)).attempt("limit the time of a start")?;
     ours.set_write_timeout(Some(BECOMES)).attempt("limit the time of a start")?;
     let child = spawn(CONTAINER, processes, streams, theirs.into()).attempt("start a process")?;
-    match converse(&mut ours, plan) {
-        Ok(()) => Ok(child),
+    match converse(&mut Inbox { socket: &ours, came: None }, plan) {
+        Ok(terminal) => Ok((child, terminal)),
         Err(failure) => {
             // It ends by itself unless it hangs; the reaper takes it.
             drop(sys::pidfd_send_signal(&child.pidfd, libc::SIGKILL));
@@ -142,7 +178,27 @@ pub(crate) fn launch(plan: &Plan, processes: Processes<'_>, streams: Streams) ->
     }
 }
 
-fn converse(helper: &mut UnixStream, plan: &Plan) -> Result<(), Failure> {
+/// A helper's socket, with the descriptor that came along.
+struct Inbox<'a> {
+    socket: &'a UnixStream,
+    came: Option<OwnedFd>,
+}
+
+impl Read for Inbox<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let received = recvmsg(self.socket, &mut [IoSliceMut::new(buffer)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+                self.came = descriptors.last().or(self.came.take());
+            }
+        }
+        Ok(received.bytes)
+    }
+}
+
+fn converse(helper: &mut Inbox<'_>, plan: &Plan) -> Result<Option<OwnedFd>, Failure> {
     let died = |e: FrameError| match e {
         FrameError::Closed => fail(
             ErrorKind::Internal,
@@ -150,15 +206,16 @@ fn converse(helper: &mut UnixStream, plan: &Plan) -> Result<(), Failure> {
         ),
         e => fail(ErrorKind::Internal, format!("prepare the process: {e}")),
     };
-    write_frame(helper, plan).map_err(died)?;
+    write_frame(&mut &*helper.socket, plan).map_err(died)?;
     loop {
         match read_frame(helper, MAX_HOST_FRAME) {
             Ok(Report::Ready) => match read_frame::<Report>(helper, MAX_HOST_FRAME) {
-                Err(FrameError::Closed) => return Ok(()),
+                Err(FrameError::Closed) => return Ok(helper.came.take()),
                 Ok(Report::Failed(failure)) => return Err(failure),
-                Ok(Report::Ready) => {}
+                Ok(Report::Ready | Report::Terminal) => {}
                 Err(e) => return Err(died(e)),
             },
+            Ok(Report::Terminal) => {}
             Ok(Report::Failed(failure)) => return Err(failure),
             Err(e) => return Err(died(e)),
         }
@@ -186,4 +243,12 @@ fn spawn(name: &str, processes: Processes<'_>, streams: Streams, kept: OwnedFd) 
             .join()
             .unwrap_or_else(|_| Err(io::Error::other("the starting thread failed")))
     })
+}
+
+/// One report, with the descriptor that came along.
+#[cfg(test)]
+pub(crate) fn received(socket: &UnixStream) -> (Report, Option<OwnedFd>) {
+    let mut inbox = Inbox { socket, came: None };
+    let report = read_frame(&mut inbox, MAX_HOST_FRAME).expect("a report was sent");
+    (report, inbox.came)
 }

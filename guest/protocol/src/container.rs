@@ -25,6 +25,23 @@ pub struct ContainerSpec {
     pub stdin: bool,
 }
 
+/// What a container may have besides; nothing of it by default. Since version [`crate::STREAMS_VERSION`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extras {
+    /// Standard input is closed when the first session that may write to it has ended its own (stdinOnce). A terminal stays open.
+    pub stdin_once: bool,
+    /// The three standard streams are a terminal, and what is said there is standard output (tty).
+    pub terminal: bool,
+    /// Identifier of the container whose process name space it shares (targetContainerName).
+    pub processes_of: Option<String>,
+    /// All of its guest: every device, the kernel's file systems writable and none of them hidden (privileged).
+    pub privileged: bool,
+    /// Nothing of /proc and /sys is hidden or read-only beyond what the kernel itself says (procMount Unmasked).
+    pub unmasked: bool,
+    /// Supplementary groups are those of the specification alone, none of /etc/group (supplementalGroupsPolicy Strict).
+    pub strict_groups: bool,
+}
+
 /// A container's root file system: an image below, a writable layer above.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RootFs {

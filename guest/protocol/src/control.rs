@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ContainerSpec, ContainerStatus, ExecSpec, SandboxSpec, VolumeContent};
+use crate::{AttachSpec, ContainerSpec, ContainerStatus, ExecSpec, Extras, SandboxSpec, VolumeContent};
 
 /// First frame of each connection, from the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,6 +77,22 @@ pub enum Request {
     Detaching {
         /// Device number on PCI bus 0.
         device: u8,
+    },
+    /// Like [`Request::Start`], for a container that is more than that can say. Since version 5.
+    StartWith {
+        /// The container.
+        container: Box<ContainerSpec>,
+        /// The rest.
+        extras: Extras,
+    },
+    /// Joins a container's own streams; after [`Response::Started`] the connection is a session of `ExecInput` and `ExecOutput`. Since
+    /// version 5.
+    Attach(AttachSpec),
+    /// Connects to a TCP port of the pod, by its loopback; after [`Response::Done`] the connection is a session of [`crate::Forwarded`].
+    /// Since version 5.
+    Forward {
+        /// The port.
+        port: u16,
     },
 }
 

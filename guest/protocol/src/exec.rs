@@ -1,4 +1,4 @@
-//! A command run in a container that runs already.
+//! A command run in a container that runs already, and a container's own streams.
 
 use serde::{Deserialize, Serialize};
 
@@ -21,11 +21,24 @@ pub struct ExecSpec {
     pub terminal: bool,
 }
 
+/// The streams of a container's own process, from now on. Its end is a session's end; the end of a session is not its.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachSpec {
+    /// Container identifier.
+    pub container: String,
+    /// Whether the session may write to standard input, where the container has one.
+    pub stdin: bool,
+    /// Whether standard output is sent.
+    pub stdout: bool,
+    /// Whether standard error is sent.
+    pub stderr: bool,
+}
+
 /// From the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ExecInput {
     /// Bytes for standard input, at most [`crate::MAX_CHUNK`].
-    Stdin(Vec<u8>),
+    Stdin(#[serde(with = "serde_bytes")] Vec<u8>),
     /// Standard input has ended.
     StdinClosed,
     /// The terminal's size.
@@ -41,9 +54,9 @@ pub enum ExecInput {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ExecOutput {
     /// Bytes of standard output, at most [`crate::MAX_CHUNK`].
-    Stdout(Vec<u8>),
+    Stdout(#[serde(with = "serde_bytes")] Vec<u8>),
     /// Bytes of standard error.
-    Stderr(Vec<u8>),
+    Stderr(#[serde(with = "serde_bytes")] Vec<u8>),
     /// The last frame.
     Exited {
         /// Exit code; 128 + signal when a signal ended it.

@@ -101,6 +101,14 @@ mod tests {
     }
 
     #[test]
+    fn bytes_are_on_the_wire_as_they_are_behind_their_length() {
+        let frame = encode(&crate::ExecInput::Stdin(vec![200; 300]));
+        // 303 bytes follow: the first of the kinds, a length of 300 in two bytes, the bytes themselves.
+        assert_eq!(frame[..7], [0x2f, 1, 0, 0, 0, 0xac, 2]);
+        assert_eq!(frame[7..], [200; 300]);
+    }
+
+    #[test]
     fn four_gibibytes_announced_are_refused_before_anything_is_allocated() {
         let mut from = [0xff_u8, 0xff, 0xff, 0xff, 1, 2, 3].as_slice();
         assert!(matches!(

@@ -7,7 +7,7 @@ use std::io::Read;
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::frame::{FrameError, decode, encode, read_frame};
-use crate::{ExecInput, ExecOutput, Hello, LogAck, LogRecord, MAX_GUEST_FRAME, MAX_HOST_FRAME, Request, Response, Welcome};
+use crate::{ExecInput, ExecOutput, Forwarded, Hello, LogAck, LogRecord, MAX_GUEST_FRAME, MAX_HOST_FRAME, Request, Response, Welcome};
 
 #[cfg(test)]
 #[path = "../../../fuzz/replay.rs"]
@@ -33,6 +33,11 @@ pub fn protocol(data: &[u8]) {
         rest,
         piece: usize::from(*piece).max(1),
     };
+    match kind % 16 {
+        10 => return read::<Forwarded>(stream, MAX_HOST_FRAME),
+        14 => return read::<Forwarded>(stream, MAX_GUEST_FRAME),
+        _ => {}
+    }
     match kind % 8 {
         0 => read::<Hello>(stream, MAX_HOST_FRAME),
         1 => read::<Request>(stream, MAX_HOST_FRAME),

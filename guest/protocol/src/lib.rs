@@ -2,7 +2,8 @@
 //!
 //! Every stream is a vsock connection of its own (vsock's credit is the flow control), opened by the host. Each connection starts
 //! with [`Hello`] from the host and [`Welcome`] from the agent; then, on [`CONTROL_PORT`], strictly one [`Request`] and one
-//! [`Response`] at a time, until [`Request::Exec`] turns the connection into a session of [`ExecInput`] and [`ExecOutput`];
+//! [`Response`] at a time, until [`Request::Exec`] or [`Request::Attach`] turns the connection into a session of [`ExecInput`] and
+//! [`ExecOutput`], or [`Request::Forward`] into one of [`Forwarded`] both ways;
 //! on [`LOG_PORT`], [`LogRecord`]s one way and [`LogAck`]s the other.
 //!
 //! Refuses: frames above their limit (the reader errs before it allocates), unknown versions, trailing bytes.
@@ -11,6 +12,7 @@
 pub mod container;
 pub mod control;
 pub mod exec;
+pub mod forward;
 pub mod frame;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
@@ -18,9 +20,10 @@ pub mod fuzz;
 pub mod log;
 pub mod sandbox;
 
-pub use container::{ContainerSpec, ContainerState, ContainerStatus, ExitStatus, Mount, Process, Resources, Rlimit, RootFs, User};
+pub use container::{ContainerSpec, ContainerState, ContainerStatus, ExitStatus, Extras, Mount, Process, Resources, Rlimit, RootFs, User};
 pub use control::{ErrorKind, Failure, GuestStats, Hello, Renewal, Request, Response, Welcome};
-pub use exec::{ExecInput, ExecOutput, ExecSpec};
+pub use exec::{AttachSpec, ExecInput, ExecOutput, ExecSpec};
+pub use forward::Forwarded;
 pub use frame::{FrameError, decode, encode, read_frame, write_frame};
 pub use log::{LogAck, LogRecord, LogStream};
 pub use sandbox::{File, Interface, Neighbour, Route, SandboxSpec, VolumeContent, VolumeKind, VolumeSpec};
@@ -30,13 +33,15 @@ pub const CONTROL_PORT: u32 = 1024;
 /// vsock port on which the agent hands out the containers' output.
 pub const LOG_PORT: u32 = 1025;
 /// The newest version of this protocol; the agent and the host speak the smaller of their two newest.
-pub const VERSION: u16 = 4;
+pub const VERSION: u16 = 5;
 /// The oldest version that understands today's [`SandboxSpec`]: a guest that is new must speak it.
 pub const SANDBOX_VERSION: u16 = 2;
 /// The oldest version that has [`Request::Renew`].
 pub const RENEW_VERSION: u16 = 3;
 /// The oldest version that has [`Request::Attached`] and [`Request::Detaching`].
 pub const DEVICES_VERSION: u16 = 4;
+/// The oldest version that has [`Request::StartWith`], [`Request::Attach`] and [`Request::Forward`].
+pub const STREAMS_VERSION: u16 = 5;
 /// The oldest version that knows [`VolumeKind::Share`].
 pub const SHARE_VERSION: u16 = 3;
 /// Name of a file that is shared alone, in a directory that has nothing else.

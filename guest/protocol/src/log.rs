@@ -16,6 +16,7 @@ pub struct LogRecord {
     /// The line goes on in the next record of this stream (CRI tag `P`).
     pub partial: bool,
     /// Bytes without the newline, at most 16,384.
+    #[serde(with = "serde_bytes")]
     pub data: Vec<u8>,
 }
 

@@ -115,6 +115,7 @@ pub struct File {
     /// Owner, root when absent.
     pub uid: Option<u32>,
     /// Content; never printed.
+    #[serde(with = "serde_bytes")]
     pub data: Vec<u8>,
 }
 

@@ -30,6 +30,19 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Starts a command in a container. The client's streams exist by then; an error is told on its error stream.
     fn exec(&self, request: ExecRequest) -> impl Future<Output = Result<ExecSession, StreamError>> + Send;
+
+    /// As [`Backend::check_exec`], for [`Backend::attach`].
+    fn check_attach(&self, request: &AttachRequest) -> impl Future<Output = Result<(), StreamError>> + Send;
+
+    /// Joins a client to the streams of a container's own process. The session's exit is ready when the container has ended, or
+    /// when there is nothing more to be had of it for this client; the code is 0 either way, as the container's own is in its status.
+    fn attach(&self, request: AttachRequest) -> impl Future<Output = Result<ExecSession, StreamError>> + Send;
+
+    /// As [`Backend::check_exec`], for [`Backend::port_forward`].
+    fn check_port_forward(&self, request: &PortForwardRequest) -> impl Future<Output = Result<(), StreamError>> + Send;
+
+    /// Connects to a TCP port of a pod, once for each connection that a client forwards. An error is told on its error stream.
+    fn port_forward(&self, request: &PortForwardRequest, port: u16) -> impl Future<Output = Result<PortConnection, StreamError>> + Send;
 }
 
 /// Which log is asked for.
@@ -141,14 +154,61 @@ pub struct ExecRequest {
     pub container: String,
     /// The command and its arguments, never empty.
     pub command: Vec<String>,
+    /// Its streams.
+    pub wanted: Wanted,
+}
+
+/// A container whose streams a client wants to have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttachRequest {
+    /// The pod's namespace.
+    pub namespace: String,
+    /// The pod's name.
+    pub pod: String,
+    /// The pod's UID, if the client named it: another pod of the same name is not meant.
+    pub uid: Option<String>,
+    /// The container's name.
+    pub container: String,
+    /// Which of its streams.
+    pub wanted: Wanted,
+}
+
+/// Streams that a client has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Wanted {
     /// The client sends input.
     pub stdin: bool,
     /// The client reads output.
     pub stdout: bool,
     /// The client reads error output; never with `tty`.
     pub stderr: bool,
-    /// The command gets a terminal.
+    /// There is a terminal at both ends.
     pub tty: bool,
+}
+
+/// A pod whose ports a client wants to reach.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortForwardRequest {
+    /// The pod's namespace.
+    pub namespace: String,
+    /// The pod's name.
+    pub pod: String,
+    /// The pod's UID, if the client named it: another pod of the same name is not meant.
+    pub uid: Option<String>,
+}
+
+/// A connection to a port of a pod. Dropping it resets the connection.
+pub struct PortConnection {
+    /// What the pod sends; its end is the pod's end of that direction, an error its reset.
+    pub reader: Box<dyn AsyncRead + Send + Unpin>,
+    /// What the client sends; shut down when the client has ended that direction.
+    pub writer: Box<dyn AsyncWrite + Send + Unpin>,
+}
+
+impl std::fmt::Debug for PortConnection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PortConnection").finish_non_exhaustive()
+    }
 }
 
 /// A command that has been started. A stream that was not asked for may be `None`; one that is there without having been
@@ -211,6 +271,12 @@ pub enum StreamError {
         /// The pod's name.
         pod: String,
     },
+    /// The pod has no machine (yet, or any more).
+    #[error("pod {pod:?} is not running")]
+    PodNotRunning {
+        /// The pod's name.
+        pod: String,
+    },
     /// The request makes no sense.
     #[error("{0}")]
     BadRequest(String),
@@ -227,7 +293,7 @@ impl StreamError {
     pub fn status(&self) -> StatusCode {
         match self {
             Self::UnknownPod | Self::UnknownContainer { .. } => StatusCode::NOT_FOUND,
-            Self::NotRunning { .. } | Self::BadRequest(_) => StatusCode::BAD_REQUEST,
+            Self::NotRunning { .. } | Self::PodNotRunning { .. } | Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::NotImplemented(_) => StatusCode::NOT_IMPLEMENTED,
             Self::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }

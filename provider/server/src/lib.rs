@@ -1,12 +1,12 @@
 //! The kubelet port: what the API server and node agents ask a node over HTTPS.
 //!
-//! Owns TLS, the guard (x509 and rights), the HTTP paths, container logs from CRI files, and remote commands over
-//! SPDY/3.1 and WebSocket. Refuses to know an API client, machines or agents: the provider implements [`Backend`] for
-//! pods and commands and [`Reviewer`] for rights. What is not built (attach, port-forward, metrics, stats) answers 501
-//! with the reason.
+//! Owns TLS, the guard (x509 and rights), the HTTP paths, container logs from CRI files, and commands, attached
+//! containers and forwarded ports over SPDY/3.1 and WebSocket. Refuses to know an API client, machines or agents: the
+//! provider implements [`Backend`] for pods and their streams and [`Reviewer`] for rights. What is not built (metrics,
+//! stats) answers 501 with the reason.
 //!
 //! Happy path of a command: `server` takes the connection, `guard` lets it pass, `exec` has the backend check it and
-//! upgrades, `streaming` negotiates and copies.
+//! upgrades, `streaming` negotiates and copies; of a port, the same with `port_forward`.
 
 #![forbid(unsafe_code)]
 
@@ -15,14 +15,19 @@ mod backend;
 mod exec;
 mod guard;
 pub mod logs;
+mod port_forward;
 mod review;
 mod routes;
 mod server;
 pub mod streaming;
 mod tls;
+mod upgrade;
 
 pub use auth::{Attributes, AuthorizeError, Authorizer, BoxFuture, Decision, Identity};
-pub use backend::{Backend, ExecExit, ExecRequest, ExecSession, LogError, LogSource, LogTarget, StreamError, TerminalSize};
+pub use backend::{
+    AttachRequest, Backend, ExecExit, ExecRequest, ExecSession, LogError, LogSource, LogTarget, PortConnection, PortForwardRequest,
+    StreamError, TerminalSize, Wanted,
+};
 pub use review::{CachedReviews, Reviewer};
 pub use server::{BindError, Server, ServerConfig};
 pub use tls::{ServingCertificate, TlsError};

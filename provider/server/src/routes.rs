@@ -21,6 +21,7 @@ use crate::backend::{Backend, LogTarget};
 use crate::exec;
 use crate::guard::{Guard, check};
 use crate::logs::{LogOptions, open};
+use crate::port_forward;
 
 /// What handlers share.
 pub(crate) struct Shared<B> {
@@ -47,10 +48,22 @@ pub(crate) fn router<B: Backend>(shared: Arc<Shared<B>>, guard: Guard) -> Router
             "/exec/{namespace}/{pod}/{third}/{container}",
             get(exec::by_uid::<B>).post(exec::by_uid::<B>),
         )
-        .route("/attach/{namespace}/{pod}/{third}", any(no_attach))
-        .route("/attach/{namespace}/{pod}/{third}/{container}", any(no_attach))
-        .route("/portForward/{namespace}/{pod}", any(no_port_forward))
-        .route("/portForward/{namespace}/{pod}/{uid}", any(no_port_forward))
+        .route(
+            "/attach/{namespace}/{pod}/{third}",
+            get(exec::attach_by_name::<B>).post(exec::attach_by_name::<B>),
+        )
+        .route(
+            "/attach/{namespace}/{pod}/{third}/{container}",
+            get(exec::attach_by_uid::<B>).post(exec::attach_by_uid::<B>),
+        )
+        .route(
+            "/portForward/{namespace}/{pod}",
+            get(port_forward::by_name::<B>).post(port_forward::by_name::<B>),
+        )
+        .route(
+            "/portForward/{namespace}/{pod}/{uid}",
+            get(port_forward::by_uid::<B>).post(port_forward::by_uid::<B>),
+        )
         .route("/metrics", any(no_metrics))
         .route("/metrics/{kind}", any(no_metrics))
         .route("/stats/summary", any(no_stats))
@@ -67,26 +80,17 @@ async fn unknown() -> Response {
     (StatusCode::NOT_FOUND, "404 page not found\n").into_response()
 }
 
-/// `instead` is what the caller may do today.
-fn not_implemented(what: &str, instead: &str) -> Response {
-    let text = format!("kvmlet does not implement {what} yet{instead}\n");
+fn not_implemented(what: &str) -> Response {
+    let text = format!("kvmlet does not implement {what} yet\n");
     (StatusCode::NOT_IMPLEMENTED, text).into_response()
 }
 
-async fn no_attach() -> Response {
-    not_implemented("attach", "; exec runs a command in the container")
-}
-
-async fn no_port_forward() -> Response {
-    not_implemented("port-forward", "; the pod's IP is reachable from the cluster")
-}
-
 async fn no_metrics() -> Response {
-    not_implemented("metrics", "")
+    not_implemented("metrics")
 }
 
 async fn no_stats() -> Response {
-    not_implemented("the stats summary", "")
+    not_implemented("the stats summary")
 }
 
 async fn pods<B: Backend>(State(shared): State<Arc<Shared<B>>>) -> Response {

@@ -3,7 +3,11 @@
 use jiff::Timestamp;
 use kvmlet_protocol as protocol;
 
-use super::{Action, Event, FIRST_BACKOFF, MAX_BACKOFF, StartFailure, is_over, later, timestamp};
+use super::{
+    Action, Event, FIRST_BACKOFF, MAX_BACKOFF, StartFailure, ephemeral,
+    health::{post_started, pre_stopped, probed},
+    is_over, later, timestamp,
+};
 use crate::{
     desired::DesiredPod,
     events::Note,
@@ -21,6 +25,9 @@ pub(super) fn apply(state: &mut PodState, desired: &DesiredPod, event: Event, no
                 kill_at,
                 object_gone: old.is_some_and(|d| d.object_gone),
             });
+            for stop in state.containers.iter_mut().filter_map(|c| c.stop.as_mut()) {
+                stop.kill_at = stop.kill_at.min(kill_at);
+            }
         }
         Event::ObjectGone => {
             state.deletion = Some(DeletionState {
@@ -30,7 +37,7 @@ pub(super) fn apply(state: &mut PodState, desired: &DesiredPod, event: Event, no
         }
         Event::Pulled { container, result } => {
             state.busy.remove(&Work::Pull(container));
-            let c = &mut state.containers[container];
+            let c = state.at_mut(container);
             let attempts = if let ImageState::Failed { attempts, .. } = c.image {
                 attempts
             } else {
@@ -40,11 +47,11 @@ pub(super) fn apply(state: &mut PodState, desired: &DesiredPod, event: Event, no
                 Ok(facts) => ImageState::Ready(facts),
                 Err(failure) => {
                     let wait = (FIRST_BACKOFF << attempts.min(6)).min(MAX_BACKOFF);
-                    let field = Some(desired.containers[container].field_path());
+                    let field = Some(desired.at(container).field_path());
                     actions.push(Action::Tell(Note::warning("Failed", field, failure.message.clone())));
                     actions.push(Action::Tell(Note::warning(
                         "Failed",
-                        Some(desired.containers[container].field_path()),
+                        Some(desired.at(container).field_path()),
                         format!("Error: {}", failure.reason),
                     )));
                     ImageState::Failed {
@@ -87,7 +94,11 @@ pub(super) fn apply(state: &mut PodState, desired: &DesiredPod, event: Event, no
                     c.slot = Slot::waiting();
                 }
             }
+            ephemeral::compare(state, &list);
         }
+        Event::Probed { id, kind, healthy } => probed(state, desired, &id, kind, healthy, now, actions),
+        Event::PostStarted { id, result } => post_started(state, desired, &id, result, now, actions),
+        Event::PreStopped { id, well } => pre_stopped(state, desired, &id, well, actions),
         Event::MachineDied(why) => machine_died(state, desired, &why, now, actions),
         Event::Released(result) => {
             state.busy.remove(&Work::Machine);
@@ -123,14 +134,14 @@ fn started(
     actions: &mut Vec<Action>,
 ) {
     state.busy.remove(&Work::Start(index));
-    let container = &mut state.containers[index];
+    let container = state.at_mut(index);
     let (id, seen) = match container.slot.clone() {
         Slot::Starting { id } => (id, false),
         // The agent's list was quicker than its answer.
         Slot::Running { id, .. } => (id, true),
         Slot::Waiting { .. } | Slot::Ended(_) => return,
     };
-    let field = Some(desired.containers[index].field_path());
+    let field = Some(desired.at(index).field_path());
     match result {
         Ok(at) => {
             actions.push(Action::Tell(Note::normal("Started", field, "Container started".into())));
@@ -187,7 +198,7 @@ fn observe(state: &mut PodState, status: &protocol::ContainerStatus) {
                 started: timestamp(exit.started),
                 finished: timestamp(exit.finished),
             });
-            container.kill_at = None;
+            container.stop = None;
         }
         (protocol::ContainerState::Running { .. }, _) => {}
     }
@@ -214,6 +225,7 @@ fn machine_died(state: &mut PodState, desired: &DesiredPod, why: &str, now: Time
         format!("Pod sandbox changed, it will be killed and re-created: {why}"),
     )));
     // A new machine starts from the beginning, as a new sandbox does: init containers run again.
+    state.passed = 0;
     for c in state.containers.iter_mut().filter(|c| c.init) {
         if let Slot::Ended(ended) = &c.slot {
             c.last = Some(ended.clone());
@@ -224,8 +236,8 @@ fn machine_died(state: &mut PodState, desired: &DesiredPod, why: &str, now: Time
 }
 
 fn lose_containers(state: &mut PodState, why: &str, now: Timestamp) {
-    for c in &mut state.containers {
-        c.kill_at = None;
+    for c in state.containers.iter_mut().chain(&mut state.ephemeral) {
+        c.stop = None;
         match &c.slot {
             Slot::Starting { .. } => c.slot = Slot::waiting(),
             Slot::Running { id, started } => {

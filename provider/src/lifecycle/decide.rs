@@ -2,11 +2,14 @@
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Action, FIRST_BACKOFF, KILL_PATIENCE, MAX_BACKOFF, PULL_ERROR_SHOWN, deadline, is_over, later, restarts};
+use super::{
+    Action, FIRST_BACKOFF, KILL_PATIENCE, MAX_BACKOFF, PULL_ERROR_SHOWN, deadline, ephemeral, go_duration, has_passed, is_over, later,
+    runs_again, stop,
+};
 use crate::{
     desired::DesiredPod,
     events::Note,
-    state::{ContainerState, DeletionState, ImageState, Machine, PodState, Slot, Verdict, Work},
+    state::{ContainerState, DeletionState, Health, ImageState, Machine, PodState, Slot, Verdict, Work},
 };
 
 /// A container that ran this long starts over with the first wait.
@@ -67,36 +70,11 @@ fn wind_down(state: &mut PodState, desired: &DesiredPod, now: Timestamp, actions
 
 fn stop_containers(state: &mut PodState, desired: &DesiredPod, now: Timestamp, actions: &mut Vec<Action>) {
     let limit = state.deletion.as_ref().map(|d| d.kill_at);
-    for (index, c) in state.containers.iter_mut().enumerate() {
-        let Slot::Running { id, .. } = &c.slot else { continue };
-        let first = c.kill_at.is_none();
-        let own = c.kill_at.unwrap_or_else(|| later(now, desired.grace));
-        let kill_at = limit.map_or(own, |l| if first { l } else { own.min(l) });
-        if kill_at <= now {
-            actions.push(Action::Signal {
-                id: id.clone(),
-                kill: true,
-                container: index,
-            });
-            // Asked again if it does not help.
-            c.kill_at = Some(later(now, 2));
-        } else if first {
-            let field = Some(desired.containers[index].field_path());
-            actions.push(Action::Tell(Note::normal(
-                "Killing",
-                field,
-                format!("Stopping container {}", c.name),
-            )));
-            actions.push(Action::Signal {
-                id: id.clone(),
-                kill: false,
-                container: index,
-            });
-            c.kill_at = Some(kill_at);
-        } else {
-            c.kill_at = Some(kill_at);
-        }
+    let kill_at = limit.unwrap_or_else(|| later(now, desired.grace));
+    for (c, d) in state.containers.iter_mut().zip(&desired.containers) {
+        stop::begin(c, d, format!("Stopping container {}", d.name), (kill_at, now), actions);
     }
+    stop::advance(state, desired, now, actions);
 }
 
 /// Towards running: images, machine, init containers in order, then all others.
@@ -145,7 +123,11 @@ fn make_progress(
             state.machine = Machine::Starting;
             actions.push(Action::StartMachine);
         }
-        Machine::Ready => start_containers(state, desired, now, new_id, actions),
+        Machine::Ready => {
+            stop::advance(state, desired, now, actions);
+            start_containers(state, desired, now, new_id, actions);
+            ephemeral::start(state, desired, now, new_id, actions);
+        }
         Machine::None { .. } | Machine::Starting | Machine::Stopping => {}
     }
 }
@@ -157,15 +139,17 @@ fn start_containers(
     new_id: &mut dyn FnMut() -> String,
     actions: &mut Vec<Action>,
 ) {
-    for index in 0..state.containers.len() {
-        let init = state.containers[index].init;
-        if !init
-            && state
-                .containers
-                .iter()
-                .any(|c| c.init && !matches!(&c.slot, Slot::Ended(e) if e.code == 0))
-        {
+    let inits = desired.containers.iter().filter(|c| c.init).count();
+    while state.passed < inits && has_passed(&desired.containers[state.passed], &state.containers[state.passed]) {
+        state.passed += 1;
+    }
+    for (index, d) in desired.containers.iter().enumerate() {
+        // One init container after the other; of those behind the others only what stays beside them.
+        if index.min(inits) > state.passed {
             return;
+        }
+        if index < state.passed && d.init && !d.sidecar {
+            continue;
         }
         consider_restart(&mut state.containers[index], desired, index, now, actions);
         let c = &mut state.containers[index];
@@ -176,6 +160,10 @@ fn start_containers(
             let id = new_id();
             let replaces = c.last.as_ref().map(|e| e.id.clone()).filter(|id| !id.is_empty());
             c.slot = Slot::Starting { id: id.clone() };
+            c.health = Health {
+                hook_pending: d.hooks.post_start.is_some(),
+                ..Health::default()
+            };
             actions.push(Action::StartContainer {
                 container: index,
                 id,
@@ -183,8 +171,8 @@ fn start_containers(
                 replaces,
             });
         }
-        // One init container at a time.
-        if init && !matches!(&state.containers[index].slot, Slot::Ended(e) if e.code == 0) {
+        // The next one waits for a hook (the kubelet's SyncPod).
+        if c.slot.is_alive() && c.health.hook_pending {
             return;
         }
     }
@@ -193,7 +181,7 @@ fn start_containers(
 /// An ended container that shall run again waits, at first for nothing, then 10 s doubling to 5 min (the kubelet's doBackOff).
 fn consider_restart(c: &mut ContainerState, desired: &DesiredPod, index: usize, now: Timestamp, actions: &mut Vec<Action>) {
     let Slot::Ended(ended) = &c.slot else { return };
-    if !restarts(desired.restart, c.init, ended.code) {
+    if !runs_again(desired, &desired.containers[index], c, ended.code) {
         return;
     }
     if ended.started != Timestamp::UNIX_EPOCH && ended.finished.duration_since(ended.started) >= BACKOFF_RESET {
@@ -233,13 +221,4 @@ fn consider_restart(c: &mut ContainerState, desired: &DesiredPod, index: usize, 
     } else {
         (c.backoff * 2).min(MAX_BACKOFF)
     };
-}
-
-/// Seconds as Go prints a duration: `10s`, `1m20s`, `5m0s`.
-fn go_duration(seconds: u64) -> String {
-    if seconds < 60 {
-        format!("{seconds}s")
-    } else {
-        format!("{}m{}s", seconds / 60, seconds % 60)
-    }
 }

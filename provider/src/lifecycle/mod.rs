@@ -12,6 +12,11 @@
 
 mod apply;
 mod decide;
+mod ephemeral;
+#[cfg(test)]
+mod ephemeral_tests;
+mod health;
+mod stop;
 #[cfg(test)]
 mod tests;
 
@@ -19,8 +24,9 @@ use jiff::{SignedDuration, Timestamp};
 use kvmlet_protocol as protocol;
 
 use crate::{
-    desired::{Deletion, DesiredPod, RestartPolicy},
+    desired::{Deletion, DesiredContainer, DesiredPod},
     events::Note,
+    probe::spec::Kind,
     state::{ContainerState, ImageFacts, ImageState, Machine, PodState, Slot},
 };
 
@@ -62,6 +68,29 @@ pub enum Event {
     },
     /// The agent's list of containers.
     Containers(Vec<protocol::ContainerStatus>),
+    /// A probe has come to another verdict.
+    Probed {
+        /// The container's instance.
+        id: String,
+        /// Which probe.
+        kind: Kind,
+        /// The verdict.
+        healthy: bool,
+    },
+    /// A postStart hook is done, or failed with these words.
+    PostStarted {
+        /// The container's instance.
+        id: String,
+        /// What came of it.
+        result: Result<(), String>,
+    },
+    /// A preStop hook is done, or failed.
+    PreStopped {
+        /// The container's instance.
+        id: String,
+        /// Whether it succeeded.
+        well: bool,
+    },
     /// The machine's process ended without having been asked to.
     MachineDied(String),
     /// Machine, network and disks are gone, or could not be released.
@@ -147,6 +176,7 @@ pub enum Action {
 /// Takes what happened into `state` and says what to do. `new_id` makes container identifiers.
 pub fn step(state: &mut PodState, desired: &DesiredPod, event: Event, now: Timestamp, new_id: &mut dyn FnMut() -> String) -> Vec<Action> {
     let mut actions = Vec::new();
+    ephemeral::take_new(state, desired);
     apply::apply(state, desired, event, now, &mut actions);
     decide::decide(state, desired, now, new_id, &mut actions);
     actions
@@ -160,8 +190,8 @@ pub fn next_tick(state: &PodState, desired: &DesiredPod, stepped: Timestamp) -> 
     if let Machine::None { not_before } = state.machine {
         times.extend(not_before);
     }
-    for c in &state.containers {
-        times.extend(c.kill_at);
+    for c in state.containers.iter().chain(&state.ephemeral) {
+        times.extend(c.stop.map(|stop| stop.kill_at));
         if let Slot::Waiting { not_before, .. } = &c.slot {
             times.extend(*not_before);
         }
@@ -190,19 +220,41 @@ pub fn is_over(state: &PodState, desired: &DesiredPod) -> bool {
     if state.verdict.is_some() {
         return state.containers.iter().all(|c| !c.slot.is_alive());
     }
-    let ended_for_good = |c: &ContainerState| matches!(&c.slot, Slot::Ended(e) if !restarts(desired.restart, c.init, e.code));
-    let init_failed = state
-        .containers
-        .iter()
-        .any(|c| c.init && matches!(&c.slot, Slot::Ended(e) if e.code != 0) && ended_for_good(c));
-    init_failed || state.containers.iter().filter(|c| !c.init).all(ended_for_good)
+    let pairs = || desired.containers.iter().zip(&state.containers);
+    let ended_for_good =
+        |(d, c): (&DesiredContainer, &ContainerState)| matches!(&c.slot, Slot::Ended(e) if !runs_again(desired, d, c, e.code));
+    let failed = |c: &ContainerState| matches!(&c.slot, Slot::Ended(e) if e.code != 0);
+    let init_failed = pairs().any(|(d, c)| d.init && failed(c) && ended_for_good((d, c)));
+    init_failed || pairs().filter(|(d, _)| !d.init).all(ended_for_good)
 }
 
-fn restarts(policy: RestartPolicy, init: bool, code: i32) -> bool {
-    match policy {
-        RestartPolicy::Never => false,
-        RestartPolicy::OnFailure => code != 0,
-        RestartPolicy::Always => !init || code != 0,
+/// Whether a container that ended with this code runs again. One that a probe has failed does, whatever it says itself, unless its policy
+/// says never (the kubelet's computePodActions and shouldRestartOnFailure).
+fn runs_again(desired: &DesiredPod, container: &DesiredContainer, c: &ContainerState, code: i32) -> bool {
+    desired.restarts(container, code) || c.health.failed && desired.restarts(container, 1)
+}
+
+/// Whether all init containers have done what the others wait for.
+pub fn is_initialized(state: &PodState, desired: &DesiredPod) -> bool {
+    let inits = desired.containers.iter().zip(&state.containers).filter(|(d, _)| d.init);
+    state.passed >= inits.clone().count() || inits.into_iter().all(|(d, c)| has_passed(d, c))
+}
+
+/// Whether the next container may start after this init container: it has succeeded, or, where it stays beside the others, has started.
+fn has_passed(desired: &DesiredContainer, c: &ContainerState) -> bool {
+    if desired.sidecar {
+        c.is_up() && (desired.probes.startup.is_none() || c.health.started)
+    } else {
+        matches!(&c.slot, Slot::Ended(e) if e.code == 0)
+    }
+}
+
+/// Seconds as Go prints a duration: `10s`, `1m20s`, `5m0s`.
+pub fn go_duration(seconds: u64) -> String {
+    if seconds < 60 {
+        format!("{seconds}s")
+    } else {
+        format!("{}m{}s", seconds / 60, seconds % 60)
     }
 }
 

@@ -1,5 +1,7 @@
 //! The pod's life, step by step, without a machine.
 
+mod health;
+
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};

@@ -7,6 +7,7 @@ mod credentials;
 mod files;
 mod root;
 mod seccomp;
+mod terminal;
 mod users;
 
 use std::ffi::CString;
@@ -49,16 +50,24 @@ fn socket() -> Option<UnixStream> {
 enum Never {}
 
 fn become_container(plan: Plan, agent: &mut UnixStream) -> Result<Never, Failure> {
-    let Plan { process, cgroup, place } = plan;
+    let Plan {
+        process,
+        strict_groups,
+        cgroup,
+        place,
+    } = plan;
     // What runs in the container already must not look into this process while it still is the agent's program.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).attempt("hide the helper")?;
     fs::write(cgroup.join("cgroup.procs"), "0").attempt("enter the container's cgroup")?;
     fs::write("/proc/self/oom_score_adj", process.oom_score_adj.to_string()).wanted("set oom_score_adj")?;
     let _ = rustix::process::setsid();
     match place {
-        Place::Fresh(root) => {
+        Place::Fresh { root, terminal } => {
             sys::unshare(UnshareFlags::NEWNS | UnshareFlags::NEWCGROUP).attempt("create the container's name spaces")?;
             root::enter(&root, &process.cwd)?;
+            if terminal {
+                terminal::take(agent)?;
+            }
         }
         Place::Of { pid, terminal } => {
             join(pid).attempt("enter the container")?;
@@ -67,7 +76,7 @@ fn become_container(plan: Plan, agent: &mut UnixStream) -> Result<Never, Failure
             }
         }
     }
-    run(&process, agent)
+    run(&process, strict_groups, agent)
 }
 
 /// Enters the mount and cgroup name spaces of a process, found by its number in the guest (whose /proc this process still sees).
@@ -80,11 +89,11 @@ fn join(pid: u32) -> std::io::Result<()> {
 }
 
 /// Becomes the program, in the container.
-fn run(process: &Process, agent: &mut UnixStream) -> Result<Never, Failure> {
+fn run(process: &Process, strict_groups: bool, agent: &mut UnixStream) -> Result<Never, Failure> {
     if process.args.is_empty() {
         return Err(fail(ErrorKind::BadContainer, "no command specified"));
     }
-    let account = users::resolve(&process.user)?;
+    let account = users::resolve(&process.user, strict_groups)?;
     let cwd = if process.cwd.is_empty() { "/" } else { &process.cwd };
     std::env::set_current_dir(cwd).wanted(format_args!("change to the working directory {cwd}"))?;
     credentials::set_rlimits(&process.rlimits)?;

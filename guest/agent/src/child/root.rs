@@ -3,6 +3,7 @@
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use kvmlet_protocol::{ErrorKind, Failure};
@@ -57,13 +58,18 @@ pub(crate) fn enter(root: &Root, cwd: &str) -> Result<(), Failure> {
     rustix::process::umask(Mode::empty());
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).attempt("make the mounts private")?;
     // Before the root covers the place where they are made.
-    let devices = device_files().attempt("make the container's devices")?;
+    let mut devices = device_files().attempt("make the container's devices")?;
+    if root.privileged {
+        devices.extend(all_devices().attempt("find the guest's devices")?);
+    }
     let overlay = overlay(root).attempt("mount the container's root")?;
     move_mount(&overlay, "", CWD, ROOT, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).attempt("mount the container's root")?;
     let top = open(ROOT, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).attempt("open the container's root")?;
-    system(&top).attempt("mount the kernel's file systems")?;
-    dev(&top, &devices).attempt("make the container's devices")?;
-    restrict(&top).attempt("restrict the container's view of the kernel")?;
+    system(&top, root.privileged).attempt("mount the kernel's file systems")?;
+    dev(&top, &devices, root.privileged).attempt("make the container's devices")?;
+    if !root.privileged && !root.unmasked {
+        restrict(&top).attempt("restrict the container's view of the kernel")?;
+    }
     root.binds.iter().try_for_each(|b| bind(&top, b))?;
     if !cwd.is_empty() {
         files::ensure(&top, cwd, Kind::Directory, 0o755).wanted(format_args!("create the working directory {cwd}"))?;
@@ -89,7 +95,12 @@ fn overlay(root: &Root) -> io::Result<OwnedFd> {
     // The layer goes with the machine: nothing is gained by writing it to the disk on every fsync.
     rustix::mount::fsconfig_set_flag(&fs, "volatile")?;
     fsconfig_create(&fs)?;
-    Ok(fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_NODEV)?)
+    let attributes = if root.privileged {
+        MountAttrFlags::empty()
+    } else {
+        MountAttrFlags::MOUNT_ATTR_NODEV
+    };
+    Ok(fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
 }
 
 fn new_mount(kind: &str, options: &[(&str, &str)], attributes: MountAttrFlags) -> rustix::io::Result<OwnedFd> {
@@ -126,17 +137,21 @@ fn system_place(top: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
     rustix::fs::openat(top, name, flags, Mode::empty()).map_err(io::Error::from)
 }
 
-fn system(top: &OwnedFd) -> io::Result<()> {
+fn system(top: &OwnedFd, writable: bool) -> io::Result<()> {
     let strict = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let read_only = strict | MountAttrFlags::MOUNT_ATTR_RDONLY;
+    let kernel = if writable {
+        strict
+    } else {
+        strict | MountAttrFlags::MOUNT_ATTR_RDONLY
+    };
     attach(new_mount("proc", &[], strict)?, system_place(top, "proc")?)?;
-    attach(new_mount("sysfs", &[], read_only)?, system_place(top, "sys")?)?;
-    attach(new_mount("cgroup2", &[], read_only)?, files::open(top, "/sys/fs/cgroup")?)?;
+    attach(new_mount("sysfs", &[], kernel)?, system_place(top, "sys")?)?;
+    attach(new_mount("cgroup2", &[], kernel)?, files::open(top, "/sys/fs/cgroup")?)?;
     Ok(())
 }
 
 /// The devices, each as a mount of its own. They have a file system of their own, without room, which `df` does not list.
-fn device_files() -> io::Result<Vec<(&'static str, OwnedFd)>> {
+fn device_files() -> io::Result<Vec<(String, OwnedFd)>> {
     let nodes = new_mount("tmpfs", &[("mode", "755"), ("size", "0")], MountAttrFlags::MOUNT_ATTR_NOSUID)?;
     move_mount(&nodes, "", CWD, ROOT, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
     let make = |&(name, major, minor): &(&'static str, u32, u32)| {
@@ -148,16 +163,48 @@ fn device_files() -> io::Result<Vec<(&'static str, OwnedFd)>> {
             makedev(major, minor),
         )?;
         let device = open_tree(&nodes, name, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
-        Ok((name, device))
+        Ok((name.to_owned(), device))
     };
     DEVICES.iter().map(make).collect()
 }
 
+/// The guest's own devices besides those that every container has, in /dev and the directories there.
+fn all_devices() -> io::Result<Vec<(String, OwnedFd)>> {
+    let mut found = Vec::new();
+    let mut directories = vec![String::new()];
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(format!("/dev/{directory}"))? {
+            let entry = entry?;
+            let (Ok(name), kind) = (entry.file_name().into_string(), entry.file_type()?) else {
+                continue;
+            };
+            let name = format!("{directory}{name}");
+            if kind.is_dir() {
+                // These every container has of its own.
+                if !matches!(name.as_str(), "pts" | "shm" | "mqueue") {
+                    directories.push(format!("{name}/"));
+                }
+                continue;
+            }
+            let own = DEVICES.iter().any(|d| d.0 == name) || DEVICE_LINKS.iter().any(|l| l.1 == name);
+            if !own && (kind.is_char_device() || kind.is_block_device()) {
+                let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+                let device = open_tree(CWD, format!("/dev/{name}"), flags)?;
+                found.push((name, device));
+            }
+        }
+    }
+    Ok(found)
+}
+
 /// /dev takes no devices but those given, so that a container which may make some (CAP_MKNOD is usual) cannot reach the guest's
-/// disks by them.
-fn dev(top: &OwnedFd, devices: &[(&'static str, OwnedFd)]) -> io::Result<()> {
+/// disks by them, unless it is to have all of the guest.
+fn dev(top: &OwnedFd, devices: &[(String, OwnedFd)], any: bool) -> io::Result<()> {
     let strict = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let flags = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+    let mut flags = MountAttrFlags::MOUNT_ATTR_NOSUID;
+    if !any {
+        flags |= MountAttrFlags::MOUNT_ATTR_NODEV;
+    }
     let dev = new_mount("tmpfs", &[("mode", "755"), ("size", "65536k")], flags)?;
     attach(&dev, system_place(top, "dev")?)?;
     for (name, device) in devices {

@@ -20,9 +20,9 @@ pub(crate) struct Account {
     pub(crate) home: String,
 }
 
-/// Looks the user up in this process's root.
-pub(crate) fn resolve(user: &User) -> Result<Account, Failure> {
-    resolve_in(user, &read("/etc/passwd"), &read("/etc/group"))
+/// Looks the user up in this process's root; `strict`, it has no groups but those of `user`.
+pub(crate) fn resolve(user: &User, strict: bool) -> Result<Account, Failure> {
+    resolve_in(user, strict, &read("/etc/passwd"), &read("/etc/group"))
 }
 
 /// The text of a file; a missing one has no entries, as for other runtimes.
@@ -72,7 +72,7 @@ fn number(text: &str) -> Option<u32> {
     text.parse::<i32>().ok().and_then(|n| u32::try_from(n).ok())
 }
 
-fn resolve_in(user: &User, passwd_text: &str, group_text: &str) -> Result<Account, Failure> {
+fn resolve_in(user: &User, strict: bool, passwd_text: &str, group_text: &str) -> Result<Account, Failure> {
     let (wanted, wanted_group) = match user.user.split_once(':') {
         Some((name, group)) => (name, group),
         None => (user.user.as_str(), ""),
@@ -104,7 +104,9 @@ fn resolve_in(user: &User, passwd_text: &str, group_text: &str) -> Result<Accoun
 
     let member = |members: &str| entry.as_ref().is_some_and(|e| members.split(',').any(|m| m == e.name));
     let mut all = vec![gid];
-    all.extend(groups(group_text).filter(|(_, _, members)| member(members)).map(|(_, gid, _)| gid));
+    if !strict {
+        all.extend(groups(group_text).filter(|(_, _, members)| member(members)).map(|(_, gid, _)| gid));
+    }
     all.extend(&user.groups);
     let mut seen = std::collections::BTreeSet::new();
     all.retain(|g| seen.insert(*g));
@@ -131,7 +133,7 @@ mod tests {
             group: None,
             groups: vec![],
         };
-        resolve_in(&user, PASSWD, GROUP)
+        resolve_in(&user, false, PASSWD, GROUP)
     }
 
     fn account(uid: u32, gid: u32, groups: &[u32], home: &str) -> Account {
@@ -176,8 +178,12 @@ mod tests {
             groups: vec![2000, 4],
         };
         assert_eq!(
-            resolve_in(&user, PASSWD, GROUP),
+            resolve_in(&user, false, PASSWD, GROUP),
             Ok(account(101, 3000, &[3000, 200, 4, 2000], "/var/cache/nginx"))
+        );
+        assert_eq!(
+            resolve_in(&user, true, PASSWD, GROUP),
+            Ok(account(101, 3000, &[3000, 2000, 4], "/var/cache/nginx"))
         );
     }
 }

@@ -1,13 +1,17 @@
-//! Remote commands over a long-lived connection: SPDY/3.1 and WebSocket underneath, one session above.
+//! Remote commands and forwarded ports over a long-lived connection: SPDY/3.1 and WebSocket underneath, one session above.
 //!
-//! Owns the codecs, the negotiation and the copying of bytes. Both transports end in [`ClientStreams`]; nothing above
-//! this module knows which one the client came with.
+//! Owns the codecs, the negotiation and the copying of bytes. For commands both transports end in [`ClientStreams`];
+//! nothing above this module knows which one the client came with. Ports are forwarded over SPDY, bare or inside a
+//! WebSocket ([`tunnel`]), or over the channels of a WebSocket.
 
 pub mod negotiate;
+pub mod port_forward;
+pub mod port_forward_websocket;
 pub mod remotecommand;
 pub mod session;
 pub mod spdy;
 pub mod status;
+pub mod tunnel;
 pub mod websocket;
 
 use bytes::Bytes;
@@ -67,6 +71,8 @@ pub struct ClientStreams {
     pub error: Output,
     /// How the outcome is written.
     pub status: StatusFormat,
+    /// What is being done, for the outcome's words: `executing command in container`.
+    pub doing: &'static str,
     /// Cancelled when the client has gone.
     pub gone: CancellationToken,
 }

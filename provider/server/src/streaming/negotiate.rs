@@ -99,6 +99,29 @@ pub fn websocket<'a>(offers: impl Iterator<Item = &'a str>) -> Option<WebSocketP
     names.find_map(known)
 }
 
+/// The version of forwarded ports over SPDY.
+pub const PORT_FORWARD: &str = "portforward.k8s.io";
+/// The same inside a WebSocket (KEP-4006).
+pub const PORT_FORWARD_TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
+/// The versions of forwarded ports over the channels of a WebSocket.
+pub const PORT_FORWARD_CHANNELS: [&str; 3] = ["v4.channel.k8s.io", "v4.base64.channel.k8s.io", ""];
+
+/// Whether `name` is among the client's `offers`. No offer means yes.
+pub fn knows<'a>(offers: impl Iterator<Item = &'a str>, name: &str) -> bool {
+    let mut offers = list(offers).peekable();
+    offers.peek().is_none() || offers.any(|offer| offer == name)
+}
+
+/// The first of the client's `offers` that is known for forwarded ports. No offer means binary channels.
+pub fn port_forward_websocket<'a>(offers: impl Iterator<Item = &'a str>) -> Option<WebSocketProtocol> {
+    let mut names = list(offers).peekable();
+    if names.peek().is_none() {
+        return websocket(std::iter::empty());
+    }
+    let name = names.find(|name| PORT_FORWARD_CHANNELS.contains(name))?;
+    websocket([name].into_iter())
+}
+
 fn list<'a>(values: impl Iterator<Item = &'a str>) -> impl Iterator<Item = &'a str> {
     values
         .flat_map(|value| value.split(','))
@@ -125,6 +148,17 @@ mod tests {
         for (offers, expected) in table {
             assert_eq!(spdy(offers.iter().copied()).map(|protocol| protocol.name), *expected, "{offers:?}");
         }
+    }
+
+    #[test]
+    fn forwarded_ports_have_versions_of_their_own() {
+        assert!(knows(["portforward.k8s.io"].into_iter(), PORT_FORWARD));
+        assert!(knows([].into_iter(), PORT_FORWARD), "kubectl of old offered none");
+        assert!(!knows(["v4.channel.k8s.io"].into_iter(), PORT_FORWARD));
+        let chosen = |offers: &[&'static str]| port_forward_websocket(offers.iter().copied()).map(|protocol| protocol.name);
+        assert_eq!(chosen(&["v5.channel.k8s.io", "v4.channel.k8s.io"]), Some("v4.channel.k8s.io"));
+        assert_eq!(chosen(&[]), Some(""));
+        assert_eq!(chosen(&["channel.k8s.io"]), None);
     }
 
     #[test]

@@ -35,13 +35,14 @@ async fn run_until_told(client: ClientStreams, session: Result<ExecSession, Stre
         resize,
         error,
         status,
+        doing,
         gone: _,
     } = client;
     let outcome = match session {
         Ok(session) => copy(session, stdin, stdout, stderr, resize).await,
         Err(refusal) => Err(refusal),
     };
-    if let Some(text) = status::outcome(status, &outcome) {
+    if let Some(text) = status::outcome(status, doing, &outcome) {
         error.send(text).await?;
     }
     error.finish().await

@@ -14,15 +14,16 @@ fn exit_code(exit: ExecExit) -> i32 {
     }
 }
 
-/// What goes onto the error stream: nothing for a success in the text versions.
-pub fn outcome(format: StatusFormat, outcome: &Result<ExecExit, StreamError>) -> Option<Bytes> {
+/// What goes onto the error stream: nothing for a success in the text versions. `doing` is what failed, if it did:
+/// `executing command in container`.
+pub fn outcome(format: StatusFormat, doing: &str, outcome: &Result<ExecExit, StreamError>) -> Option<Bytes> {
     match format {
-        StatusFormat::Json => Some(json_status(outcome)),
-        StatusFormat::Text => text_status(outcome),
+        StatusFormat::Json => Some(json_status(doing, outcome)),
+        StatusFormat::Text => text_status(doing, outcome),
     }
 }
 
-fn json_status(outcome: &Result<ExecExit, StreamError>) -> Bytes {
+fn json_status(doing: &str, outcome: &Result<ExecExit, StreamError>) -> Bytes {
     let status = match outcome.as_ref().map(|exit| exit_code(*exit)) {
         Ok(0) => json!({"metadata": {}, "status": "Success"}),
         Ok(code) => json!({
@@ -33,7 +34,7 @@ fn json_status(outcome: &Result<ExecExit, StreamError>) -> Bytes {
             "details": {"causes": [{"reason": "ExitCode", "message": code.to_string()}]},
         }),
         Err(error) => {
-            let message = format!("error executing command in container: {error}");
+            let message = format!("error {doing}: {error}");
             json!({
                 "metadata": {},
                 "status": "Failure",
@@ -47,11 +48,11 @@ fn json_status(outcome: &Result<ExecExit, StreamError>) -> Bytes {
     Bytes::from(status.to_string())
 }
 
-fn text_status(outcome: &Result<ExecExit, StreamError>) -> Option<Bytes> {
+fn text_status(doing: &str, outcome: &Result<ExecExit, StreamError>) -> Option<Bytes> {
     let text = match outcome.as_ref().map(|exit| exit_code(*exit)) {
         Ok(0) => return None,
         Ok(code) => format!("command terminated with non-zero exit code: exit code {code}"),
-        Err(error) => format!("error executing command in container: {error}"),
+        Err(error) => format!("error {doing}: {error}"),
     };
     Some(Bytes::from(text))
 }
@@ -61,7 +62,7 @@ mod tests {
     use super::*;
 
     fn json(result: Result<ExecExit, StreamError>) -> serde_json::Value {
-        let bytes = outcome(StatusFormat::Json, &result).expect("v4 always tells");
+        let bytes = outcome(StatusFormat::Json, "executing command in container", &result).expect("v4 always tells");
         serde_json::from_slice(&bytes).expect("valid JSON")
     }
 
@@ -77,9 +78,9 @@ mod tests {
 
     #[test]
     fn older_versions_tell_only_failures_as_text() {
-        let text = |result| outcome(StatusFormat::Text, &result);
+        let text = |result| outcome(StatusFormat::Text, "attaching to container", &result);
         assert_eq!(text(Ok(ExecExit::Code(0))), None);
         assert!(text(Ok(ExecExit::Code(1))).is_some_and(|text| text.ends_with(b"exit code 1")));
-        assert!(text(Err(StreamError::UnknownPod)).is_some_and(|text| text.ends_with(b"pod does not exist")));
+        assert!(text(Err(StreamError::UnknownPod)).is_some_and(|text| text == b"error attaching to container: pod does not exist"[..]));
     }
 }

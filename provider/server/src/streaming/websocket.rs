@@ -1,8 +1,9 @@
-//! Remote commands over WebSocket: channels in the first byte of each message.
+//! A WebSocket as channels, which the first byte of each message names.
 //!
 //! Owns the channel codec (binary and base64), the half-close of v5, and one task a direction. Bounded like SPDY: a full
 //! queue stops the reading of the socket.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
@@ -12,13 +13,12 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt as _, StreamExt as _};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio::time::{interval_at, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::negotiate::WebSocketProtocol;
-use super::session::run;
-use super::{ClientStreams, Output, PeerGone};
-use crate::backend::{Backend, ExecRequest};
+use super::{Input, PeerGone};
 
 /// The largest message read; a client that sends more is cut off.
 pub const MAX_MESSAGE: usize = 4 * 1024 * 1024;
@@ -30,11 +30,12 @@ const LINGER: Duration = Duration::from_secs(10);
 /// Sent so that a client which vanished is noticed by the failing write.
 const PING_EVERY: Duration = Duration::from_secs(30);
 
-const STDIN: u8 = 0;
-const STDOUT: u8 = 1;
-const STDERR: u8 = 2;
-const ERROR: u8 = 3;
-const RESIZE: u8 = 4;
+/// A command's channels.
+pub(super) const STDIN: u8 = 0;
+pub(super) const STDOUT: u8 = 1;
+pub(super) const STDERR: u8 = 2;
+pub(super) const ERROR: u8 = 3;
+pub(super) const RESIZE: u8 = 4;
 /// Not a channel: the second byte names the one that ends (v5).
 const CLOSE: u8 = 255;
 
@@ -90,81 +91,95 @@ fn decode(message: Bytes, protocol: &WebSocketProtocol) -> Incoming {
     }
 }
 
-/// Serves one command over an upgraded connection to its end.
-pub async fn serve<B: Backend>(
-    socket: WebSocket,
-    protocol: WebSocketProtocol,
-    request: ExecRequest,
-    backend: &B,
-    idle: Duration,
-    shutdown: CancellationToken,
-) {
-    let (sink, stream) = socket.split();
-    let (out, messages) = mpsc::channel(QUEUE);
-    let gone = shutdown.child_token();
-    let (stdin_sender, stdin) = mpsc::channel(QUEUE);
-    let (resize_sender, resize) = mpsc::channel(QUEUE);
-    let reader = Reader {
-        protocol,
-        stdin: request.stdin.then_some(stdin_sender),
-        resize: request.tty.then_some(resize_sender),
-    };
-    let writing = tokio::spawn(write(sink, messages, gone.clone()));
-    let reading = tokio::spawn({
-        let gone = gone.clone();
-        async move {
-            reader.run(stream, idle, &gone).await;
-            gone.cancel();
+/// A WebSocket as channels: what comes on those that were asked for, and ways for what goes on any.
+#[derive(Debug)]
+pub struct Channels {
+    base64: bool,
+    inputs: BTreeMap<u8, Input>,
+    out: mpsc::Sender<Message>,
+    gone: CancellationToken,
+    tasks: (JoinHandle<()>, JoinHandle<()>),
+}
+
+impl Channels {
+    /// Starts to read and write. What comes on channels other than `inputs` is read and forgotten.
+    pub fn start(
+        socket: WebSocket,
+        protocol: WebSocketProtocol,
+        inputs: impl Iterator<Item = u8>,
+        idle: Duration,
+        shutdown: &CancellationToken,
+    ) -> Self {
+        let (sink, stream) = socket.split();
+        let (out, messages) = mpsc::channel(QUEUE);
+        let gone = shutdown.child_token();
+        let (mut senders, mut receivers) = (BTreeMap::new(), BTreeMap::new());
+        for channel in inputs {
+            let (sender, receiver) = mpsc::channel(QUEUE);
+            senders.insert(channel, sender);
+            receivers.insert(channel, receiver);
         }
-    });
-    let output = |channel| ChannelOutput {
-        channel,
-        base64: protocol.base64,
-        out: out.clone(),
-    };
-    let client = ClientStreams {
-        stdin: request.stdin.then_some(stdin),
-        stdout: request.stdout.then(|| Output::WebSocket(output(STDOUT))),
-        stderr: request.stderr.then(|| Output::WebSocket(output(STDERR))),
-        resize: request.tty.then_some(resize),
-        error: Output::WebSocket(output(ERROR)),
-        status: protocol.status,
-        gone: gone.clone(),
-    };
-    // Clients wait for one message before they believe that the command was accepted.
-    let lowest = output(if request.stdout {
-        STDOUT
-    } else if request.stderr {
-        STDERR
-    } else {
-        ERROR
-    });
-    let served = async {
-        lowest.send(Bytes::new()).await?;
-        let session = tokio::select! {
-            session = backend.exec(request) => session,
-            () = gone.cancelled() => return Err(PeerGone),
-        };
-        run(client, session).await?;
+        let reader = Reader { protocol, inputs: senders };
+        let writing = tokio::spawn(write(sink, messages, gone.clone()));
+        let reading = tokio::spawn({
+            let gone = gone.clone();
+            async move {
+                reader.run(stream, idle, &gone).await;
+                gone.cancel();
+            }
+        });
+        Self {
+            base64: protocol.base64,
+            inputs: receivers,
+            out,
+            gone,
+            tasks: (writing, reading),
+        }
+    }
+
+    /// Takes what comes on a channel; none if that was not asked for.
+    pub fn input(&mut self, channel: u8) -> Option<Input> {
+        self.inputs.remove(&channel)
+    }
+
+    /// A way for what goes on a channel.
+    pub fn output(&self, channel: u8) -> ChannelOutput {
+        ChannelOutput {
+            channel,
+            base64: self.base64,
+            out: self.out.clone(),
+        }
+    }
+
+    /// Cancelled when the client has gone.
+    pub fn gone(&self) -> CancellationToken {
+        self.gone.clone()
+    }
+
+    /// Says goodbye after all that was sent, and waits until the client has too (or had its time to).
+    pub async fn close(self) {
         let close = CloseFrame {
             code: close_code::NORMAL,
             reason: "".into(),
         };
-        out.send(Message::Close(Some(close))).await.map_err(|_| PeerGone)
-    };
-    if served.await.is_ok() {
-        // The client's own close ends the reader; a client that does not answer is left.
-        let _ = timeout(LINGER, gone.cancelled()).await;
+        if self.out.send(Message::Close(Some(close))).await.is_ok() {
+            // The client's own close ends the reader; a client that does not answer is left.
+            let _ = timeout(LINGER, self.gone.cancelled()).await;
+        }
+        self.abort().await;
     }
-    gone.cancel();
-    // Both end on `gone`; a panic in one of them is already reported by the runtime.
-    let _ = tokio::join!(writing, reading);
+
+    /// Drops the connection at once.
+    pub async fn abort(self) {
+        self.gone.cancel();
+        // Both end on `gone`; a panic in one of them is already reported by the runtime.
+        let _ = tokio::join!(self.tasks.0, self.tasks.1);
+    }
 }
 
 struct Reader {
     protocol: WebSocketProtocol,
-    stdin: Option<mpsc::Sender<Bytes>>,
-    resize: Option<mpsc::Sender<Bytes>>,
+    inputs: BTreeMap<u8, mpsc::Sender<Bytes>>,
 }
 
 impl Reader {
@@ -192,30 +207,14 @@ impl Reader {
             Incoming::Data(channel, mut payload) => {
                 while !payload.is_empty() {
                     let piece = payload.split_to(payload.len().min(PIECE));
-                    if let Some(sender) = self.channel(channel) {
+                    if let Some(sender) = self.inputs.get(&channel) {
                         // Failed: the consumer has gone, the rest is read and forgotten.
                         let _ = sender.send(piece).await;
                     }
                 }
             }
-            Incoming::HalfClose(channel) => {
-                if let Some(sender) = match channel {
-                    STDIN => Some(&mut self.stdin),
-                    RESIZE => Some(&mut self.resize),
-                    _ => None,
-                } {
-                    *sender = None;
-                }
-            }
+            Incoming::HalfClose(channel) => drop(self.inputs.remove(&channel)),
             Incoming::Nothing => {}
-        }
-    }
-
-    fn channel(&self, channel: u8) -> Option<&mpsc::Sender<Bytes>> {
-        match channel {
-            STDIN => self.stdin.as_ref(),
-            RESIZE => self.resize.as_ref(),
-            _ => None,
         }
     }
 }

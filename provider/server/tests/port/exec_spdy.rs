@@ -12,10 +12,10 @@ use crate::fake::Fake;
 use crate::spdy_connection::Client;
 use crate::support::{AUTHORITY, Port, soon};
 
-type Spdy = Client<TokioIo<Upgraded>>;
+pub(crate) type Spdy = Client<TokioIo<Upgraded>>;
 
 /// Asks for an upgrade; the client, or the status and text of the refusal.
-async fn upgrade(port: &Port, path: &str, versions: &[&str]) -> Result<(Spdy, String), (u16, String)> {
+pub(crate) async fn upgrade(port: &Port, path: &str, versions: &[&str]) -> Result<(Spdy, String), (u16, String)> {
     let mut request = Request::builder()
         .method(Method::POST)
         .uri(path)
@@ -40,14 +40,14 @@ async fn upgrade(port: &Port, path: &str, versions: &[&str]) -> Result<(Spdy, St
 
 /// What the streams of a finished command held.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Outcome {
-    stdout: Vec<u8>,
-    stderr: Vec<u8>,
-    error: Vec<u8>,
+pub(crate) struct Outcome {
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stderr: Vec<u8>,
+    pub(crate) error: Vec<u8>,
 }
 
 /// Opens the streams named by `kinds`, numbered 1, 3, 5, …
-async fn open(client: &mut Spdy, kinds: &[&str]) {
+pub(crate) async fn open(client: &mut Spdy, kinds: &[&str]) {
     for (stream, kind) in (1..).step_by(2).zip(kinds) {
         client.open(stream, kind).await.expect("written");
     }
@@ -57,7 +57,7 @@ async fn open(client: &mut Spdy, kinds: &[&str]) {
 }
 
 /// Reads until GOAWAY.
-async fn outcome(client: &mut Spdy, kinds: &[&str]) -> Outcome {
+pub(crate) async fn outcome(client: &mut Spdy, kinds: &[&str]) -> Outcome {
     let mut outcome = Outcome::default();
     loop {
         match client.next().await {
@@ -261,7 +261,7 @@ async fn a_client_that_does_not_read_stops_the_command() {
 }
 
 /// The count once it has stood still for a while.
-async fn settled(count: &std::sync::atomic::AtomicU64) -> u64 {
+pub(crate) async fn settled(count: &std::sync::atomic::AtomicU64) -> u64 {
     soon("a standstill", async {
         let mut last = 0;
         loop {

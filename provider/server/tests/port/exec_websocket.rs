@@ -10,9 +10,9 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 use crate::fake::Fake;
 use crate::support::{AUTHORITY, Port, soon};
 
-type Socket = WebSocketStream<TlsStream<TcpStream>>;
+pub(crate) type Socket = WebSocketStream<TlsStream<TcpStream>>;
 
-async fn connect(port: &Port, path: &str, protocol: &str) -> Result<Socket, Error> {
+pub(crate) async fn connect(port: &Port, path: &str, protocol: &str) -> Result<Socket, Error> {
     let stream = port.tls(Some(AUTHORITY.client("admin"))).await.expect("handshake");
     let mut request = format!("wss://node-1{path}").into_client_request().expect("valid request");
     if !protocol.is_empty() {
@@ -30,7 +30,7 @@ async fn connect(port: &Port, path: &str, protocol: &str) -> Result<Socket, Erro
 }
 
 /// All messages by channel until the close, decoded from base64 by `channel` if they are text.
-async fn messages(socket: &mut Socket) -> Vec<(u8, Vec<u8>)> {
+pub(crate) async fn messages(socket: &mut Socket) -> Vec<(u8, Vec<u8>)> {
     let mut messages = Vec::new();
     loop {
         match soon("a message", socket.next()).await {
@@ -162,7 +162,6 @@ async fn refusals_are_http_statuses() {
         ("/exec/ns/p/d?command=a&output=1", "v4.channel.k8s.io", 404),
         ("/exec/ns/p/c?command=a&output=1&tty=1", "v4.channel.k8s.io", 501),
         ("/exec/ns/p/c?command=a&output=1", "chat", 403),
-        ("/portForward/ns/p?port=80", "v4.channel.k8s.io", 501),
     ] {
         match connect(&port, path, protocol).await {
             Err(Error::Http(response)) => assert_eq!(response.status(), expected, "{path}"),

@@ -5,8 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use k8s_openapi::api::core::v1::Pod;
-use kvmlet_server::{Backend, ExecExit, ExecRequest, ExecSession, LogError, LogSource, LogTarget, StreamError, TerminalSize};
-use tokio::io::{AsyncWriteExt as _, duplex};
+use kvmlet_server::{
+    AttachRequest, Backend, ExecExit, ExecRequest, ExecSession, LogError, LogSource, LogTarget, PortConnection, PortForwardRequest,
+    StreamError, TerminalSize,
+};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// What tests look at from outside.
@@ -84,7 +87,7 @@ impl Backend for Fake {
             return Err(StreamError::UnknownPod);
         }
         match request.container.as_str() {
-            "c" if request.tty => Err(StreamError::NotImplemented("terminals are not implemented yet".into())),
+            "c" if request.wanted.tty => Err(StreamError::NotImplemented("terminals are not implemented yet".into())),
             "c" | "terminal" => Ok(()),
             _ => Err(StreamError::UnknownContainer {
                 container: request.container.clone(),
@@ -132,10 +135,10 @@ impl Backend for Fake {
         });
         let held = Held::new(&self.sessions);
         Ok(ExecSession {
-            stdin: request.stdin.then_some(Box::new(stdin)),
-            stdout: request.stdout.then_some(Box::new(stdout)),
-            stderr: request.stderr.then_some(Box::new(stderr)),
-            resize: request.tty.then_some(resize),
+            stdin: request.wanted.stdin.then_some(Box::new(stdin)),
+            stdout: request.wanted.stdout.then_some(Box::new(stdout)),
+            stderr: request.wanted.stderr.then_some(Box::new(stderr)),
+            resize: request.wanted.tty.then_some(resize),
             exit: Box::pin(async move {
                 let code = exit.await;
                 drop(held);
@@ -147,4 +150,79 @@ impl Backend for Fake {
             }),
         })
     }
+
+    async fn check_attach(&self, request: &AttachRequest) -> Result<(), StreamError> {
+        self.check_exec(&as_cat(request)).await
+    }
+
+    /// A container that says all that it hears.
+    async fn attach(&self, request: AttachRequest) -> Result<ExecSession, StreamError> {
+        self.exec(as_cat(&request)).await
+    }
+
+    async fn check_port_forward(&self, request: &PortForwardRequest) -> Result<(), StreamError> {
+        match request.pod.as_str() {
+            "p" if request.uid.as_deref().is_none_or(|uid| uid == "uid-1") => Ok(()),
+            "pending" => Err(StreamError::PodNotRunning { pod: "pending".into() }),
+            _ => Err(StreamError::UnknownPod),
+        }
+    }
+
+    async fn port_forward(&self, _request: &PortForwardRequest, port: u16) -> Result<PortConnection, StreamError> {
+        let (near, far) = duplex(4096);
+        match port {
+            7 => tokio::spawn(echo(far, Held::new(&self.sessions))),
+            13 => tokio::spawn(greet(far, Held::new(&self.sessions))),
+            19 => tokio::spawn(flood(far, self.flooded.clone(), Held::new(&self.sessions))),
+            _ => return Err(StreamError::Failed("connection refused".into())),
+        };
+        let (reader, writer) = tokio::io::split(near);
+        Ok(PortConnection {
+            reader: Box::new(reader),
+            writer: Box::new(writer),
+        })
+    }
+}
+
+fn as_cat(request: &AttachRequest) -> ExecRequest {
+    let AttachRequest {
+        namespace,
+        pod,
+        uid,
+        container,
+        wanted,
+    } = request.clone();
+    ExecRequest {
+        namespace,
+        pod,
+        uid,
+        container,
+        command: vec!["cat".into()],
+        wanted,
+    }
+}
+
+/// Sends back what comes, until that ends; then ends too.
+async fn echo(stream: DuplexStream, held: Held) {
+    let (mut read, mut write) = tokio::io::split(stream);
+    let _ = tokio::io::copy(&mut read, &mut write).await;
+    let _ = write.shutdown().await;
+    drop(held);
+}
+
+/// Says hello and ends its direction at once; listens until the other has ended too.
+async fn greet(mut stream: DuplexStream, held: Held) {
+    let _ = stream.write_all(b"hello").await;
+    let _ = stream.shutdown().await;
+    let mut all = Vec::new();
+    let _ = stream.read_to_end(&mut all).await;
+    drop(held);
+}
+
+/// Sends as long as somebody takes it.
+async fn flood(mut stream: DuplexStream, flooded: Arc<AtomicU64>, held: Held) {
+    while stream.write_all(&[7; 4096]).await.is_ok() {
+        flooded.fetch_add(4096, Ordering::Relaxed);
+    }
+    drop(held);
 }

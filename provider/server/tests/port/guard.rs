@@ -60,13 +60,7 @@ async fn pods_are_lists_and_what_is_not_built_says_so() {
     assert_eq!(list["items"].as_array().map(Vec::len), Some(2));
     assert_eq!(list["items"][0]["metadata"]["name"], "p");
     assert_eq!(port.get("/healthz/ping").await, (200, "ok".into()));
-    for path in [
-        "/metrics",
-        "/metrics/resource",
-        "/stats/summary",
-        "/attach/ns/p/c",
-        "/portForward/ns/p",
-    ] {
+    for path in ["/metrics", "/metrics/resource", "/stats/summary"] {
         let (status, text) = port.get(path).await;
         assert_eq!(status, 501, "{path}");
         assert!(text.starts_with("kvmlet does not implement "), "{path}: {text}");

@@ -14,6 +14,7 @@ use crate::support::soon;
 
 const LIMITS: Limits = Limits {
     streams: 8,
+    queue: 16,
     idle: Duration::from_secs(60),
 };
 

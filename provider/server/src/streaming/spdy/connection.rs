@@ -1,7 +1,7 @@
 //! One SPDY connection as its user sees it, and the table of streams between the task that reads and the one that writes.
 //!
-//! Owns the life of the socket. Memory is bounded by construction: [`Limits::streams`] streams, [`QUEUE`] pieces of
-//! input each, [`QUEUE`] frames of output in all; a full queue stops the reading of the socket. Every way a connection
+//! Owns the life of the socket. Memory is bounded by construction: [`Limits::streams`] streams, [`Limits::queue`] pieces
+//! of input each, [`QUEUE`] frames of output in all; a full queue stops the reading of the socket. Every way a connection
 //! can end cancels [`Connection::closed`].
 
 use std::collections::HashMap;
@@ -19,8 +19,8 @@ use super::reader::Reader;
 use super::writer::{Outgoing, write_frames};
 use crate::streaming::PeerGone;
 
-/// Pieces of input a stream, and frames of output a connection, that may wait.
-pub const QUEUE: usize = 16;
+/// Frames of output that may wait.
+const QUEUE: usize = 16;
 /// How long the peer has to hang up after GOAWAY, so that it reads all that was sent before it.
 const LINGER: Duration = Duration::from_secs(10);
 
@@ -29,6 +29,8 @@ const LINGER: Duration = Duration::from_secs(10);
 pub struct Limits {
     /// Streams open at once.
     pub streams: usize,
+    /// Pieces of a stream's input that may wait, each of at most [`MAX_PIECE`](super::frame::MAX_PIECE) bytes.
+    pub queue: usize,
     /// The connection ends when nothing was read for so long.
     pub idle: Duration,
 }
@@ -208,6 +210,18 @@ pub struct SpdyOutput {
 }
 
 impl SpdyOutput {
+    /// Cancelled when the stream was reset, or the connection has ended: nobody reads what is sent any more.
+    pub fn given_up(&self) -> CancellationToken {
+        self.reset.clone()
+    }
+
+    /// Ends the stream both ways at once with RST_STREAM.
+    pub async fn reset(self, status: u32) -> Result<(), PeerGone> {
+        self.shared.table().remove(&self.stream);
+        let stream = self.stream;
+        self.shared.send(Frame::RstStream { stream, status }).await
+    }
+
     /// Sends bytes, at the pace the peer reads.
     pub async fn send(&self, payload: Bytes) -> Result<(), PeerGone> {
         self.data(payload, false).await

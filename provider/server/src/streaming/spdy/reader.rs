@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use tokio_util::codec::FramedRead;
 use tokio_util::sync::CancellationToken;
 
-use super::connection::{Entry, IncomingStream, Limits, QUEUE, Shared};
+use super::connection::{Entry, IncomingStream, Limits, Shared};
 use super::frame::{Decoder, Frame, FrameError, goaway, reset};
 use super::headers::Headers;
 use super::writer::{LAST_WORD, Outgoing};
@@ -122,7 +122,7 @@ impl Reader {
             stream,
             status: reset::REFUSED_STREAM,
         };
-        let (data, input) = mpsc::channel(QUEUE);
+        let (data, input) = mpsc::channel(self.limits.queue.max(1));
         let reset = CancellationToken::new();
         let incoming = {
             let mut table = self.shared.table();

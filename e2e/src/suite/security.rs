@@ -1,0 +1,124 @@
+//! What a container may do in its own guest: all of it, less, or what the kernel itself is told.
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+
+use super::{
+    Test,
+    workload::{STAY, container, line, pod, pod_of, sh, with, within},
+};
+use crate::Cluster;
+
+pub(super) const TESTS: &[Test] = &[
+    Test {
+        name: "a privileged container has all of its own guest, and another has not",
+        hosts: 1,
+        kvmlet: true,
+        run: privileged,
+    },
+    Test {
+        name: "a pod's sysctls are its own kernel's, and its containers share processes and groups as it says",
+        hosts: 1,
+        kvmlet: true,
+        run: own_kernel,
+    },
+    Test {
+        name: "profiles of the host, root where it must not be, and unknown sysctls are refused with their reason",
+        hosts: 1,
+        kvmlet: true,
+        run: refused,
+    },
+];
+
+fn privileged(cluster: &Cluster) -> Result<()> {
+    let script = "echo capabilities=$(sed -n 's/CapEff:\\t//p' /proc/self/status)
+        ls /dev/vda /dev/kmsg >/dev/null 2>&1 && echo devices=all || echo devices=few
+        mkdir /mnt && mount -t tmpfs none /mnt 2>/dev/null && echo mount=yes || echo mount=no
+        echo 1 >/proc/sys/net/ipv4/ip_forward 2>/dev/null && echo sysctl=yes || echo sysctl=no
+        mkdir /sys/fs/cgroup/mine 2>/dev/null && echo cgroup=yes || echo cgroup=no
+        mknod /tmp/null c 1 3 && { echo x >/tmp/null; } 2>/dev/null && echo node=yes || echo node=no";
+    within(cluster, "security-privileged", |place| {
+        let never = |pod| with(pod, &[("/spec/restartPolicy", json!("Never"))]);
+        let all = with(sh(script), &[("/securityContext", json!({"privileged": true}))]);
+        place.create(&[never(pod("all", all)), never(pod("less", sh(script)))])?;
+        for (name, capabilities, devices, yes) in [("all", "000001ffffffffff", "all", "yes"), ("less", "00000000a80425fb", "few", "no")] {
+            let said = place.output(name)?;
+            ensure!(
+                line(&said, "capabilities")? == capabilities && line(&said, "devices")? == devices,
+                "{name}: {said}"
+            );
+            for what in ["mount", "sysctl", "cgroup", "node"] {
+                ensure!(line(&said, what)? == yes, "{name}: {what} in {said}");
+            }
+        }
+        Ok(())
+    })
+}
+
+fn own_kernel(cluster: &Cluster) -> Result<()> {
+    within(cluster, "security-kernel", |place| {
+        let security = json!({"sysctls": [{"name": "kernel.shm_rmid_forced", "value": "1"}, {"name": "vm.swappiness", "value": "7"}],
+            "runAsUser": 1000, "runAsGroup": 3000, "supplementalGroups": [4000], "supplementalGroupsPolicy": "Strict"});
+        let side = with(sh("exec sleep 4711"), &[("/name", json!("side"))]);
+        let script = format!(
+            "echo $(sysctl -n kernel.shm_rmid_forced) $(sysctl -n vm.swappiness); id -G
+            until cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -q 'sleep 471[1]'; do sleep 1; done; echo seen; {STAY}"
+        );
+        let main = with(sh(&script), &[("/image", json!("users"))]);
+        place.create(&[with(
+            pod_of("own", json!([main, side])),
+            &[
+                ("/spec/securityContext", security),
+                ("/spec/shareProcessNamespace", json!(true)),
+                ("/spec/hostUsers", json!(false)),
+            ],
+        )])?;
+        place.until_ready("own")?;
+        // The image has this user in the groups staff and video: not with this policy.
+        place.until_logs("own", "1 7\n3000 4000\nseen")?;
+        let groups = place.kubectl(&["exec", "own", "-c", "main", "--", "id", "-G"])?;
+        ensure!(groups.trim() == "3000 4000", "{groups}");
+        Ok(())
+    })
+}
+
+fn refused(cluster: &Cluster) -> Result<()> {
+    within(cluster, "security-refused", |place| {
+        let with_security = |name: &str, security| pod(name, with(sh(STAY), &[("/securityContext", security)]));
+        place.create(&[
+            with_security(
+                "seccomp",
+                json!({"seccompProfile": {"type": "Localhost", "localhostProfile": "p.json"}}),
+            ),
+            with_security("root", json!({"runAsNonRoot": true})),
+            with(
+                pod("sysctl", sh(STAY)),
+                &[(
+                    "/spec/securityContext",
+                    json!({"sysctls": [{"name": "net.ipv4.nothing_like_it", "value": "1"}]}),
+                )],
+            ),
+        ])?;
+        let found = place.until_phase("seccomp", "Failed")?;
+        let message = found["status"]["message"].as_str().unwrap_or_default();
+        ensure!(
+            message.contains("securityContext.seccompProfile.type (profiles of a host are not brought into the pod's own kernel"),
+            "{message}"
+        );
+        let found = place.until("root", "be refused", |found| {
+            container(found, "main")["state"]["waiting"]["reason"] == "CreateContainerConfigError"
+        })?;
+        let message = container(&found, "main")["state"]["waiting"]["message"]
+            .as_str()
+            .unwrap_or_default();
+        ensure!(
+            message.starts_with("container has runAsNonRoot and image will run as root (pod: \"root_security-refused("),
+            "{message}"
+        );
+        place.until_event(
+            "sysctl",
+            "FailedCreatePodSandBox",
+            "set kernel parameter net.ipv4.nothing_like_it to \"1\"",
+        )
+    })
+}

@@ -1,0 +1,93 @@
+//! How a container is ended: its preStop hook, its turn, the signal that asks it, the one that does not. Pure.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+
+use super::{Action, later};
+use crate::{
+    desired::{DesiredContainer, DesiredPod},
+    events::Note,
+    state::{ContainerState, PodState, Slot, Stage, Stop},
+};
+
+/// Seconds that a container has after its signal, however late that comes (the kubelet's minimumGracePeriodInSeconds).
+const LEAST_GRACE: u64 = 2;
+/// Seconds until a container that is still there is killed again.
+const AGAIN: u64 = 2;
+
+/// Begins to end a container that runs; one that is being ended already goes on as it is.
+pub(super) fn begin(
+    c: &mut ContainerState,
+    desired: &DesiredContainer,
+    message: String,
+    (kill_at, now): (Timestamp, Timestamp),
+    actions: &mut Vec<Action>,
+) {
+    if c.stop.is_some() || !matches!(c.slot, Slot::Running { .. }) {
+        return;
+    }
+    actions.push(Action::Tell(Note::normal("Killing", Some(desired.field_path()), message)));
+    let stage = match (kill_at <= now, &desired.hooks.pre_stop) {
+        // There is no time to be kind.
+        (true, _) => Stage::Signalled,
+        (false, Some(_)) => Stage::Hook,
+        (false, None) => Stage::Turn,
+    };
+    c.stop = Some(Stop { kill_at, stage });
+}
+
+/// Goes on with the containers that are being ended.
+pub(super) fn advance(state: &mut PodState, desired: &DesiredPod, now: Timestamp, actions: &mut Vec<Action>) {
+    let waiting = waiting_for_others(state, desired);
+    for (index, (c, d)) in state.containers.iter_mut().zip(&desired.containers).enumerate() {
+        let Slot::Running { id, .. } = &c.slot else { continue };
+        let Some(stop) = &mut c.stop else { continue };
+        let over = stop.kill_at <= now;
+        if stop.stage == Stage::Hook && over {
+            stop.stage = Stage::Turn;
+        }
+        let signal = |kill| Action::Signal {
+            id: id.clone(),
+            kill,
+            container: index,
+        };
+        match stop.stage {
+            Stage::Hook => {}
+            Stage::Turn if waiting.contains(&index) && !over => {}
+            Stage::Turn => {
+                actions.push(signal(false));
+                stop.stage = Stage::Signalled;
+                if d.hooks.pre_stop.is_some() || d.sidecar {
+                    stop.kill_at = stop.kill_at.max(later(now, LEAST_GRACE));
+                }
+            }
+            Stage::Signalled if over => {
+                actions.push(signal(true));
+                stop.kill_at = later(now, AGAIN);
+            }
+            Stage::Signalled => {}
+        }
+    }
+}
+
+/// Sidecars that end after others: after all main containers, and after the sidecars that started behind them, where the whole pod ends
+/// (the kubelet's terminationOrdering).
+fn waiting_for_others(state: &PodState, desired: &DesiredPod) -> BTreeSet<usize> {
+    let mut waiting = BTreeSet::new();
+    // One that is ended alone is not waited with.
+    let whole = state.deletion.is_some() || state.verdict.is_some() || super::is_over(state, desired);
+    if !whole {
+        return waiting;
+    }
+    let mut others = state.containers.iter().any(|c| !c.init && c.slot.is_alive());
+    for (index, c) in state.containers.iter().enumerate().rev() {
+        if desired.containers[index].sidecar {
+            if others {
+                waiting.insert(index);
+            }
+            others |= c.slot.is_alive();
+        }
+    }
+    waiting
+}
