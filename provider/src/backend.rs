@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 use kvmlet_server::{
-    AttachRequest, Backend, ExecRequest, ExecSession, LogError, LogSource, LogTarget, PortConnection, PortForwardRequest, StreamError,
+    AttachRequest, Backend, ContainerTarget, ExecRequest, ExecSession, LogError, LogSource, LogTarget, PortConnection, PortForwardRequest,
+    StreamError,
 };
 use tokio::sync::watch;
 
@@ -50,11 +51,13 @@ impl Provider {
     }
 
     /// The running container that a client means, by its identifier.
-    fn container(&self, wish: Wish<'_>) -> Result<(Arc<Handle>, Arc<View>, String), StreamError> {
-        let (handle, view) = self.find(wish.namespace, wish.pod, wish.uid).ok_or(StreamError::UnknownPod)?;
-        let container = view.state.by_name(wish.container);
+    fn container(&self, target: &ContainerTarget) -> Result<(Arc<Handle>, Arc<View>, String), StreamError> {
+        let (handle, view) = self
+            .find(&target.namespace, &target.pod, target.uid.as_deref())
+            .ok_or(StreamError::UnknownPod)?;
+        let container = view.state.by_name(&target.container);
         let container = container.ok_or_else(|| StreamError::UnknownContainer {
-            container: wish.container.to_owned(),
+            container: target.container.clone(),
         })?;
         match &container.slot {
             Slot::Running { id, .. } => {
@@ -62,8 +65,8 @@ impl Provider {
                 Ok((handle, view, id))
             }
             _ => Err(StreamError::NotRunning {
-                container: wish.container.to_owned(),
-                pod: wish.pod.to_owned(),
+                container: target.container.clone(),
+                pod: target.pod.clone(),
             }),
         }
     }
@@ -76,34 +79,6 @@ impl Provider {
         match view.state.machine {
             Machine::Ready => vsock(&handle),
             _ => Err(StreamError::PodNotRunning { pod: request.pod.clone() }),
-        }
-    }
-}
-
-/// Which container a client means.
-struct Wish<'a> {
-    namespace: &'a str,
-    pod: &'a str,
-    uid: Option<&'a str>,
-    container: &'a str,
-}
-
-impl<'a> Wish<'a> {
-    fn of_exec(request: &'a ExecRequest) -> Self {
-        Self {
-            namespace: &request.namespace,
-            pod: &request.pod,
-            uid: request.uid.as_deref(),
-            container: &request.container,
-        }
-    }
-
-    fn of_attach(request: &'a AttachRequest) -> Self {
-        Self {
-            namespace: &request.namespace,
-            pod: &request.pod,
-            uid: request.uid.as_deref(),
-            container: &request.container,
         }
     }
 }
@@ -190,22 +165,22 @@ impl Backend for Provider {
     }
 
     async fn check_exec(&self, request: &ExecRequest) -> Result<(), StreamError> {
-        self.container(Wish::of_exec(request)).map(drop)
+        self.container(&request.target).map(drop)
     }
 
     async fn exec(&self, request: ExecRequest) -> Result<ExecSession, StreamError> {
-        let (handle, _, container) = self.container(Wish::of_exec(&request))?;
+        let (handle, _, container) = self.container(&request.target)?;
         streams::exec(&vsock(&handle)?, container, request).await
     }
 
     async fn check_attach(&self, request: &AttachRequest) -> Result<(), StreamError> {
-        self.container(Wish::of_attach(request)).map(drop)
+        self.container(&request.target).map(drop)
     }
 
     async fn attach(&self, request: AttachRequest) -> Result<ExecSession, StreamError> {
-        let (handle, view, container) = self.container(Wish::of_attach(&request))?;
+        let (handle, view, container) = self.container(&request.target)?;
         // Whether there is a terminal the container says, not the client.
-        let terminal = streams::has_terminal(&view.desired, &request.container);
+        let terminal = streams::has_terminal(&view.desired, &request.target.container);
         streams::attach(&vsock(&handle)?, container, request.wanted, terminal).await
     }
 

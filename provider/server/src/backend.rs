@@ -141,9 +141,9 @@ impl LogError {
     }
 }
 
-/// A command to run in a container.
+/// A container that a client means.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ExecRequest {
+pub struct ContainerTarget {
     /// The pod's namespace.
     pub namespace: String,
     /// The pod's name.
@@ -152,6 +152,13 @@ pub struct ExecRequest {
     pub uid: Option<String>,
     /// The container's name.
     pub container: String,
+}
+
+/// A command to run in a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExecRequest {
+    /// Where.
+    pub target: ContainerTarget,
     /// The command and its arguments, never empty.
     pub command: Vec<String>,
     /// Its streams.
@@ -161,14 +168,8 @@ pub struct ExecRequest {
 /// A container whose streams a client wants to have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AttachRequest {
-    /// The pod's namespace.
-    pub namespace: String,
-    /// The pod's name.
-    pub pod: String,
-    /// The pod's UID, if the client named it: another pod of the same name is not meant.
-    pub uid: Option<String>,
-    /// The container's name.
-    pub container: String,
+    /// Where.
+    pub target: ContainerTarget,
     /// Which of its streams.
     pub wanted: Wanted,
 }

@@ -2,18 +2,15 @@
 
 use std::sync::Arc;
 
-use axum::extract::ws::WebSocketUpgrade;
-use axum::extract::{FromRequestParts as _, Path, Request, State};
-use axum::http::HeaderValue;
+use axum::extract::{Path, Request, State};
 use axum::http::header::SEC_WEBSOCKET_PROTOCOL;
 use axum::response::{IntoResponse as _, Response};
-use hyper_util::rt::TokioIo;
 
-use crate::backend::{AttachRequest, Backend, ExecRequest, ExecSession, StreamError, Wanted};
+use crate::backend::{AttachRequest, Backend, ContainerTarget, ExecRequest, ExecSession, StreamError, Wanted};
 use crate::routes::Shared;
 use crate::streaming::negotiate::{self, SPDY_PROTOCOLS, SpdyProtocol, WEBSOCKET_PROTOCOLS, WebSocketProtocol};
 use crate::streaming::remotecommand::{self, Terms};
-use crate::streaming::websocket;
+use crate::takeover;
 use crate::upgrade::{self, Transport, VERSION, unknown_protocol, values};
 
 type ByName = Path<(String, String, String)>;
@@ -21,48 +18,39 @@ type ByUid = Path<(String, String, String, String)>;
 
 /// `/exec/{namespace}/{pod}/{container}`.
 pub(crate) async fn by_name<B: Backend>(State(shared): State<Arc<Shared<B>>>, path: ByName, request: Request) -> Response {
-    exec(shared, Place::by_name(path), request).await
+    exec(shared, named(path), request).await
 }
 
 /// `/exec/{namespace}/{pod}/{uid}/{container}`.
 pub(crate) async fn by_uid<B: Backend>(State(shared): State<Arc<Shared<B>>>, path: ByUid, request: Request) -> Response {
-    exec(shared, Place::by_uid(path), request).await
+    exec(shared, with_uid(path), request).await
 }
 
 /// `/attach/{namespace}/{pod}/{container}`.
 pub(crate) async fn attach_by_name<B: Backend>(State(shared): State<Arc<Shared<B>>>, path: ByName, request: Request) -> Response {
-    attach(shared, Place::by_name(path), request).await
+    attach(shared, named(path), request).await
 }
 
 /// `/attach/{namespace}/{pod}/{uid}/{container}`.
 pub(crate) async fn attach_by_uid<B: Backend>(State(shared): State<Arc<Shared<B>>>, path: ByUid, request: Request) -> Response {
-    attach(shared, Place::by_uid(path), request).await
+    attach(shared, with_uid(path), request).await
 }
 
-struct Place {
-    namespace: String,
-    pod: String,
-    uid: Option<String>,
-    container: String,
-}
-
-impl Place {
-    fn by_name(Path((namespace, pod, container)): ByName) -> Self {
-        Self {
-            namespace,
-            pod,
-            uid: None,
-            container,
-        }
+fn named(Path((namespace, pod, container)): ByName) -> ContainerTarget {
+    ContainerTarget {
+        namespace,
+        pod,
+        uid: None,
+        container,
     }
+}
 
-    fn by_uid(Path((namespace, pod, uid, container)): ByUid) -> Self {
-        Self {
-            namespace,
-            pod,
-            uid: Some(uid),
-            container,
-        }
+fn with_uid(Path((namespace, pod, uid, container)): ByUid) -> ContainerTarget {
+    ContainerTarget {
+        namespace,
+        pod,
+        uid: Some(uid),
+        container,
     }
 }
 
@@ -102,32 +90,18 @@ impl Work {
     }
 }
 
-async fn exec<B: Backend>(shared: Arc<Shared<B>>, place: Place, request: Request) -> Response {
-    match exec_request(place, request.uri().query().unwrap_or_default()) {
+async fn exec<B: Backend>(shared: Arc<Shared<B>>, target: ContainerTarget, request: Request) -> Response {
+    match exec_request(target, request.uri().query().unwrap_or_default()) {
         Ok(exec) => answer(shared, Work::Exec(exec), request).await,
         Err(error) => refused(&error),
     }
 }
 
-async fn attach<B: Backend>(shared: Arc<Shared<B>>, place: Place, request: Request) -> Response {
-    let wanted = match wanted(request.uri().query().unwrap_or_default()) {
-        Ok(wanted) => wanted,
-        Err(error) => return refused(&error),
-    };
-    let Place {
-        namespace,
-        pod,
-        uid,
-        container,
-    } = place;
-    let attach = AttachRequest {
-        namespace,
-        pod,
-        uid,
-        container,
-        wanted,
-    };
-    answer(shared, Work::Attach(attach), request).await
+async fn attach<B: Backend>(shared: Arc<Shared<B>>, target: ContainerTarget, request: Request) -> Response {
+    match wanted(request.uri().query().unwrap_or_default()) {
+        Ok(wanted) => answer(shared, Work::Attach(AttachRequest { target, wanted }), request).await,
+        Err(error) => refused(&error),
+    }
 }
 
 async fn answer<B: Backend>(shared: Arc<Shared<B>>, work: Work, request: Request) -> Response {
@@ -186,7 +160,7 @@ fn wanted(query: &str) -> Result<Wanted, StreamError> {
     }
 }
 
-fn exec_request(place: Place, query: &str) -> Result<ExecRequest, StreamError> {
+fn exec_request(target: ContainerTarget, query: &str) -> Result<ExecRequest, StreamError> {
     let wanted = wanted(query)?;
     let command: Vec<String> = form_urlencoded::parse(query.as_bytes())
         .filter(|(key, _)| key == "command")
@@ -195,62 +169,20 @@ fn exec_request(place: Place, query: &str) -> Result<ExecRequest, StreamError> {
     if command.is_empty() {
         return Err(StreamError::BadRequest("you must specify a command".into()));
     }
-    let Place {
-        namespace,
-        pod,
-        uid,
-        container,
-    } = place;
-    Ok(ExecRequest {
-        namespace,
-        pod,
-        uid,
-        container,
-        command,
-        wanted,
-    })
+    Ok(ExecRequest { target, command, wanted })
 }
 
-fn upgrade_spdy<B: Backend>(shared: Arc<Shared<B>>, work: Work, protocol: SpdyProtocol, mut request: Request) -> Response {
-    let upgrade = hyper::upgrade::on(&mut request);
-    let sessions = shared.sessions.clone();
-    sessions.spawn(async move {
-        match upgrade.await {
-            Ok(io) => {
-                let (terms, limits) = (work.terms(), (shared.idle, shared.shutdown.clone()));
-                remotecommand::serve(TokioIo::new(io), protocol, terms, work.begin(&shared.backend), limits).await;
-            }
-            Err(error) => tracing::debug!(%error, "upgrade to SPDY"),
-        }
-    });
-    upgrade::switch_to_spdy(protocol.name)
+fn upgrade_spdy<B: Backend>(shared: Arc<Shared<B>>, work: Work, protocol: SpdyProtocol, request: Request) -> Response {
+    takeover::spdy(&shared.clone(), protocol.name, request, move |io| async move {
+        remotecommand::serve(io, protocol, work.terms(), work.begin(&shared.backend), shared.limits()).await;
+    })
 }
 
 async fn upgrade_websocket<B: Backend>(shared: Arc<Shared<B>>, work: Work, protocol: WebSocketProtocol, request: Request) -> Response {
-    let mut upgrade = match websocket_upgrade(request).await {
-        Ok(upgrade) => upgrade,
-        Err(refusal) => return *refusal,
-    };
-    if !protocol.name.is_empty() {
-        upgrade.set_selected_protocol(HeaderValue::from_static(protocol.name));
-    }
-    // Tracked, so that the end of the server waits for it.
-    let token = shared.sessions.token();
-    upgrade.on_upgrade(move |socket| async move {
-        let (terms, limits) = (work.terms(), (shared.idle, shared.shutdown.clone()));
-        remotecommand::serve_websocket(socket, protocol, terms, work.begin(&shared.backend), limits).await;
-        drop(token);
+    takeover::websocket(&shared.clone(), protocol.name, request, move |socket| async move {
+        remotecommand::serve_websocket(socket, protocol, work.terms(), work.begin(&shared.backend), shared.limits()).await;
     })
-}
-
-/// A WebSocket whose messages are bounded.
-pub(crate) async fn websocket_upgrade(request: Request) -> Result<WebSocketUpgrade, Box<Response>> {
-    let (mut parts, _) = request.into_parts();
-    let upgrade = WebSocketUpgrade::from_request_parts(&mut parts, &()).await;
-    let upgrade = upgrade.map_err(|refusal| Box::new(refusal.into_response()))?;
-    Ok(upgrade
-        .max_message_size(websocket::MAX_MESSAGE)
-        .max_frame_size(websocket::MAX_MESSAGE))
+    .await
 }
 
 #[cfg(test)]
@@ -258,13 +190,13 @@ mod tests {
     use super::*;
 
     fn parse(query: &str) -> Result<ExecRequest, StreamError> {
-        let place = Place {
+        let target = ContainerTarget {
             namespace: "ns".into(),
             pod: "p".into(),
             uid: None,
             container: "c".into(),
         };
-        exec_request(place, query)
+        exec_request(target, query)
     }
 
     #[test]

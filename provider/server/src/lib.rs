@@ -20,13 +20,14 @@ mod review;
 mod routes;
 mod server;
 pub mod streaming;
+mod takeover;
 mod tls;
 mod upgrade;
 
 pub use auth::{Attributes, AuthorizeError, Authorizer, BoxFuture, Decision, Identity};
 pub use backend::{
-    AttachRequest, Backend, ExecExit, ExecRequest, ExecSession, LogError, LogSource, LogTarget, PortConnection, PortForwardRequest,
-    StreamError, TerminalSize, Wanted,
+    AttachRequest, Backend, ContainerTarget, ExecExit, ExecRequest, ExecSession, LogError, LogSource, LogTarget, PortConnection,
+    PortForwardRequest, StreamError, TerminalSize, Wanted,
 };
 pub use review::{CachedReviews, Reviewer};
 pub use server::{BindError, Server, ServerConfig};

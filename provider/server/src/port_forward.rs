@@ -4,17 +4,17 @@
 use std::sync::Arc;
 
 use axum::extract::{Path, Request, State};
+use axum::http::HeaderMap;
 use axum::http::header::SEC_WEBSOCKET_PROTOCOL;
-use axum::http::{HeaderMap, HeaderValue};
 use axum::response::Response;
-use hyper_util::rt::TokioIo;
 
 use crate::backend::{Backend, PortForwardRequest, StreamError};
-use crate::exec::{refused, websocket_upgrade};
+use crate::exec::refused;
 use crate::routes::Shared;
 use crate::streaming::negotiate::{self, PORT_FORWARD, PORT_FORWARD_TUNNEL, WebSocketProtocol};
 use crate::streaming::port_forward_websocket::{self, PORTS};
 use crate::streaming::{port_forward, tunnel};
+use crate::takeover;
 use crate::upgrade::{self, Transport, VERSION, unknown_protocol, values};
 
 /// `/portForward/{namespace}/{pod}`.
@@ -52,10 +52,19 @@ async fn answer<B: Backend>(shared: Arc<Shared<B>>, wanted: PortForwardRequest, 
     if let Err(error) = shared.backend.check_port_forward(&wanted).await {
         return refused(&error);
     }
+    let server = shared.clone();
     match way {
-        Way::Spdy => upgrade_spdy(shared, wanted, request),
-        Way::Tunnel => upgrade_tunnel(shared, wanted, request).await,
-        Way::Channels(protocol, ports) => upgrade_channels(shared, wanted, protocol, ports, request).await,
+        Way::Spdy => takeover::spdy(&server, PORT_FORWARD, request, move |io| port_forward::serve(io, wanted, shared)),
+        Way::Tunnel => {
+            let serve = move |socket| port_forward::serve(tunnel::bytes(socket), wanted, shared);
+            takeover::websocket(&server, PORT_FORWARD_TUNNEL, request, serve).await
+        }
+        Way::Channels(protocol, ports) => {
+            let serve = move |socket| async move {
+                port_forward_websocket::serve(socket, protocol, (&wanted, &ports), &shared.backend, shared.limits()).await;
+            };
+            takeover::websocket(&server, protocol.name, request, serve).await
+        }
     }
 }
 
@@ -97,57 +106,6 @@ fn ports(query: &str) -> Result<Vec<u16>, StreamError> {
         1..=PORTS => Ok(ports),
         _ => Err(StreamError::BadRequest(format!("more than {PORTS} ports"))),
     }
-}
-
-fn upgrade_spdy<B: Backend>(shared: Arc<Shared<B>>, wanted: PortForwardRequest, mut request: Request) -> Response {
-    let upgrade = hyper::upgrade::on(&mut request);
-    let sessions = shared.sessions.clone();
-    sessions.spawn(async move {
-        match upgrade.await {
-            Ok(io) => {
-                let limits = (shared.idle, shared.shutdown.clone());
-                port_forward::serve(TokioIo::new(io), wanted, shared, limits).await;
-            }
-            Err(error) => tracing::debug!(%error, "upgrade to SPDY"),
-        }
-    });
-    upgrade::switch_to_spdy(PORT_FORWARD)
-}
-
-async fn upgrade_tunnel<B: Backend>(shared: Arc<Shared<B>>, wanted: PortForwardRequest, request: Request) -> Response {
-    let mut upgrade = match websocket_upgrade(request).await {
-        Ok(upgrade) => upgrade,
-        Err(refusal) => return *refusal,
-    };
-    upgrade.set_selected_protocol(HeaderValue::from_static(PORT_FORWARD_TUNNEL));
-    let token = shared.sessions.token();
-    upgrade.on_upgrade(move |socket| async move {
-        let limits = (shared.idle, shared.shutdown.clone());
-        port_forward::serve(tunnel::bytes(socket), wanted, shared, limits).await;
-        drop(token);
-    })
-}
-
-async fn upgrade_channels<B: Backend>(
-    shared: Arc<Shared<B>>,
-    wanted: PortForwardRequest,
-    protocol: WebSocketProtocol,
-    ports: Vec<u16>,
-    request: Request,
-) -> Response {
-    let mut upgrade = match websocket_upgrade(request).await {
-        Ok(upgrade) => upgrade,
-        Err(refusal) => return *refusal,
-    };
-    if !protocol.name.is_empty() {
-        upgrade.set_selected_protocol(HeaderValue::from_static(protocol.name));
-    }
-    let token = shared.sessions.token();
-    upgrade.on_upgrade(move |socket| async move {
-        let limits = (shared.idle, shared.shutdown.clone());
-        port_forward_websocket::serve(socket, protocol, (&wanted, &ports), &shared.backend, limits).await;
-        drop(token);
-    })
 }
 
 #[cfg(test)]

@@ -33,6 +33,13 @@ pub(crate) struct Shared<B> {
     pub(crate) idle: Duration,
 }
 
+impl<B> Shared<B> {
+    /// What ends an upgraded connection besides its client: a time of silence, and the end of the server.
+    pub(crate) fn limits(&self) -> (Duration, CancellationToken) {
+        (self.idle, self.shutdown.clone())
+    }
+}
+
 /// All paths behind the guard.
 pub(crate) fn router<B: Backend>(shared: Arc<Shared<B>>, guard: Guard) -> Router {
     Router::new()

@@ -3,8 +3,7 @@
 use jiff::{SignedDuration, Timestamp};
 
 use super::{
-    Action, FIRST_BACKOFF, KILL_PATIENCE, MAX_BACKOFF, PULL_ERROR_SHOWN, deadline, ephemeral, go_duration, has_passed, is_over, later,
-    runs_again, stop,
+    Action, FIRST_BACKOFF, KILL_PATIENCE, MAX_BACKOFF, deadline, ephemeral, go_duration, has_passed, is_over, later, pull, runs_again, stop,
 };
 use crate::{
     desired::DesiredPod,
@@ -85,32 +84,8 @@ fn make_progress(
     new_id: &mut dyn FnMut() -> String,
     actions: &mut Vec<Action>,
 ) {
-    for (index, c) in state.containers.iter_mut().enumerate() {
-        let wanted = match &mut c.image {
-            ImageState::Wanted => true,
-            ImageState::Failed {
-                reason,
-                message,
-                at,
-                not_before,
-                ..
-            } => {
-                let image = &desired.containers[index].image;
-                if reason == "ErrImagePull" && at.saturating_add(PULL_ERROR_SHOWN).is_ok_and(|t| t <= now) {
-                    *reason = "ImagePullBackOff".into();
-                    *message = format!("Back-off pulling image {image:?}: ErrImagePull: {message}");
-                    let field = Some(desired.containers[index].field_path());
-                    actions.push(Action::Tell(Note::normal(
-                        "BackOff",
-                        field,
-                        format!("Back-off pulling image {image:?}"),
-                    )));
-                }
-                *not_before <= now
-            }
-            ImageState::Ready(_) => false,
-        };
-        if wanted && state.busy.insert(Work::Pull(index)) {
+    for (index, (c, own)) in state.containers.iter_mut().zip(&desired.containers).enumerate() {
+        if pull::is_due(&mut c.image, own, now, actions) && state.busy.insert(Work::Pull(index)) {
             actions.push(Action::Pull(index));
         }
     }

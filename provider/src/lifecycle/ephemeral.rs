@@ -4,7 +4,7 @@
 use jiff::Timestamp;
 use kvmlet_protocol as protocol;
 
-use super::{Action, PULL_ERROR_SHOWN};
+use super::{Action, pull};
 use crate::{
     desired::DesiredPod,
     events::Note,
@@ -68,31 +68,10 @@ pub(super) fn start(
                 }
             }
             image => {
-                if wants_pull(image, &own.image, now) && state.busy.insert(Work::Pull(index)) {
+                if pull::is_due(image, own, now, actions) && state.busy.insert(Work::Pull(index)) {
                     actions.push(Action::Pull(index));
                 }
             }
-        }
-    }
-}
-
-/// Whether it is time to pull; a failure becomes a wait in its words, as with other containers.
-fn wants_pull(image: &mut ImageState, name: &str, now: Timestamp) -> bool {
-    match image {
-        ImageState::Wanted => true,
-        ImageState::Ready(_) => false,
-        ImageState::Failed {
-            reason,
-            message,
-            at,
-            not_before,
-            ..
-        } => {
-            if reason == "ErrImagePull" && at.saturating_add(PULL_ERROR_SHOWN).is_ok_and(|t| t <= now) {
-                *reason = "ImagePullBackOff".into();
-                *message = format!("Back-off pulling image {name:?}: ErrImagePull: {message}");
-            }
-            *not_before <= now
         }
     }
 }

@@ -13,9 +13,8 @@
 mod apply;
 mod decide;
 mod ephemeral;
-#[cfg(test)]
-mod ephemeral_tests;
 mod health;
+mod pull;
 mod stop;
 #[cfg(test)]
 mod tests;

@@ -14,7 +14,6 @@ use futures_util::future::FusedFuture as _;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
-use tokio_util::sync::CancellationToken;
 
 use super::remotecommand::CREATION;
 use super::spdy::frame::reset;
@@ -33,14 +32,11 @@ pub(super) const PIECE: usize = 32 * 1024;
 const LOOK: Duration = Duration::from_secs(5);
 
 /// Serves all connections of one client until it has gone.
-pub(crate) async fn serve<B: Backend, IO>(
-    io: IO,
-    request: PortForwardRequest,
-    shared: Arc<Shared<B>>,
-    (idle, shutdown): (Duration, CancellationToken),
-) where
+pub(crate) async fn serve<B: Backend, IO>(io: IO, request: PortForwardRequest, shared: Arc<Shared<B>>)
+where
     IO: AsyncRead + AsyncWrite + Send + 'static,
 {
+    let (idle, shutdown) = shared.limits();
     let limits = Limits {
         streams: STREAMS,
         queue: QUEUE,

@@ -3,7 +3,7 @@
 use futures_util::SinkExt as _;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::exec_spdy::{open, outcome, upgrade};
+use crate::exec_spdy::{open, outcome, refused, upgrade};
 use crate::exec_websocket::{connect, messages};
 use crate::fake::Fake;
 use crate::support::Port;
@@ -39,11 +39,7 @@ async fn what_cannot_be_attached_to_is_refused_before_the_upgrade() {
         ("/attach/ns/p/d?output=1", 404, r#"container not found ("d")"#),
         ("/attach/ns/p/c", 400, "you must specify at least 1 of stdin, stdout, stderr"),
     ] {
-        let Err(refusal) = upgrade(&port, path, &["v4.channel.k8s.io"]).await else {
-            panic!("{path} was not refused")
-        };
-        assert_eq!(refusal.0, status, "{path}");
-        assert!(refusal.1.contains(words), "{path}: {}", refusal.1);
+        refused(&port, path, &["v4.channel.k8s.io"], (status, words)).await;
     }
     port.stop().await;
 }

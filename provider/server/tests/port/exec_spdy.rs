@@ -1,6 +1,6 @@
 //! `exec` over SPDY/3.1, as the API server asks for it.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use http_body_util::{BodyExt as _, Empty};
 use hyper::upgrade::Upgraded;
@@ -10,7 +10,7 @@ use kvmlet_server::streaming::spdy::frame::Frame;
 
 use crate::fake::Fake;
 use crate::spdy_connection::Client;
-use crate::support::{AUTHORITY, Port, soon};
+use crate::support::{AUTHORITY, Port, reach, soon};
 
 pub(crate) type Spdy = Client<TokioIo<Upgraded>>;
 
@@ -36,6 +36,44 @@ pub(crate) async fn upgrade(port: &Port, path: &str, versions: &[&str]) -> Resul
     assert_eq!(response.headers()["upgrade"], "SPDY/3.1");
     let io = soon("the upgrade", hyper::upgrade::on(response)).await.expect("upgraded");
     Ok((Client::new(TokioIo::new(io)), version))
+}
+
+/// An upgrade that is refused with this status and these words.
+pub(crate) async fn refused(port: &Port, path: &str, versions: &[&str], (status, words): (u16, &str)) {
+    let Err(refusal) = upgrade(port, path, versions).await else {
+        panic!("{path} was not refused")
+    };
+    assert_eq!(refusal.0, status, "{path}");
+    assert!(refusal.1.contains(words), "{path}: {}", refusal.1);
+}
+
+/// A client that reads nothing of a flood holds it up, and sets it going again by reading.
+pub(crate) async fn slow_reader(client: &mut Spdy, flooded: &AtomicU64) {
+    let before = settled(flooded).await;
+    assert!(before < 16 << 20, "{before} bytes were taken for a client that reads nothing");
+    let mut read = 0;
+    while read < before {
+        if let Some(Frame::Data { payload, .. }) = client.next().await {
+            read += payload.len() as u64;
+        }
+    }
+    assert!(flooded.load(Ordering::Relaxed) > before, "goes on when the client reads");
+}
+
+/// The count once it has stood still for a while.
+async fn settled(count: &AtomicU64) -> u64 {
+    soon("a standstill", async {
+        let mut last = 0;
+        loop {
+            tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+            let now = count.load(Ordering::Relaxed);
+            if now == last && now > 0 {
+                return now;
+            }
+            last = now;
+        }
+    })
+    .await
 }
 
 /// What the streams of a finished command held.
@@ -192,11 +230,7 @@ async fn what_cannot_be_run_is_refused_before_the_upgrade() {
         ("/exec/ns/p", v4, 404, "not found"),
     ];
     for (path, versions, status, words) in table {
-        let Err(refusal) = upgrade(&port, path, versions).await else {
-            panic!("{path} was not refused")
-        };
-        assert_eq!(refusal.0, status, "{path}");
-        assert!(refusal.1.contains(words), "{path}: {}", refusal.1);
+        refused(&port, path, versions, (status, words)).await;
     }
     assert_eq!(port.get("/exec/ns/p/c?command=a&output=1").await.0, 400, "no upgrade");
     port.stop().await;
@@ -229,11 +263,9 @@ async fn a_client_that_goes_in_the_middle_takes_its_command_along() {
         let path = format!("/exec/ns/p/c?command={command}&input=1&output=1&error=1");
         let (mut client, _) = upgrade(&port, &path, &["v4.channel.k8s.io"]).await.expect("upgraded");
         open(&mut client, &["error", "stdin", "stdout", "stderr"]).await;
-        soon("the session", sessions.wait_for(|count| *count == 1)).await.expect("told");
+        reach(&mut sessions, 1, "the session").await;
         drop(client);
-        soon("the end of the session", sessions.wait_for(|count| *count == 0))
-            .await
-            .expect("told");
+        reach(&mut sessions, 0, "the end of the session").await;
     }
     port.stop().await;
 }
@@ -246,34 +278,9 @@ async fn a_client_that_does_not_read_stops_the_command() {
     let path = "/exec/ns/p/c?command=flood&output=1";
     let (mut client, _) = upgrade(&port, path, &["v4.channel.k8s.io"]).await.expect("upgraded");
     open(&mut client, &["error", "stdout"]).await;
-    let before = settled(&flooded).await;
-    assert!(before < 16 << 20, "{before} bytes were taken for a client that reads nothing");
-    while !matches!(client.next().await, Some(Frame::Data { .. })) {}
-    let mut read = 0;
-    while read < before {
-        if let Some(Frame::Data { payload, .. }) = client.next().await {
-            read += payload.len() as u64;
-        }
-    }
-    assert!(flooded.load(Ordering::Relaxed) > before, "goes on when the client reads");
+    slow_reader(&mut client, &flooded).await;
     drop(client);
     port.stop().await;
-}
-
-/// The count once it has stood still for a while.
-pub(crate) async fn settled(count: &std::sync::atomic::AtomicU64) -> u64 {
-    soon("a standstill", async {
-        let mut last = 0;
-        loop {
-            tokio::time::sleep(std::time::Duration::from_millis(300)).await;
-            let now = count.load(Ordering::Relaxed);
-            if now == last && now > 0 {
-                return now;
-            }
-            last = now;
-        }
-    })
-    .await
 }
 
 #[tokio::test]
@@ -285,11 +292,9 @@ async fn the_end_of_the_server_ends_commands() {
         .await
         .expect("upgraded");
     open(&mut client, &["error", "stdout"]).await;
-    soon("the session", sessions.wait_for(|count| *count == 1)).await.expect("told");
+    reach(&mut sessions, 1, "the session").await;
     port.stop().await;
-    soon("the end of the session", sessions.wait_for(|count| *count == 0))
-        .await
-        .expect("told");
+    reach(&mut sessions, 0, "the end of the session").await;
     assert_eq!(client.next().await, None);
 }
 

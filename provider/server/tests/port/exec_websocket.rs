@@ -8,7 +8,7 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::{Error, Message};
 
 use crate::fake::Fake;
-use crate::support::{AUTHORITY, Port, soon};
+use crate::support::{AUTHORITY, Port, reach, soon};
 
 pub(crate) type Socket = WebSocketStream<TlsStream<TcpStream>>;
 
@@ -27,6 +27,14 @@ pub(crate) async fn connect(port: &Port, path: &str, protocol: &str) -> Result<S
         .map_or("", |name| name.to_str().expect("text"));
     assert_eq!(chosen, protocol);
     Ok(socket)
+}
+
+/// An upgrade that is refused with this status.
+pub(crate) async fn refused(port: &Port, path: &str, protocol: &str, status: u16) {
+    match connect(port, path, protocol).await {
+        Err(Error::Http(response)) => assert_eq!(response.status(), status, "{path}"),
+        other => panic!("{path}: {:?} instead of a refusal", other.map(|_| "a session")),
+    }
 }
 
 /// All messages by channel until the close, decoded from base64 by `channel` if they are text.
@@ -115,14 +123,12 @@ async fn a_client_that_goes_takes_its_command_along() {
     for politely in [true, false] {
         let path = "/exec/ns/p/c?command=hang&input=1&output=1";
         let mut socket = connect(&port, path, "v4.channel.k8s.io").await.expect("upgraded");
-        soon("the session", sessions.wait_for(|count| *count == 1)).await.expect("told");
+        reach(&mut sessions, 1, "the session").await;
         if politely {
             socket.close(None).await.expect("closed");
         }
         drop(socket);
-        soon("the end of the session", sessions.wait_for(|count| *count == 0))
-            .await
-            .expect("told");
+        reach(&mut sessions, 0, "the end of the session").await;
     }
     port.stop().await;
 }
@@ -135,7 +141,7 @@ async fn oversized_messages_end_the_command_and_odd_ones_are_forgotten() {
     let mut socket = connect(&port, "/exec/ns/p/c?command=cat&input=1&output=1", "v4.channel.k8s.io")
         .await
         .expect("upgraded");
-    soon("the session", sessions.wait_for(|count| *count == 1)).await.expect("told");
+    reach(&mut sessions, 1, "the session").await;
     for odd in [vec![], vec![1, 2, 3], vec![77], vec![255, 0]] {
         socket.send(Message::binary(odd)).await.expect("sent");
     }
@@ -149,9 +155,7 @@ async fn oversized_messages_end_the_command_and_odd_ones_are_forgotten() {
     }
     // May fail: the server hangs up while it is sent.
     let _ = socket.send(Message::binary(vec![0; 5 << 20])).await;
-    soon("the end of the session", sessions.wait_for(|count| *count == 0))
-        .await
-        .expect("told");
+    reach(&mut sessions, 0, "the end of the session").await;
     port.stop().await;
 }
 
@@ -163,10 +167,7 @@ async fn refusals_are_http_statuses() {
         ("/exec/ns/p/c?command=a&output=1&tty=1", "v4.channel.k8s.io", 501),
         ("/exec/ns/p/c?command=a&output=1", "chat", 403),
     ] {
-        match connect(&port, path, protocol).await {
-            Err(Error::Http(response)) => assert_eq!(response.status(), expected, "{path}"),
-            other => panic!("{path}: {:?} instead of a refusal", other.map(|_| "a session")),
-        }
+        refused(&port, path, protocol, expected).await;
     }
     port.stop().await;
 }

@@ -83,14 +83,15 @@ impl Backend for Fake {
     }
 
     async fn check_exec(&self, request: &ExecRequest) -> Result<(), StreamError> {
-        if request.pod != "p" || request.uid.as_deref().is_some_and(|uid| uid != "uid-1") {
+        let target = &request.target;
+        if target.pod != "p" || target.uid.as_deref().is_some_and(|uid| uid != "uid-1") {
             return Err(StreamError::UnknownPod);
         }
-        match request.container.as_str() {
+        match target.container.as_str() {
             "c" if request.wanted.tty => Err(StreamError::NotImplemented("terminals are not implemented yet".into())),
             "c" | "terminal" => Ok(()),
             _ => Err(StreamError::UnknownContainer {
-                container: request.container.clone(),
+                container: target.container.clone(),
             }),
         }
     }
@@ -185,20 +186,10 @@ impl Backend for Fake {
 }
 
 fn as_cat(request: &AttachRequest) -> ExecRequest {
-    let AttachRequest {
-        namespace,
-        pod,
-        uid,
-        container,
-        wanted,
-    } = request.clone();
     ExecRequest {
-        namespace,
-        pod,
-        uid,
-        container,
+        target: request.target.clone(),
         command: vec!["cat".into()],
-        wanted,
+        wanted: request.wanted,
     }
 }
 

@@ -1,17 +1,15 @@
 //! Forwarded ports over SPDY/3.1, as the API server and `kubectl port-forward` ask for them. Port 7 of the fake echoes, 13
 //! greets and ends its direction, 19 floods, all others are closed.
 
-use std::sync::atomic::Ordering;
-
 use bytes::Bytes;
 use kvmlet_server::streaming::spdy::Headers;
 use kvmlet_server::streaming::spdy::frame::Frame;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::exec_spdy::{Spdy, settled, upgrade};
+use crate::exec_spdy::{Spdy, refused, slow_reader, upgrade};
 use crate::fake::Fake;
 use crate::spdy_connection::Client;
-use crate::support::{Port, soon};
+use crate::support::{Port, reach};
 
 const VERSION: &[&str] = &["portforward.k8s.io"];
 
@@ -74,9 +72,7 @@ async fn bytes_go_both_ways_and_each_way_ends_by_itself() {
     client.data(7, b"still heard", false).await.expect("written");
     assert_eq!(*sessions.borrow_and_update(), 1, "the pod still listens");
     client.data(7, b"", true).await.expect("written");
-    soon("the end of the connection", sessions.wait_for(|count| *count == 0))
-        .await
-        .expect("told");
+    reach(&mut sessions, 0, "the end of the connection").await;
     port.stop().await;
 }
 
@@ -108,9 +104,7 @@ async fn many_connections_at_once_keep_their_bytes_apart() {
         let request = if number % 2 == 0 { number.to_string() } else { String::new() };
         connect(&mut client, 4 * number + 1, "7", &request).await;
     }
-    soon("all connections", sessions.wait_for(|count| *count == 100))
-        .await
-        .expect("told");
+    reach(&mut sessions, 100, "all connections").await;
     for number in 0..100_u32 {
         client
             .data(4 * number + 3, format!("I am {number}").as_bytes(), true)
@@ -128,9 +122,7 @@ async fn many_connections_at_once_keep_their_bytes_apart() {
             other => panic!("{other:?} instead of data"),
         }
     }
-    soon("the end of all connections", sessions.wait_for(|count| *count == 0))
-        .await
-        .expect("told");
+    reach(&mut sessions, 0, "the end of all connections").await;
     port.stop().await;
 }
 
@@ -185,19 +177,9 @@ async fn a_client_that_does_not_read_stops_the_pod_and_one_that_goes_ends_it() {
     let port = Port::serve(fake).await;
     let mut client = forward(&port).await;
     connect(&mut client, 1, "19", "0").await;
-    let before = settled(&flooded).await;
-    assert!(before < 16 << 20, "{before} bytes were taken for a client that reads nothing");
-    let mut read = 0;
-    while read < before {
-        if let Some(Frame::Data { payload, .. }) = client.next().await {
-            read += payload.len() as u64;
-        }
-    }
-    assert!(flooded.load(Ordering::Relaxed) > before, "goes on when the client reads");
+    slow_reader(&mut client, &flooded).await;
     drop(client);
-    soon("the end of the connection", sessions.wait_for(|count| *count == 0))
-        .await
-        .expect("told");
+    reach(&mut sessions, 0, "the end of the connection").await;
     port.stop().await;
 }
 
@@ -209,12 +191,10 @@ async fn a_stream_that_is_reset_ends_its_connection_alone() {
     let mut client = forward(&port).await;
     connect(&mut client, 1, "7", "0").await;
     connect(&mut client, 5, "7", "1").await;
-    soon("both connections", sessions.wait_for(|count| *count == 2))
-        .await
-        .expect("told");
+    reach(&mut sessions, 2, "both connections").await;
     client.send(Frame::RstStream { stream: 3, status: 5 }).await.expect("written");
     assert_eq!(client.next().await, ended(1), "kubectl waits for this");
-    soon("the end of one", sessions.wait_for(|count| *count == 1)).await.expect("told");
+    reach(&mut sessions, 1, "the end of one").await;
     client.data(7, b"here", false).await.expect("written");
     assert!(matches!(client.next().await, Some(Frame::Data { stream: 7, .. })));
     port.stop().await;
@@ -230,11 +210,7 @@ async fn what_cannot_be_forwarded_is_refused_before_the_upgrade() {
         ("/portForward/ns/p", &["v4.channel.k8s.io"], 403, "unable to negotiate protocol"),
     ];
     for (path, versions, status, words) in table {
-        let Err(refusal) = upgrade(&port, path, versions).await else {
-            panic!("{path} was not refused")
-        };
-        assert_eq!(refusal.0, status, "{path}");
-        assert!(refusal.1.contains(words), "{path}: {}", refusal.1);
+        refused(&port, path, versions, (status, words)).await;
     }
     assert_eq!(port.get("/portForward/ns/p").await.0, 400, "no upgrade");
     port.stop().await;

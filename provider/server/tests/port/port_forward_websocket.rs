@@ -3,13 +3,13 @@
 use futures_util::{SinkExt as _, StreamExt as _};
 use kvmlet_server::streaming::spdy::frame::Frame;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
-use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio_tungstenite::tungstenite::Message;
 
-use crate::exec_websocket::{Socket, connect, messages};
+use crate::exec_websocket::{Socket, connect, messages, refused};
 use crate::fake::Fake;
 use crate::port_forward;
 use crate::spdy_connection::Client;
-use crate::support::{Port, soon};
+use crate::support::{Port, reach, soon};
 
 /// The client's end of a tunnel: bytes to messages and back, cut as it comes.
 fn dig(socket: Socket) -> DuplexStream {
@@ -61,9 +61,7 @@ async fn spdy_goes_through_a_tunnel() {
     }
     assert!(seen == sent, "bytes changed on the way");
     drop(client);
-    soon("the end of the connection", sessions.wait_for(|count| *count == 0))
-        .await
-        .expect("told");
+    reach(&mut sessions, 0, "the end of the connection").await;
     port.stop().await;
 }
 
@@ -107,9 +105,9 @@ async fn a_client_that_goes_ends_its_connections() {
     let port = Port::serve(fake).await;
     for (path, protocol) in [("/portForward/ns/p?port=7&port=19", "v4.channel.k8s.io")] {
         let socket = connect(&port, path, protocol).await.expect("upgraded");
-        soon("the connections", sessions.wait_for(|count| *count == 2)).await.expect("told");
+        reach(&mut sessions, 2, "the connections").await;
         drop(socket);
-        soon("their end", sessions.wait_for(|count| *count == 0)).await.expect("told");
+        reach(&mut sessions, 0, "their end").await;
     }
     port.stop().await;
 }
@@ -123,10 +121,7 @@ async fn refusals_are_http_statuses() {
         ("/portForward/ns/p?port=x", "v4.channel.k8s.io", 400),
         ("/portForward/ns/p?port=7", "v5.channel.k8s.io", 403),
     ] {
-        match connect(&port, path, protocol).await {
-            Err(Error::Http(response)) => assert_eq!(response.status(), expected, "{path}"),
-            other => panic!("{path}: {:?} instead of a refusal", other.map(|_| "a session")),
-        }
+        refused(&port, path, protocol, expected).await;
     }
     port.stop().await;
 }

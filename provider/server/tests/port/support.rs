@@ -13,7 +13,7 @@ use kvmlet_server::{Attributes, AuthorizeError, Authorizer, BoxFuture, Decision,
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::net::TcpStream;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -28,6 +28,11 @@ pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(DEADLINE, future)
         .await
         .unwrap_or_else(|_| panic!("{what} did not happen"))
+}
+
+/// Waits until so many are served.
+pub(crate) async fn reach(sessions: &mut watch::Receiver<usize>, number: usize, what: &str) {
+    soon(what, sessions.wait_for(|count| *count == number)).await.expect("told");
 }
 
 /// A certificate authority.

@@ -1,61 +1,23 @@
 //! Ephemeral containers, step by step, without a machine.
 
-use std::sync::Arc;
+use super::*;
+use crate::state::{ContainerState, Ended};
 
-use jiff::Timestamp;
-use kvmlet_protocol::{ContainerState as Seen, ContainerStatus, ExitStatus};
-use serde_json::{Value, json};
-
-use super::{Action, Event, PullFailure, StartFailure, is_over, step};
-use crate::{
-    desired::{Deletion, DesiredPod},
-    state::{ContainerState, ImageFacts, ImageState, Machine, PodState, Slot},
-    status::status,
-};
-
-/// A pod whose one container runs.
-struct Life {
-    desired: DesiredPod,
-    state: PodState,
-    now: Timestamp,
-}
-
-fn desired(ephemeral: &Value) -> DesiredPod {
-    let spec = json!({"restartPolicy": "Never", "containers": [{"name": "a", "image": "i"}], "ephemeralContainers": ephemeral});
-    let pod = json!({"metadata": {"name": "p", "namespace": "n", "uid": "u"}, "spec": spec});
-    let (desired, refusal) = DesiredPod::read(Arc::new(serde_json::from_value(pod).unwrap()));
-    assert_eq!(refusal, None, "ephemeral containers never fail a pod");
-    desired
-}
-
-fn facts() -> ImageFacts {
-    ImageFacts {
-        reference: "r".into(),
-        digest: "r@sha256:1".into(),
-        id: "sha256:2".into(),
-        size: 1,
-    }
+fn spec(ephemeral: &Value) -> Value {
+    json!({"restartPolicy": "Never", "containers": [{"name": "a", "image": "i"}], "ephemeralContainers": ephemeral})
 }
 
 impl Life {
+    /// A pod whose one container runs.
     fn running(ephemeral: &Value) -> Self {
-        let now = Timestamp::from_second(1_000_000).unwrap();
-        let desired = desired(ephemeral);
-        let mut state = PodState::new(&desired, None, now);
-        state.machine = Machine::Ready;
-        state.containers[0].image = ImageState::Ready(facts());
-        state.containers[0].slot = Slot::Running {
+        let mut life = Self::new(spec(ephemeral));
+        life.state.machine = Machine::Ready;
+        life.state.containers[0].image = ImageState::Ready(facts());
+        life.state.containers[0].slot = Slot::Running {
             id: "main".into(),
-            started: now,
+            started: life.now,
         };
-        Self { desired, state, now }
-    }
-
-    /// Notes are left out.
-    fn on(&mut self, event: Event) -> Vec<Action> {
-        let mut new_id = || "new".to_owned();
-        let actions = step(&mut self.state, &self.desired, event, self.now, &mut new_id);
-        actions.into_iter().filter(|a| !matches!(a, Action::Tell(_))).collect()
+        life
     }
 
     fn own(&self) -> &ContainerState {
@@ -70,33 +32,24 @@ impl Life {
     }
 }
 
-fn start() -> Action {
-    Action::StartContainer {
-        container: 1,
-        id: "new".into(),
-        restarts: 0,
-        replaces: None,
-    }
-}
-
 #[test]
 fn one_that_comes_later_is_pulled_and_started_once_and_counts_for_nothing() {
     let mut life = Life::running(&json!([]));
     assert_eq!(life.on(Event::Tick), []);
-    life.desired = desired(&json!([{"name": "e", "image": "j", "targetContainerName": "a"}]));
+    life.desired = Life::new(spec(&json!([{"name": "e", "image": "j", "targetContainerName": "a"}]))).desired;
     assert_eq!(life.on(Event::Tick), [Action::Pull(1)]);
     assert_eq!(life.on(Event::Tick), [], "it is under way");
     let pulled = Event::Pulled {
         container: 1,
         result: Ok(facts()),
     };
-    assert_eq!(life.on(pulled), [start()]);
+    assert_eq!(life.on(pulled), [start(1, "id1", 0, None)]);
     let started = Event::Started {
         container: 1,
         result: Ok(life.now),
     };
     assert_eq!(life.on(started), []);
-    assert!(matches!(&life.own().slot, Slot::Running { id, .. } if id == "new"));
+    assert!(matches!(&life.own().slot, Slot::Running { id, .. } if id == "id1"));
     let exit = ExitStatus {
         code: 7,
         signal: 0,
@@ -106,7 +59,7 @@ fn one_that_comes_later_is_pulled_and_started_once_and_counts_for_nothing() {
         message: String::new(),
     };
     let ended = ContainerStatus {
-        id: "new".into(),
+        id: "id1".into(),
         state: Seen::Exited(exit),
     };
     assert_eq!(life.on(Event::Containers(vec![ended])), [], "it is not started again");
@@ -146,16 +99,16 @@ fn failures_are_tried_again_and_hold_nothing_back() {
         result: Err(failure),
     };
     assert_eq!(life.on(pulled), []);
-    life.now += jiff::SignedDuration::from_secs(5);
+    life.now += SignedDuration::from_secs(5);
     assert_eq!(life.on(Event::Tick), []);
     assert!(matches!(&life.own().image, ImageState::Failed { reason, .. } if reason == "ImagePullBackOff"));
-    life.now += jiff::SignedDuration::from_secs(6);
+    life.now += SignedDuration::from_secs(6);
     assert_eq!(life.on(Event::Tick), [Action::Pull(1)]);
     let pulled = Event::Pulled {
         container: 1,
         result: Ok(facts()),
     };
-    assert_eq!(life.on(pulled), [start()]);
+    assert_eq!(life.on(pulled), [start(1, "id1", 0, None)]);
     let failed = Event::Started {
         container: 1,
         result: Err(StartFailure::Config {
@@ -165,8 +118,8 @@ fn failures_are_tried_again_and_hold_nothing_back() {
     };
     assert_eq!(life.on(failed), []);
     assert_eq!(life.waiting(), Some("CreateContainerConfigError"));
-    life.now += jiff::SignedDuration::from_secs(6);
-    assert_eq!(life.on(Event::Tick), [start()]);
+    life.now += SignedDuration::from_secs(6);
+    assert_eq!(life.on(Event::Tick), [start(1, "id2", 0, None)]);
 }
 
 #[test]
@@ -175,10 +128,10 @@ fn a_deleted_pod_does_not_wait_for_it_and_a_lost_machine_ends_it() {
     life.on(Event::Tick);
     life.state.busy.clear();
     life.state.ephemeral[0].slot = Slot::Running {
-        id: "new".into(),
+        id: "id1".into(),
         started: life.now,
     };
-    life.state.containers[0].slot = Slot::Ended(crate::state::Ended {
+    life.state.containers[0].slot = Slot::Ended(Ended {
         id: "main".into(),
         code: 0,
         signal: 0,

@@ -1,0 +1,166 @@
+//! Deletion, machines that die, verdicts.
+
+use super::*;
+
+#[test]
+fn a_deleted_pod_gets_its_signal_then_its_kill_then_its_end() {
+    let mut life = Life::simple("Always", 1);
+    life.boot();
+    life.started(0);
+    assert_eq!(
+        life.delete(30),
+        [Action::Signal {
+            id: "id1".into(),
+            kill: false,
+            container: 0
+        }]
+    );
+    assert_eq!(life.pass(29), []);
+    assert_eq!(
+        life.pass(1),
+        [Action::Signal {
+            id: "id1".into(),
+            kill: true,
+            container: 0
+        }]
+    );
+    assert_eq!(life.exit(0, 137), [Action::Release]);
+    assert_eq!(life.on(Event::Released(Ok(()))), [Action::DeleteObject]);
+    assert_eq!(life.phase(), "Failed");
+    assert_eq!(life.on(Event::Deleted(true)), [Action::Forget]);
+}
+
+#[test]
+fn a_guest_that_hears_no_kill_loses_its_machine() {
+    let mut life = Life::simple("Always", 1);
+    life.boot();
+    life.started(0);
+    life.delete(1);
+    life.pass(1);
+    assert!(life.pass(9).iter().all(|a| matches!(a, Action::Signal { kill: true, .. })));
+    assert_eq!(life.pass(1), [Action::Release]);
+}
+
+#[test]
+fn what_is_due_but_waits_for_something_else_asks_for_no_tick() {
+    let mut life = Life::simple("Always", 1);
+    life.on(Event::Tick);
+    let result = Err(PullFailure {
+        reason: "ErrImagePull",
+        message: "m".into(),
+    });
+    life.on(Event::Pulled { container: 0, result });
+    assert_eq!(life.pass(10), [Action::Pull(0)]);
+    assert_eq!(next_tick(&life.state, &life.desired, life.now), None);
+}
+
+#[test]
+fn a_second_deletion_can_only_shorten_the_grace() {
+    let mut life = Life::simple("Always", 1);
+    life.boot();
+    life.started(0);
+    life.delete(30);
+    life.delete(5);
+    life.delete(60);
+    assert_eq!(life.pass(4), []);
+    assert_eq!(
+        life.pass(1),
+        [Action::Signal {
+            id: "id1".into(),
+            kill: true,
+            container: 0
+        }]
+    );
+}
+
+#[test]
+fn a_pod_whose_object_is_gone_is_ended_without_grace() {
+    let mut life = Life::simple("Always", 1);
+    life.boot();
+    life.started(0);
+    assert_eq!(life.on(Event::ObjectGone), [Action::Release]);
+    assert_eq!(life.on(Event::Released(Ok(()))), [Action::Forget]);
+}
+
+#[test]
+fn a_deletion_waits_for_a_machine_that_is_being_made() {
+    let mut life = Life::simple("Always", 1);
+    life.on(Event::Tick);
+    assert_eq!(
+        life.on(Event::Pulled {
+            container: 0,
+            result: Ok(facts())
+        }),
+        [Action::StartMachine]
+    );
+    assert_eq!(life.delete(30), []);
+    assert_eq!(life.on(Event::MachineStarted(Ok(()))), [Action::Release]);
+}
+
+#[test]
+fn a_dead_machine_is_made_anew_and_its_containers_restarted() {
+    let mut life = Life::new(json!({"initContainers": [{"name": "i", "image": "x"}], "containers": [{"name": "a", "image": "x"}]}));
+    life.boot();
+    life.started(0);
+    life.exit(0, 0);
+    life.started(1);
+    life.on(Event::MachineDied("the guest triple-faulted".into()));
+    assert!(matches!(life.state.machine, Machine::None { not_before: Some(_) }));
+    let last = &life.state.containers[1];
+    assert!(
+        matches!(&last.slot, Slot::Ended(e) if e.code == 137 && e.message.contains("triple-faulted")),
+        "{last:?}"
+    );
+    assert_eq!(life.pass(2), [Action::StartMachine]);
+    assert_eq!(life.on(Event::MachineStarted(Ok(()))), [start(0, "id3", 1, Some("id1"))]);
+    life.started(0);
+    assert_eq!(life.exit(0, 0), [start(1, "id4", 1, Some("id2"))]);
+}
+
+#[test]
+fn a_dead_machine_fails_a_pod_that_never_restarts() {
+    let mut life = Life::simple("Never", 1);
+    life.boot();
+    life.started(0);
+    assert_eq!(life.on(Event::MachineDied("killed".into())), [Action::Release]);
+    assert_eq!(life.phase(), "Failed");
+}
+
+#[test]
+fn a_refused_pod_only_waits_for_its_deletion() {
+    let mut life = Life::simple("Always", 1);
+    life.state = PodState::new(
+        &life.desired,
+        Some(Verdict {
+            reason: "OutOfcpu".into(),
+            message: "m".into(),
+        }),
+        life.now,
+    );
+    assert_eq!(life.on(Event::Tick), []);
+    assert_eq!(life.phase(), "Failed");
+    assert_eq!(life.delete(30), [Action::DeleteObject]);
+}
+
+#[test]
+fn the_active_deadline_ends_a_pod() {
+    let mut life =
+        Life::new(json!({"activeDeadlineSeconds": 20, "terminationGracePeriodSeconds": 1, "containers": [{"name": "a", "image": "x"}]}));
+    life.boot();
+    life.started(0);
+    assert_eq!(life.pass(19), []);
+    assert_eq!(
+        life.pass(1),
+        [Action::Signal {
+            id: "id1".into(),
+            kill: false,
+            container: 0
+        }]
+    );
+    assert_eq!(life.exit(0, 143), [Action::Release]);
+    assert_eq!(life.phase(), "Failed");
+    assert_eq!(
+        status(&life.desired, &life.state, &[], None, life.now).reason.as_deref(),
+        Some("DeadlineExceeded")
+    );
+}
