@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 use kvmlet_server::{
-    AttachRequest, Backend, ContainerTarget, ExecRequest, ExecSession, LogError, LogSource, LogTarget, PortConnection, PortForwardRequest,
-    StreamError,
+    AttachRequest, Backend, ContainerTarget, ExecRequest, ExecSession, Figures, FiguresPage, LogError, LogSource, LogTarget,
+    PortConnection, PortForwardRequest, StreamError,
 };
 use tokio::sync::watch;
 
@@ -14,6 +14,7 @@ use crate::{
     act::log_directory,
     context::Context,
     driver::{Handle, View},
+    figures,
     kubelet::Pods,
     state::{ContainerState, ImageState, Machine, Slot},
     streams,
@@ -108,6 +109,10 @@ impl Backend for Provider {
             .filter(|v| v.state.containers.iter().any(|c| matches!(c.slot, Slot::Running { .. })))
             .map(|v| object(v))
             .collect()
+    }
+
+    async fn figures(&self, page: FiguresPage) -> Result<Figures, String> {
+        figures::page(&self.context, &self.pods, page).await
     }
 
     async fn log_source(&self, target: LogTarget) -> Result<LogSource, LogError> {

@@ -12,6 +12,8 @@ use std::{
 pub use io_limits::{IoError, IoLimits};
 use vmm_lib::spec::{MachineSpec, Pmem};
 
+use crate::figures::MachineFigures;
+
 const ROOT: &str = "/sys/fs/cgroup";
 /// Where machines' groups are.
 const SLICE: &str = "kvmlet.slice";
@@ -84,6 +86,18 @@ pub fn confine(uid: &str, pid: u32, spec: &MachineSpec, threads: u64, io: &IoLim
 /// Puts another process into the group of a pod's machine.
 pub fn join(uid: &str, pid: u32) -> io::Result<()> {
     fs::write(path(uid).join("cgroup.procs"), pid.to_string())
+}
+
+/// What the processes of a pod's machine use; `None` where the host has no such group.
+pub fn usage(uid: &str) -> Option<MachineFigures> {
+    let read = |file: &str| fs::read_to_string(path(uid).join(file)).ok();
+    let cpu = read("cpu.stat")?
+        .lines()
+        .find_map(|line| line.strip_prefix("usage_usec ")?.parse::<u64>().ok())?;
+    Some(MachineFigures {
+        cpu: cpu.saturating_mul(1000),
+        memory: read("memory.current")?.trim().parse().ok()?,
+    })
 }
 
 /// Removes the group of a pod's machine, whose process is gone. Those of its shared directories end by themselves; one that has not yet is

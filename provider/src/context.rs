@@ -13,8 +13,17 @@ use kvmlet_network::PodNetworks;
 use tokio::sync::{OnceCell, Semaphore};
 
 use crate::{
-    cgroup::IoLimits, config::Config, downward::Facts, events::Recorder, names::Dns, node::Troubles, objects::Objects, report::Reporter,
-    store::Store, template::Templates,
+    cgroup::IoLimits,
+    config::Config,
+    downward::Facts,
+    events::Recorder,
+    figures::{Meters, Readings},
+    names::Dns,
+    node::Troubles,
+    objects::Objects,
+    report::Reporter,
+    store::Store,
+    template::Templates,
 };
 
 /// Shared by all pods.
@@ -53,6 +62,10 @@ pub struct Context {
     pub templates: Templates,
     /// What probes and hooks over HTTP are asked with.
     pub http: reqwest::Client,
+    /// The last readings of pods' and the node's figures.
+    pub readings: Readings,
+    /// What is counted.
+    pub meters: Meters,
     /// Serialises the making of scratch templates.
     pub scratch: Mutex<()>,
 }

@@ -249,6 +249,7 @@ impl Driver {
     fn forget(&mut self) {
         self.act.token.cancel();
         act::remove_logs(&self.context, &self.desired);
+        self.context.meters.forget(&self.desired.uid);
         if let Err(error) = self.context.store.remove(&self.desired.uid) {
             warn!(error = &error as &dyn std::error::Error, "remove the pod's record");
         }

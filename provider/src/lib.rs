@@ -17,6 +17,7 @@ pub mod driver;
 pub mod env;
 pub mod events;
 pub mod expand;
+pub mod figures;
 pub mod guard;
 pub mod hooks;
 pub mod host_path;

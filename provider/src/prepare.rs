@@ -186,6 +186,7 @@ async fn up(
 async fn answered(act: &Act, uid: &str, launch: Launch) -> Result<Agent, String> {
     let context = &act.context;
     let renewed = launch.spec.restore.is_some().then(|| launch.spec.clone());
+    let (how, begun) = (if renewed.is_some() { "copy" } else { "boot" }, Instant::now());
     let running = machine::launch(context, uid, machine::directory(context, uid), launch).await?;
     *act.machine.lock().expect("no holder panics") = Some(running.clone());
     let boot = async {
@@ -196,7 +197,9 @@ async fn answered(act: &Act, uid: &str, launch: Launch) -> Result<Agent, String>
         }
         Ok(agent)
     };
-    unless_it_ends(&running, boot).await
+    let answered = unless_it_ends(&running, boot).await;
+    context.meters.started(how, answered.is_ok(), begun.elapsed());
+    answered
 }
 
 async fn unless_it_ends<T>(running: &Running, work: impl Future<Output = Result<T, String>>) -> Result<T, String> {

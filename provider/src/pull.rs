@@ -45,6 +45,7 @@ pub async fn pull(context: &Arc<Context>, desired: &DesiredPod, index: usize) ->
     let begun = std::time::Instant::now();
     let credentials = credentials(context, desired, &reference).await;
     let pulled = context.images.pull(image, &credentials, |_| {}).await.map_err(|e| failure(&e))?;
+    context.meters.pulled(begun.elapsed());
     let message = format!(
         "Successfully pulled image {image:?} in {:.3?}. Image size: {} bytes.",
         begun.elapsed(),

@@ -85,6 +85,7 @@ impl Agent {
             Request::Attached { device } => bus::attached(device).map(|()| Response::Done),
             Request::Detaching { device } => bus::detaching(device).map(|()| Response::Done),
             Request::Stats => Ok(Response::Stats(stats::read(&self.containers()))),
+            Request::Figures => Ok(Response::Figures(Box::new(stats::figures(&self.containers())))),
             Request::Exec(_) | Request::Attach(_) | Request::Forward { .. } | Request::PowerOff => {
                 Err(fail(ErrorKind::Internal, "this request needs its connection"))
             }

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use kvmlet_protocol::{Failure, Resources};
+use kvmlet_protocol::{Failure, GroupFigures, Resources};
 
 use crate::failure::Attempt;
 
@@ -95,19 +95,41 @@ impl Cgroup {
         field(&events, "oom_kill").max(field(&events, "oom_group_kill")) > 0
     }
 
-    /// Memory in use, working set (both in bytes) and CPU time in nanoseconds.
-    pub(crate) fn usage(&self) -> (u64, u64, u64) {
-        let read = |file: &str| fs::read_to_string(self.path.join(file)).unwrap_or_default();
-        let memory = read("memory.current").trim().parse().unwrap_or(0);
-        let inactive = field(&read("memory.stat"), "inactive_file");
-        let cpu = field(&read("cpu.stat"), "usage_usec").saturating_mul(1000);
-        (memory, memory.saturating_sub(inactive), cpu)
+    /// What it uses. A file that is gone counts nothing: the group is on its way out.
+    pub(crate) fn figures(&self) -> GroupFigures {
+        figures(&self.path)
     }
 
     /// Kills what is left and removes the group.
     pub(crate) fn remove(&self) -> io::Result<()> {
         kill_and_wait(&self.path)?;
         fs::remove_dir(&self.path)
+    }
+}
+
+/// What all containers use together.
+pub(crate) fn pod_figures() -> GroupFigures {
+    figures(Path::new(POD))
+}
+
+fn figures(group: &Path) -> GroupFigures {
+    let read = |file: &str| fs::read_to_string(group.join(file)).unwrap_or_default();
+    let number = |file: &str| read(file).trim().parse().unwrap_or(0);
+    let (cpu, stat) = (read("cpu.stat"), read("memory.stat"));
+    let nanoseconds = |name| field(&cpu, name).saturating_mul(1000);
+    let memory: u64 = number("memory.current");
+    GroupFigures {
+        cpu: nanoseconds("usage_usec"),
+        throttled_periods: field(&cpu, "nr_throttled"),
+        periods: field(&cpu, "nr_periods"),
+        throttled: nanoseconds("throttled_usec"),
+        memory,
+        working_set: memory.saturating_sub(field(&stat, "inactive_file")),
+        anonymous: field(&stat, "anon"),
+        cache: field(&stat, "file"),
+        page_faults: field(&stat, "pgfault"),
+        major_page_faults: field(&stat, "pgmajfault"),
+        processes: number("pids.current"),
     }
 }
 

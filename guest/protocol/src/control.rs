@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{AttachSpec, ContainerSpec, ContainerStatus, ExecSpec, Extras, SandboxSpec, VolumeContent};
+use crate::{AttachSpec, ContainerSpec, ContainerStatus, ExecSpec, Extras, GuestFigures, SandboxSpec, VolumeContent};
 
 /// First frame of each connection, from the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,7 +62,7 @@ pub enum Request {
     },
     /// Runs a command in a container; after [`Response::Started`] the connection is a session of `ExecInput` and `ExecOutput`.
     Exec(ExecSpec),
-    /// Memory and CPU figures of the guest.
+    /// A few figures of the guest.
     Stats,
     /// Kills what runs, syncs, powers the machine off. Answered [`Response::Done`] first.
     PowerOff,
@@ -94,6 +94,8 @@ pub enum Request {
         /// The port.
         port: u16,
     },
+    /// What the guest and its containers use. Since version 6.
+    Figures,
 }
 
 /// What a machine that was made of a snapshot has to know to be one of its own.
@@ -146,6 +148,8 @@ pub enum Response {
     Stats(GuestStats),
     /// It could not be done.
     Failed(Failure),
+    /// What the guest and its containers use. Since version 6.
+    Figures(Box<GuestFigures>),
 }
 
 /// Why a request failed: a kind for the program, a sentence for people.

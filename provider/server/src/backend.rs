@@ -21,6 +21,9 @@ pub trait Backend: Send + Sync + 'static {
     /// The pods that have a machine, as `/runningpods/` shows them.
     fn running_pods(&self) -> impl Future<Output = Vec<Pod>> + Send;
 
+    /// Figures of the node, its pods and the daemon. The error is for people.
+    fn figures(&self, page: FiguresPage) -> impl Future<Output = Result<Figures, String>> + Send;
+
     /// Where the log of one instance of a container is.
     fn log_source(&self, target: LogTarget) -> impl Future<Output = Result<LogSource, LogError>> + Send;
 
@@ -43,6 +46,35 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Connects to a TCP port of a pod, once for each connection that a client forwards. An error is told on its error stream.
     fn port_forward(&self, request: &PortForwardRequest, port: u16) -> impl Future<Output = Result<PortConnection, StreamError>> + Send;
+}
+
+/// A page of figures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FiguresPage {
+    /// `/metrics`: the daemon's own.
+    Metrics,
+    /// `/metrics/resource`: processor time and memory of pods and node.
+    Resource,
+    /// `/metrics/cadvisor`: more of the pods, under cAdvisor's names.
+    Cadvisor,
+    /// `/metrics/probes`: how probes ended.
+    Probes,
+    /// `/stats/summary`.
+    Summary {
+        /// Leave out all else.
+        only_cpu_and_memory: bool,
+    },
+    /// `/configz`.
+    Configz,
+}
+
+/// What a page says.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Figures {
+    /// Prometheus' text format, version 0.0.4.
+    Text(String),
+    /// JSON.
+    Json(serde_json::Value),
 }
 
 /// Which log is asked for.

@@ -2,8 +2,7 @@
 //!
 //! Owns TLS, the guard (x509 and rights), the HTTP paths, container logs from CRI files, and commands, attached
 //! containers and forwarded ports over SPDY/3.1 and WebSocket. Refuses to know an API client, machines or agents: the
-//! provider implements [`Backend`] for pods and their streams and [`Reviewer`] for rights. What is not built (metrics,
-//! stats) answers 501 with the reason.
+//! provider implements [`Backend`] for pods, their streams and figures, and [`Reviewer`] for rights.
 //!
 //! Happy path of a command: `server` takes the connection, `guard` lets it pass, `exec` has the backend check it and
 //! upgrades, `streaming` negotiates and copies; of a port, the same with `port_forward`.
@@ -26,8 +25,8 @@ mod upgrade;
 
 pub use auth::{Attributes, AuthorizeError, Authorizer, BoxFuture, Decision, Identity};
 pub use backend::{
-    AttachRequest, Backend, ContainerTarget, ExecExit, ExecRequest, ExecSession, LogError, LogSource, LogTarget, PortConnection,
-    PortForwardRequest, StreamError, TerminalSize, Wanted,
+    AttachRequest, Backend, ContainerTarget, ExecExit, ExecRequest, ExecSession, Figures, FiguresPage, LogError, LogSource, LogTarget,
+    PortConnection, PortForwardRequest, StreamError, TerminalSize, Wanted,
 };
 pub use review::{CachedReviews, Reviewer};
 pub use server::{BindError, Server, ServerConfig};

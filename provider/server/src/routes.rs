@@ -9,7 +9,7 @@ use axum::extract::{Path, RawQuery, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{any, get};
+use axum::routing::get;
 use futures_util::stream::unfold;
 use jiff::Timestamp;
 use k8s_openapi::List;
@@ -17,7 +17,7 @@ use k8s_openapi::api::core::v1::Pod;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::backend::{Backend, LogTarget};
+use crate::backend::{Backend, Figures, FiguresPage, LogTarget};
 use crate::exec;
 use crate::guard::{Guard, check};
 use crate::logs::{LogOptions, open};
@@ -71,9 +71,10 @@ pub(crate) fn router<B: Backend>(shared: Arc<Shared<B>>, guard: Guard) -> Router
             "/portForward/{namespace}/{pod}/{uid}",
             get(port_forward::by_uid::<B>).post(port_forward::by_uid::<B>),
         )
-        .route("/metrics", any(no_metrics))
-        .route("/metrics/{kind}", any(no_metrics))
-        .route("/stats/summary", any(no_stats))
+        .route("/metrics", get(metrics::<B>))
+        .route("/metrics/{kind}", get(more_metrics::<B>))
+        .route("/stats/summary", get(summary::<B>))
+        .route("/configz", get(configz::<B>))
         .fallback(unknown)
         .with_state(shared)
         .layer(from_fn_with_state(guard, check))
@@ -87,17 +88,39 @@ async fn unknown() -> Response {
     (StatusCode::NOT_FOUND, "404 page not found\n").into_response()
 }
 
-fn not_implemented(what: &str) -> Response {
-    let text = format!("kvmlet does not implement {what} yet\n");
-    (StatusCode::NOT_IMPLEMENTED, text).into_response()
+async fn metrics<B: Backend>(State(shared): State<Arc<Shared<B>>>) -> Response {
+    figures(&shared.backend, FiguresPage::Metrics).await
 }
 
-async fn no_metrics() -> Response {
-    not_implemented("metrics")
+async fn more_metrics<B: Backend>(State(shared): State<Arc<Shared<B>>>, Path(kind): Path<String>) -> Response {
+    let page = match kind.as_str() {
+        "resource" => FiguresPage::Resource,
+        "cadvisor" => FiguresPage::Cadvisor,
+        "probes" => FiguresPage::Probes,
+        _ => return unknown().await,
+    };
+    figures(&shared.backend, page).await
 }
 
-async fn no_stats() -> Response {
-    not_implemented("the stats summary")
+async fn summary<B: Backend>(State(shared): State<Arc<Shared<B>>>, RawQuery(query): RawQuery) -> Response {
+    let query = query.unwrap_or_default();
+    let only = form_urlencoded::parse(query.as_bytes()).any(|(key, value)| key == "only_cpu_and_memory" && value == "true");
+    figures(&shared.backend, FiguresPage::Summary { only_cpu_and_memory: only }).await
+}
+
+async fn configz<B: Backend>(State(shared): State<Arc<Shared<B>>>) -> Response {
+    figures(&shared.backend, FiguresPage::Configz).await
+}
+
+async fn figures<B: Backend>(backend: &B, page: FiguresPage) -> Response {
+    match backend.figures(page).await {
+        Ok(Figures::Text(text)) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response(),
+        Ok(Figures::Json(json)) => ([(header::CONTENT_TYPE, "application/json")], json.to_string()).into_response(),
+        Err(error) => {
+            tracing::error!(error, ?page, "read figures");
+            (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response()
+        }
+    }
 }
 
 async fn pods<B: Backend>(State(shared): State<Arc<Shared<B>>>) -> Response {

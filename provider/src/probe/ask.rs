@@ -32,6 +32,15 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// What it is counted as (the kubelet's `prober_probe_total`).
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Success | Self::Warning(_) => "successful",
+            Self::Failure(_) => "failed",
+            Self::Errored(_) => "unknown",
+        }
+    }
+
     /// Whether it speaks for the container; nothing when it says nothing.
     pub(super) fn healthy(&self) -> Option<bool> {
         match self {

@@ -116,6 +116,13 @@ async fn work(act: Act, desired: Arc<DesiredPod>, planned: Planned, first: Durat
         {
             act.context.recorder.pod(&desired.pod, note);
         }
+        let labels = [
+            &*desired.containers[container].name,
+            &*desired.name,
+            &*desired.namespace,
+            &*desired.uid,
+        ];
+        act.context.meters.probed(kind, outcome.name(), labels);
         let Some(healthy) = outcome.healthy().and_then(|healthy| tally.count(healthy)) else {
             continue;
         };

@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use k8s_openapi::api::core::v1::Pod;
 use kvmlet_server::{
-    AttachRequest, Backend, ExecExit, ExecRequest, ExecSession, LogError, LogSource, LogTarget, PortConnection, PortForwardRequest,
-    StreamError, TerminalSize,
+    AttachRequest, Backend, ExecExit, ExecRequest, ExecSession, Figures, FiguresPage, LogError, LogSource, LogTarget, PortConnection,
+    PortForwardRequest, StreamError, TerminalSize,
 };
+use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -59,6 +60,14 @@ impl Backend for Fake {
 
     async fn running_pods(&self) -> Vec<Pod> {
         Vec::new()
+    }
+
+    async fn figures(&self, page: FiguresPage) -> Result<Figures, String> {
+        match page {
+            FiguresPage::Probes => Err("no probes".into()),
+            FiguresPage::Summary { .. } | FiguresPage::Configz => Ok(Figures::Json(json!({"page": format!("{page:?}")}))),
+            page => Ok(Figures::Text(format!("{page:?}"))),
+        }
     }
 
     async fn log_source(&self, target: LogTarget) -> Result<LogSource, LogError> {

@@ -52,7 +52,7 @@ async fn rights_are_asked_for_each_request_and_exec_needs_create() {
 }
 
 #[tokio::test]
-async fn pods_are_lists_and_what_is_not_built_says_so() {
+async fn pods_are_lists_and_pages_that_are_not_there_are_not_found() {
     let port = Port::serve(Fake::new()).await;
     let (status, text) = port.get("/pods").await;
     let list: serde_json::Value = serde_json::from_str(&text).expect("JSON");
@@ -60,14 +60,31 @@ async fn pods_are_lists_and_what_is_not_built_says_so() {
     assert_eq!(list["items"].as_array().map(Vec::len), Some(2));
     assert_eq!(list["items"][0]["metadata"]["name"], "p");
     assert_eq!(port.get("/healthz/ping").await, (200, "ok".into()));
-    for path in ["/metrics", "/metrics/resource", "/stats/summary"] {
-        let (status, text) = port.get(path).await;
-        assert_eq!(status, 501, "{path}");
-        assert!(text.starts_with("kvmlet does not implement "), "{path}: {text}");
+    for path in ["/nowhere", "/metrics/nowhere"] {
+        assert_eq!(port.get(path).await.0, 404, "{path}");
     }
-    assert_eq!(port.get("/nowhere").await.0, 404);
     let posted = port.ask(Some(AUTHORITY.client("admin")), Method::POST, "/pods").await;
     assert_eq!(posted.0, StatusCode::METHOD_NOT_ALLOWED);
+    port.stop().await;
+}
+
+#[tokio::test]
+async fn each_page_of_figures_is_asked_for_by_its_path() {
+    let port = Port::serve(Fake::new()).await;
+    for (path, answer) in [
+        ("/metrics", "Metrics"),
+        ("/metrics/resource", "Resource"),
+        ("/metrics/cadvisor", "Cadvisor"),
+        ("/stats/summary", r#"{"page":"Summary { only_cpu_and_memory: false }"}"#),
+        (
+            "/stats/summary?only_cpu_and_memory=true",
+            r#"{"page":"Summary { only_cpu_and_memory: true }"}"#,
+        ),
+        ("/configz", r#"{"page":"Configz"}"#),
+    ] {
+        assert_eq!(port.get(path).await, (200, answer.into()), "{path}");
+    }
+    assert_eq!(port.get("/metrics/probes").await, (500, "no probes\n".into()));
     port.stop().await;
 }
 

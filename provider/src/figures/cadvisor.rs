@@ -1,0 +1,178 @@
+//! `/metrics/cadvisor`: what dashboards of containers read, under cAdvisor's names and labels (cAdvisor, metrics/prometheus.go). A pod as a
+//! whole has no container's name; it alone has the counts of its interface.
+
+use kvmlet_protocol::{GroupFigures, NetworkFigures};
+use prometheus::proto::MetricFamily;
+
+use super::{
+    model::Snapshot,
+    resource::in_seconds,
+    text::{Family, seconds},
+};
+
+/// A count or a value of a control group, and how it is read.
+type Column = (&'static str, &'static str, fn(&GroupFigures) -> f64);
+
+const COUNTERS: [Column; 4] = [
+    (
+        "container_cpu_usage_seconds_total",
+        "Cumulative cpu time consumed in seconds.",
+        |g| seconds(g.cpu),
+    ),
+    (
+        "container_cpu_cfs_periods_total",
+        "Number of elapsed enforcement period intervals.",
+        |g| g.periods as f64,
+    ),
+    (
+        "container_cpu_cfs_throttled_periods_total",
+        "Number of throttled period intervals.",
+        |g| g.throttled_periods as f64,
+    ),
+    (
+        "container_cpu_cfs_throttled_seconds_total",
+        "Total time duration the container has been throttled.",
+        |g| seconds(g.throttled),
+    ),
+];
+
+const GAUGES: [Column; 5] = [
+    (
+        "container_memory_usage_bytes",
+        "Current memory usage in bytes, including all memory regardless of when it was accessed",
+        |g| g.memory as f64,
+    ),
+    ("container_memory_working_set_bytes", "Current working set in bytes.", |g| {
+        g.working_set as f64
+    }),
+    ("container_memory_rss", "Size of RSS in bytes.", |g| g.anonymous as f64),
+    ("container_memory_cache", "Number of bytes of page cache memory.", |g| {
+        g.cache as f64
+    }),
+    ("container_processes", "Number of processes running inside the container.", |g| {
+        g.processes as f64
+    }),
+];
+
+/// The words for each of an interface's four counts.
+const TRAFFIC: [(&str, &str); 4] = [
+    ("bytes", "bytes"),
+    ("packets", "packets"),
+    ("errors", "errors"),
+    ("packets_dropped", "packets dropped"),
+];
+
+pub(super) fn families(snapshot: &Snapshot) -> Vec<MetricFamily> {
+    let counters = COUNTERS
+        .iter()
+        .map(|column| of_groups(snapshot, Family::counter(column.0, column.1), column.2));
+    let gauges = GAUGES
+        .iter()
+        .map(|column| of_groups(snapshot, Family::gauge(column.0, column.1), column.2));
+    let mut families: Vec<_> = counters.chain(gauges).collect();
+    families.extend(of_containers(snapshot));
+    families.extend(of_interfaces(snapshot, "receive", "while receiving", |network| network.received));
+    families.extend(of_interfaces(snapshot, "transmit", "while transmitting", |network| network.sent));
+    families.extend(of_host(snapshot));
+    families
+}
+
+fn of_groups(snapshot: &Snapshot, mut family: Family, read: fn(&GroupFigures) -> f64) -> MetricFamily {
+    for (pod, guest) in snapshot.answered() {
+        let labels = |container, id, image| {
+            [
+                ("container", container),
+                ("id", id),
+                ("image", image),
+                ("name", id),
+                ("namespace", &*pod.namespace),
+                ("pod", &*pod.name),
+            ]
+        };
+        family.add(&labels("", &pod.uid, ""), read(&guest.pod), Some(guest.at));
+        for container in &guest.containers {
+            let labels = labels(&*container.name, &*container.id, &*container.image);
+            family.add(&labels, read(&container.group), Some(guest.at));
+        }
+    }
+    family.done()
+}
+
+/// What of a container is no count of its group.
+fn of_containers(snapshot: &Snapshot) -> [MetricFamily; 3] {
+    let mut start = Family::gauge(
+        "container_start_time_seconds",
+        "Start time of the container since unix epoch in seconds.",
+    );
+    let mut memory = Family::gauge("container_spec_memory_limit_bytes", "Memory limit for the container.");
+    let mut quota = Family::gauge("container_spec_cpu_quota", "CPU quota of the container.");
+    for (pod, guest) in snapshot.answered() {
+        for container in &guest.containers {
+            let labels = [
+                ("container", &*container.name),
+                ("id", &*container.id),
+                ("image", &*container.image),
+                ("name", &*container.id),
+                ("namespace", &*pod.namespace),
+                ("pod", &*pod.name),
+            ];
+            start.add(&labels, in_seconds(container.started), Some(guest.at));
+            memory.add(&labels, container.limits[1] as f64, Some(guest.at));
+            // Of periods of 100 ms: 100 microseconds for each thousandth of a processor.
+            if container.limits[0] > 0 {
+                quota.add(&labels, container.limits[0] as f64 * 100.0, Some(guest.at));
+            }
+        }
+    }
+    [start, memory, quota].map(Family::done)
+}
+
+fn of_interfaces(snapshot: &Snapshot, way: &str, done: &str, counts: fn(&NetworkFigures) -> [u64; 4]) -> Vec<MetricFamily> {
+    let family = |(number, (name, words)): (usize, &(&str, &str))| {
+        let help = format!("Cumulative count of {words} {done}");
+        let mut family = Family::counter(&format!("container_network_{way}_{name}_total"), &help);
+        for (pod, guest) in snapshot.answered() {
+            let Some(network) = &guest.network else { continue };
+            let labels = [
+                ("container", ""),
+                ("id", &*pod.uid),
+                ("interface", &*network.name),
+                ("namespace", &*pod.namespace),
+                ("pod", &*pod.name),
+            ];
+            family.add(&labels, counts(network)[number] as f64, Some(guest.at));
+        }
+        family.done()
+    };
+    TRAFFIC.iter().enumerate().map(family).collect()
+}
+
+fn of_host(snapshot: &Snapshot) -> [MetricFamily; 2] {
+    let mut cores = Family::gauge("machine_cpu_cores", "Number of logical CPU cores.");
+    cores.add(&[], f64::from(snapshot.node.processors), Some(snapshot.at));
+    let mut memory = Family::gauge("machine_memory_bytes", "Amount of memory installed on the machine.");
+    memory.add(&[], snapshot.node.memory_total as f64, Some(snapshot.at));
+    [cores, memory].map(Family::done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::text::encode, *};
+    use crate::figures::summary::tests::snapshot;
+
+    #[test]
+    fn containers_and_their_pod_have_cadvisors_names() {
+        let text = encode(families(&snapshot(2_000, 1_500_000_000))).unwrap();
+        for line in [
+            r#"container_cpu_usage_seconds_total{container="main",id="1",image="i",name="1",namespace="n",pod="p"} 1.5 2000000"#,
+            r#"container_cpu_usage_seconds_total{container="",id="u",image="",name="u",namespace="n",pod="p"} 1.5 2000000"#,
+            r#"container_memory_usage_bytes{container="main",id="1",image="i",name="1",namespace="n",pod="p"} 8192 2000000"#,
+            r#"container_spec_memory_limit_bytes{container="main",id="1",image="i",name="1",namespace="n",pod="p"} 10000 2000000"#,
+            r#"container_network_receive_packets_dropped_total{container="",id="u",interface="eth0",namespace="n",pod="p"} 4 2000000"#,
+            r#"container_network_transmit_bytes_total{container="",id="u",interface="eth0",namespace="n",pod="p"} 5 2000000"#,
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+        }
+        assert!(!text.contains("container_spec_cpu_quota"), "there is no limit");
+    }
+}

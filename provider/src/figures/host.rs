@@ -1,0 +1,173 @@
+//! What the host counts: /proc, /sys, the file system of the node's state, machines' control groups.
+
+use std::{fs, path::Path};
+
+use jiff::Timestamp;
+use kvmlet_protocol::{DiskFigures, NetworkFigures};
+
+use super::model::NodeFigures;
+
+/// The host, now.
+pub(super) fn read(name: &str, state: &Path, images: u64) -> NodeFigures {
+    let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let figures = NodeFigures {
+        name: name.to_owned(),
+        processors: u32::try_from(std::thread::available_parallelism().map_or(1, usize::from)).unwrap_or(u32::MAX),
+        networks: networks(&text("/proc/net/dev"), &text("/proc/net/route")),
+        disk: disk(state),
+        images,
+        ..NodeFigures::default()
+    };
+    let figures = count(figures, &text("/proc/stat"), &text("/proc/meminfo"), &text("/proc/vmstat"));
+    let most = text("/proc/sys/kernel/pid_max").trim().parse().unwrap_or(0);
+    NodeFigures {
+        processes: (processes(&text("/proc/loadavg")), most),
+        ..figures
+    }
+}
+
+/// Nanoseconds in a unit of /proc/stat (USER_HZ is 100 on every architecture that has KVM).
+const TICK: u64 = 10_000_000;
+
+fn count(figures: NodeFigures, stat: &str, meminfo: &str, vmstat: &str) -> NodeFigures {
+    let kib = |name: &str| number_after(meminfo, name).saturating_mul(1024);
+    let memory = kib("MemTotal:").saturating_sub(kib("MemFree:"));
+    let boot = i64::try_from(number_after(stat, "btime")).unwrap_or(0);
+    NodeFigures {
+        boot: Timestamp::from_second(boot).unwrap_or_default(),
+        cpu: busy_ticks(stat).saturating_mul(TICK),
+        memory_total: kib("MemTotal:"),
+        memory_available: kib("MemAvailable:"),
+        memory,
+        working_set: memory.saturating_sub(kib("Inactive(file):")),
+        anonymous: kib("AnonPages:"),
+        page_faults: number_after(vmstat, "pgfault"),
+        major_page_faults: number_after(vmstat, "pgmajfault"),
+        ..figures
+    }
+}
+
+/// All time but idle and iowait; guests' is in the user's (proc_stat(5)).
+fn busy_ticks(stat: &str) -> u64 {
+    let line = stat.lines().find_map(|line| line.strip_prefix("cpu ")).unwrap_or_default();
+    let numbers = line.split_ascii_whitespace().take(8).enumerate();
+    let busy = numbers.filter(|(field, _)| ![3, 4].contains(field));
+    busy.filter_map(|(_, number)| number.parse::<u64>().ok()).sum()
+}
+
+/// The number after the first word of a line.
+fn number_after(text: &str, word: &str) -> u64 {
+    let value = |line: &str| {
+        let mut words = line.split_ascii_whitespace();
+        (words.next()? == word).then(|| words.next()?.parse().ok()).flatten()
+    };
+    text.lines().find_map(value).unwrap_or(0)
+}
+
+/// The fourth field of /proc/loadavg: runnable and all.
+fn processes(loadavg: &str) -> u64 {
+    let field = loadavg.split_ascii_whitespace().nth(3).and_then(|field| field.split_once('/'));
+    field.and_then(|(_, all)| all.parse().ok()).unwrap_or(0)
+}
+
+/// All interfaces but the loopback, the one with the default route first.
+fn networks(dev: &str, route: &str) -> Vec<NetworkFigures> {
+    let default = route.lines().find_map(|line| {
+        let mut fields = line.split_ascii_whitespace();
+        let name = fields.next()?;
+        (fields.next()? == "00000000").then_some(name)
+    });
+    let mut all: Vec<_> = dev.lines().filter_map(network).filter(|one| one.name != "lo").collect();
+    all.sort_by_key(|one| Some(one.name.as_str()) != default);
+    all
+}
+
+/// A line of /proc/net/dev.
+fn network(line: &str) -> Option<NetworkFigures> {
+    let (name, numbers) = line.split_once(':')?;
+    let numbers: Vec<u64> = numbers.split_ascii_whitespace().map_while(|number| number.parse().ok()).collect();
+    Some(NetworkFigures {
+        name: name.trim().to_owned(),
+        received: numbers.get(..4)?.try_into().ok()?,
+        sent: numbers.get(8..12)?.try_into().ok()?,
+    })
+}
+
+/// This process: processor time in seconds, resident memory in bytes, open files, and when it started in seconds since 1970.
+pub(super) fn this_process() -> [f64; 4] {
+    let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let boot = number_after(&text("/proc/stat"), "btime");
+    let resident = number_after(&text("/proc/self/status"), "VmRSS:").saturating_mul(1024);
+    let files = fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+    let [cpu, start] = process_ticks(&text("/proc/self/stat")).map(|ticks| ticks as f64 / TICKS_A_SECOND);
+    [cpu, resident as f64, files as f64, boot as f64 + start]
+}
+
+/// Units of /proc/self/stat in a second.
+const TICKS_A_SECOND: f64 = 1e9 / TICK as f64;
+
+/// Processor time used, and the start since the host's (proc_pid_stat(5), fields 14, 15 and 22; the second may hold anything).
+fn process_ticks(stat: &str) -> [u64; 2] {
+    let fields: Vec<u64> = stat
+        .rsplit(')')
+        .next()
+        .unwrap_or_default()
+        .split_ascii_whitespace()
+        .map(|field| field.parse().unwrap_or(0))
+        .collect();
+    let field = |number: usize| fields.get(number - 3).copied().unwrap_or(0);
+    [field(14).saturating_add(field(15)), field(22)]
+}
+
+fn disk(path: &Path) -> DiskFigures {
+    let Ok(seen) = rustix::fs::statvfs(path) else {
+        return DiskFigures::default();
+    };
+    let in_bytes = |blocks: u64| blocks.saturating_mul(seen.f_frsize);
+    DiskFigures {
+        capacity: in_bytes(seen.f_blocks),
+        available: in_bytes(seen.f_bavail),
+        used: in_bytes(seen.f_blocks.saturating_sub(seen.f_bfree)),
+        inodes: seen.f_files,
+        inodes_free: seen.f_ffree,
+    }
+}
+
+/// Bytes of all files in a directory.
+pub(super) fn size_of_files(directory: &Path) -> u64 {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.metadata().ok()).map(|file| file.len()).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processor_time_is_all_but_idle_and_waiting() {
+        let stat = "cpu  1 2 3 400 500 6 7 8 9 10\ncpu0 1 1 1 1 1 1 1 1 1 1\nbtime 1000000\n";
+        let found = count(NodeFigures::default(), stat, "", "");
+        assert_eq!(found.cpu, (1 + 2 + 3 + 6 + 7 + 8) * TICK);
+        assert_eq!(found.boot.as_second(), 1_000_000);
+    }
+
+    #[test]
+    fn memory_in_use_is_what_is_not_free_and_the_working_set_leaves_out_inactive_files() {
+        let meminfo = "MemTotal: 100 kB\nMemFree: 40 kB\nMemAvailable: 70 kB\nInactive(file): 20 kB\nAnonPages: 15 kB\n";
+        let found = count(NodeFigures::default(), "", meminfo, "pgfault 7\npgmajfault 3\n");
+        assert_eq!((found.memory, found.working_set, found.anonymous), (60 << 10, 40 << 10, 15 << 10));
+        assert_eq!((found.page_faults, found.major_page_faults), (7, 3));
+    }
+
+    #[test]
+    fn the_interface_of_the_default_route_comes_first() {
+        let dev = "Inter-|   Receive\n face |bytes    packets errs drop\n    lo: 1 1 0 0 0 0 0 0 1 1 0 0 0 0 0 0\n  veth1: 5 6 7 8 0 0 0 0 9 10 11 12 0 0 0 0\n  eth0: 1 2 3 4 0 0 0 0 5 6 7 8 0 0 0 0\n";
+        let route = "Iface\tDestination\tGateway\neth0\t0000000A\t00000000\neth0\t00000000\t0102A8C0\n";
+        let found = networks(dev, route);
+        let names: Vec<_> = found.iter().map(|one| one.name.as_str()).collect();
+        assert_eq!(names, ["eth0", "veth1"]);
+        assert_eq!((found[0].received, found[0].sent), ([1, 2, 3, 4], [5, 6, 7, 8]));
+        assert_eq!(process_ticks("1 (a) b) S 1 1 1 0 -1 0 0 0 0 0 14 15 0 0 20 0 1 0 22 0"), [29, 22]);
+        assert_eq!(processes("0.1 0.2 0.3 2/345 6789\n"), 345);
+    }
+}

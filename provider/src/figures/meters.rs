@@ -1,0 +1,153 @@
+//! What this daemon counts while it works: probes, machines' starts, pulls.
+
+use std::time::Duration;
+
+use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry, core::Collector, proto::MetricFamily};
+
+use crate::probe::spec::Kind;
+
+/// Seconds, from what a copy takes on hardware to what a large image does.
+const BUCKETS: [f64; 14] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
+
+/// The counts.
+#[derive(Debug)]
+pub struct Meters {
+    registry: Registry,
+    probes: IntCounterVec,
+    starts: HistogramVec,
+    failed_starts: IntCounterVec,
+    pulls: Histogram,
+}
+
+impl Meters {
+    /// None counted yet.
+    ///
+    /// # Panics
+    ///
+    /// If the name of a metric here were none: their tests would see it.
+    pub fn new() -> Self {
+        let seconds = |name: &str, help: &str| HistogramOpts::new(name, help).buckets(BUCKETS.to_vec());
+        let meters = Self {
+            registry: Registry::new(),
+            probes: IntCounterVec::new(
+                Opts::new(
+                    "prober_probe_total",
+                    "[BETA] Cumulative number of a liveness, readiness or startup probe for a container by result.",
+                ),
+                &["probe_type", "result", "container", "pod", "namespace", "pod_uid"],
+            )
+            .expect("a metric's name"),
+            starts: HistogramVec::new(
+                seconds(
+                    "kvmlet_machine_start_seconds",
+                    "From a machine's start to its guest's answer, by whether it booted or is a copy of the template.",
+                ),
+                &["how"],
+            )
+            .expect("a metric's name"),
+            failed_starts: IntCounterVec::new(
+                Opts::new("kvmlet_machine_start_errors_total", "Machines that did not come up."),
+                &["how"],
+            )
+            .expect("a metric's name"),
+            pulls: Histogram::with_opts(seconds("kvmlet_image_pull_seconds", "Pulls of images that were not here."))
+                .expect("a metric's name"),
+        };
+        let own: [Box<dyn Collector>; 3] = [
+            Box::new(meters.starts.clone()),
+            Box::new(meters.failed_starts.clone()),
+            Box::new(meters.pulls.clone()),
+        ];
+        for collector in own {
+            meters.registry.register(collector).expect("each name once");
+        }
+        meters
+    }
+
+    /// A probe was answered.
+    pub fn probed(&self, kind: Kind, result: &str, [container, pod, namespace, uid]: [&str; 4]) {
+        let labels = [&*kind.to_string(), result, container, pod, namespace, uid];
+        self.probes.with_label_values(&labels).inc();
+    }
+
+    /// A pod is gone: its probes are no longer shown.
+    pub fn forget(&self, uid: &str) {
+        let families = self.probes.collect();
+        let all = families.iter().flat_map(MetricFamily::get_metric);
+        for metric in all {
+            let value = |name: &str| metric.get_label().iter().find(|l| l.name() == name).map_or("", |l| l.value());
+            if value("pod_uid") == uid {
+                let labels = ["probe_type", "result", "container", "pod", "namespace", "pod_uid"].map(value);
+                let _ = self.probes.remove_label_values(&labels);
+            }
+        }
+    }
+
+    /// A machine came up, or did not.
+    pub fn started(&self, how: &str, came_up: bool, took: Duration) {
+        if came_up {
+            self.starts.with_label_values(&[how]).observe(took.as_secs_f64());
+        } else {
+            self.failed_starts.with_label_values(&[how]).inc();
+        }
+    }
+
+    /// An image was pulled.
+    pub fn pulled(&self, took: Duration) {
+        self.pulls.observe(took.as_secs_f64());
+    }
+
+    /// `/metrics/probes`.
+    pub fn probes(&self) -> Vec<MetricFamily> {
+        self.probes.collect()
+    }
+
+    /// All others.
+    pub fn own(&self) -> Vec<MetricFamily> {
+        self.registry.gather()
+    }
+}
+
+impl Default for Meters {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::text::encode, *};
+
+    #[test]
+    fn probes_are_counted_until_their_pod_is_gone() {
+        let meters = Meters::new();
+        for (uid, times) in [("u", 2), ("v", 1)] {
+            for _ in 0..times {
+                meters.probed(Kind::Liveness, "successful", ["c", "p", "n", uid]);
+            }
+        }
+        let line = |uid: &str, times| {
+            format!(
+                "prober_probe_total{{container=\"c\",namespace=\"n\",pod=\"p\",pod_uid=\"{uid}\",probe_type=\"Liveness\",result=\"successful\"}} {times}\n"
+            )
+        };
+        let text = encode(meters.probes()).unwrap();
+        assert!(text.contains(&line("u", 2)) && text.contains(&line("v", 1)), "{text}");
+        meters.forget("u");
+        let text = encode(meters.probes()).unwrap();
+        assert!(!text.contains("pod_uid=\"u\"") && text.contains(&line("v", 1)), "{text}");
+    }
+
+    #[test]
+    fn starts_are_told_apart_by_how_they_were() {
+        let meters = Meters::new();
+        meters.started("copy", true, Duration::from_millis(20));
+        meters.started("boot", false, Duration::from_secs(1));
+        let text = encode(meters.own()).unwrap();
+        assert!(
+            text.contains("kvmlet_machine_start_seconds_bucket{how=\"copy\",le=\"0.025\"} 1\n"),
+            "{text}"
+        );
+        assert!(text.contains("kvmlet_machine_start_errors_total{how=\"boot\"} 1\n"));
+    }
+}

@@ -1,0 +1,80 @@
+//! What pods, their machines and the node use, as the kubelet's pages show it: read when somebody asks, at most once a second, by one
+//! reader at a time. Pods' figures are their guests' own; what a machine costs the host besides is told apart (`kvmlet_machine_*`). A guest
+//! that does not answer is left out, and holds nobody up for longer than [`PATIENCE`].
+//!
+//! ```text
+//!  guests (collect) ┐
+//!  host (host) ─────┴▶ Snapshot (model) ─▶ pages, each a pure function: resource, cadvisor, summary, own
+//! ```
+
+mod cadvisor;
+mod collect;
+mod host;
+mod meters;
+mod model;
+mod own;
+mod resource;
+mod summary;
+mod text;
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use kvmlet_server::{Figures, FiguresPage};
+use tokio::sync::Mutex;
+
+pub use self::meters::Meters;
+pub use self::model::MachineFigures;
+use self::model::Snapshot;
+use crate::{context::Context, kubelet::Pods};
+
+/// How long one reading serves.
+const FRESH: Duration = Duration::from_secs(1);
+/// How old a reading may be that a rate is reckoned from.
+const COMPARABLE: Duration = Duration::from_secs(300);
+/// How long a guest may take to answer.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// The last readings.
+#[derive(Debug, Default)]
+pub struct Readings(Mutex<Vec<Arc<Snapshot>>>);
+
+/// Two readings: the last, and the one before it, for rates.
+#[derive(Debug)]
+struct Pair {
+    now: Arc<Snapshot>,
+    before: Option<Arc<Snapshot>>,
+}
+
+impl Readings {
+    /// A reading that is fresh. Who asks while one is made waits for it.
+    async fn fresh(&self, context: &Arc<Context>, pods: &Pods) -> Pair {
+        let mut kept = self.0.lock().await;
+        let age = |snapshot: &Snapshot| Duration::try_from(Timestamp::now().duration_since(snapshot.at)).unwrap_or(Duration::MAX);
+        if kept.last().is_none_or(|last| age(last) > FRESH) {
+            let now = Arc::new(collect::collect(context, pods).await);
+            kept.push(now);
+            let surplus = kept.len().saturating_sub(2);
+            kept.drain(..surplus);
+        }
+        let now = kept.last().expect("one was just made").clone();
+        let before = kept.iter().rev().nth(1).filter(|before| age(before) <= COMPARABLE).cloned();
+        Pair { now, before }
+    }
+}
+
+/// A page of figures.
+pub async fn page(context: &Arc<Context>, pods: &Pods, page: FiguresPage) -> Result<Figures, String> {
+    let read = || context.readings.fresh(context, pods);
+    let families = match page {
+        FiguresPage::Resource => resource::families(&read().await.now),
+        FiguresPage::Cadvisor => cadvisor::families(&read().await.now),
+        FiguresPage::Probes => context.meters.probes(),
+        FiguresPage::Metrics => own::families(context, &own::Counts::of(pods), &read().await.now),
+        FiguresPage::Summary { only_cpu_and_memory } => {
+            return Ok(Figures::Json(summary::summary(&read().await, only_cpu_and_memory)));
+        }
+        FiguresPage::Configz => return Ok(Figures::Json(own::configz(&context.config))),
+    };
+    text::encode(families).map(Figures::Text)
+}
