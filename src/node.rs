@@ -28,7 +28,7 @@ use kvmlet_provider::{
     store::Store,
     template::Templates,
 };
-use kvmlet_server::{CachedReviews, Server, ServerConfig, ServingCertificate};
+use kvmlet_server::{CachedReviews, CachedTokens, Server, ServerConfig, ServingCertificate};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -250,6 +250,7 @@ async fn server(config: &Config, client: &Client, backend: Provider) -> anyhow::
         node: config.node_name.clone(),
         certificate: ServingCertificate::new(read(&tls.cert_file)?, key).context("the serving certificate")?,
         client_authority: read(&tls.client_ca_file)?,
+        authenticator: Arc::new(CachedTokens::new(AccessReviews(client.clone()))),
         authorizer: Arc::new(CachedReviews::new(AccessReviews(client.clone()))),
     };
     Ok(Server::bind(SocketAddr::new(config.node_ip, config.port), server_config, backend).await?)

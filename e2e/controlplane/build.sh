@@ -1,6 +1,6 @@
 #!/bin/sh
 # Builds the control plane (etcd, API server, controller manager, scheduler,
-# kube-proxy, kubectl: one program) into the cache, by hash of its inputs.
+# kube-proxy, kubectl, metrics-server: one program) into the cache, by hash of its inputs.
 # Progress goes to stderr; the last line of stdout is the folder of the result.
 set -eu
 
@@ -39,7 +39,7 @@ if [ ! -e "$out/.complete" ]; then
     rm -rf "$out.partial" "$out"
     mkdir "$out.partial"
     go build -trimpath -buildvcs=false -ldflags "$ldflags" -o "$out.partial/controlplane" . >&2
-    for name in etcd kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubectl; do
+    for name in etcd kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubectl metrics-server; do
         ln -s controlplane "$out.partial/$name"
     done
     touch "$out.partial/.complete"

@@ -1,5 +1,5 @@
-// Command controlplane is etcd, the Kubernetes control plane, kube-proxy and
-// kubectl in one program. It owns the choice of which of them to be: the base
+// Command controlplane is etcd, the Kubernetes control plane, kube-proxy,
+// kubectl and metrics-server in one program. It owns the choice of which of them to be: the base
 // name it was started under decides, else its first argument. It refuses any
 // other name, and adds no behaviour to the components it links.
 package main
@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"go.etcd.io/etcd/server/v3/etcdmain"
+	"k8s.io/apiserver/pkg/server"
 	_ "k8s.io/client-go/plugin/pkg/client/auth"
 	"k8s.io/component-base/cli"
 	"k8s.io/component-base/logs"
@@ -26,6 +27,7 @@ import (
 	controllermanager "k8s.io/kubernetes/cmd/kube-controller-manager/app"
 	proxy "k8s.io/kubernetes/cmd/kube-proxy/app"
 	scheduler "k8s.io/kubernetes/cmd/kube-scheduler/app"
+	metricsserver "sigs.k8s.io/metrics-server/cmd/metrics-server/app"
 )
 
 // components maps each name to what runs it. Constructors are called only for
@@ -37,6 +39,9 @@ var components = map[string]func(){
 	"kube-scheduler":          serve(func() *cobra.Command { return scheduler.NewSchedulerCommand() }),
 	"kube-proxy":              serve(proxy.NewProxyCommand),
 	"kubectl":                 runKubectl,
+	"metrics-server": serve(func() *cobra.Command {
+		return metricsserver.NewMetricsServerCommand(server.SetupSignalHandler())
+	}),
 }
 
 func main() {

@@ -70,6 +70,8 @@ fn api_server(state: &State) -> Vec<String> {
         "--requestheader-extra-headers-prefix=X-Remote-Extra-",
         &format!("--proxy-client-cert-file={pki}/front-proxy-client.crt"),
         &format!("--proxy-client-key-file={pki}/front-proxy-client.key"),
+        // No kube-proxy runs beside it: it dials what an aggregated API's service stands for.
+        "--enable-aggregator-routing=true",
         "--max-requests-inflight=2000",
         "--max-mutating-requests-inflight=1000",
         "--profiling=false",
@@ -97,6 +99,9 @@ fn controller_manager(state: &State) -> Vec<String> {
         "--node-cidr-mask-size=24",
         &format!("--service-cluster-ip-range={SERVICE_CIDR}"),
         "--configure-cloud-routes=false",
+        "--horizontal-pod-autoscaler-sync-period=5s",
+        "--horizontal-pod-autoscaler-initial-readiness-delay=5s",
+        "--horizontal-pod-autoscaler-cpu-initialization-period=10s",
         "--kube-api-qps=1000",
         "--kube-api-burst=2000",
     ];

@@ -15,6 +15,7 @@ mod debug;
 mod disks;
 mod exec;
 mod exits;
+mod figures;
 mod hooks;
 mod host_path;
 mod images;
@@ -114,6 +115,7 @@ fn all() -> impl Iterator<Item = &'static Test> {
         debug::TESTS,
         copy::TESTS,
         port_forward::TESTS,
+        figures::TESTS,
         exits::TESTS,
         by_hand::TESTS,
         attach::TESTS,

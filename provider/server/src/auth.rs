@@ -2,6 +2,7 @@
 //!
 //! Owns the mapping from method and path to verb and subresources. Decides nothing itself: an [`Authorizer`] does.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 
@@ -10,13 +11,17 @@ use axum::http::Method;
 /// A boxed future, for traits that are used as objects.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// Who made a request, as its client certificate says.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+/// Who made a request: as its client certificate says, or as the API server says of its token.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Identity {
-    /// The common name.
+    /// A certificate's common name; a token's user.
     pub user: String,
-    /// The organisations, and `system:authenticated`.
+    /// A token's user's UID.
+    pub uid: Option<String>,
+    /// A certificate's organisations, a token's groups; and `system:authenticated`.
     pub groups: Vec<String>,
+    /// What else the API server says of a token, for it to know when rights are asked for.
+    pub extra: BTreeMap<String, Vec<String>>,
 }
 
 /// What a request is for, always on the resource `nodes` of the core group.
@@ -48,6 +53,12 @@ pub struct AuthorizeError(pub String);
 pub trait Authorizer: Send + Sync + 'static {
     /// One question; several are asked of one request, the first `Allow` counts.
     fn authorize<'a>(&'a self, identity: &'a Identity, attributes: &'a Attributes) -> BoxFuture<'a, Result<Decision, AuthorizeError>>;
+}
+
+/// Knows who has a bearer token.
+pub trait Authenticator: Send + Sync + 'static {
+    /// Whose token this is; nobody's, if the API server does not know it. It must not be kept or logged.
+    fn authenticate<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Result<Option<Identity>, AuthorizeError>>;
 }
 
 /// Paths that run something in a pod: `create` is needed whatever the method, as a WebSocket can only come as GET.

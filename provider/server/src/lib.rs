@@ -11,6 +11,7 @@
 
 mod auth;
 mod backend;
+mod cache;
 mod exec;
 mod guard;
 pub mod logs;
@@ -21,9 +22,10 @@ mod server;
 pub mod streaming;
 mod takeover;
 mod tls;
+mod token;
 mod upgrade;
 
-pub use auth::{Attributes, AuthorizeError, Authorizer, BoxFuture, Decision, Identity};
+pub use auth::{Attributes, Authenticator, AuthorizeError, Authorizer, BoxFuture, Decision, Identity};
 pub use backend::{
     AttachRequest, Backend, ContainerTarget, ExecExit, ExecRequest, ExecSession, Figures, FiguresPage, LogError, LogSource, LogTarget,
     PortConnection, PortForwardRequest, StreamError, TerminalSize, Wanted,
@@ -31,3 +33,4 @@ pub use backend::{
 pub use review::{CachedReviews, Reviewer};
 pub use server::{BindError, Server, ServerConfig};
 pub use tls::{ServingCertificate, TlsError};
+pub use token::{CachedTokens, TokenReviewer};

@@ -1,20 +1,15 @@
 //! An [`Authorizer`] that asks the API server by SubjectAccessReview and remembers the answers for a while.
 //!
-//! Owns the cache. Errors are never remembered. Knows no API client: the provider gives a [`Reviewer`].
+//! Errors are never remembered. Knows no API client: the provider gives a [`Reviewer`].
 
-use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use crate::auth::{Attributes, AuthorizeError, Authorizer, BoxFuture, Decision, Identity};
+use crate::cache::Cache;
 
 /// How long an answer counts.
 const ALLOW_FOR: Duration = Duration::from_secs(5 * 60);
 const DENY_FOR: Duration = Duration::from_secs(30);
-/// Answers remembered at once.
-const CAPACITY: usize = 1024;
 
 /// Asks the API server: creates one SubjectAccessReview for the user and groups with `resourceAttributes` verb,
 /// version `v1`, resource `nodes`, subresource and name.
@@ -27,7 +22,7 @@ pub trait Reviewer: Send + Sync + 'static {
 #[derive(Debug)]
 pub struct CachedReviews<R> {
     reviewer: R,
-    answers: Mutex<HashMap<(Identity, Attributes), (Decision, Instant)>>,
+    answers: Cache<(Identity, Attributes), Decision>,
 }
 
 impl<R: Reviewer> CachedReviews<R> {
@@ -35,29 +30,8 @@ impl<R: Reviewer> CachedReviews<R> {
     pub fn new(reviewer: R) -> Self {
         Self {
             reviewer,
-            answers: Mutex::default(),
+            answers: Cache::new(),
         }
-    }
-
-    fn answers(&self) -> MutexGuard<'_, HashMap<(Identity, Attributes), (Decision, Instant)>> {
-        // Each statement under the lock leaves the map whole.
-        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn remember(&self, key: (Identity, Attributes), decision: Decision) {
-        let now = Instant::now();
-        let lifetime = match decision {
-            Decision::Allow => ALLOW_FOR,
-            Decision::Deny => DENY_FOR,
-        };
-        let mut answers = self.answers();
-        if answers.len() >= CAPACITY {
-            answers.retain(|_, (_, until)| *until > now);
-        }
-        if answers.len() >= CAPACITY {
-            answers.clear();
-        }
-        answers.insert(key, (decision, now + lifetime));
     }
 }
 
@@ -65,16 +39,15 @@ impl<R: Reviewer> Authorizer for CachedReviews<R> {
     fn authorize<'a>(&'a self, identity: &'a Identity, attributes: &'a Attributes) -> BoxFuture<'a, Result<Decision, AuthorizeError>> {
         Box::pin(async move {
             let key = (identity.clone(), attributes.clone());
-            let known = self
-                .answers()
-                .get(&key)
-                .filter(|(_, until)| *until > Instant::now())
-                .map(|known| known.0);
-            if let Some(decision) = known {
+            if let Some(decision) = self.answers.get(&key) {
                 return Ok(decision);
             }
             let decision = self.reviewer.review(identity, attributes).await?;
-            self.remember(key, decision);
+            let lifetime = match decision {
+                Decision::Allow => ALLOW_FOR,
+                Decision::Deny => DENY_FOR,
+            };
+            self.answers.put(key, decision, lifetime);
             Ok(decision)
         })
     }
@@ -85,6 +58,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
+    use crate::cache::CAPACITY;
 
     /// Allows `admin`, fails for `broken`, denies others; counts.
     #[derive(Default)]
@@ -107,7 +81,7 @@ mod tests {
         let reviews = CachedReviews::new(Counting::default());
         let identity = Identity {
             user: user.into(),
-            groups: Vec::new(),
+            ..Identity::default()
         };
         let attributes = Attributes {
             verb: "get",
@@ -142,10 +116,10 @@ mod tests {
         for number in 0..3 * CAPACITY {
             let identity = Identity {
                 user: number.to_string(),
-                groups: Vec::new(),
+                ..Identity::default()
             };
             assert!(reviews.authorize(&identity, &attributes).await.is_ok());
         }
-        assert!(reviews.answers().len() <= CAPACITY);
+        assert!(reviews.answers.len() <= CAPACITY);
     }
 }

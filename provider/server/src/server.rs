@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
-use crate::auth::Authorizer;
+use crate::auth::{Authenticator, Authorizer};
 use crate::backend::Backend;
 use crate::guard::Guard;
 use crate::routes::{Shared, router};
@@ -48,6 +48,8 @@ pub struct ServerConfig {
     pub certificate: ServingCertificate,
     /// The authority of client certificates.
     pub client_authority: Vec<CertificateDer<'static>>,
+    /// Who knows tokens.
+    pub authenticator: Arc<dyn Authenticator>,
     /// Who decides.
     pub authorizer: Arc<dyn Authorizer>,
 }
@@ -104,6 +106,7 @@ impl Server {
         });
         let guard = Guard {
             node: config.node.into(),
+            authenticator: config.authenticator,
             authorizer: config.authorizer,
         };
         let router = router(shared, guard);

@@ -2,7 +2,7 @@
 //! certificates of one authority.
 //!
 //! A client without a certificate gets through the handshake, so that it reads `401 Unauthorized` instead of an alert
-//! (and so that bearer tokens can come later); one with a certificate of another authority does not.
+//! (and as it may have a bearer token instead); one with a certificate of another authority does not.
 
 use std::sync::Arc;
 
@@ -97,5 +97,6 @@ pub(crate) fn identity(chain: Option<&[CertificateDer<'_>]>) -> Option<Identity>
     Some(Identity {
         user: user.to_owned(),
         groups,
+        ..Identity::default()
     })
 }

@@ -18,6 +18,23 @@ async fn a_client_without_a_certificate_is_unauthorized_everywhere() {
 }
 
 #[tokio::test]
+async fn a_bearer_token_is_as_good_as_a_certificate_and_an_unknown_one_as_none() {
+    let port = Port::serve(Fake::new()).await;
+    let ask = async |value: &str| {
+        let request = hyper::Request::builder().uri("/healthz").header("host", "node-1");
+        let request = request.header("authorization", value).body(http_body_util::Empty::new());
+        let answer = port.request(None, request.expect("valid request")).await.expect("an answer");
+        answer.status().as_u16()
+    };
+    assert_eq!(ask("Bearer token-of-admin").await, 200);
+    assert_eq!(ask("Bearer token-of-nobody").await, 403);
+    for wrong in ["Bearer stolen", "Bearer broken", "Basic token-of-admin", "token-of-admin"] {
+        assert_eq!(ask(wrong).await, 401, "{wrong}");
+    }
+    port.stop().await;
+}
+
+#[tokio::test]
 async fn a_client_of_another_authority_or_purpose_does_not_get_through_tls() {
     let port = Port::serve(Fake::new()).await;
     let strangers = [

@@ -9,7 +9,9 @@ use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use kvmlet_server::{Attributes, AuthorizeError, Authorizer, BoxFuture, Decision, Identity, Server, ServerConfig, ServingCertificate};
+use kvmlet_server::{
+    Attributes, Authenticator, AuthorizeError, Authorizer, BoxFuture, Decision, Identity, Server, ServerConfig, ServingCertificate,
+};
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::net::TcpStream;
@@ -96,6 +98,22 @@ impl Authorizer for ByName {
     }
 }
 
+/// The token `token-of-X` is that of `X`; `broken` cannot be asked about.
+impl Authenticator for ByName {
+    fn authenticate<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Result<Option<Identity>, AuthorizeError>> {
+        Box::pin(async move {
+            if token == "broken" {
+                return Err(AuthorizeError("API server is away".into()));
+            }
+            Ok(token.strip_prefix("token-of-").map(|user| Identity {
+                user: user.to_owned(),
+                groups: vec!["system:authenticated".to_owned()],
+                ..Identity::default()
+            }))
+        })
+    }
+}
+
 /// A port being served.
 pub(crate) struct Port {
     pub(crate) address: SocketAddr,
@@ -110,6 +128,7 @@ pub(crate) fn config() -> ServerConfig {
         node: "node-1".into(),
         certificate: ServingCertificate::new(chain, key).expect("own certificate"),
         client_authority: vec![AUTHORITY.certificate.clone()],
+        authenticator: Arc::new(ByName),
         authorizer: Arc::new(ByName),
     }
 }
