@@ -19,6 +19,7 @@ use kvmlet_provider::{
     events::Recorder,
     figures::{Meters, Readings},
     guard::AccessReviews,
+    image_gc::{self, Uses},
     kubelet::{Kubelet, Pods},
     names::Dns,
     node::{Host, NodeKeeper, Troubles},
@@ -118,6 +119,7 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
         templates,
         http: kvmlet_provider::probe::client().context("make the client of HTTP probes")?,
         readings: Readings::default(),
+        image_uses: Uses::default(),
         meters: Meters::new(),
         scratch: std::sync::Mutex::default(),
         config: config.clone(),
@@ -141,6 +143,7 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
         images,
         network: network.clone(),
     };
+    tokio::spawn(image_gc::keep(context.clone(), pods.clone()));
     let copying = context.clone();
     tokio::spawn(async move { copying.templates.keep(&copying).await });
     let kubelet = Kubelet {

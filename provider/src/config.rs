@@ -304,6 +304,30 @@ pub struct Images {
     pub max_layer_size: Quantity,
     /// Files of one layer.
     pub max_layer_files: u64,
+    /// When images that no pod needs are removed.
+    pub gc: ImageGc,
+}
+
+/// When images that no pod needs are removed (the kubelet's imageGCHighThresholdPercent, imageGCLowThresholdPercent, imageMinimumGCAge).
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct ImageGc {
+    /// Per cent of their disk that are in use when it begins; 100 means never.
+    pub high_threshold_percent: u8,
+    /// Per cent down to which it goes on.
+    pub low_threshold_percent: u8,
+    /// Seconds that an image must have been idle for.
+    pub min_age_seconds: u32,
+}
+
+impl Default for ImageGc {
+    fn default() -> Self {
+        Self {
+            high_threshold_percent: 85,
+            low_threshold_percent: 80,
+            min_age_seconds: 120,
+        }
+    }
 }
 
 impl Default for Images {
@@ -311,6 +335,7 @@ impl Default for Images {
         Self {
             max_layer_size: Quantity::bytes(32 << 30),
             max_layer_files: 2_000_000,
+            gc: ImageGc::default(),
         }
     }
 }
@@ -461,6 +486,14 @@ impl Config {
         }
         if let Some((key, message)) = config.machines.mistake() {
             return value(key, message.into());
+        }
+        let gc = &config.images.gc;
+        if gc.high_threshold_percent > 100 || gc.low_threshold_percent >= gc.high_threshold_percent {
+            let message = format!(
+                "{} and {} are not a lower and an upper per cent",
+                gc.low_threshold_percent, gc.high_threshold_percent
+            );
+            return value("images.gc.lowThresholdPercent", message);
         }
         if config.logs.max_files < 2 {
             return value("logs.maxFiles", "must be 2 or more".into());

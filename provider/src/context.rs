@@ -18,6 +18,7 @@ use crate::{
     downward::Facts,
     events::Recorder,
     figures::{Meters, Readings},
+    image_gc::Uses,
     names::Dns,
     node::Troubles,
     objects::Objects,
@@ -64,6 +65,8 @@ pub struct Context {
     pub http: reqwest::Client,
     /// The last readings of pods' and the node's figures.
     pub readings: Readings,
+    /// When images were last needed.
+    pub image_uses: Uses,
     /// What is counted.
     pub meters: Meters,
     /// Serialises the making of scratch templates.

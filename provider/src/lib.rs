@@ -21,6 +21,7 @@ pub mod figures;
 pub mod guard;
 pub mod hooks;
 pub mod host_path;
+pub mod image_gc;
 pub mod kubelet;
 pub mod late_image;
 pub mod lifecycle;

@@ -29,7 +29,7 @@ pub async fn pull(context: &Arc<Context>, desired: &DesiredPod, index: usize) ->
                 field(),
                 format!("Container image {image:?} already present on machine"),
             ));
-            return Ok(facts(local));
+            return Ok(facts(context, local));
         }
         (PullPolicy::Never, None) => {
             let message = format!("Container image {image:?} is not present with pull policy of Never");
@@ -52,10 +52,11 @@ pub async fn pull(context: &Arc<Context>, desired: &DesiredPod, index: usize) ->
         pulled.size
     );
     tell(Note::normal("Pulled", field(), message));
-    Ok(facts(pulled))
+    Ok(facts(context, pulled))
 }
 
-fn facts(image: PulledImage) -> ImageFacts {
+fn facts(context: &Context, image: PulledImage) -> ImageFacts {
+    context.image_uses.note(&image.id);
     ImageFacts {
         reference: image.reference,
         digest: image.image_id,

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{
     Test, daemon,
-    workload::{container, pod, sh, with, within},
+    workload::{STAY, container, pod, sh, with, within},
 };
 use crate::{Cluster, paths::GATEWAY, wait_for};
 
@@ -29,6 +29,12 @@ pub(super) const TESTS: &[Test] = &[
         hosts: 1,
         kvmlet: true,
         run: full_disk,
+    },
+    Test {
+        name: "images that no pod needs go when the disk is fuller than it may be, and come again",
+        hosts: 1,
+        kvmlet: true,
+        run: collected,
     },
 ];
 
@@ -173,5 +179,36 @@ fn full_disk(cluster: &Cluster) -> Result<()> {
         host.sh("rm /var/lib/kvmlet/fill")?;
         told?;
         place.until_ready("large").map(drop)
+    })
+}
+
+fn collected(cluster: &Cluster) -> Result<()> {
+    // Any disk is as full as this; an image may go as soon as it is idle.
+    let always = "images: {gc: {highThresholdPercent: 1, lowThresholdPercent: 0, minAgeSeconds: 0}}\n";
+    let once = || {
+        with(
+            pod("once", json!({"image": "users:latest", "command": ["sh", "-c", "true"]})),
+            &[("/spec/restartPolicy", json!("Never"))],
+        )
+    };
+    within(cluster, "images-collected", |place| {
+        place.create(&[once(), pod("stays", sh(STAY))])?;
+        place.until_phase("once", "Succeeded")?;
+        place.until_ready("stays")?;
+        place.kubectl(&["delete", "pod", "once", "--timeout=110s"])?;
+        let node = cluster.host(0)?.name.as_str();
+        let images = || -> Result<String> { Ok(cluster.kubectl_json(&["get", "node", node])?["status"]["images"].to_string()) };
+        ensure!(images()?.contains("users:latest"), "it was not pulled: {}", images()?);
+        daemon::with_config(cluster, always, || {
+            wait_for("the image that no pod needs to be gone", Duration::from_secs(60), || {
+                let left = images()?;
+                ensure!(!left.contains("users"), "images are {left}");
+                Ok(Some(()))
+            })?;
+            ensure!(images()?.contains("busybox"), "an image in use is gone: {}", images()?);
+            ensure!(place.exec("stays", "ls /bin/busybox")? == "/bin/busybox", "the pod's image is gone");
+            place.create(&[once()])?;
+            place.until_phase("once", "Succeeded").map(drop)
+        })
     })
 }
