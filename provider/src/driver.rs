@@ -13,6 +13,7 @@ use crate::{
     act::{self, Act},
     context::Context,
     desired::{Deletion, DesiredPod},
+    eviction::Warden,
     follow::{Follower, Holding},
     hooks::Hooks,
     lifecycle::{self, Action, Event},
@@ -105,6 +106,7 @@ pub fn start(context: Arc<Context>, mut desired: DesiredPod, begin: Start) -> Ha
         prober: Prober::default(),
         hooks: Hooks::default(),
         follower: Follower::default(),
+        warden: Warden::default(),
         referring: None,
         stepped: Timestamp::UNIX_EPOCH,
         written: Vec::new(),
@@ -123,6 +125,7 @@ struct Driver {
     prober: Prober,
     hooks: Hooks,
     follower: Follower,
+    warden: Warden,
     /// The pod as its objects were last looked for.
     referring: Option<Arc<DesiredPod>>,
     /// When the last step was.
@@ -214,6 +217,7 @@ impl Driver {
         self.prober.keep(&self.act, &self.desired, &self.state);
         self.hooks.keep(&self.act, &self.desired, &self.state);
         self.follower.keep(&self.act, &self.desired, &self.state);
+        self.warden.keep(&self.act, &self.desired, &self.state);
         false
     }
 

@@ -16,6 +16,7 @@ pub mod downward;
 pub mod driver;
 pub mod env;
 pub mod events;
+pub mod eviction;
 pub mod expand;
 pub mod follow;
 pub mod guard;

@@ -10,7 +10,9 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ContainerPort;
 use kvmlet_image::PulledImage;
 use kvmlet_network::{HostPort, PodInterface, PodNetwork, PodNetworkRequest, Protocol};
-use kvmlet_protocol::{ErrorKind, Extras, Interface, Request, Response, Route, SANDBOX_VERSION, SHARE_VERSION, STREAMS_VERSION};
+use kvmlet_protocol::{
+    ErrorKind, Extras, Interface, Request, Response, Route, SANDBOX_VERSION, SHARE_VERSION, STREAMS_VERSION, USAGE_VERSION,
+};
 use tracing::info;
 use vmm_lib::spec::MachineSpec;
 
@@ -23,6 +25,7 @@ use crate::{
     downward::Facts,
     env,
     events::Note,
+    eviction,
     follow::Holding,
     host_path::{self, Shared},
     late_image,
@@ -109,7 +112,10 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String]) ->
     );
     let file_size = size.scratch.max(context.config.logs.max_size.value());
     let permit = context.boots.acquire().await.map_err(|e| sandbox(e.to_string()))?;
-    let needed = if host_paths.is_empty() { SANDBOX_VERSION } else { SHARE_VERSION };
+    let mut needed = if host_paths.is_empty() { SANDBOX_VERSION } else { SHARE_VERSION };
+    if !eviction::limited(desired).is_empty() {
+        needed = needed.max(USAGE_VERSION);
+    }
     let mut agent = up(act, desired, spec, network.tap, host_paths, file_size).await.map_err(sandbox)?;
     drop(permit);
     let hello = begun.elapsed();
