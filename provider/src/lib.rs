@@ -43,6 +43,7 @@ pub mod state;
 pub mod status;
 pub mod store;
 pub mod streams;
+pub mod sub_path;
 pub mod supported;
 pub mod template;
 pub mod token;

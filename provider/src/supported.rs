@@ -28,6 +28,7 @@ use Rule::{Any, OneOf, Only, Refused};
 
 const NO_APPARMOR: &str = "the pod's own kernel has no AppArmor; only Unconfined can be had";
 const NO_PROFILES: &str = "profiles of a host are not brought into the pod's own kernel; RuntimeDefault and Unconfined can be had";
+const NO_PROPAGATION: &str = "a pod's mounts are its own kernel's, and no other sees them; only None can be had";
 const NO_HOST: &str = "the pod has a kernel of its own, there is no host to share";
 
 /// Paths below `spec`, most of them prefixes of what follows them.
@@ -143,11 +144,12 @@ const CONTAINER: &[(&str, Rule)] = &[
     ("terminationMessagePolicy", Any),
     ("tty", Any),
     ("volumeMounts.mountPath", Any),
-    ("volumeMounts.mountPropagation", Only("None")),
+    ("volumeMounts.mountPropagation", OneOf(&["None"], NO_PROPAGATION)),
     ("volumeMounts.name", Any),
     ("volumeMounts.readOnly", Any),
     ("volumeMounts.recursiveReadOnly", Only("Disabled")),
     ("volumeMounts.subPath", Any),
+    ("volumeMounts.subPathExpr", Any),
     ("workingDir", Any),
 ];
 
