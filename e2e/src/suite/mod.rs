@@ -15,6 +15,7 @@ mod debug;
 mod disks;
 mod exec;
 mod exits;
+mod follow;
 mod hooks;
 mod host_path;
 mod images;
@@ -100,6 +101,7 @@ fn all() -> impl Iterator<Item = &'static Test> {
         hooks::TESTS,
         security::TESTS,
         volumes::TESTS,
+        follow::TESTS,
         host_path::TESTS,
         images::TESTS,
         in_place::TESTS,
