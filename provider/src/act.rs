@@ -23,8 +23,10 @@ use crate::{
     agent::{Agent, AgentError},
     context::Context,
     desired::DesiredPod,
+    follow::Holding,
     lifecycle::{Action, Event},
     machine::{self, Running},
+    objects::PodObjects,
     prepare, pull,
     state::{PodState, Slot},
 };
@@ -43,6 +45,10 @@ pub struct Act {
     pub events: mpsc::Sender<Event>,
     /// The pod's machine.
     pub machine: Arc<Mutex<Option<Running>>>,
+    /// The config maps and secrets that the pod refers to.
+    pub objects: Arc<PodObjects>,
+    /// What the guest has of volumes that follow their source.
+    pub holding: Arc<Mutex<Holding>>,
     /// Ends with the pod's task.
     pub token: CancellationToken,
 }
@@ -80,7 +86,7 @@ pub fn begin(act: &Act, desired: &Arc<DesiredPod>, state: &PodState, action: Act
     let desired = desired.clone();
     match action {
         Action::Pull(container) => act.spawn(async move |act| {
-            let result = pull::pull(&act.context, &desired, container).await;
+            let result = pull::pull(&act.context, &act.objects, &desired, container).await;
             Event::Pulled { container, result }
         }),
         Action::StartMachine => {
@@ -257,6 +263,11 @@ pub async fn adopt(act: &Act, desired: &Arc<DesiredPod>, state: &PodState) -> Re
         }
     }
     *act.machine.lock().expect("no holder panics") = Some(running.clone());
+    *act.holding.lock().expect("no holder panics") = Holding {
+        // Without a record all of it is delivered anew.
+        delivered: act.context.store.delivered(&desired.uid).unwrap_or_default(),
+        ..Holding::default()
+    };
     watch_machine(act, desired, running);
     Ok(())
 }

@@ -13,9 +13,12 @@ use crate::{
     act::{self, Act},
     context::Context,
     desired::{Deletion, DesiredPod},
+    eviction::Warden,
+    follow::{Follower, Holding},
     hooks::Hooks,
     lifecycle::{self, Action, Event},
     machine::Running,
+    objects::PodObjects,
     probe::Prober,
     state::{Machine, PodState},
     status,
@@ -90,6 +93,8 @@ pub fn start(context: Arc<Context>, mut desired: DesiredPod, begin: Start) -> Ha
         context: context.clone(),
         events: events_in,
         machine,
+        objects: Arc::new(PodObjects::new(context.objects.clone())),
+        holding: Arc::new(std::sync::Mutex::new(Holding::default())),
         token: CancellationToken::new(),
     };
     let driver = Driver {
@@ -100,6 +105,9 @@ pub fn start(context: Arc<Context>, mut desired: DesiredPod, begin: Start) -> Ha
         view,
         prober: Prober::default(),
         hooks: Hooks::default(),
+        follower: Follower::default(),
+        warden: Warden::default(),
+        referring: None,
         stepped: Timestamp::UNIX_EPOCH,
         written: Vec::new(),
         reported: None,
@@ -116,6 +124,10 @@ struct Driver {
     view: watch::Sender<Arc<View>>,
     prober: Prober,
     hooks: Hooks,
+    follower: Follower,
+    warden: Warden,
+    /// The pod as its objects were last looked for.
+    referring: Option<Arc<DesiredPod>>,
     /// When the last step was.
     stepped: Timestamp,
     written: Vec<u8>,
@@ -184,6 +196,7 @@ impl Driver {
         let actions = lifecycle::step(&mut self.state, &self.desired, event, now, &mut crate::context::new_id);
         self.save();
         self.publish(now);
+        self.refer();
         for action in actions {
             match action {
                 Action::Tell(note) => self.context.recorder.pod(&self.desired.pod, note),
@@ -203,7 +216,19 @@ impl Driver {
         }
         self.prober.keep(&self.act, &self.desired, &self.state);
         self.hooks.keep(&self.act, &self.desired, &self.state);
+        self.follower.keep(&self.act, &self.desired, &self.state);
+        self.warden.keep(&self.act, &self.desired, &self.state);
         false
+    }
+
+    /// Watches what the pod refers to, as long as it may need it.
+    fn refer(&mut self) {
+        let over = self.state.released || lifecycle::is_over(&self.state, &self.desired);
+        let wanted = (!over).then_some(&self.desired);
+        if wanted.map(Arc::as_ptr) != self.referring.as_ref().map(Arc::as_ptr) {
+            self.act.objects.keep(wanted.map(|pod| &**pod));
+            self.referring = wanted.cloned();
+        }
     }
 
     /// Writes the record when it changed.

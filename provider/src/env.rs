@@ -7,14 +7,14 @@ use crate::{
     desired::{DesiredContainer, DesiredPod},
     downward::{self, Facts},
     expand::expand,
-    objects::{ObjectError, Objects},
+    objects::{ObjectError, PodObjects},
 };
 
 /// Variables in order; a later one of the same name wins.
 pub type Env = Vec<(String, String)>;
 
 /// The pod's own variables (`envFrom`, then `env`, above those of services), or the sentence of a CreateContainerConfigError.
-pub async fn variables(pod: &DesiredPod, container: &DesiredContainer, facts: &Facts, objects: &Objects) -> Result<Env, String> {
+pub async fn variables(pod: &DesiredPod, container: &DesiredContainer, facts: &Facts, objects: &PodObjects) -> Result<Env, String> {
     let spec = pod.spec_of(container);
     let api = pod.pod.spec.as_ref().expect("a pod without a specification is refused");
     let links = api.enable_service_links.unwrap_or(true);

@@ -18,6 +18,7 @@ use crate::{
     names::{self, Dns},
     quantity::Quantity,
     size::Size,
+    sub_path::sub_path,
     template,
 };
 
@@ -292,7 +293,7 @@ pub fn container(
             }],
             oom_score_adj: 0,
         },
-        mounts: mounts(spec)?,
+        mounts: mounts(spec, own_env)?,
         resources: resources(desired),
         termination_message_path: spec
             .termination_message_path
@@ -402,19 +403,12 @@ fn seccomp(pod: &DesiredPod, security: &SecurityContext) -> bool {
         .is_some_and(|p| p.type_ == "RuntimeDefault")
 }
 
-fn mounts(spec: &Container) -> Result<Vec<Mount>, String> {
+fn mounts(spec: &Container, env: &Env) -> Result<Vec<Mount>, String> {
     let mut mounts = Vec::new();
     for mount in spec.volume_mounts.iter().flatten() {
-        let sub_path = mount.sub_path.clone().unwrap_or_default();
-        if sub_path.split('/').any(|part| part == "..") {
-            return Err(format!(
-                "subPath {sub_path:?} of volume mount {:?} must not contain '..'",
-                mount.name
-            ));
-        }
         mounts.push(Mount {
             volume: mount.name.clone(),
-            sub_path,
+            sub_path: sub_path(mount, env)?,
             destination: mount.mount_path.clone(),
             read_only: mount.read_only.unwrap_or(false),
         });

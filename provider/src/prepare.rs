@@ -10,7 +10,9 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ContainerPort;
 use kvmlet_image::PulledImage;
 use kvmlet_network::{HostPort, PodInterface, PodNetwork, PodNetworkRequest, Protocol};
-use kvmlet_protocol::{ErrorKind, Extras, Interface, Request, Response, Route, SANDBOX_VERSION, SHARE_VERSION, STREAMS_VERSION};
+use kvmlet_protocol::{
+    ErrorKind, Extras, Interface, Request, Response, Route, SANDBOX_VERSION, SHARE_VERSION, STREAMS_VERSION, USAGE_VERSION,
+};
 use tracing::info;
 use vmm_lib::spec::MachineSpec;
 
@@ -23,6 +25,8 @@ use crate::{
     downward::Facts,
     env,
     events::Note,
+    eviction,
+    follow::Holding,
     host_path::{self, Shared},
     late_image,
     lifecycle::{Event, Failure, StartFailure},
@@ -75,9 +79,10 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String]) ->
     let (pod, config) = (desired.clone(), context.config.clone());
     let opening = tokio::task::spawn_blocking(move || host_path::open_all(&pod, &config.volumes.host_path.allowed));
     let host_paths = opening.await.map_err(|e| mount(e.to_string()))?.map_err(mount)?;
-    let volumes = volumes::resolve(desired, &facts, &context.objects, &host_paths)
-        .await
-        .map_err(mount)?;
+    let (volumes, delivered, tokens) = volumes::resolve(desired, &facts, &act.objects, &host_paths).await.map_err(mount)?;
+    let recorded = context.store.save_delivered(&desired.uid, &delivered);
+    recorded.map_err(|e| mount(format!("write what volumes are made of: {}", chain(&e))))?;
+    *act.holding.lock().expect("no holder panics") = Holding { delivered, tokens };
     let prepared = begun.elapsed();
 
     let devices: Vec<_> = images.iter().map(|i| &i.device).collect();
@@ -107,7 +112,10 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String]) ->
     );
     let file_size = size.scratch.max(context.config.logs.max_size.value());
     let permit = context.boots.acquire().await.map_err(|e| sandbox(e.to_string()))?;
-    let needed = if host_paths.is_empty() { SANDBOX_VERSION } else { SHARE_VERSION };
+    let mut needed = if host_paths.is_empty() { SANDBOX_VERSION } else { SHARE_VERSION };
+    if !eviction::limited(desired).is_empty() {
+        needed = needed.max(USAGE_VERSION);
+    }
     let mut agent = up(act, desired, spec, network.tap, host_paths, file_size).await.map_err(sandbox)?;
     drop(permit);
     let hello = begun.elapsed();
@@ -243,7 +251,7 @@ pub async fn container(act: &Act, desired: &Arc<DesiredPod>, instance: Instance)
     let image = image(context, &instance.image).map_err(create_error)?;
     let target = instance.target.map_err(config_error)?;
     let present = instance.images.iter().position(|i| *i == instance.image);
-    let variables = env::variables(desired, own, &facts, &context.objects).await.map_err(config_error)?;
+    let variables = env::variables(desired, own, &facts, &act.objects).await.map_err(config_error)?;
     let hostname = names::kernel_hostname(desired, &context.dns.domain);
     let running = act
         .machine

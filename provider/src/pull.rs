@@ -10,11 +10,12 @@ use crate::{
     desired::{DesiredPod, PullPolicy},
     events::Note,
     lifecycle::PullFailure,
+    objects::PodObjects,
     state::{ImageFacts, PodState},
 };
 
 /// Has the image of a container here, by its pull policy.
-pub async fn pull(context: &Arc<Context>, desired: &DesiredPod, index: usize) -> Result<ImageFacts, PullFailure> {
+pub async fn pull(context: &Arc<Context>, objects: &PodObjects, desired: &DesiredPod, index: usize) -> Result<ImageFacts, PullFailure> {
     let container = desired.at(index);
     let image = &container.image;
     let tell = |note: Note| context.recorder.pod(&desired.pod, note);
@@ -43,7 +44,7 @@ pub async fn pull(context: &Arc<Context>, desired: &DesiredPod, index: usize) ->
     }
     tell(Note::normal("Pulling", field(), format!("Pulling image {image:?}")));
     let begun = std::time::Instant::now();
-    let credentials = credentials(context, desired, &reference).await;
+    let credentials = credentials(context, objects, desired, &reference).await;
     let pulled = context.images.pull(image, &credentials, |_| {}).await.map_err(|e| failure(&e))?;
     context.meters.pulled(begun.elapsed());
     let message = format!(
@@ -77,7 +78,7 @@ fn failure(error: &PullError) -> PullFailure {
 }
 
 /// Credentials of the pod's imagePullSecrets; one that is missing is told, and the pull goes on without it, as the kubelet's does.
-async fn credentials(context: &Arc<Context>, desired: &DesiredPod, image: &ImageReference) -> Vec<Credential> {
+async fn credentials(context: &Arc<Context>, objects: &PodObjects, desired: &DesiredPod, image: &ImageReference) -> Vec<Credential> {
     let mut keyring = Keyring::default();
     let references = desired
         .pod
@@ -91,7 +92,7 @@ async fn credentials(context: &Arc<Context>, desired: &DesiredPod, image: &Image
                 .recorder
                 .pod(&desired.pod, Note::warning("FailedToRetrieveImagePullSecret", None, message))
         };
-        let entries = match context.objects.secret(&desired.namespace, &secret.name).await {
+        let entries = match objects.secret(&desired.namespace, &secret.name).await {
             Ok(entries) => entries,
             Err(error) => {
                 let what = "attempting to pull the image may not succeed";

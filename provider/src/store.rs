@@ -11,7 +11,13 @@ use std::{
 use k8s_openapi::api::core::v1::Pod;
 use serde::{Deserialize, Serialize};
 
-use crate::state::{PodState, STATE_VERSION};
+use crate::{
+    state::{PodState, STATE_VERSION},
+    volumes::Delivered,
+};
+
+/// What was delivered to a pod's volumes.
+const DELIVERED: &str = "volumes.json";
 
 /// The directory of all pods' records.
 #[derive(Debug, Clone)]
@@ -100,6 +106,26 @@ impl Store {
         let dir = self.dir(uid);
         let bytes = serde_json::to_vec(record).expect("plain data becomes JSON");
         write_atomically(&dir, "state.json", &bytes)
+    }
+
+    /// Writes what was delivered to a pod's volumes; it holds nothing of their content. Whole, but not synced: a host that crashes loses the
+    /// machine that it is about.
+    pub fn save_delivered(&self, uid: &str, delivered: &Delivered) -> Result<(), StoreError> {
+        let dir = self.dir(uid);
+        let io = |what| {
+            let path = dir.join(DELIVERED);
+            move |source| StoreError::Io { what, path, source }
+        };
+        let temporary = dir.join(format!("{DELIVERED}.new"));
+        let bytes = serde_json::to_vec(delivered).expect("plain data becomes JSON");
+        fs::write(&temporary, bytes).map_err(io("write"))?;
+        fs::rename(&temporary, dir.join(DELIVERED)).map_err(io("rename"))
+    }
+
+    /// What was delivered to a pod's volumes, if that is known.
+    pub fn delivered(&self, uid: &str) -> Option<Delivered> {
+        let bytes = fs::read(self.dir(uid).join(DELIVERED)).ok()?;
+        serde_json::from_slice(&bytes).ok()
     }
 
     /// Reads all records, by UID; a directory whose record is missing or damaged comes with the error, so that it can be swept.

@@ -28,6 +28,7 @@ use Rule::{Any, OneOf, Only, Refused};
 
 const NO_APPARMOR: &str = "the pod's own kernel has no AppArmor; only Unconfined can be had";
 const NO_PROFILES: &str = "profiles of a host are not brought into the pod's own kernel; RuntimeDefault and Unconfined can be had";
+const NO_PROPAGATION: &str = "a pod's mounts are its own kernel's, and no other sees them; only None can be had";
 const NO_HOST: &str = "the pod has a kernel of its own, there is no host to share";
 
 /// Paths below `spec`, most of them prefixes of what follows them.
@@ -143,11 +144,12 @@ const CONTAINER: &[(&str, Rule)] = &[
     ("terminationMessagePolicy", Any),
     ("tty", Any),
     ("volumeMounts.mountPath", Any),
-    ("volumeMounts.mountPropagation", Only("None")),
+    ("volumeMounts.mountPropagation", OneOf(&["None"], NO_PROPAGATION)),
     ("volumeMounts.name", Any),
     ("volumeMounts.readOnly", Any),
     ("volumeMounts.recursiveReadOnly", Only("Disabled")),
     ("volumeMounts.subPath", Any),
+    ("volumeMounts.subPathExpr", Any),
     ("workingDir", Any),
 ];
 
@@ -167,9 +169,8 @@ pub fn unsupported(spec: &Value) -> Vec<Unsupported> {
             "ephemeralContainers" => {}
             "volumes" => {
                 walk(value, key, &path, POD, &mut found);
-                let volumes = || value.as_array().into_iter().flatten().enumerate();
-                found.extend(volumes().filter_map(unbounded));
-                found.extend(volumes().filter_map(not_a_file));
+                let volumes = value.as_array().into_iter().flatten().enumerate();
+                found.extend(volumes.filter_map(not_a_file));
             }
             _ => walk(value, key, &path, POD, &mut found),
         }
@@ -182,16 +183,6 @@ pub fn container(container: &Value, path: &str) -> Vec<Unsupported> {
     let mut found = Vec::new();
     walk(container, "", path, CONTAINER, &mut found);
     found
-}
-
-/// A volume on disk whose limit nobody would keep.
-fn unbounded((i, volume): (usize, &Value)) -> Option<Unsupported> {
-    let empty = &volume["emptyDir"];
-    let on_disk = empty["medium"].as_str().unwrap_or_default().is_empty();
-    (on_disk && !empty["sizeLimit"].is_null()).then(|| Unsupported {
-        path: format!("spec.volumes[{i}].emptyDir.sizeLimit"),
-        why: Some("only for medium Memory; a limit of ephemeral-storage bounds what a pod writes to disk"),
-    })
 }
 
 /// What is the host's kernel's own, and no file of another's.
@@ -306,8 +297,9 @@ mod tests {
                 "spec.volumes[0].emptyDir.medium",
             ),
             (
-                json!({"volumes": [{"name": "m", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}, {"name": "d", "emptyDir": {"sizeLimit": "1Mi"}}]}),
-                "spec.volumes[1].emptyDir.sizeLimit",
+                json!({"containers": [{"volumeMounts": [{"name": "v", "mountPath": "/v", "mountPropagation": "None"},
+                    {"name": "w", "mountPath": "/w", "mountPropagation": "Bidirectional"}]}]}),
+                "spec.containers[0].volumeMounts[1].mountPropagation",
             ),
             (json!({"hostNetwork": true}), "spec.hostNetwork"),
             (

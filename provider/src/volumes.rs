@@ -1,25 +1,53 @@
-//! Volumes of a pod: what the guest is to make of each, and the files of those that come from the API server.
+//! Volumes of a pod: what the guest is to make of each, and the files of those that come from the API server. What they are made of is
+//! gathered first ([`Material`]); what becomes of it is pure.
 
-use std::collections::BTreeMap;
+mod files;
+mod inputs;
 
-use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, KeyToPath, Volume};
-use kvmlet_protocol::{File, VolumeContent, VolumeKind, VolumeSpec};
+use std::{collections::BTreeMap, sync::Arc};
 
+use k8s_openapi::api::core::v1::Volume;
+use kvmlet_protocol::{VolumeKind, VolumeSpec};
+
+pub use self::{
+    files::{content, wishes},
+    inputs::{Delivered, Inputs, inputs},
+};
 use crate::{
     desired::DesiredPod,
-    downward::{self, Facts},
+    downward::Facts,
     host_path::Shared,
-    objects::{Entries, ObjectError, Objects},
+    objects::{Object, ObjectError, PodObjects, Reference, refer},
     quantity::Quantity,
+    token::{Token, Wish},
 };
 
-/// Mode of a file when nothing says otherwise.
-const DEFAULT_MODE: i32 = 0o644;
-/// Seconds that a service account token lives when nothing says otherwise.
-const DEFAULT_TOKEN_SECONDS: i64 = 3600;
+/// What volumes are made of, besides the pod itself.
+#[derive(Debug, Clone, Default)]
+pub struct Material {
+    /// Config maps and secrets; nothing where one does not exist. One that is not in here is not known.
+    pub objects: BTreeMap<Reference, Option<Arc<Object>>>,
+    /// Tokens.
+    pub tokens: BTreeMap<Wish, Token>,
+}
 
-/// All volumes, resolved, with those of the host as they are shared; the error is the sentence of a FailedMount event.
-pub async fn resolve(pod: &DesiredPod, facts: &Facts, objects: &Objects, shared: &[Shared]) -> Result<Vec<VolumeSpec>, String> {
+/// Whether a volume's files come from the API server, and follow it.
+pub fn is_of_files(volume: &Volume) -> bool {
+    volume.config_map.is_some() || volume.secret.is_some() || volume.downward_api.is_some() || volume.projected.is_some()
+}
+
+/// The sentence of a FailedMount event.
+pub fn failed(volume: &str, message: &str) -> String {
+    format!("MountVolume.SetUp failed for volume {volume:?} : {message}")
+}
+
+/// All volumes, resolved, with those of the host as they are shared, and what they were made of; the error is the sentence of a FailedMount event.
+pub async fn resolve(
+    pod: &DesiredPod,
+    facts: &Facts,
+    objects: &PodObjects,
+    shared: &[Shared],
+) -> Result<(Vec<VolumeSpec>, Delivered, BTreeMap<Wish, Token>), String> {
     let group = pod
         .pod
         .spec
@@ -27,176 +55,65 @@ pub async fn resolve(pod: &DesiredPod, facts: &Facts, objects: &Objects, shared:
         .and_then(|s| s.security_context.as_ref())
         .and_then(|s| s.fs_group)
         .and_then(|g| u32::try_from(g).ok());
-    let mut specs = Vec::new();
+    let (mut specs, mut material, mut delivered) = (Vec::new(), Material::default(), Delivered::default());
     for volume in pod.volumes() {
-        if let Some(shared) = shared.iter().find(|shared| shared.volume == volume.name) {
+        let (kind, group) = if let Some(shared) = shared.iter().find(|shared| shared.volume == volume.name) {
             let (tag, file) = (shared.tag.clone(), shared.file);
-            specs.push(VolumeSpec {
-                name: volume.name.clone(),
-                kind: VolumeKind::Share { tag, file },
-                // Owners of files of the host stay, as under the kubelet.
-                group: None,
-            });
-            continue;
-        }
-        let kind = kind(pod, volume, facts, objects)
-            .await
-            .map_err(|message| format!("MountVolume.SetUp failed for volume {:?} : {message}", volume.name))?;
+            // Owners of files of the host stay, as under the kubelet.
+            (VolumeKind::Share { tag, file }, None)
+        } else if let Some(empty) = &volume.empty_dir {
+            let size = empty.size_limit.as_ref().map(Quantity::of).unwrap_or_default().value();
+            let in_memory = empty.medium.as_deref() == Some("Memory");
+            let kind = if in_memory {
+                VolumeKind::Memory { size }
+            } else {
+                VolumeKind::Directory
+            };
+            (kind, group)
+        } else {
+            let why = |message: String| failed(&volume.name, &message);
+            gather(pod, volume, objects, &mut material).await.map_err(why)?;
+            let content = content(pod, volume, facts, &material).map_err(why)?;
+            delivered.volumes.extend(
+                inputs(pod, volume, facts, &material.objects, &issues(&material.tokens)).map(|inputs| (volume.name.clone(), inputs)),
+            );
+            (VolumeKind::Files(content), group)
+        };
         specs.push(VolumeSpec {
             name: volume.name.clone(),
             kind,
             group,
         });
     }
-    Ok(specs)
+    delivered.set_tokens(&issues(&material.tokens));
+    Ok((specs, delivered, material.tokens))
 }
 
-async fn kind(pod: &DesiredPod, volume: &Volume, facts: &Facts, objects: &Objects) -> Result<VolumeKind, String> {
-    if let Some(empty) = &volume.empty_dir {
-        let size = empty.size_limit.as_ref().map(Quantity::of).unwrap_or_default().value();
-        return Ok(if empty.medium.as_deref() == Some("Memory") {
-            VolumeKind::Memory { size }
-        } else {
-            VolumeKind::Directory
-        });
-    }
-    let mut files = Files::default();
-    if let Some(source) = &volume.config_map {
-        let entries = maybe(objects.config_map(&pod.namespace, &source.name).await, source.optional)?;
-        let mode = source.default_mode.unwrap_or(DEFAULT_MODE);
-        files.entries(entries, source.items.as_deref(), mode, source.optional, &source.name)?;
-    } else if let Some(source) = &volume.secret {
-        let name = source.secret_name.as_deref().unwrap_or_default();
-        let entries = maybe(objects.secret(&pod.namespace, name).await, source.optional)?;
-        files.entries(
-            entries,
-            source.items.as_deref(),
-            source.default_mode.unwrap_or(DEFAULT_MODE),
-            source.optional,
-            name,
-        )?;
-    } else if let Some(source) = &volume.downward_api {
-        files.downward(
-            pod,
-            facts,
-            source.items.as_deref().unwrap_or_default(),
-            source.default_mode.unwrap_or(DEFAULT_MODE),
-        )?;
-    } else if let Some(projected) = &volume.projected {
-        let mode = projected.default_mode.unwrap_or(DEFAULT_MODE);
-        for source in projected.sources.iter().flatten() {
-            if let Some(s) = &source.config_map {
-                let entries = maybe(objects.config_map(&pod.namespace, &s.name).await, s.optional)?;
-                files.entries(entries, s.items.as_deref(), mode, s.optional, &s.name)?;
-            } else if let Some(s) = &source.secret {
-                let entries = maybe(objects.secret(&pod.namespace, &s.name).await, s.optional)?;
-                files.entries(entries, s.items.as_deref(), mode, s.optional, &s.name)?;
-            } else if let Some(s) = &source.downward_api {
-                files.downward(pod, facts, s.items.as_deref().unwrap_or_default(), mode)?;
-            } else if let Some(s) = &source.service_account_token {
-                let seconds = s.expiration_seconds.unwrap_or(DEFAULT_TOKEN_SECONDS);
-                let token = objects
-                    .token(&pod.pod, s.audience.as_deref(), seconds)
-                    .await
-                    .map_err(|e| e.to_string())?;
-                // Readable by its user alone, as the kubelet's projected volume does, when the pod names one user for all.
-                let run_as = single_user(pod);
-                let fs_group = pod
-                    .pod
-                    .spec
-                    .as_ref()
-                    .and_then(|s| s.security_context.as_ref())
-                    .and_then(|s| s.fs_group);
-                let token_mode = if run_as.is_some() && fs_group.is_none() { 0o600 } else { mode };
-                files.put(&s.path, token.into_bytes(), token_mode, run_as.filter(|_| fs_group.is_none()));
-            } else {
-                return Err("a projected source is of a kind that this node does not know".into());
-            }
+/// When each token was had.
+pub fn issues(tokens: &BTreeMap<Wish, Token>) -> BTreeMap<Wish, crate::token::Issue> {
+    tokens.iter().map(|(wish, token)| (wish.clone(), token.issue)).collect()
+}
+
+/// Fetches what a volume is made of.
+async fn gather(pod: &DesiredPod, volume: &Volume, objects: &PodObjects, material: &mut Material) -> Result<(), String> {
+    for reference in refer::of_volume(&pod.namespace, volume) {
+        if material.objects.contains_key(&reference) {
+            continue;
         }
-    } else {
-        return Err("it is of a kind that this node does not know".into());
-    }
-    Ok(VolumeKind::Files(VolumeContent {
-        files: files.0.into_values().collect(),
-    }))
-}
-
-/// The one user that all containers run as, if the pod says so.
-fn single_user(pod: &DesiredPod) -> Option<u32> {
-    let of_pod = pod
-        .pod
-        .spec
-        .as_ref()
-        .and_then(|s| s.security_context.as_ref())
-        .and_then(|s| s.run_as_user);
-    let mut users = pod
-        .containers
-        .iter()
-        .map(|c| pod.spec_of(c).security_context.as_ref().and_then(|s| s.run_as_user).or(of_pod));
-    let first = users.next().flatten()?;
-    users.all(|u| u == Some(first)).then(|| u32::try_from(first).ok()).flatten()
-}
-
-fn maybe(result: Result<Entries, ObjectError>, optional: Option<bool>) -> Result<Entries, String> {
-    match result {
-        Err(ObjectError::NotFound { .. }) if optional == Some(true) => Ok(Entries::new()),
-        other => other.map_err(|e| e.to_string()),
-    }
-}
-
-/// Files by path: a later source wins.
-#[derive(Default)]
-struct Files(BTreeMap<String, File>);
-
-impl Files {
-    fn put(&mut self, path: &str, data: Vec<u8>, mode: i32, uid: Option<u32>) {
-        let mode = u32::try_from(mode).unwrap_or(0o644) & 0o777;
-        self.0.insert(
-            path.to_owned(),
-            File {
-                path: path.to_owned(),
-                mode,
-                uid,
-                data,
-            },
-        );
-    }
-
-    fn entries(
-        &mut self,
-        mut entries: Entries,
-        items: Option<&[KeyToPath]>,
-        mode: i32,
-        optional: Option<bool>,
-        name: &str,
-    ) -> Result<(), String> {
-        let Some(items) = items.filter(|i| !i.is_empty()) else {
-            for (key, data) in entries {
-                self.put(&key, data, mode, None);
-            }
-            return Ok(());
+        let found = match objects.object(&reference).await {
+            Ok(object) => Some(object),
+            Err(ObjectError::NotFound { .. }) => None,
+            Err(error) => return Err(error.to_string()),
         };
-        for item in items {
-            match entries.get_mut(&item.key) {
-                Some(data) => self.put(&item.path, data.clone(), item.mode.unwrap_or(mode), None),
-                None if optional == Some(true) => {}
-                None => return Err(format!("references non-existent config key: {} of {name:?}", item.key)),
-            }
-        }
-        Ok(())
+        material.objects.insert(reference, found);
     }
-
-    fn downward(&mut self, pod: &DesiredPod, facts: &Facts, items: &[DownwardAPIVolumeFile], mode: i32) -> Result<(), String> {
-        for item in items {
-            let value = if let Some(field) = &item.field_ref {
-                downward::field(&pod.pod, facts, &field.field_path)?
-            } else if let Some(selector) = &item.resource_field_ref {
-                downward::resource(pod, &pod.containers[0], facts, selector)?
-            } else {
-                return Err(format!("item {:?} has no source", item.path));
-            };
-            self.put(&item.path, value.into_bytes(), item.mode.unwrap_or(mode), None);
+    for wish in wishes(volume) {
+        if material.tokens.contains_key(&wish) {
+            continue;
         }
-        Ok(())
+        let token = objects.token(&pod.pod, &wish).await;
+        let token = token.map_err(|e| format!("failed to fetch token: {e}"))?;
+        material.tokens.insert(wish, token);
     }
+    Ok(())
 }

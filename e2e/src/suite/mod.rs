@@ -16,6 +16,7 @@ mod disks;
 mod exec;
 mod exits;
 mod figures;
+mod follow;
 mod hooks;
 mod host_path;
 mod images;
@@ -101,6 +102,7 @@ fn all() -> impl Iterator<Item = &'static Test> {
         hooks::TESTS,
         security::TESTS,
         volumes::TESTS,
+        follow::TESTS,
         host_path::TESTS,
         images::TESTS,
         in_place::TESTS,

@@ -371,10 +371,10 @@ fn deletion(cluster: &Cluster) -> Result<()> {
 fn unsupported(cluster: &Cluster) -> Result<()> {
     let fields = [
         (
-            "disk",
-            "/spec/volumes",
-            json!([{"name": "v", "emptyDir": {"sizeLimit": "1Mi"}}]),
-            "spec.volumes[0].emptyDir.sizeLimit",
+            "propagation",
+            "/spec/containers/0/volumeMounts",
+            json!([{"name": "v", "mountPath": "/v", "mountPropagation": "HostToContainer"}]),
+            "spec.containers[0].volumeMounts[0].mountPropagation (a pod's mounts are its own kernel's",
         ),
         (
             "claim",
@@ -396,7 +396,11 @@ fn unsupported(cluster: &Cluster) -> Result<()> {
         let node = ("/spec/nodeName", json!(host.name));
         let pods: Vec<_> = fields
             .iter()
-            .map(|(name, path, value, _)| with(pod(name, sh(STAY)), &[(path, value.clone()), node.clone()]))
+            .map(|(name, path, value, _)| {
+                // What is mounted has to be there.
+                let volume = ("/spec/volumes", json!([{"name": "v", "emptyDir": {}}]));
+                with(pod(name, sh(STAY)), &[volume, (path, value.clone()), node.clone()])
+            })
             .collect();
         place.create(&pods)?;
         for (name, _, _, path) in &fields {

@@ -84,6 +84,7 @@ impl Agent {
             Request::Renew(renewal) => renew::renew(&renewal).map(|()| Response::Done),
             Request::Attached { device } => bus::attached(device).map(|()| Response::Done),
             Request::Detaching { device } => bus::detaching(device).map(|()| Response::Done),
+            Request::Usage { volumes, above } => self.sandbox().and_then(|s| s.volumes.usage(&volumes, above)).map(Response::Usage),
             Request::Stats => Ok(Response::Stats(stats::read(&self.containers()))),
             Request::Figures => Ok(Response::Figures(Box::new(stats::figures(&self.containers())))),
             Request::Exec(_) | Request::Attach(_) | Request::Forward { .. } | Request::PowerOff => {

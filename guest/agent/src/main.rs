@@ -30,6 +30,7 @@ mod spawn;
 mod stats;
 mod stdin;
 mod sys;
+mod usage;
 mod volume;
 mod watchdog;
 

@@ -13,6 +13,7 @@ use rustix::mount::{MountFlags, mount};
 use crate::atomic;
 use crate::device::SCRATCH;
 use crate::failure::{Attempt, fail};
+use crate::usage;
 
 const MEMORY: &str = "/run/kvmlet/volumes";
 const SHARES: &str = "/run/kvmlet/shares";
@@ -63,6 +64,20 @@ impl Volumes {
         }
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         atomic::write(&volume.path, content, volume.group)
+    }
+
+    /// What volumes take on the scratch disk; nothing where the whole disk holds no more than `above`.
+    pub(crate) fn usage(&self, names: &[String], above: u64) -> Result<Vec<(String, u64)>, Failure> {
+        let disk = rustix::fs::statvfs(SCRATCH).attempt("look at the scratch disk")?;
+        if (disk.f_blocks - disk.f_bfree).saturating_mul(disk.f_frsize) <= above {
+            return Ok(Vec::new());
+        }
+        let used = |name: &String| {
+            let path = &self.get(name)?.path;
+            let used = usage::of_directory(path).attempt(format_args!("look at volume {name:?}"))?;
+            Ok((name.clone(), used))
+        };
+        names.iter().map(used).collect()
     }
 }
 

@@ -96,6 +96,13 @@ pub enum Request {
     },
     /// What the guest and its containers use. Since version 6.
     Figures,
+    /// Bytes in use of volumes of kind [`crate::VolumeKind::Directory`]; answered by [`Response::Usage`]. Since version 6.
+    Usage {
+        /// The volumes' names.
+        volumes: Vec<String>,
+        /// Bytes that are of no interest: where the whole scratch disk holds no more, no volume is looked at, and the answer is empty.
+        above: u64,
+    },
 }
 
 /// What a machine that was made of a snapshot has to know to be one of its own.
@@ -150,6 +157,8 @@ pub enum Response {
     Failed(Failure),
     /// What the guest and its containers use. Since version 6.
     Figures(Box<GuestFigures>),
+    /// Bytes that volumes take on the scratch disk, by name.
+    Usage(Vec<(String, u64)>),
 }
 
 /// Why a request failed: a kind for the program, a sentence for people.

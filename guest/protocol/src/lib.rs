@@ -46,6 +46,8 @@ pub const DEVICES_VERSION: u16 = 4;
 pub const STREAMS_VERSION: u16 = 5;
 /// The oldest version that has [`Request::Figures`].
 pub const FIGURES_VERSION: u16 = 6;
+/// The oldest version that has [`Request::Usage`].
+pub const USAGE_VERSION: u16 = 6;
 /// The oldest version that knows [`VolumeKind::Share`].
 pub const SHARE_VERSION: u16 = 3;
 /// Name of a file that is shared alone, in a directory that has nothing else.

@@ -6,13 +6,16 @@ use kvmlet_protocol as protocol;
 use super::{
     Action, Event, FIRST_BACKOFF, MAX_BACKOFF, StartFailure, ephemeral,
     health::{post_started, pre_stopped, probed},
-    is_over, later, timestamp,
+    is_over, later, stop, timestamp,
 };
 use crate::{
     desired::DesiredPod,
     events::Note,
-    state::{DeletionState, Ended, ImageState, Machine, PodState, Slot, Work},
+    state::{DeletionState, Ended, ImageState, Machine, PodState, Slot, Verdict, Work},
 };
+
+/// Seconds that containers have that are evicted for what they hold (the kubelet's immediateEvictionGracePeriodSeconds).
+const EVICTION_GRACE: u64 = 1;
 
 pub(super) fn apply(state: &mut PodState, desired: &DesiredPod, event: Event, now: Timestamp, actions: &mut Vec<Action>) {
     match event {
@@ -99,6 +102,7 @@ pub(super) fn apply(state: &mut PodState, desired: &DesiredPod, event: Event, no
         Event::Probed { id, kind, healthy } => probed(state, desired, &id, kind, healthy, now, actions),
         Event::PostStarted { id, result } => post_started(state, desired, &id, result, now, actions),
         Event::PreStopped { id, well } => pre_stopped(state, desired, &id, well, actions),
+        Event::Evicted(message) => evicted(state, desired, message, now, actions),
         Event::MachineDied(why) => machine_died(state, desired, &why, now, actions),
         Event::Released(result) => {
             state.busy.remove(&Work::Machine);
@@ -232,6 +236,25 @@ fn machine_died(state: &mut PodState, desired: &DesiredPod, why: &str, now: Time
             c.slot = Slot::waiting();
             c.restarts += 1;
         }
+    }
+}
+
+/// Its containers get a second to end, as the kubelet's evictions for local storage give.
+fn evicted(state: &mut PodState, desired: &DesiredPod, message: String, now: Timestamp, actions: &mut Vec<Action>) {
+    if state.verdict.is_some() || state.deletion.is_some() || is_over(state, desired) {
+        return;
+    }
+    actions.push(Action::Tell(Note::warning("Evicted", None, message.clone())));
+    state.verdict = Some(Verdict {
+        reason: "Evicted".into(),
+        message,
+    });
+    let kill_at = later(now, EVICTION_GRACE);
+    for (c, d) in state.containers.iter_mut().zip(&desired.containers) {
+        stop::begin(c, d, format!("Stopping container {}", d.name), (kill_at, now), actions);
+    }
+    for stop in state.containers.iter_mut().filter_map(|c| c.stop.as_mut()) {
+        stop.kill_at = stop.kill_at.min(kill_at);
     }
 }
 

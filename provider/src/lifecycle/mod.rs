@@ -90,6 +90,8 @@ pub enum Event {
         /// Whether it succeeded.
         well: bool,
     },
+    /// The pod takes more than it may: phase Failed, reason `Evicted`, with these words.
+    Evicted(String),
     /// The machine's process ended without having been asked to.
     MachineDied(String),
     /// Machine, network and disks are gone, or could not be released.

@@ -164,3 +164,27 @@ fn the_active_deadline_ends_a_pod() {
         Some("DeadlineExceeded")
     );
 }
+
+#[test]
+fn a_pod_that_takes_too_much_is_evicted_within_a_second_and_says_why() {
+    let mut life = Life::simple("Always", 1);
+    life.boot();
+    life.started(0);
+    let signal = |kill| Action::Signal {
+        id: "id1".into(),
+        kill,
+        container: 0,
+    };
+    assert_eq!(life.on(Event::Evicted("too much".into())), [signal(false)]);
+    assert_eq!(life.pass(1), [signal(true)]);
+    assert_eq!(life.exit(0, 137), [Action::Release]);
+    assert_eq!(life.phase(), "Failed");
+    let told = status(&life.desired, &life.state, &[], None, life.now);
+    assert_eq!(
+        (told.reason.as_deref(), told.message.as_deref()),
+        (Some("Evicted"), Some("too much"))
+    );
+    // It was decided once.
+    life.on(Event::Evicted("another".into()));
+    assert_eq!(life.state.verdict.as_ref().map(|v| v.message.as_str()), Some("too much"));
+}
