@@ -13,7 +13,7 @@ use kvmlet_network::{HostPort, PodInterface, PodNetwork, PodNetworkRequest, Prot
 use kvmlet_protocol::{
     ErrorKind, Extras, Interface, Request, Response, Route, SANDBOX_VERSION, SHARE_VERSION, STREAMS_VERSION, USAGE_VERSION,
 };
-use tracing::info;
+use tracing::{info, warn};
 use vmm_lib::spec::MachineSpec;
 
 use crate::{
@@ -80,8 +80,10 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String]) ->
     let opening = tokio::task::spawn_blocking(move || host_path::open_all(&pod, &config.volumes.host_path.allowed));
     let host_paths = opening.await.map_err(|e| mount(e.to_string()))?.map_err(mount)?;
     let (volumes, delivered, tokens) = volumes::resolve(desired, &facts, &act.objects, &host_paths).await.map_err(mount)?;
-    let recorded = context.store.save_delivered(&desired.uid, &delivered);
-    recorded.map_err(|e| mount(format!("write what volumes are made of: {}", chain(&e))))?;
+    if let Err(error) = context.store.save_delivered(&desired.uid, &delivered) {
+        // The next daemon would deliver all of it anew.
+        warn!(error = chain(&error), "write what volumes are made of");
+    }
     *act.holding.lock().expect("no holder panics") = Holding { delivered, tokens };
     let prepared = begun.elapsed();
 

@@ -205,6 +205,10 @@ async fn follow<K: Source>(api: Api<K>, name: String, seen: watch::Sender<Seen>)
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use tokio::sync::oneshot;
+
     use super::*;
 
     fn reference(name: &str) -> Reference {
@@ -219,35 +223,47 @@ mod tests {
         names.iter().map(|name| reference(name)).collect()
     }
 
-    /// Watches that never see anything; each tells when it begins, and its sender when it has ended.
-    fn begin(begun: &Mutex<Vec<(String, watch::Sender<Seen>)>>) -> impl Fn(&Reference, watch::Sender<Seen>) -> tokio::task::AbortHandle {
+    /// A watch that was begun: of what, how it sees something, and what ends when it does.
+    type Begun = (String, watch::Sender<Seen>, oneshot::Receiver<()>);
+
+    /// Watches that see what the test says and never end by themselves.
+    fn begin(begun: &Mutex<Vec<Begun>>) -> impl Fn(&Reference, watch::Sender<Seen>) -> tokio::task::AbortHandle {
         |reference, sender| {
-            begun.lock().unwrap().push((reference.name.clone(), sender.clone()));
-            tokio::spawn(async move { sender.closed().await }).abort_handle()
+            let (held, ended) = oneshot::channel();
+            begun.lock().unwrap().push((reference.name.clone(), sender, ended));
+            let task = async move {
+                let _held: oneshot::Sender<()> = held;
+                std::future::pending::<()>().await;
+            };
+            tokio::spawn(task).abort_handle()
         }
     }
 
-    #[tokio::test]
+    /// Waits until a watch has been ended.
+    async fn gone(ended: &mut oneshot::Receiver<()>) {
+        let ended = tokio::time::timeout(Duration::from_secs(60), ended).await.expect("it goes on");
+        assert!(ended.is_err(), "nobody sends anything");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn pods_share_a_watch_that_ends_with_the_last_of_them() {
         let (watches, begun) = (Watches::default(), Mutex::default());
         let (mut one, mut two) = (Watched::new(), Watched::new());
         watches.keep_with(&mut one, &wanted(&["a", "b"]), begin(&begun));
         watches.keep_with(&mut two, &wanted(&["a"]), begin(&begun));
         watches.keep_with(&mut two, &wanted(&["a"]), begin(&begun));
-        let begun_names = || begun.lock().unwrap().iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
-        assert_eq!(begun_names(), ["a", "b"]);
-        let (a, b) = {
-            let begun = begun.lock().unwrap();
-            (begun[0].1.clone(), begun[1].1.clone())
-        };
+        let names = |begun: &[Begun]| begun.iter().map(|(name, ..)| name.clone()).collect::<Vec<_>>();
+        let mut ends = std::mem::take(&mut *begun.lock().unwrap());
+        assert_eq!(names(&ends), ["a", "b"]);
+        let (mut b, mut a) = (ends.pop().unwrap().2, ends.pop().unwrap().2);
         watches.keep_with(&mut one, &wanted(&[]), begin(&begun));
-        b.closed().await;
-        assert!(!a.is_closed());
+        gone(&mut b).await;
+        assert_eq!(a.try_recv(), Err(oneshot::error::TryRecvError::Empty));
         drop(two);
-        a.closed().await;
+        gone(&mut a).await;
         // The next pod begins anew, and nothing is left of what has ended.
         watches.keep_with(&mut one, &wanted(&["a"]), begin(&begun));
-        assert_eq!(begun_names(), ["a", "b", "a"]);
+        assert_eq!(names(&begun.lock().unwrap()), ["a"]);
         assert_eq!(watches.0.lock().unwrap().len(), 1);
     }
 
