@@ -2,7 +2,7 @@
 //! is wrong. A Node that somebody deletes is made again.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::Path,
     sync::{Arc, Mutex},
     time::Duration,
@@ -23,6 +23,7 @@ use kube::{
     Api, Client,
     api::{Patch, PatchParams, PostParams},
 };
+use kvmlet_image::PulledImage;
 use kvmlet_network::PodNetworks;
 use serde_json::json;
 use tokio::sync::OnceCell;
@@ -300,7 +301,6 @@ impl NodeKeeper {
             type_: kind.into(),
             address,
         };
-        let images = self.images.list().into_iter().take(MAX_IMAGES);
         NodeStatus {
             capacity: Some(amounts(self.host.capacity, max_pods)),
             allocatable: Some(amounts(self.host.allocatable, max_pods)),
@@ -315,14 +315,7 @@ impl NodeKeeper {
             }),
             node_info: Some(self.host.info.clone()),
             conditions: Some(self.conditions(node)),
-            images: Some(
-                images
-                    .map(|i| ContainerImage {
-                        names: Some(vec![i.digest, i.reference]),
-                        size_bytes: i64::try_from(i.size).ok(),
-                    })
-                    .collect(),
-            ),
+            images: Some(images(self.images.list())),
             declared_features: Some(DECLARED_FEATURES.map(str::to_owned).to_vec()),
             ..NodeStatus::default()
         }
@@ -378,6 +371,23 @@ impl NodeKeeper {
     }
 }
 
+/// The largest images, each with all its names (pkg/kubelet/nodestatus, Images).
+fn images(all: Vec<PulledImage>) -> Vec<ContainerImage> {
+    let mut by_id: BTreeMap<String, (u64, BTreeSet<String>)> = BTreeMap::new();
+    for image in all {
+        let (size, names) = by_id.entry(image.id).or_default();
+        *size = image.size;
+        names.extend([image.image_id, image.reference]);
+    }
+    let mut listed: Vec<_> = by_id.into_values().collect();
+    listed.sort_by_key(|(size, _)| std::cmp::Reverse(*size));
+    let one = |(size, names): (u64, BTreeSet<String>)| ContainerImage {
+        names: Some(names.into_iter().collect()),
+        size_bytes: i64::try_from(size).ok(),
+    };
+    listed.into_iter().take(MAX_IMAGES).map(one).collect()
+}
+
 /// Less than a tenth of the state directory's file system is free (the kubelet's nodefs.available default).
 fn disk_is_short(dir: &Path) -> bool {
     rustix::fs::statvfs(dir).is_ok_and(|fs| fs.f_bavail * 10 < fs.f_blocks)
@@ -404,4 +414,41 @@ fn pids_are_short() -> bool {
         .ok()
         .and_then(|t| t.split_whitespace().nth(3)?.split('/').nth(1)?.parse::<u64>().ok());
     matches!((used, number("/proc/sys/kernel/pid_max")), (Some(used), Some(most)) if used * 10 > most * 9)
+}
+
+#[cfg(test)]
+mod tests {
+    use kvmlet_image::{ImageConfig, ImageDevice};
+
+    use super::*;
+
+    #[test]
+    fn an_image_is_listed_once_with_all_its_names_the_largest_first() {
+        let image = |id: &str, reference: &str, size| PulledImage {
+            reference: reference.into(),
+            digest: format!("sha256:{id}"),
+            image_id: format!("registry/{id}@sha256:{id}"),
+            id: id.into(),
+            size,
+            config: ImageConfig::default(),
+            device: ImageDevice {
+                extents: Vec::new(),
+                size: 0,
+            },
+        };
+        let listed = images(vec![
+            image("a", "registry/a:1", 5),
+            image("b", "registry/b:1", 7),
+            image("a", "registry/a:2", 5),
+        ]);
+        let names: Vec<_> = listed.iter().map(|one| (one.names.clone().unwrap(), one.size_bytes)).collect();
+        let expected = |all: &[&str]| all.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        assert_eq!(
+            names,
+            [
+                (expected(&["registry/b:1", "registry/b@sha256:b"]), Some(7)),
+                (expected(&["registry/a:1", "registry/a:2", "registry/a@sha256:a"]), Some(5)),
+            ]
+        );
+    }
 }

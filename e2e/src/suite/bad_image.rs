@@ -198,7 +198,11 @@ fn collected(cluster: &Cluster) -> Result<()> {
         place.kubectl(&["delete", "pod", "once", "--timeout=110s"])?;
         let node = cluster.host(0)?.name.as_str();
         let images = || -> Result<String> { Ok(cluster.kubectl_json(&["get", "node", node])?["status"]["images"].to_string()) };
-        ensure!(images()?.contains("users:latest"), "it was not pulled: {}", images()?);
+        wait_for("the Node to list the image", Duration::from_secs(60), || {
+            let here = images()?;
+            ensure!(here.contains("users:latest"), "images are {here}");
+            Ok(Some(()))
+        })?;
         daemon::with_config(cluster, always, || {
             wait_for("the image that no pod needs to be gone", Duration::from_secs(60), || {
                 let left = images()?;
