@@ -121,6 +121,15 @@ pub(crate) enum VmCommand {
     /// The guest has to let go of it first: with --agent, kvmlet's agent in it is asked to; without, somebody in the guest writes 1 to the
     /// function's `remove` in /sys/bus/pci/devices.
     Detach(DetachArguments),
+    /// Writes a snapshot of a machine that runs into a directory (`state`, `memory`), from which `vm run --from` goes on.
+    ///
+    /// The machine stands still meanwhile, and goes on. Its disks are not part of it: they are to be copied before they are written again, which
+    /// --stop leaves time for.
+    Snapshot(SnapshotArguments),
+    /// Makes a snapshot and the changes since it one snapshot.
+    ///
+    /// Reads all of both to see that they are what was written, and refuses changes of any other snapshot.
+    Merge(MergeArguments),
     /// Lists the devices of a machine that runs: number, address in the guest, whether a driver is at work, name.
     Devices(DevicesArguments),
 }
@@ -159,6 +168,31 @@ pub(crate) struct DetachArguments {
     /// The machine's vsock socket: has kvmlet's agent in the guest let go of the device first.
     #[arg(long, value_name = "SOCKET")]
     pub(crate) agent: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SnapshotArguments {
+    /// The control socket of `vm run --control`.
+    pub(crate) socket: PathBuf,
+    /// Where it goes: made, if need be; must hold no snapshot.
+    pub(crate) directory: PathBuf,
+    /// Only what was written since the last snapshot, or since the machine was made of one: of a machine with --dirty-log. `vm merge` makes a
+    /// whole one of it.
+    #[arg(long)]
+    pub(crate) changes: bool,
+    /// Ends the machine with it.
+    #[arg(long)]
+    pub(crate) stop: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MergeArguments {
+    /// The directory of a whole snapshot.
+    pub(crate) base: PathBuf,
+    /// The directory of the changes since.
+    pub(crate) changes: PathBuf,
+    /// Where the result goes: made, if need be; must hold no snapshot.
+    pub(crate) into: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -202,9 +236,15 @@ pub(crate) struct RunArguments {
     /// What the memory may grow to while the machine runs, by `kvmlet vm memory`: --mem and a multiple of 128M (virtio-mem).
     #[arg(long, value_name = "SIZE", requires = "control")]
     pub(crate) memory_max: Option<String>,
-    /// Listens at this Unix socket for `kvmlet vm memory`, `attach`, `detach` and `devices`.
+    /// Listens at this Unix socket for `kvmlet vm memory`, `attach`, `detach`, `devices` and `snapshot`.
     #[arg(long, value_name = "SOCKET")]
     pub(crate) control: Option<PathBuf>,
+    /// Takes up the snapshot in this directory in place of booting: a machine of the same options, whose kernel is not read then.
+    #[arg(long, value_name = "DIRECTORY", conflicts_with = "boot_trace")]
+    pub(crate) from: Option<PathBuf>,
+    /// Notes which memory is written, for `vm snapshot --changes`.
+    #[arg(long, requires = "control")]
+    pub(crate) dirty_log: bool,
     /// Processors [default: 1].
     #[arg(long, value_name = "NUMBER")]
     pub(crate) cpus: Option<String>,
@@ -230,7 +270,7 @@ pub(crate) struct RunArguments {
     #[arg(long)]
     pub(crate) watchdog: bool,
     /// A whole machine, as JSON, in place of the options above (`-` is standard input).
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["kernel", "initrd", "disk", "mem", "memory_max", "cpus", "cmdline", "vsock", "rng", "console", "watchdog"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["kernel", "initrd", "disk", "mem", "memory_max", "cpus", "cmdline", "vsock", "rng", "console", "watchdog", "from", "dirty_log"])]
     pub(crate) spec: Option<PathBuf>,
     /// Prints the machine as JSON in place of running it.
     #[arg(long)]

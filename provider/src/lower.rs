@@ -182,6 +182,7 @@ pub fn machine(
         }),
         comb: None,
         restore: None,
+        dirty_log: false,
         console: None,
         watchdog,
         count_exits: false,

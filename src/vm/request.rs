@@ -13,7 +13,7 @@ use vmm_lib::{
 
 use super::{
     by_hand::{self, Mistakes, Tap},
-    terminal,
+    snapshot, terminal,
 };
 use crate::cli::{ConsoleKind, RunArguments};
 
@@ -25,10 +25,11 @@ pub(super) const STDIN: &str = "/dev/stdin";
 
 /// The machine that is asked for. What is wrong has a valid value in it, so that the rest is looked at too.
 pub(super) fn spec(arguments: &RunArguments, mistakes: &mut Mistakes) -> MachineSpec {
-    if arguments.kernel.is_none() {
+    if arguments.kernel.is_none() && arguments.from.is_none() {
         mistakes.add("--kernel", "is missing (or --spec)");
     }
-    for (option, path) in [("--kernel", &arguments.kernel), ("--initrd", &arguments.initrd)] {
+    let booted = [("--kernel", &arguments.kernel), ("--initrd", &arguments.initrd)];
+    for (option, path) in booted.into_iter().filter(|_| arguments.from.is_none()) {
         if let Some(path) = path
             && let Err(error) = File::open(path)
         {
@@ -87,7 +88,8 @@ pub(super) fn spec(arguments: &RunArguments, mistakes: &mut Mistakes) -> Machine
             action: WatchdogAction::Reset,
         }),
         comb: None,
-        restore: None,
+        restore: arguments.from.as_deref().map(|directory| snapshot::restore(directory, mistakes)),
+        dirty_log: arguments.dirty_log,
         count_exits: false,
         disks,
         pmems: Vec::new(),
@@ -189,6 +191,7 @@ fn option(field: &str, arguments: &RunArguments) -> String {
         Some("disks") => of("--disk", nth("disks").and_then(|index| arguments.disk.get(index))),
         Some("nets") => of("--tap", nth("nets").and_then(|index| arguments.tap.get(index))),
         Some("vsock") => "--vsock".into(),
+        Some("restore") => "--from".into(),
         Some("boot") if field == "boot.commandLine" => "--cmdline".into(),
         Some("boot") if field == "boot.initramfs" => "--initrd".into(),
         Some("boot") => "--kernel".into(),

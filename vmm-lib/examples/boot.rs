@@ -39,6 +39,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }),
         comb: None,
         restore: None,
+        dirty_log: false,
         console: None,
         watchdog: None,
         count_exits: true,

@@ -10,6 +10,7 @@ use crate::boot::{self, BootError, Plan};
 use crate::bus::Bus;
 use crate::cpuid::{CpuidError, Template};
 use crate::devices::{self, DeviceError, Shared};
+use crate::dirty::DirtyLog;
 use crate::files::{FileError, Files};
 use crate::generation::{self, GenerationError};
 use crate::hotplug::Hotplug;
@@ -157,7 +158,10 @@ impl Builder {
         let vm = Arc::new(kvm.create_vm().map_err(step("create the virtual machine"))?);
         vm.set_tss_address(KVM_TSS).map_err(step("place KVM's task state"))?;
         timeline.done(Phase::VirtualMachine);
-        let ram = memory::create(&vm, &layout, snapshot.as_ref().map(|(_, memory, _)| memory))?;
+        let ram = memory::create(&vm, &layout, snapshot.as_ref().map(|(_, memory, _)| memory), spec.dirty_log)?;
+        let log = spec
+            .dirty_log
+            .then(|| DirtyLog::new(snapshot.as_ref().map(|(state, ..)| state.identity)));
         let mapped = Images::create(&vm, &layout, &spec.pmems, &files)?;
         let hotplug = spec
             .hotplug
@@ -222,6 +226,7 @@ impl Builder {
             vm,
             interrupts,
             layout,
+            log,
             cpuid: first,
             possible_cpus,
             registers: msrs,

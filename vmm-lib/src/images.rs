@@ -11,8 +11,9 @@ use std::ptr;
 
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
-use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+use vm_memory::{GuestAddress, MmapRegion};
 
+use crate::dirty::{Ram, Region};
 use crate::files::{FileError, Files};
 use crate::memory::{IMAGE_SLOT, IMAGE_STEP, Layout};
 use crate::spec::Pmem;
@@ -66,7 +67,7 @@ pub enum ImagesError {
 /// All images of a machine.
 #[derive(Debug, Default)]
 pub struct Images {
-    memory: GuestMemoryMmap,
+    memory: Ram,
     /// What `memory` describes.
     _mappings: Vec<Mapping>,
 }
@@ -83,7 +84,7 @@ impl Images {
         if regions.is_empty() {
             return Ok(Self::default());
         }
-        let memory = GuestMemoryMmap::from_regions(regions).map_err(|error| region_error(&images[0], &error))?;
+        let memory = Ram::from_regions(regions).map_err(|error| region_error(&images[0], &error))?;
         Ok(Self {
             memory,
             _mappings: mappings,
@@ -92,7 +93,7 @@ impl Images {
 
     /// Memory that stands for mapped images.
     #[cfg(test)]
-    pub(crate) fn of(memory: GuestMemoryMmap) -> Self {
+    pub(crate) fn of(memory: Ram) -> Self {
         Self {
             memory,
             _mappings: Vec::new(),
@@ -100,7 +101,7 @@ impl Images {
     }
 
     /// Guest memory that is there to be read.
-    pub(crate) fn memory(&self) -> &GuestMemoryMmap {
+    pub(crate) fn memory(&self) -> &Ram {
         &self.memory
     }
 }
@@ -138,7 +139,7 @@ fn map(index: usize, image: &Pmem, length: u64, files: &Files) -> Result<Mapping
     Ok(mapping)
 }
 
-fn give(vm: &VmFd, index: usize, image: &Pmem, start: u64, mapping: &Mapping) -> Result<GuestRegionMmap, ImagesError> {
+fn give(vm: &VmFd, index: usize, image: &Pmem, start: u64, mapping: &Mapping) -> Result<Region, ImagesError> {
     let entry = kvm_userspace_memory_region {
         slot: IMAGE_SLOT + index as u32,
         flags: KVM_MEM_READONLY,
@@ -155,7 +156,7 @@ fn give(vm: &VmFd, index: usize, image: &Pmem, start: u64, mapping: &Mapping) ->
     // SAFETY: the mapping has this address, length, protection and flags, and lives beside the region in `Images`.
     let region = unsafe { MmapRegion::build_raw(mapping.address, mapping.length, libc::PROT_READ, libc::MAP_SHARED) };
     let region = region.map_err(|error| region_error(image, &error))?;
-    GuestRegionMmap::new(region, GuestAddress(start)).ok_or_else(|| region_error(image, &"it ends behind all addresses"))
+    Region::new(region, GuestAddress(start)).ok_or_else(|| region_error(image, &"it ends behind all addresses"))
 }
 
 /// A range of this process's addresses that nothing else uses, never writable.

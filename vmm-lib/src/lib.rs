@@ -27,6 +27,7 @@
 //!     serial: None,
 //!     comb: None,
 //!     restore: None,
+//!     dirty_log: false,
 //!     console: None,
 //!     watchdog: None,
 //!     count_exits: false,
@@ -57,6 +58,7 @@ mod bus;
 mod complaints;
 mod cpuid;
 mod devices;
+mod dirty;
 pub mod exit;
 pub mod files;
 #[cfg(any(test, feature = "fuzzing"))]

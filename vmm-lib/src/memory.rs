@@ -12,10 +12,12 @@
 use std::fs::File;
 use std::ops::Range;
 
-use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
+use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MmapRegion};
 
+use crate::dirty::{Marks, Ram, Region};
 use crate::spec::{HOTPLUG_STEP, MAX_STORES};
 
 /// First address that low RAM may not use.
@@ -76,6 +78,9 @@ pub enum MemoryError {
     /// KVM refused the slot.
     #[error("give KVM memory slot {0}")]
     Slot(u32, #[source] kvm_ioctls::Error),
+    /// KVM keeps no log of written pages.
+    #[error("/dev/kvm lacks KVM_GET_DIRTY_LOG, which dirtyLog needs")]
+    DirtyLog(#[source] kvm_ioctls::Error),
 }
 
 /// The map of one machine.
@@ -153,17 +158,18 @@ impl Layout {
 }
 
 /// Maps RAM and gives it to KVM. With `file` it is a private copy of that file's content, of which a page that nobody has written is the
-/// file's own, shared by all that are made of it.
-pub(crate) fn create(vm: &VmFd, layout: &Layout, file: Option<&File>) -> Result<GuestMemoryMmap, MemoryError> {
+/// file's own, shared by all that are made of it. With `log`, what is written to it is noted from here on.
+pub(crate) fn create(vm: &VmFd, layout: &Layout, file: Option<&File>, log: bool) -> Result<Ram, MemoryError> {
     let ram = layout.ram();
     let (mut regions, mut offset) = (Vec::new(), 0);
     for (base, size) in ram {
-        // What comes and goes is not in the file.
-        let file = file.filter(|_| !layout.hotplug.contains(&base));
-        regions.push(map(base, size, file.map(|file| (file, offset)))?);
+        // What comes and goes is in no file, and not noted.
+        let stays = !layout.hotplug.contains(&base);
+        let marks = if log && stays { Marks::new(size) } else { Marks::default() };
+        regions.push(map(base, size, file.filter(|_| stays).map(|file| (file, offset)), marks)?);
         offset += size;
     }
-    let memory = GuestMemoryMmap::from_regions(regions).expect("pieces of RAM lie in order, apart from one another");
+    let memory = Ram::from_regions(regions).expect("pieces of RAM lie in order, apart from one another");
     for (slot, region) in memory.iter().enumerate() {
         let comes_and_goes = layout.hotplug.contains(&region.start_addr().0);
         let slot = if comes_and_goes { HOTPLUG_SLOT } else { slot as u32 };
@@ -172,7 +178,7 @@ pub(crate) fn create(vm: &VmFd, layout: &Layout, file: Option<&File>) -> Result<
             .expect("a region's start lies in memory");
         let entry = kvm_userspace_memory_region {
             slot,
-            flags: 0,
+            flags: if log && !comes_and_goes { KVM_MEM_LOG_DIRTY_PAGES } else { 0 },
             guest_phys_addr: region.start_addr().0,
             memory_size: region.len(),
             userspace_addr: address as u64,
@@ -180,18 +186,27 @@ pub(crate) fn create(vm: &VmFd, layout: &Layout, file: Option<&File>) -> Result<
         // SAFETY: the region is mapped, disjoint from the others, and outlives the VM: every holder of the VM holds the memory's Arc too.
         unsafe { vm.set_user_memory_region(entry) }.map_err(|source| MemoryError::Slot(slot, source))?;
     }
+    if log {
+        // Before a guest runs: one without a log would be found out when its first snapshot is wanted.
+        vm.get_dirty_log(0, layout.low as usize).map_err(MemoryError::DirtyLog)?;
+    }
     Ok(memory)
 }
 
 /// Maps a piece of RAM: zeros, or a private copy of a file from an offset on.
-fn map(base: u64, size: u64, file: Option<(&File, u64)>) -> Result<GuestRegionMmap, MemoryError> {
+fn map(base: u64, size: u64, file: Option<(&File, u64)>, marks: Marks) -> Result<Region, MemoryError> {
     let piece = file.map(|(file, offset)| Ok(FileOffset::new(file.try_clone()?, offset)));
     let piece = piece.transpose().map_err(MemoryError::File)?;
     let (protection, private) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_NORESERVE);
     let flags = if piece.is_some() { private } else { private | libc::MAP_ANONYMOUS };
-    let region = MmapRegion::build(piece, size as usize, protection, flags);
-    let region = region.map_err(|source| MemoryError::Map(size, source))?;
-    Ok(GuestRegionMmap::new(region, GuestAddress(base)).expect("RAM ends far below the last address"))
+    let builder = MmapRegionBuilder::new_with_bitmap(size as usize, marks).with_mmap_prot(protection);
+    let builder = builder.with_mmap_flags(flags);
+    let builder = match piece {
+        Some(piece) => builder.with_file_offset(piece),
+        None => builder,
+    };
+    let region = builder.build().map_err(|source| MemoryError::Map(size, source))?;
+    Ok(Region::new(region, GuestAddress(base)).expect("RAM ends far below the last address"))
 }
 
 /// Maps the configuration space and gives it to KVM such that the guest reads it without an exit and a write exits.

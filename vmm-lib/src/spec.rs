@@ -86,6 +86,10 @@ pub struct MachineSpec {
     /// A snapshot that is taken up in place of booting. Of `boot` nothing is opened then.
     #[serde(default)]
     pub restore: Option<Restore>,
+    /// Whether it is noted which pages of memory are written, so that a snapshot can have these alone
+    /// ([`Handle::snapshot_changes`](crate::Handle::snapshot_changes)). Costs the guest a fault at its first write to a page after each snapshot.
+    #[serde(default)]
+    pub dirty_log: bool,
     /// A console (virtio): as good as no exits, but there only once the guest's driver is.
     #[serde(default)]
     pub console: Option<Console>,

@@ -28,7 +28,7 @@ use crate::{
     memory::memory,
     order::{Order, Parts},
     record::{self, ExitRecord, RecordError},
-    server::Server,
+    server::{Server, Wanted},
     start::{Answer, Start},
     wire::{Receiver, WireError, send},
 };
@@ -132,7 +132,7 @@ impl Order {
             kill,
             snapshot: {
                 let engine = Arc::clone(&engine);
-                Arc::new(move |files| engine.snapshot(files, template))
+                Arc::new(move |files, wanted| engine.snapshot(files, wanted, template))
             },
             memory: {
                 let engine = Arc::clone(&engine);
@@ -193,12 +193,13 @@ impl Engine {
     }
 
     /// Writes a snapshot of a template, at which it ends.
-    fn snapshot(&self, files: SnapshotFiles, template: bool) -> Result<(), String> {
+    fn snapshot(&self, files: SnapshotFiles, wanted: Wanted, template: bool) -> Result<(), String> {
         let engine = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // Not held while it takes its time.
         let handle = engine.machine.as_ref().map(|(handle, _)| handle.clone());
         drop(engine);
         match handle {
+            Some(_) if wanted != Wanted::TEMPLATE => Err("only of a machine that a person runs such a snapshot is taken".into()),
             Some(handle) if template => handle.snapshot(files, false).map_err(|error| chain(&error)),
             Some(_) => Err("this machine was not started as a template".into()),
             None => Err("the machine does not run yet".into()),

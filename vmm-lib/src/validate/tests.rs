@@ -28,6 +28,7 @@ fn spec() -> MachineSpec {
         serial: None,
         comb: None,
         restore: None,
+        dirty_log: false,
         console: None,
         watchdog: None,
         count_exits: false,

@@ -80,6 +80,7 @@ impl Kernel {
             serial: None,
             comb: None,
             restore: None,
+            dirty_log: false,
             console: None,
             watchdog: None,
             count_exits: true,
