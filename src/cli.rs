@@ -67,6 +67,9 @@ pub(crate) struct VmArguments {
     /// Makes the machine a template, and writes a snapshot of it (`state`, `memory`) into this directory once the agent has answered.
     #[arg(long, requires = "probe", conflicts_with_all = ["vsock", "boot_trace", "from"], value_name = "DIRECTORY")]
     pub(crate) take: Option<PathBuf>,
+    /// Room for images that are attached while the machine runs, by `kvmlet vm attach --pmem`: a multiple of 2M. Takes no memory.
+    #[arg(long, value_name = "SIZE", requires = "control")]
+    pub(crate) pmem_room: Option<String>,
     /// Takes up the snapshot in this directory in place of booting: a machine of as much memory, made with `--take`.
     #[arg(long, requires = "probe", conflicts_with_all = ["vsock", "boot_trace"], value_name = "DIRECTORY")]
     pub(crate) from: Option<PathBuf>,
@@ -111,7 +114,7 @@ pub(crate) enum VmCommand {
     ///
     /// Ends when the guest has done so; after 30 s, with status 1 and what it has by then. It goes on by itself, as far as it can.
     Memory(MemoryArguments),
-    /// Attaches a disk or a network interface to a machine that runs, and says where it is.
+    /// Attaches a disk, an image or a network interface to a machine that runs, and says where it is.
     ///
     /// The guest does not notice by itself. With --agent, kvmlet's agent in it is asked to look for the device, and this ends when its driver is
     /// at work; without, somebody in the guest writes 1 to /sys/bus/pci/rescan.
@@ -135,7 +138,7 @@ pub(crate) enum VmCommand {
 }
 
 #[derive(Debug, Args)]
-#[command(group(ArgGroup::new("device").args(["disk", "tap"]).required(true)))]
+#[command(group(ArgGroup::new("device").args(["disk", "tap", "pmem"]).required(true)))]
 pub(crate) struct AttachArguments {
     /// The machine's control socket: of `vm run --control`, or `control.sock` in a pod's machine directory.
     pub(crate) socket: PathBuf,
@@ -145,6 +148,10 @@ pub(crate) struct AttachArguments {
     /// The disk's serial, by which the guest may know it [default: the beginning of the file's name].
     #[arg(long, requires = "disk")]
     pub(crate) serial: Option<String>,
+    /// An image that the guest reads in place (/dev/pmem0, ...): a file of whole pages of 4 KiB, which must keep its length. The machine needs
+    /// room for it (`vm run --pmem-room`), each image on 2 MiB.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) pmem: Option<PathBuf>,
     /// A network interface on a new tap of this name, which is gone with the device; with several pairs of queues where so many are asked for.
     #[arg(long, value_name = "NAME[,queues=N]")]
     pub(crate) tap: Option<String>,
@@ -270,7 +277,7 @@ pub(crate) struct RunArguments {
     #[arg(long)]
     pub(crate) watchdog: bool,
     /// A whole machine, as JSON, in place of the options above (`-` is standard input).
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["kernel", "initrd", "disk", "mem", "memory_max", "cpus", "cmdline", "vsock", "rng", "console", "watchdog", "from", "dirty_log"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["kernel", "initrd", "disk", "mem", "memory_max", "cpus", "cmdline", "vsock", "rng", "console", "watchdog", "from", "dirty_log", "pmem_room"])]
     pub(crate) spec: Option<PathBuf>,
     /// Prints the machine as JSON in place of running it.
     #[arg(long)]

@@ -182,6 +182,7 @@ pub fn machine(
         }),
         comb: None,
         restore: None,
+        pmem_room: 0,
         dirty_log: false,
         console: None,
         watchdog,

@@ -123,6 +123,8 @@ fn spec(arguments: &VmArguments, kernel: &Path, initramfs: &Path, vsock: &Path) 
                 .map(FileSource::Path),
             verify: false,
         }),
+        pmem_room: 0,
+        dirty_log: false,
         count_exits: arguments.count_exits,
     })
 }

@@ -146,6 +146,7 @@ impl Builder {
         let room = spec.comb.as_ref().map_or((0, 0), |comb| (comb.memory_bytes, comb.pmem_bytes));
         let hotplug = spec.hotplug.map_or(0, |hotplug| hotplug.size);
         let layout = Layout::new(spec.memory, hotplug, &lengths, room, cpuid.address_bits())?;
+        let layout = layout.with_late_images(spec.pmem_room, cpuid.address_bits())?;
         let possible_cpus = spec.comb.as_ref().map_or(spec.cpus, |comb| comb.cpus);
         let first = cpuid.processor(0, possible_cpus)?;
         if let Some((state, ..)) = &snapshot {
@@ -199,6 +200,7 @@ impl Builder {
             posted: Posted::new(&vcpus[0]).map_err(BuildError::Posted)?,
             serial,
             images: layout.images.clone(),
+            late: memory.late_images().cloned(),
         };
         timeline.done(Phase::Devices);
 

@@ -27,6 +27,7 @@
 //!     serial: None,
 //!     comb: None,
 //!     restore: None,
+//!     pmem_room: 0,
 //!     dirty_log: false,
 //!     console: None,
 //!     watchdog: None,
@@ -69,6 +70,7 @@ mod hotplug;
 mod images;
 mod irq;
 pub mod kvm;
+mod late_images;
 mod lock;
 pub mod machine;
 mod memory;

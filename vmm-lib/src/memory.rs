@@ -6,7 +6,8 @@
 //! 4 GiB        RAM above the hole
 //! end of RAM   room for memory that comes and goes, on 128 MiB
 //! behind it    images that are read in place, on 2 MiB each
-//! behind them  64-bit window, on 1 GiB, as far as the processor's addresses go
+//! behind them  room for images that come while the machine runs, on 1 GiB, if it has any
+//! behind that  64-bit window, on 1 GiB, as far as the processor's addresses go
 //! ```
 
 use std::fs::File;
@@ -18,6 +19,7 @@ use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MmapRegion};
 
 use crate::dirty::{Marks, Ram, Region};
+use crate::pci::DEVICES;
 use crate::spec::{HOTPLUG_STEP, MAX_STORES};
 
 /// First address that low RAM may not use.
@@ -46,6 +48,10 @@ const ECAM_SLOT: u32 = 2;
 pub(crate) const IMAGE_SLOT: u32 = 3;
 /// KVM's slot of memory that comes and goes, behind those of images.
 const HOTPLUG_SLOT: u32 = IMAGE_SLOT + MAX_STORES as u32;
+/// KVM's slot of the first image that comes while the machine runs.
+pub(crate) const LATE_SLOT: u32 = HOTPLUG_SLOT + 1;
+/// Most of these: as many as there are places on the bus.
+pub(crate) const MAX_LATE: u32 = DEVICES as u32;
 /// What an image begins and ends on: what Linux can add to its memory map at once.
 pub(crate) const IMAGE_STEP: u64 = 2 << 20;
 
@@ -94,6 +100,8 @@ pub(crate) struct Layout {
     pub(crate) hotplug: Range<u64>,
     /// Images, in their order.
     pub(crate) images: Vec<Range<u64>>,
+    /// Room for images that come later; empty where there is none.
+    pub(crate) late: Range<u64>,
     /// Window for 64-bit BARs.
     pub(crate) mmio64: Range<u64>,
 }
@@ -133,8 +141,27 @@ impl Layout {
             high,
             hotplug: comes_and_goes,
             images,
+            late: start..start,
             mmio64: start..end,
         })
+    }
+
+    /// The same with `room` bytes for images that come later, in front of the window, which makes way.
+    pub(crate) fn with_late_images(mut self, room: u64, bits: u8) -> Result<Self, MemoryError> {
+        let start = self.mmio64.start;
+        let end = start.saturating_add(room).min(1 << 62);
+        let (window, limit) = (end.next_multiple_of(WINDOW_STEP), 1u64 << bits.clamp(32, 52));
+        if limit < window + WINDOW_STEP {
+            return Err(MemoryError::AddressBits {
+                memory: self.low + self.high,
+                hotplug: self.hotplug.end - self.hotplug.start,
+                images: room,
+                bits,
+            });
+        }
+        self.late = start..end;
+        self.mmio64 = window..limit.min(window + MAX_WINDOW);
+        Ok(self)
     }
 
     /// RAM, and behind it what comes and goes, as base and size.

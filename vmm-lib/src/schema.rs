@@ -129,6 +129,7 @@ fn everything() -> MachineSpec {
             pmem_bytes: 1 << 30,
             memory_bytes: 1 << 36,
         }),
+        pmem_room: 64 << 20,
         dirty_log: true,
         restore: Some(Restore {
             state: path("template.state"),

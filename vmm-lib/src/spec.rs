@@ -59,6 +59,10 @@ pub struct MachineSpec {
     /// Images that the guest reads in place, in PCI order, behind the disks.
     #[serde(default)]
     pub pmems: Vec<Pmem>,
+    /// Room for images that come while the machine runs ([`Attachment::Pmem`](crate::Attachment::Pmem)), bytes, each rounded up to 2 MiB: a multiple
+    /// of that, at most [`MAX_PMEM`]. It is addresses, and takes nothing of the host.
+    #[serde(default)]
+    pub pmem_room: u64,
     /// Directories of others that the guest mounts (virtio-fs), in PCI order, behind the images.
     #[serde(default)]
     pub shares: Vec<Share>,

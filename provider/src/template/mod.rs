@@ -97,6 +97,7 @@ fn original(guest: &Guest, vsock: &Path) -> MachineSpec {
         serial: None,
         comb: Some(comb()),
         restore: None,
+        pmem_room: 0,
         dirty_log: false,
         console: None,
         watchdog: None,

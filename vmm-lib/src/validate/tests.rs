@@ -28,6 +28,7 @@ fn spec() -> MachineSpec {
         serial: None,
         comb: None,
         restore: None,
+        pmem_room: 0,
         dirty_log: false,
         console: None,
         watchdog: None,

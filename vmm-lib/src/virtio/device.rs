@@ -10,6 +10,7 @@ use super::chain::Backing;
 use crate::dirty::Ram;
 use crate::hotplug::Hotplug;
 use crate::images::Images;
+use crate::late_images::LateImages;
 use crate::threads::Threads;
 
 /// Guest memory as all devices see it.
@@ -61,6 +62,11 @@ impl GuestSpace {
         self.hotplug.as_ref().is_none_or(|hotplug| hotplug.allows(address.0, length as u64))
     }
 
+    /// Room for images that come while the machine runs.
+    pub(crate) fn late_images(&self) -> Option<&Arc<LateImages>> {
+        self.images.late()
+    }
+
     /// Where a buffer lies that a device only reads; RAM where it lies nowhere.
     pub fn of_readable(&self, address: GuestAddress, length: usize) -> &Ram {
         let images = self.images.memory();
@@ -97,6 +103,11 @@ pub trait VirtioDevice: Send {
 
     /// The largest size of each queue, powers of two. Their number is the number of queues.
     fn queue_sizes(&self) -> &[u16];
+
+    /// Whether a machine can be without it once it had it.
+    fn is_detachable(&self) -> bool {
+        false
+    }
 
     /// Feature bits offered besides those of the transport (VERSION_1, RING_EVENT_IDX are the device's to offer too).
     fn features(&self) -> u64;

@@ -80,6 +80,7 @@ impl Kernel {
             serial: None,
             comb: None,
             restore: None,
+            pmem_room: 0,
             dirty_log: false,
             console: None,
             watchdog: None,

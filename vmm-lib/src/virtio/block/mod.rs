@@ -146,6 +146,10 @@ impl VirtioDevice for Block {
         QUEUES
     }
 
+    fn is_detachable(&self) -> bool {
+        true
+    }
+
     fn features(&self) -> u64 {
         let access = if self.disk.read_only { RO } else { FLUSH };
         let zeroes = if self.disk.zeroes { DISCARD | WRITE_ZEROES } else { 0 };
