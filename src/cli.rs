@@ -67,9 +67,6 @@ pub(crate) struct VmArguments {
     /// Makes the machine a template, and writes a snapshot of it (`state`, `memory`) into this directory once the agent has answered.
     #[arg(long, requires = "probe", conflicts_with_all = ["vsock", "boot_trace", "from"], value_name = "DIRECTORY")]
     pub(crate) take: Option<PathBuf>,
-    /// Room for images that are attached while the machine runs, by `kvmlet vm attach --pmem`: a multiple of 2M. Takes no memory.
-    #[arg(long, value_name = "SIZE", requires = "control")]
-    pub(crate) pmem_room: Option<String>,
     /// Takes up the snapshot in this directory in place of booting: a machine of as much memory, made with `--take`.
     #[arg(long, requires = "probe", conflicts_with_all = ["vsock", "boot_trace"], value_name = "DIRECTORY")]
     pub(crate) from: Option<PathBuf>,
@@ -143,7 +140,7 @@ pub(crate) struct AttachArguments {
     /// The machine's control socket: of `vm run --control`, or `control.sock` in a pod's machine directory.
     pub(crate) socket: PathBuf,
     /// A disk, raw unless its format is stated, read-only with `,ro`.
-    #[arg(long, value_name = "PATH[,format=raw|qcow2][,ro]")]
+    #[arg(long, value_name = "PATH[,format=raw|qcow2][,engine=io_uring][,ro]")]
     pub(crate) disk: Option<String>,
     /// The disk's serial, by which the guest may know it [default: the beginning of the file's name].
     #[arg(long, requires = "disk")]
@@ -234,8 +231,8 @@ pub(crate) struct RunArguments {
     #[arg(long, value_name = "PATH")]
     pub(crate) initrd: Option<PathBuf>,
     /// A disk (/dev/vda, /dev/vdb, ...), raw unless its format is stated, read-only with `,ro`. Repeatable. Without --initrd the first one is
-    /// the root file system.
-    #[arg(long, value_name = "PATH[,format=raw|qcow2][,ro]")]
+    /// the root file system. With `,engine=io_uring` a raw one is read and written by a restricted ring of the kernel's (Linux 5.10).
+    #[arg(long, value_name = "PATH[,format=raw|qcow2][,engine=io_uring][,ro]")]
     pub(crate) disk: Vec<String>,
     /// Guest memory: bytes, or with K, M, G, T (Ki, Mi, Gi, Ti mean the same: powers of 1024); a multiple of 2M [default: 256M].
     #[arg(long, value_name = "SIZE")]
@@ -246,6 +243,9 @@ pub(crate) struct RunArguments {
     /// Listens at this Unix socket for `kvmlet vm memory`, `attach`, `detach`, `devices` and `snapshot`.
     #[arg(long, value_name = "SOCKET")]
     pub(crate) control: Option<PathBuf>,
+    /// Room for images that are attached while the machine runs, by `kvmlet vm attach --pmem`: a multiple of 2M. Takes no memory.
+    #[arg(long, value_name = "SIZE", requires = "control")]
+    pub(crate) pmem_room: Option<String>,
     /// Takes up the snapshot in this directory in place of booting: a machine of the same options, whose kernel is not read then.
     #[arg(long, value_name = "DIRECTORY", conflicts_with = "boot_trace")]
     pub(crate) from: Option<PathBuf>,

@@ -7,8 +7,8 @@ use kvmlet_image::{ImageConfig, ImageDevice};
 use kvmlet_protocol::{ContainerSpec, Extras, Interface, Mount, Process, Resources, Rlimit, RootFs, SandboxSpec, User, VolumeSpec};
 use vmm_lib::boot::with_console;
 use vmm_lib::spec::{
-    Boot, Disk, DiskFormat, Extent, FileSource, Limits, MachineSpec, Net, NetLimits, Pmem, SPEC_VERSION, Serial, Share, Vsock, Watchdog,
-    WatchdogAction,
+    Boot, Disk, DiskEngine, DiskFormat, Extent, FileSource, Limits, MachineSpec, Net, NetLimits, Pmem, SPEC_VERSION, Serial, Share, Vsock,
+    Watchdog, WatchdogAction,
 };
 
 use crate::{
@@ -116,6 +116,7 @@ pub fn machine(
                 read_only: true,
                 format: DiskFormat::Raw,
                 limits: Limits::default(),
+                engine: DiskEngine::Calls,
             });
         }
     }
@@ -129,6 +130,7 @@ pub fn machine(
         read_only: false,
         format: DiskFormat::Raw,
         limits: Limits::default(),
+        engine: DiskEngine::Calls,
     });
     let line = template::guest_command_line(guest);
     let mut command_line = if guest.serial { with_console(&line) } else { line };

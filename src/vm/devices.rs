@@ -112,7 +112,7 @@ fn greet(socket: &Path) -> anyhow::Result<UnixStream> {
 
 fn disk(text: &str, serial: Option<&str>) -> anyhow::Result<(Attachment, Vec<OwnedFd>)> {
     let mut mistakes = Mistakes::default();
-    let (path, format, read_only) = request::disk_words(text, &mut mistakes);
+    let (path, words) = request::disk_words(text, &mut mistakes);
     mistakes.check()?;
     let path = Path::new(path);
     let serial = match serial {
@@ -120,8 +120,8 @@ fn disk(text: &str, serial: Option<&str>) -> anyhow::Result<(Attachment, Vec<Own
         None => file_serial(path).with_context(|| format!("{}: --serial is to name the disk", path.display()))?,
     };
     let opened = || -> std::io::Result<_> {
-        let disk = by_hand::disk(serial, path, format, read_only)?;
-        Ok((disk, File::options().read(true).write(!read_only).open(path)?))
+        let disk = by_hand::disk(serial, path, words)?;
+        Ok((disk, File::options().read(true).write(!words.read_only).open(path)?))
     };
     let (mut disk, file) = opened().with_context(|| format!("open {}", path.display()))?;
     disk.extents.iter_mut().for_each(|extent| extent.file = FileSource::Passed(0));

@@ -6,8 +6,8 @@ use std::{fs::File, path::Path};
 use vmm_lib::{
     boot::{FAST_COMMAND_LINE, with_console, with_virtio_console},
     spec::{
-        Boot, Console, Disk, DiskFormat, Extent, FileSource, HOTPLUG_STEP, Hotplug, Limits, MachineSpec, SPEC_VERSION, Serial, Watchdog,
-        WatchdogAction,
+        Boot, Console, Disk, DiskEngine, DiskFormat, Extent, FileSource, HOTPLUG_STEP, Hotplug, Limits, MachineSpec, SPEC_VERSION, Serial,
+        Watchdog, WatchdogAction,
     },
 };
 
@@ -127,27 +127,41 @@ pub(super) fn bytes(text: &str) -> Option<u64> {
     number.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
-/// Path, format, and whether it is read-only.
-pub(super) fn disk_words<'t>(text: &'t str, mistakes: &mut Mistakes) -> (&'t str, DiskFormat, bool) {
-    let (mut path, mut format, mut read_only) = (text, DiskFormat::Raw, false);
+/// What a disk shall be, besides its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct DiskWords {
+    pub(super) format: DiskFormat,
+    pub(super) engine: DiskEngine,
+    pub(super) read_only: bool,
+}
+
+/// Path, and what follows it.
+pub(super) fn disk_words<'t>(text: &'t str, mistakes: &mut Mistakes) -> (&'t str, DiskWords) {
+    let mut path = text;
+    let mut words = DiskWords {
+        format: DiskFormat::Raw,
+        engine: DiskEngine::Calls,
+        read_only: false,
+    };
     // From the end: a path may have commas in it.
     while let Some((rest, word)) = path.rsplit_once(',') {
         match word {
-            "ro" => read_only = true,
-            "format=raw" => format = DiskFormat::Raw,
-            "format=qcow2" => format = DiskFormat::Qcow2,
+            "ro" => words.read_only = true,
+            "engine=io_uring" => words.engine = DiskEngine::IoUring,
+            "format=raw" => words.format = DiskFormat::Raw,
+            "format=qcow2" => words.format = DiskFormat::Qcow2,
             _ if word.starts_with("format=") => mistakes.add(&format!("--disk {text}"), "has a format that is neither raw nor qcow2"),
             _ => break,
         }
         path = rest;
     }
-    (path, format, read_only)
+    (path, words)
 }
 
 fn disk(index: usize, text: &str, mistakes: &mut Mistakes) -> Disk {
-    let (path, format, read_only) = disk_words(text, mistakes);
+    let (path, words) = disk_words(text, mistakes);
     let serial = format!("disk{index}");
-    by_hand::disk(serial.clone(), Path::new(path), format, read_only).unwrap_or_else(|error| {
+    by_hand::disk(serial.clone(), Path::new(path), words).unwrap_or_else(|error| {
         mistakes.add(&format!("--disk {text}"), error);
         Disk {
             serial,
@@ -156,9 +170,10 @@ fn disk(index: usize, text: &str, mistakes: &mut Mistakes) -> Disk {
                 offset: 0,
                 length: 512,
             }],
-            read_only,
-            format,
+            read_only: words.read_only,
+            format: words.format,
             limits: Limits::default(),
+            engine: words.engine,
         }
     })
 }

@@ -19,6 +19,8 @@ pub enum ThreadKind {
     Vcpu,
     /// Serves a disk.
     Block,
+    /// Serves a disk by a ring of the kernel's.
+    BlockRing,
     /// Serves a network device.
     Net,
     /// Serves the vsock device.

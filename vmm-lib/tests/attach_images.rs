@@ -12,7 +12,7 @@ use support::drive::*;
 use support::script::{Running, Script};
 use support::{HALT, Kernel, bzimage, run_machine};
 use vmm_lib::exit::MachineExit;
-use vmm_lib::spec::{Disk, DiskFormat, Extent, FileSource, Limits, MachineSpec, Pmem};
+use vmm_lib::spec::{Disk, DiskEngine, DiskFormat, Extent, FileSource, Limits, MachineSpec, Pmem};
 use vmm_lib::{AttachError, Attachment, Builder, DetachError};
 
 /// Behind the bridge and the source of random numbers, and with a disk behind that and another one.
@@ -71,6 +71,7 @@ fn disk_of(serial: &str, file: FileSource) -> Disk {
         read_only: false,
         format: DiskFormat::Raw,
         limits: Limits::default(),
+        engine: DiskEngine::Calls,
     }
 }
 

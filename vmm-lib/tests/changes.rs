@@ -12,7 +12,7 @@ use support::drive::*;
 use support::script::{Running, Script};
 use vmm_lib::exit::MachineExit;
 use vmm_lib::snapshot::{MergeError, RestoreError, SnapshotError, SnapshotFiles, check, merge};
-use vmm_lib::spec::{Disk, DiskFormat, Extent, FileSource, Limits, MachineSpec, Restore};
+use vmm_lib::spec::{Disk, DiskEngine, DiskFormat, Extent, FileSource, Limits, MachineSpec, Restore};
 
 const PAGE: u64 = 4096;
 /// Another one in each machine that is made of a snapshot: the guest waits for it.
@@ -154,6 +154,7 @@ fn disk(path: &Path) -> Disk {
         read_only: true,
         format: DiskFormat::Raw,
         limits: Limits::default(),
+        engine: DiskEngine::Calls,
     }
 }
 

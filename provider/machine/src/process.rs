@@ -109,7 +109,7 @@ impl Order {
             filters,
             pid,
             started,
-            template,
+            needs,
         } = self;
         let book = Arc::new(Book::new());
         let engine = Arc::new(Engine::default());
@@ -128,11 +128,12 @@ impl Order {
         let server = Server {
             book: Arc::clone(&book),
             pid,
+            rings: needs.rings,
             enter: Arc::new(move |role| enter.enter(role).map_err(io::Error::other)),
             kill,
             snapshot: {
                 let engine = Arc::clone(&engine);
-                Arc::new(move |files, wanted| engine.snapshot(files, wanted, template))
+                Arc::new(move |files, wanted| engine.snapshot(files, wanted, needs.template))
             },
             memory: {
                 let engine = Arc::clone(&engine);
@@ -258,6 +259,7 @@ fn role(kind: ThreadKind) -> Role {
     match kind {
         ThreadKind::Vcpu => Role::Vcpu,
         ThreadKind::Block => Role::Block,
+        ThreadKind::BlockRing => Role::BlockRing,
         ThreadKind::Net => Role::Net,
         ThreadKind::Vsock => Role::Vsock,
         ThreadKind::Rng => Role::Rng,

@@ -44,6 +44,8 @@ pub(crate) struct Server {
     pub(crate) book: Arc<Book>,
     /// The process's id as the daemon knows it: in its own namespace it is 1.
     pub(crate) pid: u32,
+    /// Whether its disks may have rings: its filters let it make them, or end it.
+    pub(crate) rings: bool,
     /// What each thread calls first.
     pub(crate) enter: Enter,
     /// Stops the machine; after its end, gives up on what waits.
@@ -67,6 +69,7 @@ pub fn serve_by_hand(listener: UnixListener, machine: Handle, least: u64) -> io:
     let server = Server {
         book,
         pid: std::process::id(),
+        rings: true,
         enter: Arc::new(|_| Ok(())),
         kill: Arc::new(move || stopped.stop()),
         snapshot: Arc::new(move |files, Wanted { changes, go_on }| {
@@ -224,7 +227,7 @@ impl Server {
                 Err(message) => failed(message),
             },
             Request::Attach { .. } | Request::Detach { .. } | Request::Devices => match (self.machine)() {
-                Some(machine) => devices::answer(&machine, request, descriptors),
+                Some(machine) => devices::answer(&machine, request, descriptors, self.rings),
                 None => failed("the machine is not made yet".into()),
             },
             Request::Hello { .. } | Request::Subscribe => failed("not now".into()),

@@ -22,6 +22,7 @@ impl Rig {
         let server = Server {
             book: Arc::clone(&book),
             pid: std::process::id(),
+            rings: false,
             enter: Arc::new(|_| Ok(())),
             kill: Arc::new(move || {
                 counted.fetch_add(1, Ordering::SeqCst);

@@ -15,7 +15,7 @@ use std::{
 };
 
 use kvm_ioctls::Kvm;
-use kvmlet_machine::jail::{Filters, Jail, Limits, Role, confine};
+use kvmlet_machine::jail::{Filters, Jail, Limits, Needs, Role, confine};
 use nix::sched::{CloneFlags, unshare};
 use vmm_lib::exit::MachineExit;
 use vmm_lib::spec::{Disk, DiskFormat, Extent, FileSource, Vsock};
@@ -153,7 +153,7 @@ fn inside(role: &str, attempt: &str) {
         kvm: Kvm::new().expect("a KVM"),
         file: File::open("/dev/null").expect("a file"),
     };
-    let filters = Filters::new(false).expect("filters");
+    let filters = Filters::new(Needs::default()).expect("filters");
     let limits = Limits { files: 256, threads: 8 };
     let jail = Jail {
         uid: 299_999,
@@ -227,11 +227,17 @@ fn each_role_can_be_entered_and_left() {
 }
 
 fn a_process_that_cannot_be_confined_says_why() {
-    let filters = Filters::new(false).expect("filters");
+    let filters = Filters::new(Needs::default()).expect("filters");
     let limits = Limits { files: 256, threads: 8 };
     let confined = |uid| confine(&Jail { uid, file_size: 0 }, &limits, &filters).map_err(|error| error.to_string());
     assert_eq!(confined(0), Err("a machine cannot run as user 0".to_owned()));
-    let with_company = thread::spawn(move || confine(&Jail { uid: 5, file_size: 0 }, &limits, &Filters::new(false).expect("filters")));
+    let with_company = thread::spawn(move || {
+        confine(
+            &Jail { uid: 5, file_size: 0 },
+            &limits,
+            &Filters::new(Needs::default()).expect("filters"),
+        )
+    });
     let refused = with_company.join().expect("it does not panic").map_err(|error| error.to_string());
     assert!(refused.is_err_and(|why| why.contains("threads cannot be confined")));
 }

@@ -6,8 +6,8 @@ use super::{Checker, PAGE, SECTOR, SpecErrors};
 use crate::attach::Attachment;
 use crate::memory::IMAGE_STEP;
 use crate::spec::{
-    Disk, DiskFormat, Extent, FileSource, MAX_DISKS, MAX_NETS, MAX_PMEM, MAX_QUEUE_PAIRS, MAX_SERIAL, MAX_STORES, MAX_TAG, MachineSpec,
-    Net, Pmem, Share,
+    Disk, DiskEngine, DiskFormat, Extent, FileSource, MAX_DISKS, MAX_NETS, MAX_PMEM, MAX_QUEUE_PAIRS, MAX_SERIAL, MAX_STORES, MAX_TAG,
+    MachineSpec, Net, Pmem, Share,
 };
 
 impl Checker {
@@ -29,6 +29,8 @@ impl Checker {
             "are not the one file, from its beginning on, that a qcow2 image is".to_owned()
         });
         self.limits(&disk.limits, &format!("{path}.limits"));
+        let fits = disk.engine == DiskEngine::Calls || disk.format == DiskFormat::Raw;
+        self.require(fits, &format!("{path}.engine"), || "io_uring is for raw disks only".to_owned());
     }
 
     pub(super) fn pmem(&mut self, pmem: &Pmem, path: &str) {
