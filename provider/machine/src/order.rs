@@ -109,7 +109,8 @@ fn open(spec: MachineSpec, passed: Vec<OwnedFd>) -> Result<Parts, BuildError> {
 
 /// Threads of a machine's process, at most, and of its shared directories' processes, which have its user and control group.
 pub fn threads(spec: &MachineSpec) -> u64 {
-    let devices = (spec.disks.len() + spec.pmems.len() + spec.nets.len() + 7) as u64;
+    let queues: usize = spec.nets.iter().map(|net| 1 + net.more_queues.len()).sum();
+    let devices = (spec.disks.len() + spec.pmems.len() + queues + 7) as u64;
     let devices = devices + rings(spec) * RING_THREADS;
     let shares = spec.shares.len() as u64 * (1 + SHARE_THREADS);
     u64::from(spec.cpus) + devices + shares + MAX_CONNECTIONS as u64 + OTHER_THREADS

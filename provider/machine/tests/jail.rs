@@ -18,7 +18,7 @@ use kvm_ioctls::Kvm;
 use kvmlet_machine::jail::{Filters, Jail, Limits, Needs, Role, confine};
 use nix::sched::{CloneFlags, unshare};
 use vmm_lib::exit::MachineExit;
-use vmm_lib::spec::{Disk, DiskFormat, Extent, FileSource, Vsock};
+use vmm_lib::spec::{Disk, DiskEngine, DiskFormat, Extent, FileSource, Vsock};
 
 use support::{SOON, SPIN, kernel, order, running, spawned, uid};
 
@@ -284,6 +284,7 @@ fn a_running_machine_is_seen_to_be_confined() {
         read_only: true,
         format: DiskFormat::Raw,
         limits: Default::default(),
+        engine: DiskEngine::Calls,
     }];
     order.spec.vsock = Some(Vsock {
         cid: 3,

@@ -16,7 +16,8 @@ const PIECE: usize = 64 << 10;
 
 /// Writes all of memory, but what comes and goes, of which nothing is there; answers its checksum.
 pub(crate) fn write(memory: &Ram, layout: &Layout, file: &File) -> io::Result<u32> {
-    write_runs(memory, layout, &[0..(layout.low + layout.high) / PAGE], file)
+    let all = 0..(layout.low + layout.high) / PAGE;
+    write_runs(memory, layout, std::slice::from_ref(&all), file)
 }
 
 /// Writes these runs of pages, numbered as they lie in a file of all memory, one behind the other; answers their checksum.
@@ -180,14 +181,15 @@ mod tests {
         let old: Vec<u8> = (1..=40).collect();
         let base = pages(&old);
         for runs in [
-            vec![],
-            vec![0..1],
-            vec![39..40],
-            vec![0..40],
-            vec![3..5, 14..18, 20..21, 31..33],
-            vec![15..16, 16..17, 17..33],
-            vec![1..2, 4..5, 7..8, 36..40],
+            &[][..],
+            &[(0, 1)],
+            &[(39, 40)],
+            &[(0, 40)],
+            &[(3, 5), (14, 18), (20, 21), (31, 33)],
+            &[(15, 16), (16, 17), (17, 33)],
+            &[(1, 2), (4, 5), (7, 8), (36, 40)],
         ] {
+            let runs: Vec<_> = runs.iter().map(|(start, end): &(u64, u64)| *start..*end).collect();
             let mut wanted = old.clone();
             let mut changes = Vec::new();
             for page in runs.iter().cloned().flatten() {

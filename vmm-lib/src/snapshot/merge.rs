@@ -91,7 +91,8 @@ mod tests {
 
     #[test]
     fn runs_are_read_as_they_were_written_and_nonsense_is_refused() {
-        for runs in [vec![], vec![0..1], vec![0..3, 3..4, 9..10], vec![255..256]] {
+        for runs in [&[][..], &[(0, 1)], &[(0, 3), (3, 4), (9, 10)], &[(255, 256)]] {
+            let runs: Vec<_> = runs.iter().map(|(start, end): &(u64, u64)| *start..*end).collect();
             assert_eq!(unpack(&pack(&runs), 256 * PAGE).expect("they lie within"), runs);
         }
         for packed in [

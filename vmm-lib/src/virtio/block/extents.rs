@@ -43,7 +43,7 @@ pub(super) struct Extents {
     pieces: Vec<Extent>,
     size: u64,
     /// By which everything is done, if there is one; files have their extents' numbers there.
-    ring: Option<Mutex<Uring>>,
+    ring: Option<Box<Mutex<Uring>>>,
 }
 
 impl Extents {
@@ -71,7 +71,7 @@ impl Extents {
     /// Has everything done by a ring from here on.
     pub(super) fn with_ring(mut self) -> Result<Self, (&'static str, io::Error)> {
         let ring = Uring::new(self.pieces.iter().map(|extent| &extent.file))?;
-        self.ring = Some(Mutex::new(ring));
+        self.ring = Some(Box::new(Mutex::new(ring)));
         Ok(self)
     }
 
