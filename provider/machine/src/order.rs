@@ -30,6 +30,8 @@ use crate::{
 pub(crate) const CONTROL_SOCKET: &str = "control.sock";
 /// Threads besides processors, devices and control connections, with some that have not quite ended.
 const OTHER_THREADS: u64 = 16;
+/// What a disk's ring takes, bytes, at most: two queues of few entries.
+const RING_MEMORY: u64 = 64 << 10;
 /// The kernel's own threads for a disk's ring, and the one that makes them.
 const RING_THREADS: u64 = RING_WORKERS as u64 + 1;
 /// Descriptors besides those of files: eventfds and epolls of devices, control and vsock connections, containers' logs.
@@ -129,6 +131,7 @@ fn limits(spec: &MachineSpec, passed: usize) -> Limits {
     Limits {
         files: OTHER_FILES + 2 * extents + passed as u64 + rings(spec),
         threads: threads(spec),
+        locked: rings(spec) * RING_MEMORY,
     }
 }
 

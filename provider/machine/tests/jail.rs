@@ -154,7 +154,11 @@ fn inside(role: &str, attempt: &str) {
         file: File::open("/dev/null").expect("a file"),
     };
     let filters = Filters::new(Needs::default()).expect("filters");
-    let limits = Limits { files: 256, threads: 8 };
+    let limits = Limits {
+        files: 256,
+        threads: 8,
+        locked: 0,
+    };
     let jail = Jail {
         uid: 299_999,
         file_size: 1 << 20,
@@ -228,7 +232,11 @@ fn each_role_can_be_entered_and_left() {
 
 fn a_process_that_cannot_be_confined_says_why() {
     let filters = Filters::new(Needs::default()).expect("filters");
-    let limits = Limits { files: 256, threads: 8 };
+    let limits = Limits {
+        files: 256,
+        threads: 8,
+        locked: 0,
+    };
     let confined = |uid| confine(&Jail { uid, file_size: 0 }, &limits, &filters).map_err(|error| error.to_string());
     assert_eq!(confined(0), Err("a machine cannot run as user 0".to_owned()));
     let with_company = thread::spawn(move || {
