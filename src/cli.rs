@@ -111,7 +111,7 @@ pub(crate) enum VmCommand {
     ///
     /// Ends when the guest has done so; after 30 s, with status 1 and what it has by then. It goes on by itself, as far as it can.
     Memory(MemoryArguments),
-    /// Attaches a disk or a network interface to a machine that runs, and says where it is.
+    /// Attaches a disk, an image or a network interface to a machine that runs, and says where it is.
     ///
     /// The guest does not notice by itself. With --agent, kvmlet's agent in it is asked to look for the device, and this ends when its driver is
     /// at work; without, somebody in the guest writes 1 to /sys/bus/pci/rescan.
@@ -121,21 +121,34 @@ pub(crate) enum VmCommand {
     /// The guest has to let go of it first: with --agent, kvmlet's agent in it is asked to; without, somebody in the guest writes 1 to the
     /// function's `remove` in /sys/bus/pci/devices.
     Detach(DetachArguments),
+    /// Writes a snapshot of a machine that runs into a directory (`state`, `memory`), from which `vm run --from` goes on.
+    ///
+    /// The machine stands still meanwhile, and goes on. Its disks are not part of it: they are to be copied before they are written again, which
+    /// --stop leaves time for.
+    Snapshot(SnapshotArguments),
+    /// Makes a snapshot and the changes since it one snapshot.
+    ///
+    /// Reads all of both to see that they are what was written, and refuses changes of any other snapshot.
+    Merge(MergeArguments),
     /// Lists the devices of a machine that runs: number, address in the guest, whether a driver is at work, name.
     Devices(DevicesArguments),
 }
 
 #[derive(Debug, Args)]
-#[command(group(ArgGroup::new("device").args(["disk", "tap"]).required(true)))]
+#[command(group(ArgGroup::new("device").args(["disk", "tap", "pmem"]).required(true)))]
 pub(crate) struct AttachArguments {
     /// The machine's control socket: of `vm run --control`, or `control.sock` in a pod's machine directory.
     pub(crate) socket: PathBuf,
     /// A disk, raw unless its format is stated, read-only with `,ro`.
-    #[arg(long, value_name = "PATH[,format=raw|qcow2][,ro]")]
+    #[arg(long, value_name = "PATH[,format=raw|qcow2][,engine=io_uring][,ro]")]
     pub(crate) disk: Option<String>,
     /// The disk's serial, by which the guest may know it [default: the beginning of the file's name].
     #[arg(long, requires = "disk")]
     pub(crate) serial: Option<String>,
+    /// An image that the guest reads in place (/dev/pmem0, ...): a file of whole pages of 4 KiB, which must keep its length. The machine needs
+    /// room for it (`vm run --pmem-room`), each image on 2 MiB.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) pmem: Option<PathBuf>,
     /// A network interface on a new tap of this name, which is gone with the device; with several pairs of queues where so many are asked for.
     #[arg(long, value_name = "NAME[,queues=N]")]
     pub(crate) tap: Option<String>,
@@ -159,6 +172,31 @@ pub(crate) struct DetachArguments {
     /// The machine's vsock socket: has kvmlet's agent in the guest let go of the device first.
     #[arg(long, value_name = "SOCKET")]
     pub(crate) agent: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SnapshotArguments {
+    /// The control socket of `vm run --control`.
+    pub(crate) socket: PathBuf,
+    /// Where it goes: made, if need be; must hold no snapshot.
+    pub(crate) directory: PathBuf,
+    /// Only what was written since the last snapshot, or since the machine was made of one: of a machine with --dirty-log. `vm merge` makes a
+    /// whole one of it.
+    #[arg(long)]
+    pub(crate) changes: bool,
+    /// Ends the machine with it.
+    #[arg(long)]
+    pub(crate) stop: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MergeArguments {
+    /// The directory of a whole snapshot.
+    pub(crate) base: PathBuf,
+    /// The directory of the changes since.
+    pub(crate) changes: PathBuf,
+    /// Where the result goes: made, if need be; must hold no snapshot.
+    pub(crate) into: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -193,8 +231,8 @@ pub(crate) struct RunArguments {
     #[arg(long, value_name = "PATH")]
     pub(crate) initrd: Option<PathBuf>,
     /// A disk (/dev/vda, /dev/vdb, ...), raw unless its format is stated, read-only with `,ro`. Repeatable. Without --initrd the first one is
-    /// the root file system.
-    #[arg(long, value_name = "PATH[,format=raw|qcow2][,ro]")]
+    /// the root file system. With `,engine=io_uring` a raw one is read and written by a restricted ring of the kernel's (Linux 5.10).
+    #[arg(long, value_name = "PATH[,format=raw|qcow2][,engine=io_uring][,ro]")]
     pub(crate) disk: Vec<String>,
     /// Guest memory: bytes, or with K, M, G, T (Ki, Mi, Gi, Ti mean the same: powers of 1024); a multiple of 2M [default: 256M].
     #[arg(long, value_name = "SIZE")]
@@ -202,9 +240,18 @@ pub(crate) struct RunArguments {
     /// What the memory may grow to while the machine runs, by `kvmlet vm memory`: --mem and a multiple of 128M (virtio-mem).
     #[arg(long, value_name = "SIZE", requires = "control")]
     pub(crate) memory_max: Option<String>,
-    /// Listens at this Unix socket for `kvmlet vm memory`, `attach`, `detach` and `devices`.
+    /// Listens at this Unix socket for `kvmlet vm memory`, `attach`, `detach`, `devices` and `snapshot`.
     #[arg(long, value_name = "SOCKET")]
     pub(crate) control: Option<PathBuf>,
+    /// Room for images that are attached while the machine runs, by `kvmlet vm attach --pmem`: a multiple of 2M. Takes no memory.
+    #[arg(long, value_name = "SIZE", requires = "control")]
+    pub(crate) pmem_room: Option<String>,
+    /// Takes up the snapshot in this directory in place of booting: a machine of the same options, whose kernel is not read then.
+    #[arg(long, value_name = "DIRECTORY", conflicts_with = "boot_trace")]
+    pub(crate) from: Option<PathBuf>,
+    /// Notes which memory is written, for `vm snapshot --changes`.
+    #[arg(long, requires = "control")]
+    pub(crate) dirty_log: bool,
     /// Processors [default: 1].
     #[arg(long, value_name = "NUMBER")]
     pub(crate) cpus: Option<String>,
@@ -230,7 +277,7 @@ pub(crate) struct RunArguments {
     #[arg(long)]
     pub(crate) watchdog: bool,
     /// A whole machine, as JSON, in place of the options above (`-` is standard input).
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["kernel", "initrd", "disk", "mem", "memory_max", "cpus", "cmdline", "vsock", "rng", "console", "watchdog"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["kernel", "initrd", "disk", "mem", "memory_max", "cpus", "cmdline", "vsock", "rng", "console", "watchdog", "from", "dirty_log", "pmem_room"])]
     pub(crate) spec: Option<PathBuf>,
     /// Prints the machine as JSON in place of running it.
     #[arg(long)]

@@ -8,6 +8,7 @@ use std::{
 };
 
 use serde::Deserialize;
+use vmm_lib::spec::MAX_QUEUE_PAIRS;
 
 use crate::quantity::Quantity;
 
@@ -202,6 +203,8 @@ pub struct Machines {
     pub templates: bool,
     /// How long a guest's kernel and agent may stand still, seconds, 10 to 1800, before its machine is ended; 0: as long as they like.
     pub watchdog_seconds: u32,
+    /// Pairs of queues of a pod's network interface, 1 to 8, of which it gets no more than it has processors.
+    pub network_queues: u8,
     /// What a machine may read and write.
     pub io: Io,
 }
@@ -211,6 +214,7 @@ impl Default for Machines {
         Self {
             templates: true,
             watchdog_seconds: 0,
+            network_queues: 1,
             io: Io::default(),
         }
     }
@@ -225,6 +229,10 @@ impl Machines {
             (
                 self.watchdog_seconds != 0 && !(10..=1800).contains(&self.watchdog_seconds),
                 ("machines.watchdogSeconds", "must be 0, or 10 to 1800"),
+            ),
+            (
+                !(1..=MAX_QUEUE_PAIRS).contains(&usize::from(self.network_queues)),
+                ("machines.networkQueues", "must be 1 to 8"),
             ),
             (
                 few(io.read_bytes_per_second),
@@ -555,9 +563,14 @@ mod tests {
         let machines = parse(&format!("{GOOD}machines: {{io: {{readBytesPerSecond: 10Mi, weight: 50}}}}\n"))
             .unwrap()
             .machines;
-        assert_eq!((machines.watchdog_seconds, machines.io.weight), (0, Some(50)));
+        assert_eq!(
+            (machines.watchdog_seconds, machines.network_queues, machines.io.weight),
+            (0, 1, Some(50))
+        );
         for (keys, key) in [
             ("watchdogSeconds: 5", "machines.watchdogSeconds"),
+            ("networkQueues: 0", "machines.networkQueues"),
+            ("networkQueues: 9", "machines.networkQueues"),
             ("io: {readBytesPerSecond: 1Ki}", "machines.io.readBytesPerSecond"),
             ("io: {writeBytesPerSecond: 0}", "machines.io.writeBytesPerSecond"),
             ("io: {readOperationsPerSecond: 9}", "machines.io.readOperationsPerSecond"),

@@ -13,7 +13,7 @@ use kvmlet_image::ImageDevice;
 use kvmlet_protocol::{DEVICES_VERSION, Request};
 use vmm_lib::{
     Attachment,
-    spec::{Disk, DiskFormat, Extent, FileSource, Limits, MAX_SERIAL},
+    spec::{Disk, DiskEngine, DiskFormat, Extent, FileSource, Limits, MAX_SERIAL},
 };
 
 use crate::{act::chain, agent::Agent, machine::Running};
@@ -51,6 +51,7 @@ fn disk(serial: &str, device: &ImageDevice) -> std::io::Result<(Disk, Vec<OwnedF
         read_only: true,
         format: DiskFormat::Raw,
         limits: Limits::default(),
+        engine: DiskEngine::Calls,
     };
     Ok((disk, files))
 }

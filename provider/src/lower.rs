@@ -7,8 +7,8 @@ use kvmlet_image::{ImageConfig, ImageDevice};
 use kvmlet_protocol::{ContainerSpec, Extras, Interface, Mount, Process, Resources, Rlimit, RootFs, SandboxSpec, User, VolumeSpec};
 use vmm_lib::boot::with_console;
 use vmm_lib::spec::{
-    Boot, Disk, DiskFormat, Extent, FileSource, Limits, MachineSpec, Net, NetLimits, Pmem, SPEC_VERSION, Serial, Share, Vsock, Watchdog,
-    WatchdogAction,
+    Boot, Disk, DiskEngine, DiskFormat, Extent, FileSource, Limits, MachineSpec, Net, NetLimits, Pmem, SPEC_VERSION, Serial, Share, Vsock,
+    Watchdog, WatchdogAction,
 };
 
 use crate::{
@@ -88,6 +88,11 @@ const ALL_CAPABILITIES: &[&str] = &[
     "CAP_WAKE_ALARM",
 ];
 
+/// Pairs of queues of a pod's network interface: one for each of its processors, as far as the configuration goes.
+pub fn network_queues(machines: &Machines, size: Size) -> u32 {
+    u32::from(machines.network_queues.min(size.cpus).max(1))
+}
+
 /// The machine of a pod. `images` are its distinct images in the order of their devices; the tap is passed descriptor 0,
 /// the sockets of the shares of these tags are those behind it.
 pub fn machine(
@@ -100,6 +105,7 @@ pub fn machine(
     shares: &[String],
 ) -> MachineSpec {
     let in_place = in_place(images);
+    let queues = network_queues(machines, size);
     let (mut disks, mut pmems) = (Vec::new(), Vec::new());
     for (index, image) in images.iter().enumerate() {
         let extents = image.extents.iter().map(|e| Extent {
@@ -117,6 +123,7 @@ pub fn machine(
                 read_only: true,
                 format: DiskFormat::Raw,
                 limits: Limits::default(),
+                engine: DiskEngine::Calls,
             });
         }
     }
@@ -130,6 +137,7 @@ pub fn machine(
         read_only: false,
         format: DiskFormat::Raw,
         limits: Limits::default(),
+        engine: DiskEngine::Calls,
     });
     let line = template::guest_command_line(guest);
     let mut command_line = if guest.serial { with_console(&line) } else { line };
@@ -154,7 +162,7 @@ pub fn machine(
         pmems,
         shares: shares
             .iter()
-            .zip(1..)
+            .zip(net.map_or(1, |_| queues)..)
             .map(|(tag, number)| Share {
                 tag: tag.clone(),
                 socket: FileSource::Passed(number),
@@ -163,7 +171,7 @@ pub fn machine(
         nets: net
             .map(|(mac, mtu, limits)| Net {
                 tap: FileSource::Passed(0),
-                more_queues: Vec::new(),
+                more_queues: (1..queues).map(FileSource::Passed).collect(),
                 mac,
                 mtu,
                 limits,
@@ -183,6 +191,8 @@ pub fn machine(
         }),
         comb: None,
         restore: None,
+        pmem_room: 0,
+        dirty_log: false,
         console: None,
         watchdog,
         count_exits: false,
@@ -465,6 +475,37 @@ mod tests {
         let images: Vec<&ImageDevice> = images.iter().collect();
         assert_eq!(in_place(&images), [0, 2]);
         assert_eq!(in_place(&[]), [0usize; 0]);
+    }
+
+    #[test]
+    fn a_network_has_a_pair_of_queues_for_each_processor_as_far_as_the_node_has_them() {
+        let pod = json!({"metadata": {"name": "p", "namespace": "n", "uid": "u"}, "spec": {"containers": [{"name": "c"}]}});
+        let pod = DesiredPod::read(Arc::new(serde_json::from_value(pod).unwrap())).0;
+        let plain = crate::size::size(&pod, &crate::config::PodDefaults::default());
+        let net = ([2, 0, 0, 0, 0, 1], 1500, NetLimits::default());
+        for (network_queues, cpus, queues) in [(1, 4, 1), (8, 1, 1), (4, 2, 2), (4, 4, 4), (8, 16, 8)] {
+            let (size, machines) = (
+                Size { cpus, ..plain },
+                Machines {
+                    network_queues,
+                    ..Machines::default()
+                },
+            );
+            let guest = Guest::default();
+            let shares = ["a".to_owned(), "b".to_owned()];
+            let spec = machine(&pod, size, (&guest, &machines), &[], Some(net), Path::new("/m"), &shares);
+            let passed: Vec<_> = (0..queues + 2).map(FileSource::Passed).collect();
+            assert_eq!(network_queues_of(&spec), passed[..queues as usize]);
+            let sockets: Vec<_> = spec.shares.iter().map(|share| share.socket.clone()).collect();
+            assert_eq!(sockets, passed[queues as usize..], "behind the queues");
+            assert_eq!(spec.validate(passed.len()), Ok(()));
+        }
+    }
+
+    /// The tap's descriptors.
+    fn network_queues_of(spec: &MachineSpec) -> Vec<FileSource> {
+        let net = &spec.nets[0];
+        [&net.tap].into_iter().chain(&net.more_queues).cloned().collect()
     }
 
     #[test]

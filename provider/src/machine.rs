@@ -46,10 +46,10 @@ pub fn directory(context: &Context, uid: &str) -> PathBuf {
 
 /// A machine to be started.
 pub struct Launch {
-    /// What it is. Its tap is descriptor 0, the sockets of what is shared follow.
+    /// What it is. Its tap is descriptor 0, further queues of it and then the sockets of what is shared follow.
     pub spec: MachineSpec,
-    /// Its network.
-    pub tap: Option<OwnedFd>,
+    /// Its network: the tap's queues, if it has one.
+    pub tap: Vec<OwnedFd>,
     /// What is shared with it.
     pub shared: Vec<Shared>,
     /// Length in bytes of the longest file that its own process may write.
@@ -90,7 +90,7 @@ pub async fn launch(context: &Arc<Context>, name: &str, dir: PathBuf, launch: La
             template,
             log_filter: "info".into(),
         };
-        let mut passed = Vec::from_iter(tap);
+        let mut passed = tap;
         for share in &shared {
             passed.push(serve(&context, &name, &dir, &order, share)?);
         }

@@ -72,7 +72,9 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String]) ->
     let begun = Instant::now();
     // Whatever an earlier machine of this pod has left.
     act::destroy(context, &desired.uid).await.map_err(sandbox)?;
-    let network = network(context, desired).await.map_err(sandbox)?;
+    let size = size::size(desired, &context.config.pod_defaults);
+    let queues = lower::network_queues(&context.config.machines, size);
+    let network = network(context, desired, queues).await.map_err(sandbox)?;
     let ips: Vec<String> = network.interface.addresses.iter().map(|a| a.addr().to_string()).collect();
     let _ = act.events.send(Event::Addressed(ips.clone())).await;
     let facts = facts(context, ips.clone());
@@ -90,7 +92,7 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String]) ->
     let devices: Vec<_> = images.iter().map(|i| &i.device).collect();
     let pmems = lower::in_place(&devices);
     let mapped = pmems.iter().map(|index| devices[*index].size).sum();
-    let size = size::size(desired, &context.config.pod_defaults).with_images(mapped);
+    let size = size.with_images(mapped);
     let dir = machine::directory(context, &desired.uid);
     let (shared, disk, templates) = (context.clone(), lower::scratch_path(&dir), context.config.state_dir.join("scratch"));
     let making = tokio::task::spawn_blocking(move || {
@@ -118,7 +120,8 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String]) ->
     if !eviction::limited(desired).is_empty() {
         needed = needed.max(USAGE_VERSION);
     }
-    let mut agent = up(act, desired, spec, network.tap, host_paths, file_size).await.map_err(sandbox)?;
+    let tap = [network.tap].into_iter().chain(network.more_queues).collect();
+    let mut agent = up(act, desired, spec, tap, host_paths, file_size).await.map_err(sandbox)?;
     drop(permit);
     let hello = begun.elapsed();
     let version = agent.welcome().version;
@@ -149,14 +152,14 @@ async fn up(
     act: &Act,
     desired: &Arc<DesiredPod>,
     spec: MachineSpec,
-    tap: OwnedFd,
+    tap: Vec<OwnedFd>,
     shared: Vec<Shared>,
     file_size: u64,
 ) -> Result<Agent, String> {
     let context = &act.context;
     let launch = |spec, tap, shared| Launch {
         spec,
-        tap: Some(tap),
+        tap,
         shared,
         file_size,
         template: false,
@@ -172,7 +175,8 @@ async fn up(
         (spec.clone(), Start::Boot(format!("the pod's {} is \"none\"", template::ANNOTATION)))
     };
     if let Start::Copy(number) = start {
-        let own = tap.try_clone().map_err(|e| format!("duplicate the tap: {e}"))?;
+        let own: Result<_, _> = tap.iter().map(OwnedFd::try_clone).collect();
+        let own = own.map_err(|e| format!("duplicate the tap: {e}"))?;
         match answered(act, &desired.uid, launch(offered, own, Vec::new())).await {
             Ok(agent) => {
                 context.templates.worked();
@@ -324,7 +328,7 @@ fn facts(context: &Context, pod_ips: Vec<String>) -> Facts {
     }
 }
 
-async fn network(context: &Context, desired: &DesiredPod) -> Result<PodNetwork, String> {
+async fn network(context: &Context, desired: &DesiredPod, queues: u32) -> Result<PodNetwork, String> {
     let networks = context.standing_network().await?;
     let ports = desired
         .pod
@@ -337,6 +341,7 @@ async fn network(context: &Context, desired: &DesiredPod) -> Result<PodNetwork, 
         namespace: desired.namespace.clone(),
         name: desired.name.clone(),
         host_ports: ports.filter_map(host_port).collect(),
+        queues: queues as usize,
     };
     networks.setup(&request).await.map_err(|e| chain(&e))
 }

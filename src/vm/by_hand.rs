@@ -12,8 +12,10 @@ use std::{
 use anyhow::bail;
 use vmm_lib::{
     exit::MachineExit,
-    spec::{Disk, DiskFormat, Extent, FileSource, Limits, MAX_QUEUE_PAIRS, Net, NetLimits, Vsock},
+    spec::{Disk, Extent, FileSource, Limits, MAX_QUEUE_PAIRS, Net, NetLimits, Vsock},
 };
+
+use super::request::DiskWords;
 
 /// Network addresses of guests but for the last byte, locally administered.
 const MAC: [u8; 5] = [0x02, 0x6b, 0x76, 0x6d, 0];
@@ -56,7 +58,8 @@ impl Mistakes {
 }
 
 /// A disk that is the whole of a file or block device, which is opened once to see that it can be.
-pub(super) fn disk(serial: String, path: &Path, format: DiskFormat, read_only: bool) -> io::Result<Disk> {
+pub(super) fn disk(serial: String, path: &Path, words: DiskWords) -> io::Result<Disk> {
+    let DiskWords { format, engine, read_only } = words;
     let mut file = File::options().read(true).write(!read_only).open(path)?;
     Ok(Disk {
         serial,
@@ -69,6 +72,7 @@ pub(super) fn disk(serial: String, path: &Path, format: DiskFormat, read_only: b
         read_only,
         format,
         limits: Limits::default(),
+        engine,
     })
 }
 

@@ -3,6 +3,7 @@
 
 use std::{
     fs::File,
+    io::{Seek as _, SeekFrom},
     os::{
         fd::{AsFd, OwnedFd},
         unix::net::UnixStream,
@@ -18,7 +19,7 @@ use kvmlet_protocol::{DEVICES_VERSION, Request};
 use rustix::rand::{GetRandomFlags, getrandom};
 use vmm_lib::{
     Attachment,
-    spec::{FileSource, MAX_SERIAL, Net},
+    spec::{Extent, FileSource, MAX_SERIAL, Net, Pmem},
     tap,
 };
 
@@ -41,12 +42,13 @@ fn address(slot: u8) -> String {
     format!("0000:00:{slot:02x}.0")
 }
 
-/// Attaches a disk or a network interface.
+/// Attaches a disk, an image or a network interface.
 pub(super) fn attach(arguments: &AttachArguments) -> anyhow::Result<ExitCode> {
-    let (attachment, files) = match (&arguments.disk, &arguments.tap) {
-        (Some(text), _) => disk(text, arguments.serial.as_deref())?,
-        (None, Some(name)) => net(name, arguments.mac.as_deref())?,
-        (None, None) => bail!("neither --disk nor --tap says what to attach"),
+    let (attachment, files) = match (&arguments.disk, &arguments.pmem, &arguments.tap) {
+        (Some(text), ..) => disk(text, arguments.serial.as_deref())?,
+        (None, Some(path), _) => pmem(path)?,
+        (None, None, Some(name)) => net(name, arguments.mac.as_deref())?,
+        (None, None, None) => bail!("neither --disk nor --pmem nor --tap says what to attach"),
     };
     // Without its agent nothing is attached that it should find.
     let agent = arguments.agent.as_deref().map(greet).transpose()?;
@@ -110,7 +112,7 @@ fn greet(socket: &Path) -> anyhow::Result<UnixStream> {
 
 fn disk(text: &str, serial: Option<&str>) -> anyhow::Result<(Attachment, Vec<OwnedFd>)> {
     let mut mistakes = Mistakes::default();
-    let (path, format, read_only) = request::disk_words(text, &mut mistakes);
+    let (path, words) = request::disk_words(text, &mut mistakes);
     mistakes.check()?;
     let path = Path::new(path);
     let serial = match serial {
@@ -118,12 +120,27 @@ fn disk(text: &str, serial: Option<&str>) -> anyhow::Result<(Attachment, Vec<Own
         None => file_serial(path).with_context(|| format!("{}: --serial is to name the disk", path.display()))?,
     };
     let opened = || -> std::io::Result<_> {
-        let disk = by_hand::disk(serial, path, format, read_only)?;
-        Ok((disk, File::options().read(true).write(!read_only).open(path)?))
+        let disk = by_hand::disk(serial, path, words)?;
+        Ok((disk, File::options().read(true).write(!words.read_only).open(path)?))
     };
     let (mut disk, file) = opened().with_context(|| format!("open {}", path.display()))?;
     disk.extents.iter_mut().for_each(|extent| extent.file = FileSource::Passed(0));
     Ok((Attachment::Disk(disk), vec![file.into()]))
+}
+
+/// An image, named after its file.
+fn pmem(path: &Path) -> anyhow::Result<(Attachment, Vec<OwnedFd>)> {
+    let mut file = File::open(path).with_context(|| format!("open {}", path.display()))?;
+    let length = file.seek(SeekFrom::End(0)).context("find the image's end")?;
+    let image = Pmem {
+        name: path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned(),
+        extents: vec![Extent {
+            file: FileSource::Passed(0),
+            offset: 0,
+            length,
+        }],
+    };
+    Ok((Attachment::Pmem(image), vec![file.into()]))
 }
 
 /// The beginning of a file's name, where that can be a serial.

@@ -1,5 +1,6 @@
 //! `kvmlet vm`: one machine. Without arguments it is started by the node with its order on standard input; by hand it is `kvmlet vm run`,
-//! whose memory `kvmlet vm memory` resizes and whose devices `kvmlet vm attach` and `detach` change, or `--probe` and `--boot-trace` for a guest with our agent.
+//! whose memory `kvmlet vm memory` resizes, whose devices `kvmlet vm attach` and `detach` change and of which `kvmlet vm snapshot` takes
+//! snapshots, or `--probe` and `--boot-trace` for a guest with our agent.
 
 mod agent;
 mod boot_log;
@@ -11,6 +12,7 @@ mod render;
 mod request;
 mod run;
 mod running;
+mod snapshot;
 mod terminal;
 mod timeline;
 mod trace;
@@ -29,6 +31,8 @@ pub(crate) fn run(arguments: &VmArguments) -> anyhow::Result<ExitCode> {
         Some(VmCommand::Attach(arguments)) => return devices::attach(arguments),
         Some(VmCommand::Detach(arguments)) => return devices::detach(arguments),
         Some(VmCommand::Devices(arguments)) => return devices::list(arguments),
+        Some(VmCommand::Snapshot(arguments)) => return snapshot::take(arguments),
+        Some(VmCommand::Merge(arguments)) => return snapshot::merge(arguments),
         None => {}
     }
     if arguments.probe || arguments.boot_trace {

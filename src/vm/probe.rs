@@ -19,13 +19,16 @@ use vmm_lib::{
     boot::{FAST_COMMAND_LINE, with_console},
     machine::Handle,
     snapshot::SnapshotFiles,
-    spec::{Boot, Disk, DiskFormat, FileSource, Hotplug, MachineSpec, Pmem, Restore, SPEC_VERSION, Serial, Watchdog, WatchdogAction},
+    spec::{
+        Boot, Disk, DiskEngine, DiskFormat, FileSource, Hotplug, MachineSpec, Pmem, Restore, SPEC_VERSION, Serial, Watchdog, WatchdogAction,
+    },
     tap,
 };
 
 use super::{
     agent::{hello, renew},
     by_hand::{self, Tap},
+    request::DiskWords,
     running::Running,
     trace,
 };
@@ -123,12 +126,19 @@ fn spec(arguments: &VmArguments, kernel: &Path, initramfs: &Path, vsock: &Path) 
                 .map(FileSource::Path),
             verify: false,
         }),
+        pmem_room: 0,
+        dirty_log: false,
         count_exits: arguments.count_exits,
     })
 }
 
 fn disk(serial: String, path: &Path, read_only: bool) -> anyhow::Result<Disk> {
-    by_hand::disk(serial, path, DiskFormat::Raw, read_only).with_context(|| format!("disk {}", path.display()))
+    let words = DiskWords {
+        format: DiskFormat::Raw,
+        engine: DiskEngine::Calls,
+        read_only,
+    };
+    by_hand::disk(serial, path, words).with_context(|| format!("disk {}", path.display()))
 }
 
 fn boot(arguments: &VmArguments, spec: MachineSpec, tap: Option<OwnedFd>, socket: &Path) -> anyhow::Result<ExitCode> {

@@ -6,14 +6,14 @@ use std::{fs::File, path::Path};
 use vmm_lib::{
     boot::{FAST_COMMAND_LINE, with_console, with_virtio_console},
     spec::{
-        Boot, Console, Disk, DiskFormat, Extent, FileSource, HOTPLUG_STEP, Hotplug, Limits, MachineSpec, SPEC_VERSION, Serial, Watchdog,
-        WatchdogAction,
+        Boot, Console, Disk, DiskEngine, DiskFormat, Extent, FileSource, HOTPLUG_STEP, Hotplug, Limits, MachineSpec, SPEC_VERSION, Serial,
+        Watchdog, WatchdogAction,
     },
 };
 
 use super::{
     by_hand::{self, Mistakes, Tap},
-    terminal,
+    snapshot, terminal,
 };
 use crate::cli::{ConsoleKind, RunArguments};
 
@@ -25,10 +25,11 @@ pub(super) const STDIN: &str = "/dev/stdin";
 
 /// The machine that is asked for. What is wrong has a valid value in it, so that the rest is looked at too.
 pub(super) fn spec(arguments: &RunArguments, mistakes: &mut Mistakes) -> MachineSpec {
-    if arguments.kernel.is_none() {
+    if arguments.kernel.is_none() && arguments.from.is_none() {
         mistakes.add("--kernel", "is missing (or --spec)");
     }
-    for (option, path) in [("--kernel", &arguments.kernel), ("--initrd", &arguments.initrd)] {
+    let booted = [("--kernel", &arguments.kernel), ("--initrd", &arguments.initrd)];
+    for (option, path) in booted.into_iter().filter(|_| arguments.from.is_none()) {
         if let Some(path) = path
             && let Err(error) = File::open(path)
         {
@@ -87,7 +88,9 @@ pub(super) fn spec(arguments: &RunArguments, mistakes: &mut Mistakes) -> Machine
             action: WatchdogAction::Reset,
         }),
         comb: None,
-        restore: None,
+        restore: arguments.from.as_deref().map(|directory| snapshot::restore(directory, mistakes)),
+        pmem_room: number("--pmem-room", arguments.pmem_room.as_deref(), 0, bytes, mistakes),
+        dirty_log: arguments.dirty_log,
         count_exits: false,
         disks,
         pmems: Vec::new(),
@@ -124,27 +127,41 @@ pub(super) fn bytes(text: &str) -> Option<u64> {
     number.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
-/// Path, format, and whether it is read-only.
-pub(super) fn disk_words<'t>(text: &'t str, mistakes: &mut Mistakes) -> (&'t str, DiskFormat, bool) {
-    let (mut path, mut format, mut read_only) = (text, DiskFormat::Raw, false);
+/// What a disk shall be, besides its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct DiskWords {
+    pub(super) format: DiskFormat,
+    pub(super) engine: DiskEngine,
+    pub(super) read_only: bool,
+}
+
+/// Path, and what follows it.
+pub(super) fn disk_words<'t>(text: &'t str, mistakes: &mut Mistakes) -> (&'t str, DiskWords) {
+    let mut path = text;
+    let mut words = DiskWords {
+        format: DiskFormat::Raw,
+        engine: DiskEngine::Calls,
+        read_only: false,
+    };
     // From the end: a path may have commas in it.
     while let Some((rest, word)) = path.rsplit_once(',') {
         match word {
-            "ro" => read_only = true,
-            "format=raw" => format = DiskFormat::Raw,
-            "format=qcow2" => format = DiskFormat::Qcow2,
+            "ro" => words.read_only = true,
+            "engine=io_uring" => words.engine = DiskEngine::IoUring,
+            "format=raw" => words.format = DiskFormat::Raw,
+            "format=qcow2" => words.format = DiskFormat::Qcow2,
             _ if word.starts_with("format=") => mistakes.add(&format!("--disk {text}"), "has a format that is neither raw nor qcow2"),
             _ => break,
         }
         path = rest;
     }
-    (path, format, read_only)
+    (path, words)
 }
 
 fn disk(index: usize, text: &str, mistakes: &mut Mistakes) -> Disk {
-    let (path, format, read_only) = disk_words(text, mistakes);
+    let (path, words) = disk_words(text, mistakes);
     let serial = format!("disk{index}");
-    by_hand::disk(serial.clone(), Path::new(path), format, read_only).unwrap_or_else(|error| {
+    by_hand::disk(serial.clone(), Path::new(path), words).unwrap_or_else(|error| {
         mistakes.add(&format!("--disk {text}"), error);
         Disk {
             serial,
@@ -153,9 +170,10 @@ fn disk(index: usize, text: &str, mistakes: &mut Mistakes) -> Disk {
                 offset: 0,
                 length: 512,
             }],
-            read_only,
-            format,
+            read_only: words.read_only,
+            format: words.format,
             limits: Limits::default(),
+            engine: words.engine,
         }
     })
 }
@@ -189,6 +207,8 @@ fn option(field: &str, arguments: &RunArguments) -> String {
         Some("disks") => of("--disk", nth("disks").and_then(|index| arguments.disk.get(index))),
         Some("nets") => of("--tap", nth("nets").and_then(|index| arguments.tap.get(index))),
         Some("vsock") => "--vsock".into(),
+        Some("pmemRoom") => of("--pmem-room", arguments.pmem_room.as_ref()),
+        Some("restore") => "--from".into(),
         Some("boot") if field == "boot.commandLine" => "--cmdline".into(),
         Some("boot") if field == "boot.initramfs" => "--initrd".into(),
         Some("boot") => "--kernel".into(),

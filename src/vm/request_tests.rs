@@ -277,6 +277,9 @@ fn the_forms_that_the_node_and_the_rig_use_are_taken() {
         "kvmlet vm --probe --kernel k --initramfs i --hotplug 1024",
         "kvmlet vm memory control.sock",
         "kvmlet vm memory control.sock 512M",
+        "kvmlet vm snapshot control.sock directory --changes --stop",
+        "kvmlet vm merge base changes into",
+        "kvmlet vm run --from directory --control control.sock --dirty-log",
         "kvmlet vm --boot-trace --kernel k --initramfs i --cpus 2",
         "kvmlet vm --probe --boot-trace --kernel k --initramfs i",
     ] {
@@ -285,6 +288,7 @@ fn the_forms_that_the_node_and_the_rig_use_are_taken() {
     for words in [
         "kvmlet vm --boot-trace",
         "kvmlet vm --disk d",
+        "kvmlet vm run --kernel k --dirty-log",
         "kvmlet vm --boot-trace run --kernel k",
     ] {
         assert!(Cli::try_parse_from(words.split(' ')).is_err(), "{words}");

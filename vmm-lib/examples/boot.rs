@@ -39,6 +39,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         }),
         comb: None,
         restore: None,
+        pmem_room: 0,
+        dirty_log: false,
         console: None,
         watchdog: None,
         count_exits: true,

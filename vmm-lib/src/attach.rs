@@ -15,14 +15,16 @@ use serde::{Deserialize, Serialize};
 use crate::bus::Bus;
 use crate::devices::{DeviceError, disk_device, net_device, share_device};
 use crate::files::Files;
+use crate::images::ImagesError;
 use crate::irq::Interrupts;
 use crate::memory::Layout;
 use crate::pci::DEVICES;
-use crate::spec::{Disk, Net, Share};
+use crate::spec::{Disk, Net, Pmem, Share};
 use crate::threads::Threads;
 use crate::validate::SpecErrors;
 use crate::virtio::device::{Memory, VirtioDevice};
 use crate::virtio::pci::{BAR_SIZE, Transport};
+use crate::virtio::pmem;
 
 /// A device to be attached. The files that it names are among those that are passed with it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +36,8 @@ pub enum Attachment {
     Net(Net),
     /// A shared directory.
     Share(Share),
+    /// An image that is read in place, in the machine's room for these (`pmemRoom`).
+    Pmem(Pmem),
 }
 
 /// A place on the machine's bus that has a device.
@@ -65,6 +69,12 @@ pub enum AttachError {
     /// All places have devices.
     #[error("all {DEVICES} places of the machine's bus are taken")]
     Full,
+    /// The machine has no room for images.
+    #[error("the machine has no room for images that come while it runs: its specification has no pmemRoom")]
+    NoRoom,
+    /// The image could not be put into that room.
+    #[error("map the image")]
+    Image(#[from] ImagesError),
     /// The device could not be made.
     #[error("make the device")]
     Device(#[from] DeviceError),
@@ -129,7 +139,7 @@ impl Ground<'_> {
 
     fn attach(&self, attachment: &Attachment, files: Vec<OwnedFd>) -> Result<u8, AttachError> {
         attachment.validate(files.len()).map_err(AttachError::Invalid)?;
-        let device = attachment.device(&Files::new(files))?;
+        let device = self.device(attachment, &Files::new(files))?;
         let taken: BTreeSet<_> = self.bus.pci.occupied().into_iter().map(|occupied| occupied.name).collect();
         let name = device.name().to_owned();
         if taken.contains(&name) {
@@ -143,14 +153,17 @@ impl Ground<'_> {
         self.bus.pci.attach(self.vm, slot, Box::new(transport)).map_err(AttachError::Kvm)?;
         Ok(slot)
     }
-}
 
-impl Attachment {
-    fn device(&self, files: &Files) -> Result<Box<dyn VirtioDevice>, DeviceError> {
-        Ok(match self {
-            Self::Disk(disk) => Box::new(disk_device("disk", disk, files)?),
-            Self::Net(net) => Box::new(net_device("net", net, files)?),
-            Self::Share(share) => Box::new(share_device("share", share, files)?),
+    /// The device; an image is there with it, and goes with it.
+    fn device(&self, attachment: &Attachment, files: &Files) -> Result<Box<dyn VirtioDevice>, AttachError> {
+        Ok(match attachment {
+            Attachment::Disk(disk) => Box::new(disk_device("disk", disk, files)?),
+            Attachment::Net(net) => Box::new(net_device("net", net, files)?),
+            Attachment::Share(share) => Box::new(share_device("share", share, files)?),
+            Attachment::Pmem(pmem) => {
+                let images = self.memory.late_images().ok_or(AttachError::NoRoom)?;
+                Box::new(pmem::Pmem::late(&pmem.name, images.put(self.vm, pmem, files)?))
+            }
         })
     }
 }

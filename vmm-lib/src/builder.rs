@@ -10,6 +10,7 @@ use crate::boot::{self, BootError, Plan};
 use crate::bus::Bus;
 use crate::cpuid::{CpuidError, Template};
 use crate::devices::{self, DeviceError, Shared};
+use crate::dirty::DirtyLog;
 use crate::files::{FileError, Files};
 use crate::generation::{self, GenerationError};
 use crate::hotplug::Hotplug;
@@ -145,6 +146,7 @@ impl Builder {
         let room = spec.comb.as_ref().map_or((0, 0), |comb| (comb.memory_bytes, comb.pmem_bytes));
         let hotplug = spec.hotplug.map_or(0, |hotplug| hotplug.size);
         let layout = Layout::new(spec.memory, hotplug, &lengths, room, cpuid.address_bits())?;
+        let layout = layout.with_late_images(spec.pmem_room, cpuid.address_bits())?;
         let possible_cpus = spec.comb.as_ref().map_or(spec.cpus, |comb| comb.cpus);
         let first = cpuid.processor(0, possible_cpus)?;
         if let Some((state, ..)) = &snapshot {
@@ -157,7 +159,10 @@ impl Builder {
         let vm = Arc::new(kvm.create_vm().map_err(step("create the virtual machine"))?);
         vm.set_tss_address(KVM_TSS).map_err(step("place KVM's task state"))?;
         timeline.done(Phase::VirtualMachine);
-        let ram = memory::create(&vm, &layout, snapshot.as_ref().map(|(_, memory, _)| memory))?;
+        let ram = memory::create(&vm, &layout, snapshot.as_ref().map(|(_, memory, _)| memory), spec.dirty_log)?;
+        let log = spec
+            .dirty_log
+            .then(|| DirtyLog::new(snapshot.as_ref().map(|(state, ..)| state.identity)));
         let mapped = Images::create(&vm, &layout, &spec.pmems, &files)?;
         let hotplug = spec
             .hotplug
@@ -195,6 +200,7 @@ impl Builder {
             posted: Posted::new(&vcpus[0]).map_err(BuildError::Posted)?,
             serial,
             images: layout.images.clone(),
+            late: memory.late_images().cloned(),
         };
         timeline.done(Phase::Devices);
 
@@ -222,6 +228,7 @@ impl Builder {
             vm,
             interrupts,
             layout,
+            log,
             cpuid: first,
             possible_cpus,
             registers: msrs,

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::exit::MachineExit;
+use crate::late_images::LateImages;
 use crate::pci::PciBus;
 use crate::posted::Posted;
 use crate::power;
@@ -19,6 +20,8 @@ pub(crate) struct Bus {
     pub(crate) serial: Option<Arc<SerialPort>>,
     /// Where images lie, which a guest can read only.
     pub(crate) images: Vec<Range<u64>>,
+    /// Those that come and go.
+    pub(crate) late: Option<Arc<LateImages>>,
 }
 
 impl Bus {
@@ -29,8 +32,8 @@ impl Bus {
 
     /// Reads memory that is not RAM; may end the machine: a page of an image is read without an exit, unless the host cannot give it.
     pub(crate) fn read(&self, address: u64, data: &mut [u8]) -> Option<MachineExit> {
-        if let Some(number) = self.image(address) {
-            let reason = format!("image {number} at {address:#x}, which its file has no longer");
+        if let Some(image) = self.image(address) {
+            let reason = format!("{image} at {address:#x}, which its file has no longer");
             return Some(MachineExit::MemoryFault { reason });
         }
         self.pci.read(address, data);
@@ -39,16 +42,21 @@ impl Bus {
 
     /// Writes to memory that is not RAM; may end the machine.
     pub(crate) fn write(&self, address: u64, data: &[u8]) -> Option<MachineExit> {
-        if let Some(number) = self.image(address) {
-            let reason = format!("the guest wrote to its read-only image {number} at {address:#x}");
+        if let Some(image) = self.image(address) {
+            let reason = format!("the guest wrote to its read-only {image} at {address:#x}");
             return Some(MachineExit::Crashed { reason });
         }
         self.pci.write(address, data);
         None
     }
 
-    fn image(&self, address: u64) -> Option<usize> {
-        self.images.iter().position(|image| image.contains(&address))
+    /// Which image is at an address.
+    fn image(&self, address: u64) -> Option<String> {
+        let first = self.images.iter().position(|image| image.contains(&address));
+        let late = self.late.as_ref().filter(|late| late.has(address));
+        first
+            .map(|number| format!("image {number}"))
+            .or_else(|| late.map(|_| "attached image".to_owned()))
     }
 
     /// `in`, also repeated: every byte comes from the same register, as only byte-wide devices exist.

@@ -216,7 +216,7 @@ pub(crate) fn disk_device(path: &str, disk: &Disk, files: &Files) -> Result<Bloc
             extent.length,
         ));
     }
-    let block = Block::new(&disk.serial, extents, disk.read_only).map_err(broken)?;
+    let block = Block::by(disk.engine, &disk.serial, extents, disk.read_only).map_err(broken)?;
     Ok(block.limited(disk.limits))
 }
 

@@ -5,7 +5,9 @@ use std::io;
 
 use kvm_ioctls::VmFd;
 use rustix::rand::{GetRandomFlags, getrandom};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::dirty::Ram;
 
 /// Where it lies: the last page of the firmware's range, which no map of memory gives away.
 pub(crate) const ADDRESS: u64 = 0xf_f000;
@@ -28,7 +30,7 @@ pub enum GenerationError {
 }
 
 /// Writes one that no other machine has.
-pub(crate) fn write(memory: &GuestMemoryMmap) -> Result<(), GenerationError> {
+pub(crate) fn write(memory: &Ram) -> Result<(), GenerationError> {
     let mut identifier = [0; SIZE];
     // Up to 256 bytes come whole.
     getrandom(&mut identifier, GetRandomFlags::empty()).map_err(|error| GenerationError::Random(error.into()))?;
@@ -38,7 +40,7 @@ pub(crate) fn write(memory: &GuestMemoryMmap) -> Result<(), GenerationError> {
 }
 
 /// Writes another one into a machine that was restored and has not run, which then hears of it.
-pub(crate) fn renew(memory: &GuestMemoryMmap, vm: &VmFd) -> Result<(), GenerationError> {
+pub(crate) fn renew(memory: &Ram, vm: &VmFd) -> Result<(), GenerationError> {
     write(memory)?;
     let line = |up| vm.set_irq_line(IRQ, up).map_err(GenerationError::Interrupt);
     line(true)?;
@@ -52,7 +54,7 @@ mod tests {
     #[test]
     fn no_two_machines_have_the_same_identifier() {
         let identifier = || {
-            let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).expect("the host has 1 MiB");
+            let memory = Ram::from_ranges(&[(GuestAddress(0), 1 << 20)]).expect("the host has 1 MiB");
             write(&memory).expect("it fits");
             memory.read_obj::<u128>(GuestAddress(ADDRESS)).expect("it is there")
         };

@@ -27,6 +27,8 @@
 //!     serial: None,
 //!     comb: None,
 //!     restore: None,
+//!     pmem_room: 0,
+//!     dirty_log: false,
 //!     console: None,
 //!     watchdog: None,
 //!     count_exits: false,
@@ -57,6 +59,7 @@ mod bus;
 mod complaints;
 mod cpuid;
 mod devices;
+mod dirty;
 pub mod exit;
 pub mod files;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -67,6 +70,7 @@ mod hotplug;
 mod images;
 mod irq;
 pub mod kvm;
+mod late_images;
 mod lock;
 pub mod machine;
 mod memory;

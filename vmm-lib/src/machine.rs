@@ -9,6 +9,7 @@ use kvm_ioctls::{VcpuFd, VmFd};
 
 use crate::attach::{AttachError, Attachment, Change, DetachError, Ground, Occupied};
 use crate::bus::Bus;
+use crate::dirty::DirtyLog;
 use crate::exit::{ExitCounts, MachineExit, MachineReport};
 use crate::hotplug::{Hotplug, Hotplugged, ResizeError};
 use crate::irq::Interrupts;
@@ -16,9 +17,9 @@ use crate::lock::lock;
 use crate::memory::Layout;
 use crate::serial::SerialPort;
 use crate::snapshot::processor::Registers;
-use crate::snapshot::{self, SnapshotError, SnapshotFiles, Source};
+use crate::snapshot::{self, Extent, SnapshotError, SnapshotFiles, Source};
 use crate::spec::WatchdogAction;
-use crate::threads::{Maker, ThreadKind, Threads, Wish};
+use crate::threads::{Maker, SnapshotRequest, ThreadKind, Threads, Wish};
 use crate::timeline::{Phase, Timeline};
 use crate::vcpu::{Control, Vcpu};
 use crate::virtio::console::Screen;
@@ -36,6 +37,7 @@ pub struct Machine {
     pub(crate) vm: Arc<VmFd>,
     pub(crate) interrupts: Arc<Interrupts>,
     pub(crate) layout: Layout,
+    pub(crate) log: Option<DirtyLog>,
     pub(crate) cpuid: CpuId,
     pub(crate) possible_cpus: u8,
     pub(crate) registers: Arc<Registers>,
@@ -71,7 +73,13 @@ impl Handle {
     /// Brings the machine to a stand, writes all of it, and lets it `go_on` or stops it. Connections of the vsock device are gone then, and the
     /// guest knows. Waits until the files are written; blocks for as long as that takes. After an error the machine goes on.
     pub fn snapshot(&self, files: SnapshotFiles, go_on: bool) -> Result<(), SnapshotError> {
-        self.threads.snapshot(files, go_on)
+        self.threads.snapshot(files, Extent::All, go_on)
+    }
+
+    /// The same, but of memory only what was written since the last snapshot, or since the machine was made of one; its specification has a
+    /// `dirtyLog`. A machine is made of both together, [merged](crate::snapshot::merge). After an error nothing of the log is lost.
+    pub fn snapshot_changes(&self, files: SnapshotFiles, go_on: bool) -> Result<(), SnapshotError> {
+        self.threads.snapshot(files, Extent::Changes, go_on)
     }
 
     /// Has the guest plug or unplug memory until it has `requested` bytes besides what it began with, a multiple of
@@ -137,6 +145,7 @@ impl Machine {
             vm,
             interrupts,
             layout,
+            log,
             cpuid,
             possible_cpus,
             registers,
@@ -181,6 +190,7 @@ impl Machine {
             bus: &bus,
             memory: &memory,
             layout: &layout,
+            log: log.as_ref(),
             possible_cpus,
             cpuid: cpuid.as_slice(),
         };
@@ -197,7 +207,7 @@ impl Machine {
             let _turn = lock(&one_at_a_time);
             match wish {
                 Wish::Snapshot(request) => {
-                    let taken = stand_and_take(&control, &source, &request.files, request.go_on);
+                    let taken = stand_and_take(&control, &source, &request);
                     // Whoever asked may have gone.
                     let _ = request.reply.send(taken);
                 }
@@ -284,12 +294,12 @@ fn attend(
 }
 
 /// A snapshot of a machine that runs, and goes on or stops.
-fn stand_and_take(control: &Control, source: &Source<'_>, files: &SnapshotFiles, go_on: bool) -> Result<(), SnapshotError> {
+fn stand_and_take(control: &Control, source: &Source<'_>, request: &SnapshotRequest) -> Result<(), SnapshotError> {
     if !control.stand() {
         return Err(SnapshotError::NotRunning);
     }
-    let taken = snapshot::take(source, || control.registers(), files);
-    if taken.is_ok() && !go_on {
+    let taken = snapshot::take(source, || control.registers(), &request.files, request.extent);
+    if taken.is_ok() && !request.go_on {
         control.finish(MachineExit::Stopped);
     } else {
         source.bus.pci.resume();

@@ -6,16 +6,20 @@
 //! 4 GiB        RAM above the hole
 //! end of RAM   room for memory that comes and goes, on 128 MiB
 //! behind it    images that are read in place, on 2 MiB each
-//! behind them  64-bit window, on 1 GiB, as far as the processor's addresses go
+//! behind them  room for images that come while the machine runs, on 1 GiB, if it has any
+//! behind that  64-bit window, on 1 GiB, as far as the processor's addresses go
 //! ```
 
 use std::fs::File;
 use std::ops::Range;
 
-use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
+use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MmapRegion};
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MmapRegion};
 
+use crate::dirty::{Marks, Ram, Region};
+use crate::pci::DEVICES;
 use crate::spec::{HOTPLUG_STEP, MAX_STORES};
 
 /// First address that low RAM may not use.
@@ -44,6 +48,10 @@ const ECAM_SLOT: u32 = 2;
 pub(crate) const IMAGE_SLOT: u32 = 3;
 /// KVM's slot of memory that comes and goes, behind those of images.
 const HOTPLUG_SLOT: u32 = IMAGE_SLOT + MAX_STORES as u32;
+/// KVM's slot of the first image that comes while the machine runs.
+pub(crate) const LATE_SLOT: u32 = HOTPLUG_SLOT + 1;
+/// Most of these: as many as there are places on the bus.
+pub(crate) const MAX_LATE: u32 = DEVICES as u32;
 /// What an image begins and ends on: what Linux can add to its memory map at once.
 pub(crate) const IMAGE_STEP: u64 = 2 << 20;
 
@@ -76,6 +84,9 @@ pub enum MemoryError {
     /// KVM refused the slot.
     #[error("give KVM memory slot {0}")]
     Slot(u32, #[source] kvm_ioctls::Error),
+    /// KVM keeps no log of written pages.
+    #[error("/dev/kvm lacks KVM_GET_DIRTY_LOG, which dirtyLog needs")]
+    DirtyLog(#[source] kvm_ioctls::Error),
 }
 
 /// The map of one machine.
@@ -89,6 +100,8 @@ pub(crate) struct Layout {
     pub(crate) hotplug: Range<u64>,
     /// Images, in their order.
     pub(crate) images: Vec<Range<u64>>,
+    /// Room for images that come later; empty where there is none.
+    pub(crate) late: Range<u64>,
     /// Window for 64-bit BARs.
     pub(crate) mmio64: Range<u64>,
 }
@@ -128,8 +141,27 @@ impl Layout {
             high,
             hotplug: comes_and_goes,
             images,
+            late: start..start,
             mmio64: start..end,
         })
+    }
+
+    /// The same with `room` bytes for images that come later, in front of the window, which makes way.
+    pub(crate) fn with_late_images(mut self, room: u64, bits: u8) -> Result<Self, MemoryError> {
+        let start = self.mmio64.start;
+        let end = start.saturating_add(room).min(1 << 62);
+        let (window, limit) = (end.next_multiple_of(WINDOW_STEP), 1u64 << bits.clamp(32, 52));
+        if limit < window + WINDOW_STEP {
+            return Err(MemoryError::AddressBits {
+                memory: self.low + self.high,
+                hotplug: self.hotplug.end - self.hotplug.start,
+                images: room,
+                bits,
+            });
+        }
+        self.late = start..end;
+        self.mmio64 = window..limit.min(window + MAX_WINDOW);
+        Ok(self)
     }
 
     /// RAM, and behind it what comes and goes, as base and size.
@@ -153,17 +185,18 @@ impl Layout {
 }
 
 /// Maps RAM and gives it to KVM. With `file` it is a private copy of that file's content, of which a page that nobody has written is the
-/// file's own, shared by all that are made of it.
-pub(crate) fn create(vm: &VmFd, layout: &Layout, file: Option<&File>) -> Result<GuestMemoryMmap, MemoryError> {
+/// file's own, shared by all that are made of it. With `log`, what is written to it is noted from here on.
+pub(crate) fn create(vm: &VmFd, layout: &Layout, file: Option<&File>, log: bool) -> Result<Ram, MemoryError> {
     let ram = layout.ram();
     let (mut regions, mut offset) = (Vec::new(), 0);
     for (base, size) in ram {
-        // What comes and goes is not in the file.
-        let file = file.filter(|_| !layout.hotplug.contains(&base));
-        regions.push(map(base, size, file.map(|file| (file, offset)))?);
+        // What comes and goes is in no file, and not noted.
+        let stays = !layout.hotplug.contains(&base);
+        let marks = if log && stays { Marks::new(size) } else { Marks::default() };
+        regions.push(map(base, size, file.filter(|_| stays).map(|file| (file, offset)), marks)?);
         offset += size;
     }
-    let memory = GuestMemoryMmap::from_regions(regions).expect("pieces of RAM lie in order, apart from one another");
+    let memory = Ram::from_regions(regions).expect("pieces of RAM lie in order, apart from one another");
     for (slot, region) in memory.iter().enumerate() {
         let comes_and_goes = layout.hotplug.contains(&region.start_addr().0);
         let slot = if comes_and_goes { HOTPLUG_SLOT } else { slot as u32 };
@@ -172,7 +205,7 @@ pub(crate) fn create(vm: &VmFd, layout: &Layout, file: Option<&File>) -> Result<
             .expect("a region's start lies in memory");
         let entry = kvm_userspace_memory_region {
             slot,
-            flags: 0,
+            flags: if log && !comes_and_goes { KVM_MEM_LOG_DIRTY_PAGES } else { 0 },
             guest_phys_addr: region.start_addr().0,
             memory_size: region.len(),
             userspace_addr: address as u64,
@@ -180,18 +213,27 @@ pub(crate) fn create(vm: &VmFd, layout: &Layout, file: Option<&File>) -> Result<
         // SAFETY: the region is mapped, disjoint from the others, and outlives the VM: every holder of the VM holds the memory's Arc too.
         unsafe { vm.set_user_memory_region(entry) }.map_err(|source| MemoryError::Slot(slot, source))?;
     }
+    if log {
+        // Before a guest runs: one without a log would be found out when its first snapshot is wanted.
+        vm.get_dirty_log(0, layout.low as usize).map_err(MemoryError::DirtyLog)?;
+    }
     Ok(memory)
 }
 
 /// Maps a piece of RAM: zeros, or a private copy of a file from an offset on.
-fn map(base: u64, size: u64, file: Option<(&File, u64)>) -> Result<GuestRegionMmap, MemoryError> {
+fn map(base: u64, size: u64, file: Option<(&File, u64)>, marks: Marks) -> Result<Region, MemoryError> {
     let piece = file.map(|(file, offset)| Ok(FileOffset::new(file.try_clone()?, offset)));
     let piece = piece.transpose().map_err(MemoryError::File)?;
     let (protection, private) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_NORESERVE);
     let flags = if piece.is_some() { private } else { private | libc::MAP_ANONYMOUS };
-    let region = MmapRegion::build(piece, size as usize, protection, flags);
-    let region = region.map_err(|source| MemoryError::Map(size, source))?;
-    Ok(GuestRegionMmap::new(region, GuestAddress(base)).expect("RAM ends far below the last address"))
+    let builder = MmapRegionBuilder::new_with_bitmap(size as usize, marks).with_mmap_prot(protection);
+    let builder = builder.with_mmap_flags(flags);
+    let builder = match piece {
+        Some(piece) => builder.with_file_offset(piece),
+        None => builder,
+    };
+    let region = builder.build().map_err(|source| MemoryError::Map(size, source))?;
+    Ok(Region::new(region, GuestAddress(base)).expect("RAM ends far below the last address"))
 }
 
 /// Maps the configuration space and gives it to KVM such that the guest reads it without an exit and a write exits.

@@ -3,9 +3,10 @@
 
 use kvm_bindings::{Msrs, kvm_dtable, kvm_msr_entry, kvm_regs, kvm_segment};
 use kvm_ioctls::VcpuFd;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 use crate::boot::Entry;
+use crate::dirty::Ram;
 
 /// Where the descriptor table lies.
 const GDT: u64 = 0x500;
@@ -54,7 +55,7 @@ pub(crate) fn set_msrs(vcpu: &VcpuFd) -> Result<(), RegistersError> {
 }
 
 /// Points the boot processor at the kernel.
-pub(crate) fn set_entry(vcpu: &VcpuFd, memory: &GuestMemoryMmap, entry: Entry) -> Result<(), RegistersError> {
+pub(crate) fn set_entry(vcpu: &VcpuFd, memory: &Ram, entry: Entry) -> Result<(), RegistersError> {
     let long = matches!(entry, Entry::Linux64 { .. });
     let flat = kvm_segment {
         limit: u32::MAX,
@@ -133,7 +134,7 @@ fn descriptor(segment: &kvm_segment) -> u64 {
         | (segment.base >> 24 & 0xff) << 56
 }
 
-fn write_page_tables(memory: &GuestMemoryMmap) -> Result<(), RegistersError> {
+fn write_page_tables(memory: &Ram) -> Result<(), RegistersError> {
     const PRESENT_WRITABLE: u64 = 3;
     const LARGE: u64 = 1 << 7;
     let write = |address, entry: u64| memory.write_obj(entry, GuestAddress(address)).map_err(RegistersError::Tables);

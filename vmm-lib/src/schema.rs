@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use crate::spec::{
-    Boot, Bucket, Comb, Console, ConsoleSize, Disk, DiskFormat, Extent, FileSource, Hotplug, Limits, MachineSpec, Net, NetLimits, Pmem,
-    Restore, SPEC_VERSION, Serial, Share, Vsock, Watchdog, WatchdogAction,
+    Boot, Bucket, Comb, Console, ConsoleSize, Disk, DiskEngine, DiskFormat, Extent, FileSource, Hotplug, Limits, MachineSpec, Net,
+    NetLimits, Pmem, Restore, SPEC_VERSION, Serial, Share, Vsock, Watchdog, WatchdogAction,
 };
 
 /// Writes the files in place of comparing them.
@@ -76,6 +76,7 @@ fn everything() -> MachineSpec {
             read_only: true,
             format: DiskFormat::Raw,
             limits,
+            engine: DiskEngine::IoUring,
         }],
         pmems: vec![Pmem {
             name: "image".into(),
@@ -129,6 +130,8 @@ fn everything() -> MachineSpec {
             pmem_bytes: 1 << 30,
             memory_bytes: 1 << 36,
         }),
+        pmem_room: 64 << 20,
+        dirty_log: true,
         restore: Some(Restore {
             state: path("template.state"),
             memory: path("template.memory"),

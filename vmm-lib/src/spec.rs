@@ -38,6 +38,9 @@ pub const MAX_TAG: usize = 36;
 /// Longest virtio-blk serial, bytes (virtio 1.2, 5.2.6).
 pub const MAX_SERIAL: usize = 20;
 
+/// Most threads that the kernel makes for a disk whose engine is a ring, on Linux 5.15 or newer.
+pub const RING_WORKERS: u32 = 8;
+
 /// A machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -59,6 +62,10 @@ pub struct MachineSpec {
     /// Images that the guest reads in place, in PCI order, behind the disks.
     #[serde(default)]
     pub pmems: Vec<Pmem>,
+    /// Room for images that come while the machine runs ([`Attachment::Pmem`](crate::Attachment::Pmem)), bytes, each rounded up to 2 MiB: a multiple
+    /// of that, at most [`MAX_PMEM`]. It is addresses, and takes nothing of the host.
+    #[serde(default)]
+    pub pmem_room: u64,
     /// Directories of others that the guest mounts (virtio-fs), in PCI order, behind the images.
     #[serde(default)]
     pub shares: Vec<Share>,
@@ -86,6 +93,10 @@ pub struct MachineSpec {
     /// A snapshot that is taken up in place of booting. Of `boot` nothing is opened then.
     #[serde(default)]
     pub restore: Option<Restore>,
+    /// Whether it is noted which pages of memory are written, so that a snapshot can have these alone
+    /// ([`Handle::snapshot_changes`](crate::Handle::snapshot_changes)). Costs the guest a fault at its first write to a page after each snapshot.
+    #[serde(default)]
+    pub dirty_log: bool,
     /// A console (virtio): as good as no exits, but there only once the guest's driver is.
     #[serde(default)]
     pub console: Option<Console>,
@@ -176,6 +187,29 @@ pub struct Disk {
     /// How fast the disk is, reads and writes together.
     #[serde(default)]
     pub limits: Limits,
+    /// How its files are read and written.
+    #[serde(default, skip_serializing_if = "DiskEngine::is_default")]
+    pub engine: DiskEngine,
+}
+
+/// How a disk's files are read and written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub enum DiskEngine {
+    /// By a system call for each request (preadv2, pwritev2).
+    #[default]
+    Calls,
+    /// By a ring of the kernel's (io_uring), several requests at once; of raw disks only, on Linux 5.10 or newer. What goes through a ring goes
+    /// around system call filters: it is restricted to reading, writing, syncing and allocating in the disk's own files.
+    IoUring,
+}
+
+impl DiskEngine {
+    /// Whether it is the one that is taken if nothing is said.
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// What lies in a disk's extents.

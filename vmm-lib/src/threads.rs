@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread::{self, Builder, JoinHandle, ThreadId};
 
 use crate::attach::Change;
-use crate::snapshot::{SnapshotError, SnapshotFiles};
+use crate::snapshot::{Extent, SnapshotError, SnapshotFiles};
 
 /// What a thread does; its system calls follow from that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -19,6 +19,8 @@ pub enum ThreadKind {
     Vcpu,
     /// Serves a disk.
     Block,
+    /// Serves a disk by a ring of the kernel's.
+    BlockRing,
     /// Serves a network device.
     Net,
     /// Serves the vsock device.
@@ -71,6 +73,8 @@ pub(crate) enum Wish {
 pub(crate) struct SnapshotRequest {
     /// Where it goes.
     pub(crate) files: SnapshotFiles,
+    /// How much of memory it has.
+    pub(crate) extent: Extent,
     /// Whether the machine goes on.
     pub(crate) go_on: bool,
     /// Who waits for it.
@@ -133,8 +137,14 @@ impl Threads {
     }
 
     /// Has the thread that runs the machine take a snapshot.
-    pub(crate) fn snapshot(&self, files: SnapshotFiles, go_on: bool) -> Result<(), SnapshotError> {
-        self.ask(|reply| Wish::Snapshot(SnapshotRequest { files, go_on, reply }))
+    pub(crate) fn snapshot(&self, files: SnapshotFiles, extent: Extent, go_on: bool) -> Result<(), SnapshotError> {
+        let request = |reply| SnapshotRequest {
+            files,
+            extent,
+            go_on,
+            reply,
+        };
+        self.ask(|reply| Wish::Snapshot(request(reply)))
             .unwrap_or(Err(SnapshotError::NotRunning))
     }
 

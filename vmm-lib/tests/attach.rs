@@ -14,7 +14,7 @@ use support::script::{Running, Script};
 use support::{HALT, Kernel, bzimage, run_machine};
 use vmm_lib::exit::MachineExit;
 use vmm_lib::snapshot::{SnapshotError, SnapshotFiles};
-use vmm_lib::spec::{Disk, DiskFormat, Extent, FileSource, Limits};
+use vmm_lib::spec::{Disk, DiskEngine, DiskFormat, Extent, FileSource, Limits};
 use vmm_lib::{AttachError, Attachment, Builder, DetachError, Occupied};
 
 /// Where the first device goes that is attached to a machine with one besides its bridge.
@@ -44,6 +44,7 @@ fn of(serial: &str) -> Attachment {
         read_only: true,
         format: DiskFormat::Raw,
         limits: Limits::default(),
+        engine: DiskEngine::Calls,
     })
 }
 

@@ -9,7 +9,7 @@ use std::io::Write as _;
 use support::drive::*;
 use support::script::Script;
 use vmm_lib::exit::MachineExit;
-use vmm_lib::spec::{Disk, DiskFormat, Extent, FileSource, Limits, MachineSpec};
+use vmm_lib::spec::{Disk, DiskEngine, DiskFormat, Extent, FileSource, Limits, MachineSpec};
 
 fn rng(spec: &mut MachineSpec) {
     spec.rng = true;
@@ -267,6 +267,7 @@ fn a_read_only_disk_and_sectors_past_its_end_are_errors_of_the_request() {
             read_only: true,
             format: DiskFormat::Raw,
             limits: Limits::default(),
+            engine: DiskEngine::Calls,
         });
     });
     assert_eq!(report.exit, MachineExit::PoweredOff);

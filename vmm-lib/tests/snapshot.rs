@@ -153,7 +153,7 @@ fn a_snapshot_that_is_cut_short_changed_or_of_another_machine_is_refused_by_name
         (good[..good.len() - 1].to_vec(), "and says"),
         ([&good[..], &[0]].concat(), "and says"),
         (changed(0, 1), "not that of a machine"),
-        (changed(8, 1), "has version 0"),
+        (changed(8, 1), "has version 3"),
         (changed(24, 1), "checksum"),
         (changed(good.len() - 1, 0x80), "checksum"),
     ] {

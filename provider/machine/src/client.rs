@@ -398,6 +398,14 @@ impl Control {
         self.done(&Request::Snapshot, &[state, memory])
     }
 
+    /// Has a snapshot of a machine that a person runs written into state and memory: all of it, or the `changes` since the last one. Waits for
+    /// as long as that takes; the machine may `go_on`.
+    pub fn snapshot_by_hand(&mut self, files: (BorrowedFd<'_>, BorrowedFd<'_>), changes: bool, go_on: bool) -> Result<(), ClientError> {
+        let stream = self.receiver.stream();
+        stream.set_read_timeout(None).map_err(host("wait without a deadline"))?;
+        self.done(&Request::SnapshotByHand { changes, go_on }, &[files.0, files.1])
+    }
+
     /// The machine's memory. Has its guest grow or shrink to `resize` bytes in all, if that is wished: what was asked for before holds no more.
     pub fn memory(&mut self, resize: Option<u64>) -> Result<Memory, ClientError> {
         match self.request(&Request::Memory { resize }, &[])? {

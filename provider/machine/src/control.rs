@@ -29,6 +29,8 @@ pub(crate) enum Request {
     Subscribe,
     /// Writes a snapshot into the two descriptors that come along, state and memory, and stops the machine. For templates only.
     Snapshot,
+    /// The same, of all of memory or of the `changes` since the last one, and the machine may `go_on`. For machines that a person runs only.
+    SnapshotByHand { changes: bool, go_on: bool },
 }
 
 /// From the machine process.

@@ -14,12 +14,12 @@ use vmm_lib::{
     builder::BuildError,
     files::open_files,
     kvm,
-    spec::MachineSpec,
+    spec::{DiskEngine, MachineSpec, RING_WORKERS},
     virtio::vsock::{Dialer, Inlet, dialer},
 };
 
 use crate::{
-    jail::{Filters, Limits, confine},
+    jail::{Filters, Limits, Needs, confine},
     record::{self, ExitFile},
     server::MAX_CONNECTIONS,
     share::SHARE_THREADS,
@@ -30,6 +30,10 @@ use crate::{
 pub(crate) const CONTROL_SOCKET: &str = "control.sock";
 /// Threads besides processors, devices and control connections, with some that have not quite ended.
 const OTHER_THREADS: u64 = 16;
+/// What a disk's ring takes, bytes, at most: two queues of few entries.
+const RING_MEMORY: u64 = 64 << 10;
+/// The kernel's own threads for a disk's ring, and the one that makes them.
+const RING_THREADS: u64 = RING_WORKERS as u64 + 1;
 /// Descriptors besides those of files: eventfds and epolls of devices, control and vsock connections, containers' logs.
 const OTHER_FILES: u64 = 3072;
 
@@ -51,7 +55,8 @@ pub(crate) struct Order {
     /// This process, as the daemon knows it.
     pub(crate) pid: u32,
     pub(crate) started: u64,
-    pub(crate) template: bool,
+    /// What of the machine is not as in every one.
+    pub(crate) needs: Needs,
 }
 
 impl Order {
@@ -77,8 +82,12 @@ impl Order {
         let vsock = vsock.map_err(io("make a way to the guest"))?;
         let limits = limits(&start.spec, descriptors.len());
         let pid = pid().map_err(io("read the own process id"))?;
+        let needs = Needs {
+            template: start.template,
+            rings: rings(&start.spec) > 0,
+        };
         let parts = open(start.spec, descriptors.collect());
-        let filters = Filters::new(start.template).map_err(|error| error.to_string())?;
+        let filters = Filters::new(needs).map_err(|error| error.to_string())?;
         confine(&start.jail, &limits, &filters).map_err(|error| super::process::chain(&error))?;
         Ok(Self {
             parts,
@@ -88,7 +97,7 @@ impl Order {
             filters,
             pid,
             started,
-            template: start.template,
+            needs,
         })
     }
 }
@@ -102,9 +111,16 @@ fn open(spec: MachineSpec, passed: Vec<OwnedFd>) -> Result<Parts, BuildError> {
 
 /// Threads of a machine's process, at most, and of its shared directories' processes, which have its user and control group.
 pub fn threads(spec: &MachineSpec) -> u64 {
-    let devices = (spec.disks.len() + spec.pmems.len() + spec.nets.len() + 7) as u64;
+    let queues: usize = spec.nets.iter().map(|net| 1 + net.more_queues.len()).sum();
+    let devices = (spec.disks.len() + spec.pmems.len() + queues + 7) as u64;
+    let devices = devices + rings(spec) * RING_THREADS;
     let shares = spec.shares.len() as u64 * (1 + SHARE_THREADS);
     u64::from(spec.cpus) + devices + shares + MAX_CONNECTIONS as u64 + OTHER_THREADS
+}
+
+/// Disks that have a ring, with a descriptor of its own each.
+fn rings(spec: &MachineSpec) -> u64 {
+    spec.disks.iter().filter(|disk| disk.engine == DiskEngine::IoUring).count() as u64
 }
 
 /// Each extent has a descriptor of its own besides the file's.
@@ -113,8 +129,9 @@ fn limits(spec: &MachineSpec, passed: usize) -> Limits {
     let of_pmems = spec.pmems.iter().map(|pmem| pmem.extents.len());
     let extents = of_disks.chain(of_pmems).sum::<usize>() as u64;
     Limits {
-        files: OTHER_FILES + 2 * extents + passed as u64,
+        files: OTHER_FILES + 2 * extents + passed as u64 + rings(spec),
         threads: threads(spec),
+        locked: rings(spec) * RING_MEMORY,
     }
 }
 

@@ -28,7 +28,7 @@ use crate::{
     memory::memory,
     order::{Order, Parts},
     record::{self, ExitRecord, RecordError},
-    server::Server,
+    server::{Server, Wanted},
     start::{Answer, Start},
     wire::{Receiver, WireError, send},
 };
@@ -109,7 +109,7 @@ impl Order {
             filters,
             pid,
             started,
-            template,
+            needs,
         } = self;
         let book = Arc::new(Book::new());
         let engine = Arc::new(Engine::default());
@@ -128,11 +128,12 @@ impl Order {
         let server = Server {
             book: Arc::clone(&book),
             pid,
+            rings: needs.rings,
             enter: Arc::new(move |role| enter.enter(role).map_err(io::Error::other)),
             kill,
             snapshot: {
                 let engine = Arc::clone(&engine);
-                Arc::new(move |files| engine.snapshot(files, template))
+                Arc::new(move |files, wanted| engine.snapshot(files, wanted, needs.template))
             },
             memory: {
                 let engine = Arc::clone(&engine);
@@ -193,12 +194,13 @@ impl Engine {
     }
 
     /// Writes a snapshot of a template, at which it ends.
-    fn snapshot(&self, files: SnapshotFiles, template: bool) -> Result<(), String> {
+    fn snapshot(&self, files: SnapshotFiles, wanted: Wanted, template: bool) -> Result<(), String> {
         let engine = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // Not held while it takes its time.
         let handle = engine.machine.as_ref().map(|(handle, _)| handle.clone());
         drop(engine);
         match handle {
+            Some(_) if wanted != Wanted::TEMPLATE => Err("only of a machine that a person runs such a snapshot is taken".into()),
             Some(handle) if template => handle.snapshot(files, false).map_err(|error| chain(&error)),
             Some(_) => Err("this machine was not started as a template".into()),
             None => Err("the machine does not run yet".into()),
@@ -257,6 +259,7 @@ fn role(kind: ThreadKind) -> Role {
     match kind {
         ThreadKind::Vcpu => Role::Vcpu,
         ThreadKind::Block => Role::Block,
+        ThreadKind::BlockRing => Role::BlockRing,
         ThreadKind::Net => Role::Net,
         ThreadKind::Vsock => Role::Vsock,
         ThreadKind::Rng => Role::Rng,

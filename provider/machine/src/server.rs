@@ -44,11 +44,13 @@ pub(crate) struct Server {
     pub(crate) book: Arc<Book>,
     /// The process's id as the daemon knows it: in its own namespace it is 1.
     pub(crate) pid: u32,
+    /// Whether its disks may have rings: its filters let it make them, or end it.
+    pub(crate) rings: bool,
     /// What each thread calls first.
     pub(crate) enter: Enter,
     /// Stops the machine; after its end, gives up on what waits.
     pub(crate) kill: Arc<dyn Fn() + Send + Sync>,
-    /// Writes a snapshot and stops the machine.
+    /// Writes a snapshot.
     pub(crate) snapshot: Snapshot,
     /// Resizes the machine, if that is wished, and tells its memory.
     pub(crate) memory: Resize,
@@ -67,9 +69,17 @@ pub fn serve_by_hand(listener: UnixListener, machine: Handle, least: u64) -> io:
     let server = Server {
         book,
         pid: std::process::id(),
+        rings: true,
         enter: Arc::new(|_| Ok(())),
         kill: Arc::new(move || stopped.stop()),
-        snapshot: Arc::new(move |files| taken.snapshot(files, false).map_err(|error| chain(&error))),
+        snapshot: Arc::new(move |files, Wanted { changes, go_on }| {
+            let written = if changes {
+                taken.snapshot_changes(files, go_on)
+            } else {
+                taken.snapshot(files, go_on)
+            };
+            written.map_err(|error| chain(&error))
+        }),
         memory: {
             let machine = machine.clone();
             Arc::new(move |resize| memory(&machine, least, resize))
@@ -79,8 +89,25 @@ pub fn serve_by_hand(listener: UnixListener, machine: Handle, least: u64) -> io:
     server.start(listener)
 }
 
+/// What a snapshot shall be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    /// Only what was written since the last one.
+    pub(crate) changes: bool,
+    /// The machine does not end with it.
+    pub(crate) go_on: bool,
+}
+
+impl Wanted {
+    /// A template's.
+    pub(crate) const TEMPLATE: Self = Self {
+        changes: false,
+        go_on: false,
+    };
+}
+
 /// Writes a snapshot; the error is for the daemon.
-pub(crate) type Snapshot = Arc<dyn Fn(SnapshotFiles) -> Result<(), String> + Send + Sync>;
+pub(crate) type Snapshot = Arc<dyn Fn(SnapshotFiles, Wanted) -> Result<(), String> + Send + Sync>;
 
 impl Server {
     /// Serves on a thread of its own for as long as the process lives.
@@ -158,6 +185,18 @@ impl Server {
         }
     }
 
+    fn snapshot(&self, descriptors: Vec<OwnedFd>, wanted: Wanted) -> Reply {
+        let failed = |message| Reply::Failed { message };
+        let Ok([state, memory]) = <[OwnedFd; 2]>::try_from(descriptors) else {
+            return failed("a snapshot is exactly two descriptors".into());
+        };
+        let files = SnapshotFiles {
+            state: state.into(),
+            memory: memory.into(),
+        };
+        (self.snapshot)(files, wanted).map_or_else(failed, |()| Reply::Done)
+    }
+
     fn answer(&self, request: Request, descriptors: Vec<OwnedFd>) -> Reply {
         let failed = |message: String| Reply::Failed { message };
         match request {
@@ -177,16 +216,8 @@ impl Server {
                 self.book.close(&container);
                 Reply::Done
             }
-            Request::Snapshot => match <[OwnedFd; 2]>::try_from(descriptors) {
-                Ok([state, memory]) => {
-                    let files = SnapshotFiles {
-                        state: state.into(),
-                        memory: memory.into(),
-                    };
-                    (self.snapshot)(files).map_or_else(failed, |()| Reply::Done)
-                }
-                Err(_) => failed("a snapshot is exactly two descriptors".into()),
-            },
+            Request::Snapshot => self.snapshot(descriptors, Wanted::TEMPLATE),
+            Request::SnapshotByHand { changes, go_on } => self.snapshot(descriptors, Wanted { changes, go_on }),
             Request::Kill => {
                 (self.kill)();
                 Reply::Done
@@ -196,7 +227,7 @@ impl Server {
                 Err(message) => failed(message),
             },
             Request::Attach { .. } | Request::Detach { .. } | Request::Devices => match (self.machine)() {
-                Some(machine) => devices::answer(&machine, request, descriptors),
+                Some(machine) => devices::answer(&machine, request, descriptors, self.rings),
                 None => failed("the machine is not made yet".into()),
             },
             Request::Hello { .. } | Request::Subscribe => failed("not now".into()),
@@ -273,130 +304,5 @@ impl Drop for Place {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::atomic::AtomicU32;
-
-    use super::*;
-    use crate::{client::Control, client::Events, order::CONTROL_SOCKET};
-
-    const SOON: Option<Duration> = Some(Duration::from_secs(20));
-
-    struct Rig {
-        directory: tempfile::TempDir,
-        book: Arc<Book>,
-        kills: Arc<AtomicU32>,
-    }
-
-    impl Rig {
-        fn new() -> Self {
-            let directory = tempfile::tempdir().unwrap();
-            let book = Arc::new(Book::new());
-            let kills = Arc::new(AtomicU32::new(0));
-            let counted = Arc::clone(&kills);
-            let server = Server {
-                book: Arc::clone(&book),
-                pid: std::process::id(),
-                enter: Arc::new(|_| Ok(())),
-                kill: Arc::new(move || {
-                    counted.fetch_add(1, Ordering::SeqCst);
-                }),
-                snapshot: Arc::new(|_| Err("nothing runs".into())),
-                memory: Arc::new(resized),
-                machine: Arc::new(|| None),
-            };
-            server
-                .start(UnixListener::bind(directory.path().join(CONTROL_SOCKET)).unwrap())
-                .unwrap();
-            Self { directory, book, kills }
-        }
-
-        fn control(&self) -> Control {
-            Control::connect(self.directory.path(), std::process::id()).unwrap()
-        }
-    }
-
-    /// A machine that follows at once.
-    fn resized(resize: Option<u64>) -> Result<Memory, String> {
-        let (least, most) = (100, 300);
-        let wanted = resize.unwrap_or(200);
-        let memory = Memory {
-            least,
-            most,
-            wanted,
-            present: wanted,
-        };
-        (least..=most).contains(&wanted).then_some(memory).ok_or("not so much".into())
-    }
-
-    #[test]
-    fn memory_is_told_and_a_wish_that_cannot_be_met_is_refused_with_its_reason() {
-        let mut control = Rig::new().control();
-        assert_eq!(control.memory(None).unwrap().present, 200);
-        assert_eq!(control.memory(Some(300)).unwrap().wanted, 300);
-        let refused = control.memory(Some(301));
-        assert!(matches!(refused, Err(crate::ClientError::Refused(why)) if why == "not so much"));
-    }
-
-    fn file() -> std::fs::File {
-        tempfile::tempfile().unwrap()
-    }
-
-    fn record(sequence: u64) -> kvmlet_protocol::LogRecord {
-        kvmlet_protocol::LogRecord {
-            container: "a".into(),
-            sequence,
-            stream: kvmlet_protocol::LogStream::Stdout,
-            time: 0,
-            partial: false,
-            data: b"text".to_vec(),
-        }
-    }
-
-    #[test]
-    fn files_and_kills_arrive_and_status_tells_everything() {
-        let rig = Rig::new();
-        let mut control = rig.control();
-        control.log_file("a", file().as_fd(), 4321).unwrap();
-        assert!(control.log_file("no/id", file().as_fd(), 1).is_err());
-        rig.book.set_state(MachineState::Running);
-        control.kill().unwrap();
-        // A daemon that comes back sees the same.
-        let status = rig.control().status().unwrap();
-        assert_eq!((status.pid, status.state), (std::process::id(), MachineState::Running));
-        assert_eq!((status.logs.len(), status.logs[0].budget_left), (1, 4321));
-        assert_eq!(rig.kills.load(Ordering::SeqCst), 1);
-        control.close_log("a").unwrap();
-        assert!(control.status().unwrap().logs.is_empty());
-    }
-
-    #[test]
-    fn events_are_pushed_and_told_again_to_a_daemon_that_returns() {
-        let rig = Rig::new();
-        rig.control().log_file("a", file().as_fd(), 10).unwrap();
-        let mut events = Events::subscribe(rig.control()).unwrap();
-        assert_eq!(events.next(Some(Duration::ZERO)).unwrap(), None);
-        rig.book.take(record(1)).unwrap();
-        rig.book.write();
-        let spent = Event::BudgetSpent { container: "a".into() };
-        assert_eq!(events.next(SOON).unwrap(), Some(spent.clone()));
-        let mut again = Events::subscribe(rig.control()).unwrap();
-        assert_eq!(again.next(SOON).unwrap(), Some(spent));
-        rig.book.set_state(MachineState::Ended);
-        assert_eq!(events.next(SOON).unwrap(), Some(Event::Ended));
-        assert_eq!(again.next(SOON).unwrap(), Some(Event::Ended));
-    }
-
-    #[test]
-    fn another_version_and_another_process_are_refused() {
-        let rig = Rig::new();
-        let stream = UnixStream::connect(rig.directory.path().join(CONTROL_SOCKET)).unwrap();
-        let hello = Request::Hello {
-            oldest: VERSION + 1,
-            newest: VERSION + 2,
-        };
-        send(&stream, &hello, &[]).unwrap();
-        assert!(matches!(Receiver::new(stream).receive().unwrap().0, Reply::Failed { .. }));
-        let other = Control::connect(rig.directory.path(), 1);
-        assert!(matches!(other, Err(crate::ClientError::Stranger { expected: 1, .. })));
-    }
-}
+#[path = "server_tests.rs"]
+mod tests;

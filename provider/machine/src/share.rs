@@ -180,6 +180,7 @@ fn prepare(share: &Share, descriptors: Vec<OwnedFd>) -> Result<Server, ShareErro
         files: files + OTHER_FILES,
         // The user's own count is bounded by the machine's limit; these are part of it.
         threads: 1 << 16,
+        locked: 0,
     };
     let SharedRoot { root, descriptors } = confine_share(what, share.read_only, share.uid, &limits)?;
     Ok(Server::new(root, descriptors, share.read_only, most, socket.into())?)

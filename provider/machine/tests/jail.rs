@@ -15,10 +15,10 @@ use std::{
 };
 
 use kvm_ioctls::Kvm;
-use kvmlet_machine::jail::{Filters, Jail, Limits, Role, confine};
+use kvmlet_machine::jail::{Filters, Jail, Limits, Needs, Role, confine};
 use nix::sched::{CloneFlags, unshare};
 use vmm_lib::exit::MachineExit;
-use vmm_lib::spec::{Disk, DiskFormat, Extent, FileSource, Vsock};
+use vmm_lib::spec::{Disk, DiskEngine, DiskFormat, Extent, FileSource, Vsock};
 
 use support::{SOON, SPIN, kernel, order, running, spawned, uid};
 
@@ -153,8 +153,12 @@ fn inside(role: &str, attempt: &str) {
         kvm: Kvm::new().expect("a KVM"),
         file: File::open("/dev/null").expect("a file"),
     };
-    let filters = Filters::new(false).expect("filters");
-    let limits = Limits { files: 256, threads: 8 };
+    let filters = Filters::new(Needs::default()).expect("filters");
+    let limits = Limits {
+        files: 256,
+        threads: 8,
+        locked: 0,
+    };
     let jail = Jail {
         uid: 299_999,
         file_size: 1 << 20,
@@ -227,11 +231,21 @@ fn each_role_can_be_entered_and_left() {
 }
 
 fn a_process_that_cannot_be_confined_says_why() {
-    let filters = Filters::new(false).expect("filters");
-    let limits = Limits { files: 256, threads: 8 };
+    let filters = Filters::new(Needs::default()).expect("filters");
+    let limits = Limits {
+        files: 256,
+        threads: 8,
+        locked: 0,
+    };
     let confined = |uid| confine(&Jail { uid, file_size: 0 }, &limits, &filters).map_err(|error| error.to_string());
     assert_eq!(confined(0), Err("a machine cannot run as user 0".to_owned()));
-    let with_company = thread::spawn(move || confine(&Jail { uid: 5, file_size: 0 }, &limits, &Filters::new(false).expect("filters")));
+    let with_company = thread::spawn(move || {
+        confine(
+            &Jail { uid: 5, file_size: 0 },
+            &limits,
+            &Filters::new(Needs::default()).expect("filters"),
+        )
+    });
     let refused = with_company.join().expect("it does not panic").map_err(|error| error.to_string());
     assert!(refused.is_err_and(|why| why.contains("threads cannot be confined")));
 }
@@ -278,6 +292,7 @@ fn a_running_machine_is_seen_to_be_confined() {
         read_only: true,
         format: DiskFormat::Raw,
         limits: Default::default(),
+        engine: DiskEngine::Calls,
     }];
     order.spec.vsock = Some(Vsock {
         cid: 3,

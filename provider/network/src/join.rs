@@ -46,11 +46,13 @@ pub(crate) struct Joined {
     pub(crate) mac: [u8; 6],
     pub(crate) mtu: u32,
     pub(crate) tap: OwnedFd,
+    pub(crate) more_queues: Vec<OwnedFd>,
 }
 
-/// Joins `interface` to a new tap, in the calling thread's namespace.
-pub(crate) fn join(interface: &str) -> Result<Joined, JoinError> {
-    let tap = vmm_lib::tap::open_tap(TAP).map_err(JoinError::OpenTap)?;
+/// Joins `interface` to a new tap of so many queues, one at least, in the calling thread's namespace.
+pub(crate) fn join(interface: &str, queues: usize) -> Result<Joined, JoinError> {
+    let mut opened = vmm_lib::tap::open_tap_queues(TAP, queues).map_err(JoinError::OpenTap)?.into_iter();
+    let tap = opened.next().expect("a tap has a queue");
     rtnl::block_on(async |handle| {
         let inner = rtnl::link(&handle, interface).await?;
         let outer = rtnl::link(&handle, TAP).await?;
@@ -66,6 +68,7 @@ pub(crate) fn join(interface: &str) -> Result<Joined, JoinError> {
             mac: inner.mac,
             mtu: inner.mtu,
             tap,
+            more_queues: opened.collect(),
         })
     })
 }

@@ -245,7 +245,8 @@ impl Inner {
         self.records.save(&request.uid, &record)?;
         let netns = self.namespaces.create(name).await?;
         let result = self.attach(&record).await?;
-        let joined = self.namespaces.visit(name, || join::join(INTERFACE)).await?;
+        let queues = request.queues;
+        let joined = self.namespaces.visit(name, move || join::join(INTERFACE, queues)).await?;
         let interface = interface(netns, &AddResult::parse(&result)?, &joined).ok_or(NetworkError::NoAddress)?;
         record.result = Some(result);
         record.interface = Some(interface.clone());
@@ -253,6 +254,7 @@ impl Inner {
         Ok(PodNetwork {
             interface,
             tap: joined.tap,
+            more_queues: joined.more_queues,
         })
     }
 

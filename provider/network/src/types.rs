@@ -50,6 +50,8 @@ pub struct PodNetworkRequest {
     pub name: String,
     /// Its host ports.
     pub host_ports: Vec<HostPort>,
+    /// How many queues the tap has, 1 or more: as many pairs of queues can its machine's interface have.
+    pub queues: usize,
 }
 
 /// What the guest's interface shall be.
@@ -89,6 +91,8 @@ pub struct PodNetwork {
     /// The machine's end: frames behind a virtio-net header of 12 bytes, non-blocking, no offloads yet. The tap vanishes
     /// with its last descriptor.
     pub tap: OwnedFd,
+    /// Further queues of it, as many as were asked for besides.
+    pub more_queues: Vec<OwnedFd>,
 }
 
 pub(crate) fn attachment(request: &PodNetworkRequest, netns: PathBuf) -> Attachment {
@@ -171,6 +175,7 @@ mod tests {
                 container_port: 80,
                 protocol: Protocol::Tcp,
             }],
+            queues: 1,
         }
     }
 

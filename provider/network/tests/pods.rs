@@ -25,6 +25,7 @@ fn pod(uid: &str) -> PodNetworkRequest {
         namespace: "default".to_owned(),
         name: format!("pod-{uid}"),
         host_ports: Vec::new(),
+        queues: 1,
     }
 }
 
@@ -121,6 +122,44 @@ fn a_pod_reaches_the_bridge_through_its_tap_and_leaves_nothing() {
         assert_eq!(traces(&config), Vec::<String>::new());
         assert_eq!(networks.recall("a1").unwrap(), None);
     });
+}
+
+#[test]
+fn a_tap_with_several_queues_reaches_the_bridge_by_each_of_them_and_leaves_nothing() {
+    on_a_host(async |config| {
+        let networks = PodNetworks::new(config.clone());
+        let request = PodNetworkRequest { queues: 3, ..pod("q1") };
+        let network = networks.setup(&request).await.unwrap();
+        let interface = network.interface.clone();
+        let gateway = ipv4(interface.gateway.unwrap());
+        let queues: Vec<_> = [network.tap].into_iter().chain(network.more_queues).collect();
+        assert_eq!(queues.len(), 3);
+        for queue in &queues {
+            // The kernel answers a flow where it last came from.
+            nix::unistd::write(queue, &arp_request(&interface, gateway)).unwrap();
+            let answered = || queues.iter().any(|queue| answered(queue, &interface, gateway));
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while !answered() {
+                assert!(Instant::now() < deadline, "no answer came by any queue");
+                std::thread::yield_now();
+            }
+        }
+        networks.check("q1").await.unwrap();
+        drop(queues);
+        networks.teardown("q1").await.unwrap();
+        assert_eq!(traces(&config), Vec::<String>::new());
+    });
+}
+
+/// Whether an answer has come by now; takes what came before it.
+fn answered(queue: &OwnedFd, interface: &PodInterface, gateway: Ipv4Addr) -> bool {
+    let mut buffer = [0; 2048];
+    while let Ok(length) = nix::unistd::read(queue, &mut buffer) {
+        if is_arp_answer(&buffer[..length], interface, gateway) {
+            return true;
+        }
+    }
+    false
 }
 
 #[test]

@@ -222,7 +222,7 @@ impl Templates {
         let (state, memory) = (create("state")?, create("memory")?);
         let launch = Launch {
             spec: original(&context.config.guest, &machine.join("vsock.sock")),
-            tap: None,
+            tap: Vec::new(),
             shared: Vec::new(),
             file_size: MEMORY + STATE,
             template: true,
@@ -263,7 +263,7 @@ impl Templates {
         }
         let launch = Launch {
             spec: spec.clone(),
-            tap: None,
+            tap: Vec::new(),
             shared: Vec::new(),
             file_size: STATE,
             template: false,

@@ -97,6 +97,8 @@ fn original(guest: &Guest, vsock: &Path) -> MachineSpec {
         serial: None,
         comb: Some(comb()),
         restore: None,
+        pmem_room: 0,
+        dirty_log: false,
         console: None,
         watchdog: None,
         count_exits: false,
@@ -127,6 +129,10 @@ fn copy(mut spec: MachineSpec, directory: &Path) -> Result<MachineSpec, (Box<Mac
         (
             spec.nets.len() > usize::from(comb.nets),
             "it has more networks than a copy can have",
+        ),
+        (
+            spec.nets.iter().any(|net| !net.more_queues.is_empty()),
+            "its network has several pairs of queues",
         ),
         (pmem_bytes > comb.pmem_bytes, "its images are larger than a copy's can be"),
     ];
@@ -167,6 +173,8 @@ pub fn renewal(spec: &MachineSpec) -> std::io::Result<Renewal> {
 
 #[cfg(test)]
 mod tests {
+    use vmm_lib::spec::{Net, NetLimits};
+
     use super::*;
 
     fn machine(change: impl FnOnce(&mut MachineSpec)) -> MachineSpec {
@@ -178,6 +186,16 @@ mod tests {
         };
         change(&mut spec);
         spec
+    }
+
+    fn several_queues() -> Net {
+        Net {
+            tap: FileSource::Passed(0),
+            more_queues: vec![FileSource::Passed(1)],
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: 1500,
+            limits: NetLimits::default(),
+        }
     }
 
     #[test]
@@ -227,6 +245,7 @@ mod tests {
         assert!(refused(|spec| spec.cpus = 9).contains("processors"));
         assert!(refused(|spec| spec.memory = MEMORY + (64 << 30) + (2 << 20)).contains("more memory"));
         assert!(refused(|spec| spec.memory = MEMORY - (2 << 20)).contains("smaller"));
+        assert!(refused(|spec| spec.nets = vec![several_queues()]).contains("pairs of queues"));
         assert!(
             refused(|spec| spec.watchdog = Some(vmm_lib::spec::Watchdog {
                 action: vmm_lib::spec::WatchdogAction::Reset

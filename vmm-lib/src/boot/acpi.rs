@@ -9,9 +9,9 @@ use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, aml};
-use vm_memory::GuestMemoryMmap;
 
 use super::{BootError, write as write_bytes};
+use crate::dirty::Ram;
 use crate::memory::{ECAM, ECAM_SIZE, IOAPIC, LAPIC, Layout, MMIO32};
 use crate::{generation, power, serial};
 
@@ -30,7 +30,7 @@ fn bytes(table: &dyn Aml) -> Vec<u8> {
 }
 
 /// Writes all tables from `start` on; returns where the RSDP lies.
-pub(super) fn write(memory: &GuestMemoryMmap, layout: &Layout, cpus: u8, has_serial: bool, start: u64) -> Result<u64, BootError> {
+pub(super) fn write(memory: &Ram, layout: &Layout, cpus: u8, has_serial: bool, start: u64) -> Result<u64, BootError> {
     let rsdp_address = start;
     let mut next = start + 64;
     let mut put = |table: &[u8]| {
@@ -215,7 +215,7 @@ mod tests {
 
     #[test]
     fn all_tables_hang_together_with_right_checksums_below_1_mib() {
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).expect("the host has 1 MiB");
+        let memory = Ram::from_ranges(&[(GuestAddress(0), 1 << 20)]).expect("the host has 1 MiB");
         let layout = Layout::new(1 << 30, 0, &[], (0, 0), 40).expect("fits");
         let rsdp = write(&memory, &layout, 64, true, 0xe_0000).expect("fits");
         let read = |address: u64, length: usize| {

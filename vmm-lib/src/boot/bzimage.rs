@@ -1,10 +1,9 @@
 //! bzImages, entered in 64 bits (Linux' Documentation/arch/x86/boot.rst): the payload decompresses itself. Needs protocol 2.12.
 
-use vm_memory::GuestMemoryMmap;
-
 use super::image::Image;
 use super::map;
 use super::{BootError, COMMAND_LINE, Entry, HIGH_START, Kernel, Module, ZERO_PAGE, check_place, write};
+use crate::dirty::Ram;
 use crate::memory::Layout;
 
 /// The setup header lies here, in the file and in the boot parameters alike.
@@ -60,7 +59,7 @@ fn u32_at(head: &[u8; HEAD], at: usize) -> u32 {
 }
 
 /// Loads the payload; `limit` is where low memory ends.
-pub(super) fn load(image: &Image<'_>, memory: &GuestMemoryMmap, limit: u64) -> Result<Kernel, BootError> {
+pub(super) fn load(image: &Image<'_>, memory: &Ram, limit: u64) -> Result<Kernel, BootError> {
     let head = head(image)?;
     let version = u16_at(&head, VERSION);
     if version < MIN_VERSION || u16_at(&head, XLOADFLAGS) & KERNEL_64 == 0 {
@@ -99,7 +98,7 @@ pub(super) fn load(image: &Image<'_>, memory: &GuestMemoryMmap, limit: u64) -> R
 /// Writes what RSI points at.
 pub(super) fn write_zero_page(
     image: &Image<'_>,
-    memory: &GuestMemoryMmap,
+    memory: &Ram,
     layout: &Layout,
     rsdp: u64,
     command_line_size: u32,

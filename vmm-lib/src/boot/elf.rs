@@ -1,11 +1,10 @@
 //! ELF kernels with a PVH note: their segments go to their physical addresses, and the kernel begins in 32 bits with a start info
 //! (Xen's public `hvm/start_info.h`, version 1).
 
-use vm_memory::GuestMemoryMmap;
-
 use super::image::Image;
 use super::map;
 use super::{BootError, COMMAND_LINE, Entry, Kernel, Module, START_INFO, check_place, write};
+use crate::dirty::Ram;
 use crate::memory::Layout;
 
 const HEADER: usize = 64;
@@ -45,7 +44,7 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 }
 
 /// Loads the kernel; `limit` is where low memory ends.
-pub(super) fn load(image: &Image<'_>, memory: &GuestMemoryMmap, limit: u64) -> Result<Kernel, BootError> {
+pub(super) fn load(image: &Image<'_>, memory: &Ram, limit: u64) -> Result<Kernel, BootError> {
     let segments = segments(image)?;
     let mut loaded: Vec<(u64, u64)> = Vec::new();
     for segment in segments.iter().filter(|segment| segment.kind == PT_LOAD && segment.memory_size > 0) {
@@ -137,7 +136,7 @@ fn find_pvh_note(mut notes: &[u8], alignment: usize) -> Option<u64> {
 }
 
 /// Writes what EBX points at.
-pub(super) fn write_start_info(memory: &GuestMemoryMmap, layout: &Layout, rsdp: u64, module: Option<Module>) -> Result<(), BootError> {
+pub(super) fn write_start_info(memory: &Ram, layout: &Layout, rsdp: u64, module: Option<Module>) -> Result<(), BootError> {
     let ranges = map::ranges(layout);
     let mut info = Vec::new();
     for word in [START_MAGIC, 1, 0, u32::from(module.is_some())] {

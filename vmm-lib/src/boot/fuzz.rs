@@ -5,9 +5,10 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use rustix::fs::MemfdFlags;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::{ACPI, COMMAND_LINE, Entry, HIGH_START, LOW_END, Plan, START_INFO, ZERO_PAGE};
+use crate::dirty::Ram;
 use crate::memory::Layout;
 use crate::timeline::Timeline;
 
@@ -45,7 +46,7 @@ fn initramfs() -> File {
 
 /// What was loaded, and where.
 struct Loaded {
-    memory: GuestMemoryMmap,
+    memory: Ram,
     entry: Entry,
 }
 
@@ -88,7 +89,7 @@ impl Loaded {
 }
 
 fn load(content: &[u8]) -> Option<Loaded> {
-    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY as usize)]).expect("the host has 2 MiB");
+    let memory = Ram::from_ranges(&[(GuestAddress(0), MEMORY as usize)]).expect("the host has 2 MiB");
     let layout = Layout::new(MEMORY, 0, &[], (0, 0), 40).expect("fits");
     let plan = Plan {
         memory: &memory,

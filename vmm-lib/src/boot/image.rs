@@ -5,9 +5,10 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use super::BootError;
+use crate::dirty::Ram;
 
 /// A file and its size.
 pub(super) struct Image<'a> {
@@ -35,7 +36,7 @@ impl<'a> Image<'a> {
     }
 
     /// Reads `size` bytes into guest memory.
-    pub(super) fn load(&self, mut offset: u64, size: u64, memory: &GuestMemoryMmap, address: u64) -> Result<(), BootError> {
+    pub(super) fn load(&self, mut offset: u64, size: u64, memory: &Ram, address: u64) -> Result<(), BootError> {
         self.check(offset, size)?;
         let write = |source| BootError::Write { what: self.what, source };
         let mut rest = memory.get_slice(GuestAddress(address), size as usize).map_err(write)?;

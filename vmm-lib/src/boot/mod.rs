@@ -12,8 +12,9 @@ mod map;
 
 use std::fs::File;
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
+use crate::dirty::Ram;
 use crate::memory::Layout;
 use crate::timeline::{Phase, Timeline};
 use image::Image;
@@ -136,7 +137,7 @@ struct Module {
 
 /// What a machine boots.
 pub(crate) struct Plan<'a> {
-    pub(crate) memory: &'a GuestMemoryMmap,
+    pub(crate) memory: &'a Ram,
     pub(crate) layout: &'a Layout,
     pub(crate) kernel: &'a File,
     pub(crate) initramfs: Option<&'a File>,
@@ -182,7 +183,7 @@ fn load_initramfs(file: &File, plan: &Plan<'_>, kernel: &Kernel) -> Result<Modul
     Ok(Module { address, size })
 }
 
-fn write(memory: &GuestMemoryMmap, what: &'static str, address: u64, data: &[u8]) -> Result<(), BootError> {
+fn write(memory: &Ram, what: &'static str, address: u64, data: &[u8]) -> Result<(), BootError> {
     memory
         .write_slice(data, GuestAddress(address))
         .map_err(|source| BootError::Write { what, source })

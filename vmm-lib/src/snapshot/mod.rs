@@ -5,30 +5,37 @@
 //! state    magic, 8 bytes | version, u32 | length of the body, u64 | CRC32C of the body, u32 | body (postcard)      all little-endian
 //! memory   RAM below the hole, then RAM above it; pages that are all zero are holes of the file
 //! ```
+//! Of a machine whose specification has a `dirtyLog` a snapshot may have only what was written since the last one, its base, which the state names:
+//! its memory file has these pages and no others, one behind the other. [`merge`] makes both one that is whole; no machine is made of a part.
+//!
 //! A snapshot is taken up whole or not at all: form, version and checksum are checked before a machine is made, and a host that is not as
 //! it was (processor, KVM) is refused. What the files say is still not trusted: it is a guest's, checked as a guest's.
 
 pub(crate) mod memory;
+mod merge;
 mod prefetch;
 pub(crate) mod processor;
 pub(crate) mod restore;
 mod take;
 
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Write};
 
 use kvm_bindings::{kvm_clock_data, kvm_cpuid_entry2, kvm_irqchip};
+use rustix::rand::{GetRandomFlags, getrandom};
 use serde::{Deserialize, Serialize};
 
 use crate::pci::state::FunctionState;
+pub use merge::{MergeError, merge};
 pub use prefetch::WorkingSet;
 use processor::ProcessorState;
+pub(crate) use take::{Extent, Source, take};
 pub use take::{SnapshotError, SnapshotFiles};
-pub(crate) use take::{Source, take};
 
 const MAGIC: [u8; 8] = *b"kvmsnap\n";
 /// The only form that is read and written.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEADER: usize = 24;
 /// Largest body, bytes: 64 processors and 32 functions need far less.
 const MAX_BODY: u64 = 16 << 20;
@@ -62,6 +69,12 @@ pub enum RestoreError {
     /// The host's processor or KVM is another than when the snapshot was taken.
     #[error("the host's processor or KVM has changed since the snapshot was taken")]
     Host,
+    /// It has only what was written since another one.
+    #[error("the snapshot has only what was written since {0} was taken: it is to be merged with that one first")]
+    Partial(Identity),
+    /// The state names pages that there are not.
+    #[error("the state names pages that the machine does not have")]
+    Runs,
     /// The machine is another.
     #[error("{what} of the machine is {wanted}, and the snapshot's is {has}")]
     Shape {
@@ -80,12 +93,43 @@ pub enum RestoreError {
     Device(usize, String),
 }
 
+/// The name of a snapshot, which no other one has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity(pub(crate) [u8; 16]);
+
+impl Identity {
+    /// A new one.
+    pub(crate) fn new() -> io::Result<Self> {
+        let mut bytes = [0; 16];
+        // Up to 256 bytes come whole.
+        getrandom(&mut bytes, GetRandomFlags::empty())?;
+        Ok(Self(bytes))
+    }
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{:032x}", u128::from_be_bytes(self.0))
+    }
+}
+
+/// Which pages the memory file has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Pages {
+    /// All.
+    All,
+    /// Those that were written since `base` was taken: so many that were not, then so many that were, and so on.
+    Since { base: Identity, runs: Vec<(u64, u64)> },
+}
+
 /// What a machine is besides its memory.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct State {
+    pub(crate) identity: Identity,
+    pub(crate) pages: Pages,
     /// Bytes of RAM.
     pub(crate) memory: u64,
-    /// CRC32C of RAM as it lies in the file, zeros included.
+    /// CRC32C of the memory file, holes included.
     pub(crate) memory_checksum: u32,
     /// Start of the 64-bit window: where it lies follows from all that lies before it.
     pub(crate) window: u64,
@@ -104,6 +148,10 @@ impl State {
     /// Writes it whole.
     pub(crate) fn write(&self, mut to: &File) -> io::Result<()> {
         let body = postcard::to_allocvec(self).map_err(io::Error::other)?;
+        if body.len() as u64 > MAX_BODY {
+            // Only pages that were written far apart can be so many.
+            return Err(io::Error::other("it names too many pages: a whole snapshot names none"));
+        }
         let mut bytes = Vec::with_capacity(HEADER + body.len());
         bytes.extend(MAGIC);
         bytes.extend(VERSION.to_le_bytes());
@@ -120,6 +168,20 @@ impl State {
             .read_to_end(&mut bytes)
             .map_err(|source| RestoreError::Read("state", source))?;
         Self::parse(&bytes)
+    }
+
+    /// Whether the memory file is as long as it should be.
+    pub(crate) fn check_length(&self, memory: &File, length: u64) -> Result<(), RestoreError> {
+        let has = memory.metadata().map_err(|source| RestoreError::Read("memory", source))?.len();
+        same("memory, bytes,", &length, &has)
+    }
+
+    /// Whether a machine can be made of it, without another snapshot.
+    pub(crate) fn check_whole(&self) -> Result<(), RestoreError> {
+        match &self.pages {
+            Pages::All => Ok(()),
+            Pages::Since { base, .. } => Err(RestoreError::Partial(*base)),
+        }
     }
 
     fn parse(bytes: &[u8]) -> Result<Self, RestoreError> {
@@ -153,7 +215,12 @@ impl State {
 /// Reads both files of a snapshot to see that they are what was written. On which host they can be taken up is not looked at.
 pub fn check(state: &File, memory: &File) -> Result<(), RestoreError> {
     let state = State::read(state)?;
-    memory::verify(memory, state.memory, state.memory_checksum)
+    let length = match &state.pages {
+        Pages::All => state.memory,
+        Pages::Since { runs, .. } => memory::length(&merge::unpack(runs, state.memory)?),
+    };
+    state.check_length(memory, length)?;
+    memory::verify(memory, length, state.memory_checksum)
 }
 
 /// Two things that must be alike.
@@ -183,8 +250,17 @@ pub(crate) mod fuzz {
         file.extend(crc32c::crc32c(data).to_le_bytes());
         file.extend(data);
         let Ok(state) = State::parse(&file) else { return };
+        if let Pages::Since { runs, .. } = &state.pages
+            && let Ok(read) = merge::unpack(runs, state.memory)
+        {
+            assert!(memory::length(&read) <= state.memory);
+            assert!(read.iter().all(|run| run.start < run.end));
+            assert!(read.is_sorted_by(|one, next| one.end <= next.start));
+            assert_eq!(merge::pack(&read), *runs);
+        }
         let body = postcard::to_allocvec(&state).expect("what was read can be written");
         let again: State = postcard::from_bytes(&body).expect("and read again");
+        assert_eq!((again.identity, again.pages), (state.identity, state.pages));
         assert_eq!(again.functions, state.functions);
     }
 }

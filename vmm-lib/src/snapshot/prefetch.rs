@@ -7,9 +7,10 @@ use std::ops::Range;
 
 use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::ioctl::ioctl_with_mut_ref;
 
+use crate::dirty::Ram;
 use crate::memory::{ABOVE_HOLE, Layout};
 
 const PAGE: u64 = 4096;
@@ -46,7 +47,7 @@ impl WorkingSet {
     }
 
     /// Brings it into the memory of a machine that has not run, as far as it lies there.
-    pub(crate) fn prefetch(&self, memory: &GuestMemoryMmap, layout: &Layout, vcpu: &VcpuFd) {
+    pub(crate) fn prefetch(&self, memory: &Ram, layout: &Layout, vcpu: &VcpuFd) {
         let pieces = [(&self.written, libc::MADV_POPULATE_WRITE), (&self.read, libc::MADV_POPULATE_READ)];
         let mut knows = true;
         for (ranges, advice) in pieces {

@@ -16,9 +16,9 @@ use crate::spec::{MachineSpec, Restore};
 /// A snapshot's state, the file of its memory, and what of that is touched first.
 pub(crate) fn open_snapshot(restore: &Restore, files: &Files) -> Result<(State, File, WorkingSet), BuildError> {
     let state = State::read(&files.open_existing("restore.state", &restore.state, false)?)?;
+    state.check_whole()?;
     let memory = files.open_existing("restore.memory", &restore.memory, false)?;
-    let has = memory.metadata().map_err(|source| RestoreError::Read("memory", source))?.len();
-    same("memory, bytes,", &state.memory, &has)?;
+    state.check_length(&memory, state.memory)?;
     if restore.verify {
         memory::verify(&memory, state.memory, state.memory_checksum)?;
     }

@@ -6,11 +6,21 @@ use std::io;
 use kvm_bindings::{KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_cpuid_entry2, kvm_irqchip};
 use kvm_ioctls::VmFd;
 
-use super::{State, memory};
+use super::{Identity, Pages, State, memory, merge};
 use crate::bus::Bus;
+use crate::dirty::{DirtyLog, runs};
 use crate::memory::Layout;
 use crate::snapshot::processor::ProcessorState;
 use crate::virtio::device::Memory;
+
+/// How much of memory a snapshot has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Extent {
+    /// All.
+    All,
+    /// What was written since the last one.
+    Changes,
+}
 
 /// Where a snapshot goes.
 #[derive(Debug)]
@@ -36,6 +46,12 @@ pub enum SnapshotError {
     /// The machine has what no snapshot can hold.
     #[error("the machine has {0}, which a snapshot cannot hold")]
     Device(String),
+    /// Nobody has noted what was written.
+    #[error("the machine has no log of what was written: its specification has no dirtyLog")]
+    NoLog,
+    /// There is nothing that it could be the changes of.
+    #[error("no snapshot of the machine was taken before: the first one is a whole one")]
+    NoBase,
     /// A file could not be written.
     #[error("write the {0}")]
     Write(&'static str, #[source] io::Error),
@@ -47,6 +63,7 @@ pub(crate) struct Source<'a> {
     pub(crate) bus: &'a Bus,
     pub(crate) memory: &'a Memory,
     pub(crate) layout: &'a Layout,
+    pub(crate) log: Option<&'a DirtyLog>,
     pub(crate) possible_cpus: u8,
     pub(crate) cpuid: &'a [kvm_cpuid_entry2],
 }
@@ -56,7 +73,13 @@ pub(crate) fn take(
     source: &Source<'_>,
     processors: impl FnOnce() -> Option<Vec<Result<ProcessorState, String>>>,
     files: &SnapshotFiles,
+    extent: Extent,
 ) -> Result<(), SnapshotError> {
+    let base = match (extent, source.log) {
+        (Extent::All, _) => None,
+        (Extent::Changes, None) => return Err(SnapshotError::NoLog),
+        (Extent::Changes, Some(log)) => Some(log.base().ok_or(SnapshotError::NoBase)?),
+    };
     // Devices first: what they still have to say to the processors is then in these.
     let functions = source.bus.pci.save().map_err(SnapshotError::Device)?;
     let processors = processors().ok_or(SnapshotError::NotRunning)?;
@@ -77,11 +100,27 @@ pub(crate) fn take(
         .into_iter()
         .collect::<Result<_, _>>()
         .map_err(|error| SnapshotError::Kvm("read an interrupt controller", error))?;
-    let memory_checksum =
-        memory::write(source.memory, source.layout, &files.memory).map_err(|error| SnapshotError::Write("memory", error))?;
+    let broken = |what: &'static str| move |error| SnapshotError::Write(what, error);
+    let identity = Identity::new().map_err(broken("snapshot's name"))?;
+    if let Some(log) = source.log {
+        // Last of all that happens to memory: reading a processor may have written to it.
+        let collected = log.collect(source.vm, source.memory, source.layout);
+        collected.map_err(|error| SnapshotError::Kvm("read the log of written pages", error))?;
+    }
+    let (pages, written) = match base {
+        None => (Pages::All, memory::write(source.memory, source.layout, &files.memory)),
+        Some(base) => {
+            let runs = runs(source.memory, source.layout);
+            let written = memory::write_runs(source.memory, source.layout, &runs, &files.memory);
+            let runs = merge::pack(&runs);
+            (Pages::Since { base, runs }, written)
+        }
+    };
     let state = State {
+        identity,
+        pages,
         memory: source.layout.low + source.layout.high,
-        memory_checksum,
+        memory_checksum: written.map_err(broken("memory"))?,
         window: source.layout.mmio64.start,
         possible_cpus: source.possible_cpus,
         cpuid: source.cpuid.to_vec(),
@@ -90,5 +129,9 @@ pub(crate) fn take(
         irqchips,
         functions,
     };
-    state.write(&files.state).map_err(|error| SnapshotError::Write("state", error))
+    state.write(&files.state).map_err(broken("state"))?;
+    if let Some(log) = source.log {
+        log.begin_anew(identity, source.memory, source.layout);
+    }
+    Ok(())
 }

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 
 use super::{Checker, PAGE, SECTOR, SpecErrors};
 use crate::attach::Attachment;
+use crate::memory::IMAGE_STEP;
 use crate::spec::{
-    Disk, DiskFormat, Extent, FileSource, MAX_DISKS, MAX_NETS, MAX_PMEM, MAX_QUEUE_PAIRS, MAX_SERIAL, MAX_STORES, MAX_TAG, MachineSpec,
-    Net, Share,
+    Disk, DiskEngine, DiskFormat, Extent, FileSource, MAX_DISKS, MAX_NETS, MAX_PMEM, MAX_QUEUE_PAIRS, MAX_SERIAL, MAX_STORES, MAX_TAG,
+    MachineSpec, Net, Pmem, Share,
 };
 
 impl Checker {
@@ -28,6 +29,30 @@ impl Checker {
             "are not the one file, from its beginning on, that a qcow2 image is".to_owned()
         });
         self.limits(&disk.limits, &format!("{path}.limits"));
+        let fits = disk.engine == DiskEngine::Calls || disk.format == DiskFormat::Raw;
+        self.require(fits, &format!("{path}.engine"), || "io_uring is for raw disks only".to_owned());
+    }
+
+    pub(super) fn pmem(&mut self, pmem: &Pmem, path: &str) {
+        let size = self.extents(&pmem.extents, path, PAGE);
+        self.require(size.is_none_or(|size| size <= MAX_PMEM), path, || {
+            format!("are together larger than {MAX_PMEM}")
+        });
+        for (number, extent) in pmem.extents.iter().enumerate() {
+            self.require(extent.offset.is_multiple_of(PAGE), &format!("{path}[{number}].offset"), || {
+                format!("{} is not a multiple of {PAGE}", extent.offset)
+            });
+        }
+    }
+
+    /// What is opened for a machine that runs is opened by somebody else.
+    fn passed_open(&mut self, extents: &[Extent], path: &str) {
+        for (number, extent) in extents.iter().enumerate() {
+            let path = format!("{path}[{number}].file");
+            self.require(matches!(extent.file, FileSource::Passed(_)), &path, || {
+                "is a path: files of a machine that runs must be passed open".to_owned()
+            });
+        }
     }
 
     pub(super) fn share(&mut self, share: &Share, path: &str) {
@@ -77,12 +102,12 @@ impl Attachment {
         match self {
             Self::Disk(disk) => {
                 check.disk(disk, "disk");
-                for (number, extent) in disk.extents.iter().enumerate() {
-                    let path = format!("disk.extents[{number}].file");
-                    check.require(matches!(extent.file, FileSource::Passed(_)), &path, || {
-                        "is a path: files of a machine that runs must be passed open".to_owned()
-                    });
-                }
+                check.passed_open(&disk.extents, "disk.extents");
+            }
+            Self::Pmem(pmem) => {
+                check.pmem(pmem, "pmem.extents");
+                check.require(!pmem.name.is_empty(), "pmem.name", || "is empty".to_owned());
+                check.passed_open(&pmem.extents, "pmem.extents");
             }
             Self::Net(net) => check.net(net, "net"),
             Self::Share(share) => check.share(share, "share"),
@@ -112,17 +137,12 @@ impl MachineSpec {
             format!("and disks together are {stores}, more than {MAX_STORES}")
         });
         for (index, pmem) in self.pmems.iter().enumerate() {
-            let path = format!("pmems[{index}].extents");
-            let size = check.extents(&pmem.extents, &path, PAGE);
-            check.require(size.is_none_or(|size| size <= MAX_PMEM), &path, || {
-                format!("are together larger than {MAX_PMEM}")
-            });
-            for (number, extent) in pmem.extents.iter().enumerate() {
-                check.require(extent.offset.is_multiple_of(PAGE), &format!("{path}[{number}].offset"), || {
-                    format!("{} is not a multiple of {PAGE}", extent.offset)
-                });
-            }
+            check.pmem(pmem, &format!("pmems[{index}].extents"));
         }
+        let room = self.pmem_room;
+        check.require(room.is_multiple_of(IMAGE_STEP) && room <= MAX_PMEM, "pmemRoom", || {
+            format!("{room} is not a multiple of {IMAGE_STEP} up to {MAX_PMEM}")
+        });
     }
 
     pub(super) fn shares(&self, check: &mut Checker) {

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::spec::{
-    Boot, Console, Disk, DiskFormat, Hotplug, MAX_COMMAND_LINE, MAX_DISKS, MAX_NETS, MAX_PMEM, MAX_QUEUE_PAIRS, MAX_STORES, Net, NetLimits,
-    Pmem, SPEC_VERSION, Serial, Share, Vsock, Watchdog, WatchdogAction,
+    Boot, Console, Disk, DiskEngine, DiskFormat, Hotplug, MAX_COMMAND_LINE, MAX_DISKS, MAX_NETS, MAX_PMEM, MAX_QUEUE_PAIRS, MAX_STORES,
+    Net, NetLimits, Pmem, SPEC_VERSION, Serial, Share, Vsock, Watchdog, WatchdogAction,
 };
 
 fn spec() -> MachineSpec {
@@ -28,6 +28,8 @@ fn spec() -> MachineSpec {
         serial: None,
         comb: None,
         restore: None,
+        pmem_room: 0,
+        dirty_log: false,
         console: None,
         watchdog: None,
         count_exits: false,
@@ -74,6 +76,7 @@ fn every_field_out_of_range_is_named_at_once() {
             read_only: true,
             format: DiskFormat::Raw,
             limits: EMPTY,
+            engine: DiskEngine::Calls,
         },
         Disk {
             serial: "same".into(),
@@ -81,6 +84,7 @@ fn every_field_out_of_range_is_named_at_once() {
             read_only: true,
             format: DiskFormat::Raw,
             limits: Limits::default(),
+            engine: DiskEngine::Calls,
         },
         Disk {
             serial: "far too long for virtio-blk".into(),
@@ -88,6 +92,7 @@ fn every_field_out_of_range_is_named_at_once() {
             read_only: true,
             format: DiskFormat::Raw,
             limits: Limits::default(),
+            engine: DiskEngine::Calls,
         },
         Disk {
             serial: "image".into(),
@@ -99,6 +104,7 @@ fn every_field_out_of_range_is_named_at_once() {
             read_only: true,
             format: DiskFormat::Qcow2,
             limits: Limits::default(),
+            engine: DiskEngine::Calls,
         },
     ];
     spec.pmems = vec![Pmem {
@@ -210,6 +216,7 @@ fn more_devices_than_a_bus_has_room_for_are_refused() {
         read_only: true,
         format: DiskFormat::Raw,
         limits: Limits::default(),
+        engine: DiskEngine::Calls,
     };
     spec.disks = (0..MAX_DISKS).map(disk).collect();
     let net = |index: usize| Net {
@@ -264,4 +271,39 @@ fn a_tap_has_so_many_queues_and_each_descriptor_is_one_of_them() {
     let errors = spec.validate(MAX_QUEUE_PAIRS).expect_err("one too many, and that twice").0;
     let paths: Vec<_> = errors.iter().map(|error| error.path.as_str()).collect();
     assert_eq!(paths, ["nets[0].moreQueues[7]", "nets[0].moreQueues"]);
+}
+
+#[test]
+fn a_ring_is_for_disks_as_they_are() {
+    let disk = |format| Disk {
+        serial: "disk".into(),
+        extents: vec![Extent {
+            file: FileSource::Passed(0),
+            offset: 0,
+            length: 512,
+        }],
+        read_only: true,
+        format,
+        limits: Limits::default(),
+        engine: DiskEngine::IoUring,
+    };
+    let of = |format| MachineSpec {
+        disks: vec![disk(format)],
+        ..spec()
+    };
+    assert_eq!(of(DiskFormat::Raw).validate(1), Ok(()));
+    let refused = of(DiskFormat::Qcow2).validate(1).expect_err("an image of a format").to_string();
+    assert_eq!(refused, "disks[0].engine: io_uring is for raw disks only");
+}
+
+#[test]
+fn room_for_images_is_whole_and_not_endless() {
+    let of = |pmem_room| MachineSpec { pmem_room, ..spec() }.validate(1);
+    for room in [0, 2 << 20, MAX_PMEM] {
+        assert_eq!(of(room), Ok(()), "{room}");
+    }
+    for room in [1, 4096, MAX_PMEM + (2 << 20)] {
+        let refused = of(room).expect_err("it is neither").to_string();
+        assert!(refused.starts_with("pmemRoom: "), "{refused}");
+    }
 }

@@ -5,9 +5,11 @@
 use std::ops::Range;
 
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
-use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions, VolatileSlice};
+use vm_memory::bitmap::Bitmap;
+use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
 
 use super::device::GuestSpace;
+use crate::dirty::{Ram, Slice};
 
 const DESCRIPTOR_SIZE: u64 = 16;
 
@@ -74,11 +76,14 @@ pub enum ChainError {
     TooShort,
 }
 
-/// Pieces of guest memory, in order, as one run of bytes.
+/// Pieces of guest memory, in order, as one run of bytes. Those that a device may write are marked as written where it learns their addresses, or
+/// writes them here.
 #[derive(Debug, Default)]
 pub struct Segments<'m> {
-    slices: Vec<VolatileSlice<'m>>,
+    slices: Vec<Slice<'m>>,
     len: usize,
+    /// Whether the device may write them.
+    writable: bool,
 }
 
 impl<'m> Segments<'m> {
@@ -93,16 +98,11 @@ impl<'m> Segments<'m> {
     }
 
     /// Adds a piece that lies in `memory` as a whole and may be used so.
-    pub(crate) fn push(
-        &mut self,
-        memory: &'m GuestMemoryMmap,
-        address: GuestAddress,
-        length: u32,
-        access: Permissions,
-    ) -> Result<(), ChainError> {
+    pub(crate) fn push(&mut self, memory: &'m Ram, address: GuestAddress, length: u32, access: Permissions) -> Result<(), ChainError> {
         let slices = memory
             .get_slices(address, length as usize, access)
             .map_err(|_| ChainError::Buffer)?;
+        self.writable |= access.has_write();
         for slice in slices {
             let slice = slice.map_err(|_| ChainError::Buffer)?;
             self.len += slice.len();
@@ -124,14 +124,16 @@ impl<'m> Segments<'m> {
             let start = address.addr().next_multiple_of(unit);
             let end = (address.addr() + slice.len()) / unit * unit;
             if start < end {
-                give_back(address.wrapping_add(start - address.addr()), end - start, backing)?;
+                let offset = start - address.addr();
+                slice.bitmap().mark_dirty(offset, end - start);
+                give_back(address.wrapping_add(offset), end - start, backing)?;
             }
         }
         Ok(())
     }
 
     /// The pieces of `range`, which must lie within.
-    fn each(&self, range: Range<usize>, mut visit: impl FnMut(VolatileSlice<'m>)) {
+    fn each(&self, range: Range<usize>, mut visit: impl FnMut(Slice<'m>)) {
         let mut start = 0;
         for slice in &self.slices {
             let end = start + slice.len();
@@ -174,6 +176,10 @@ impl<'m> Segments<'m> {
     /// Appends the addresses of `range`, clipped to what is there, for a system call made while the guest memory is borrowed.
     pub fn iovecs(&self, range: Range<usize>, into: &mut Vec<libc::iovec>) {
         self.each(range, |slice| {
+            if self.writable {
+                // No snapshot is taken before the call has returned: its device has to stop first.
+                slice.bitmap().mark_dirty(0, slice.len());
+            }
             into.push(libc::iovec {
                 iov_base: slice.ptr_guard_mut().as_ptr().cast(),
                 iov_len: slice.len(),
@@ -258,7 +264,7 @@ struct Descriptor {
 
 impl Descriptor {
     /// Reads one once: a guest that changes it meanwhile changes nothing that was checked.
-    fn read(memory: &GuestMemoryMmap, table: GuestAddress, index: u16) -> Result<Self, ChainError> {
+    fn read(memory: &Ram, table: GuestAddress, index: u16) -> Result<Self, ChainError> {
         let address = table.0.checked_add(u64::from(index) * DESCRIPTOR_SIZE).ok_or(ChainError::Ring)?;
         let mut raw = [0u8; DESCRIPTOR_SIZE as usize];
         memory.read_slice(&mut raw, GuestAddress(address)).map_err(|_| ChainError::Ring)?;
@@ -279,6 +285,7 @@ impl Descriptor {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dirty::{noted, runs};
     use crate::images::Images;
 
     const TABLE: u64 = 0x1000;
@@ -286,7 +293,7 @@ mod tests {
 
     /// 1 MiB of RAM, and an image of 64 KiB.
     fn space() -> GuestSpace {
-        let of = |start, size| GuestMemoryMmap::from_ranges(&[(GuestAddress(start), size)]).unwrap();
+        let of = |start, size| Ram::from_ranges(&[(GuestAddress(start), size)]).unwrap();
         let image = of(IMAGE, 64 << 10);
         image.write_slice(b"from the image", GuestAddress(IMAGE + 8)).unwrap();
         GuestSpace::new(of(0, 1 << 20), Images::of(image))
@@ -316,6 +323,27 @@ mod tests {
             assert_eq!(walk(&space, address, length, VRING_DESC_F_WRITE).unwrap_err(), ChainError::Buffer);
         }
         assert_eq!(walk(&space, IMAGE, 16, VRING_DESC_F_INDIRECT).unwrap_err(), ChainError::Indirect);
+    }
+
+    #[test]
+    fn what_a_device_may_write_is_noted_however_it_does_and_what_it_reads_is_not() {
+        let layout = crate::memory::Layout::new(1 << 20, 0, &[], (0, 0), 40).unwrap();
+        let pages = |what: fn(&Segments<'_>), access| {
+            let ram = noted(&[(0, 1 << 20)]);
+            let mut segments = Segments::default();
+            // The second half of page 4 to the first of page 7, and page 9.
+            segments.push(&ram, GuestAddress(0x4800), 0x3000, access).unwrap();
+            segments.push(&ram, GuestAddress(0x9000), 0x1000, access).unwrap();
+            what(&segments);
+            runs(&ram, &layout)
+        };
+        let system_call = |segments: &Segments<'_>| segments.iovecs(0x900..0x3800, &mut Vec::new());
+        assert_eq!(pages(system_call, Permissions::Write), [5..8, 9..10]);
+        assert_eq!(pages(system_call, Permissions::Read), []);
+        let copy = |segments: &Segments<'_>| segments.write(0x2fff, &[1; 2]).unwrap();
+        assert_eq!(pages(copy, Permissions::Write), [7..8, 9..10]);
+        let discard = |segments: &Segments<'_>| segments.discard(Backing::Anonymous).unwrap();
+        assert_eq!(pages(discard, Permissions::Write), [5..7, 9..10]);
     }
 
     #[test]

@@ -3,12 +3,14 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
-use vm_memory::{GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, Permissions};
+use vm_memory::{GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryRegion, Permissions};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::chain::Backing;
+use crate::dirty::Ram;
 use crate::hotplug::Hotplug;
 use crate::images::Images;
+use crate::late_images::LateImages;
 use crate::threads::Threads;
 
 /// Guest memory as all devices see it.
@@ -19,7 +21,7 @@ pub type Memory = Arc<GuestSpace>;
 /// and may have a device read: it hands pages of its image to its disk and its network as they are.
 #[derive(Debug, Default)]
 pub struct GuestSpace {
-    ram: GuestMemoryMmap,
+    ram: Ram,
     images: Images,
     backing: Backing,
     hotplug: Option<Arc<Hotplug>>,
@@ -27,7 +29,7 @@ pub struct GuestSpace {
 
 impl GuestSpace {
     /// RAM, and images that are mapped without write access.
-    pub fn new(ram: GuestMemoryMmap, images: Images) -> Self {
+    pub fn new(ram: Ram, images: Images) -> Self {
         let backing = match ram.iter().any(|region| region.file_offset().is_some()) {
             true => Backing::File,
             false => Backing::Anonymous,
@@ -60,8 +62,13 @@ impl GuestSpace {
         self.hotplug.as_ref().is_none_or(|hotplug| hotplug.allows(address.0, length as u64))
     }
 
+    /// Room for images that come while the machine runs.
+    pub(crate) fn late_images(&self) -> Option<&Arc<LateImages>> {
+        self.images.late()
+    }
+
     /// Where a buffer lies that a device only reads; RAM where it lies nowhere.
-    pub fn of_readable(&self, address: GuestAddress, length: usize) -> &GuestMemoryMmap {
+    pub fn of_readable(&self, address: GuestAddress, length: usize) -> &Ram {
         let images = self.images.memory();
         if GuestMemory::check_range(images, address, length, Permissions::Read) {
             images
@@ -71,16 +78,16 @@ impl GuestSpace {
     }
 }
 
-impl From<GuestMemoryMmap> for GuestSpace {
-    fn from(ram: GuestMemoryMmap) -> Self {
+impl From<Ram> for GuestSpace {
+    fn from(ram: Ram) -> Self {
         Self::new(ram, Images::default())
     }
 }
 
 impl Deref for GuestSpace {
-    type Target = GuestMemoryMmap;
+    type Target = Ram;
 
-    fn deref(&self) -> &GuestMemoryMmap {
+    fn deref(&self) -> &Ram {
         &self.ram
     }
 }
@@ -96,6 +103,11 @@ pub trait VirtioDevice: Send {
 
     /// The largest size of each queue, powers of two. Their number is the number of queues.
     fn queue_sizes(&self) -> &[u16];
+
+    /// Whether a machine can be without it once it had it.
+    fn is_detachable(&self) -> bool {
+        false
+    }
 
     /// Feature bits offered besides those of the transport (VERSION_1, RING_EVENT_IDX are the device's to offer too).
     fn features(&self) -> u64;

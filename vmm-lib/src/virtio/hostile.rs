@@ -10,7 +10,7 @@ use std::{
 
 use std::io::Write as _;
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::balloon::Balloon;
 use super::block::Block;
@@ -23,6 +23,7 @@ use super::pmem::Pmem;
 use super::rng::Rng;
 use super::testing::{DEADLINE, Driver, Faults, INDIRECT, NEXT, WRITE, activate};
 use super::vsock::Vsock;
+use crate::dirty::Ram;
 use crate::hotplug::Hotplug;
 
 const MIB: u64 = 1 << 20;
@@ -44,7 +45,7 @@ fn memory() -> Memory {
         (GuestAddress(0), LOW_END as usize),
         (GuestAddress(HIGH), (HIGH_END - HIGH) as usize),
     ];
-    let memory = GuestMemoryMmap::from_ranges(&pieces).unwrap();
+    let memory = Ram::from_ranges(&pieces).unwrap();
     for (base, size) in pieces {
         memory.write_slice(&vec![0xc5; size], base).unwrap();
     }

@@ -1,9 +1,9 @@
 use std::time::{Duration, Instant};
 
-use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
+use crate::dirty::Ram;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::device::{Interrupt, Memory};
 use crate::virtio::testing::{BUFFERS, Driver, Faults, MEMORY, activate};
@@ -24,7 +24,7 @@ struct Rig {
 fn space(requested: u64) -> (Memory, Arc<Hotplug>) {
     let size = BLOCKS * HOTPLUG_BLOCK;
     let ranges = [(GuestAddress(0), MEMORY as usize), (GuestAddress(START), size as usize)];
-    let ram = GuestMemoryMmap::from_ranges(&ranges).unwrap();
+    let ram = Ram::from_ranges(&ranges).unwrap();
     let hotplug = Arc::new(Hotplug::new(START..START + size, requested * HOTPLUG_BLOCK));
     let memory = GuestSpace::from(ram).with_hotplug(Some(hotplug.clone()));
     (Arc::new(memory), hotplug)

@@ -49,6 +49,11 @@ impl Pace {
         }
     }
 
+    /// Whether there is ever anything to wait for.
+    pub(crate) fn is_limited(&self) -> bool {
+        self.buckets.is_some()
+    }
+
     /// How long to wait before the next operation; `None`: it may be taken. Whole milliseconds: a wait that ends early would be waited again.
     pub(crate) fn wait(&self) -> Option<Duration> {
         let mut buckets = lock(self.buckets.as_ref()?);

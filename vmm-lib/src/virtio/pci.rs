@@ -53,9 +53,6 @@ pub(crate) const FEATURES_OK: u8 = 8;
 pub(crate) const NEEDS_RESET: u8 = 64;
 pub(crate) const FAILED: u8 = 128;
 
-/// Types of devices that a machine can be without: networks, disks, shared directories.
-const DETACHABLE: [u16; 3] = [1, 2, 26];
-
 /// Why a device did not start when its driver was ready.
 #[derive(Debug, thiserror::Error)]
 enum StartError {
@@ -369,8 +366,7 @@ impl PciFunction for Transport {
     }
 
     fn is_detachable(&self) -> bool {
-        // A place without a device offers nothing.
-        DETACHABLE.contains(&self.device.device_type()) && self.device.features() != 0
+        self.device.is_detachable()
     }
 
     fn is_in_use(&self) -> bool {

@@ -10,6 +10,7 @@ use super::{
     ring::{RING_FEATURES, Ring},
     worker::{WorkError, Worker, serve_queue},
 };
+use crate::late_images::LateImage;
 use crate::threads::ThreadKind;
 
 /// VIRTIO_PMEM_REQ_TYPE_FLUSH.
@@ -25,6 +26,8 @@ pub(crate) struct Pmem {
     /// `start` and `size` (5.19.4).
     config: [u8; 16],
     worker: Option<Worker>,
+    /// What goes with the device, if it came while the machine ran.
+    image: Option<LateImage>,
 }
 
 impl Pmem {
@@ -37,7 +40,15 @@ impl Pmem {
             name: format!("pmem {name}"),
             config,
             worker: None,
+            image: None,
         }
+    }
+
+    /// An image that came while the machine ran.
+    pub(crate) fn late(name: &str, image: LateImage) -> Self {
+        let mut device = Self::new(name, image.range().clone());
+        device.image = Some(image);
+        device
     }
 }
 
@@ -57,6 +68,10 @@ impl VirtioDevice for Pmem {
 
     fn queue_sizes(&self) -> &[u16] {
         QUEUES
+    }
+
+    fn is_detachable(&self) -> bool {
+        self.image.is_some()
     }
 
     fn features(&self) -> u64 {

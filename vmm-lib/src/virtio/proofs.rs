@@ -5,9 +5,10 @@ use std::sync::Arc;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use virtio_queue::QueueT;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::device::GuestSpace;
+use crate::dirty::Ram;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::chain::{Chain, ChainError};
@@ -24,7 +25,7 @@ const PIECES: [(u64, u64); 2] = [(0, 0x1_0000), (0x2_0000, 0x1_0000)];
 const EVENT_IDX: u64 = 1 << 29;
 
 fn memory() -> GuestSpace {
-    GuestMemoryMmap::from_ranges(&PIECES.map(|(base, size)| (GuestAddress(base), size as usize)))
+    Ram::from_ranges(&PIECES.map(|(base, size)| (GuestAddress(base), size as usize)))
         .unwrap()
         .into()
 }

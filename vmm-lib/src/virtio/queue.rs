@@ -138,13 +138,13 @@ fn one(
 
 #[cfg(test)]
 mod tests {
-    use vm_memory::GuestMemoryMmap;
 
     use super::*;
+    use crate::dirty::Ram;
 
     fn memory() -> GuestSpace {
         let ranges = [(GuestAddress(0), 1 << 20), (GuestAddress(1 << 20), 1 << 20)];
-        GuestMemoryMmap::from_ranges(&ranges).expect("the host has 2 MiB").into()
+        Ram::from_ranges(&ranges).expect("the host has 2 MiB").into()
     }
 
     fn queue() -> QueueRegisters {

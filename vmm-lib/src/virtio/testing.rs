@@ -7,13 +7,14 @@ use std::{
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{
     device::{Activation, ActiveQueue, DeviceFault, Interrupt, Memory, VirtioDevice},
     worker::eventfd,
 };
+use crate::dirty::Ram;
 use crate::threads::Threads;
 
 pub(in crate::virtio) const NEXT: u16 = 1;
@@ -28,7 +29,7 @@ pub(in crate::virtio) const MEMORY: u64 = 16 << 20;
 
 /// Guest memory of [`MEMORY`] bytes.
 pub(in crate::virtio) fn memory() -> Memory {
-    Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY as usize)]).unwrap().into())
+    Arc::new(Ram::from_ranges(&[(GuestAddress(0), MEMORY as usize)]).unwrap().into())
 }
 
 /// The driver's side of a queue.

@@ -80,6 +80,8 @@ impl Kernel {
             serial: None,
             comb: None,
             restore: None,
+            pmem_room: 0,
+            dirty_log: false,
             console: None,
             watchdog: None,
             count_exits: true,

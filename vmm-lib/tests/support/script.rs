@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tempfile::NamedTempFile;
 use vmm_lib::exit::MachineReport;
 use vmm_lib::spec::{FileSource, MachineSpec, Serial};
-use vmm_lib::{Builder, Handle};
+use vmm_lib::{BuildError, Builder, Handle};
 
 use super::{HALT, Kernel, LOAD, bzimage, out_byte, run_machine, run_spec};
 
@@ -17,6 +17,7 @@ const WAIT: u64 = 0x11;
 const JUMP: u64 = 0x12;
 const PUSH: u64 = 0x13;
 const READ_LONG: u64 = 0x14;
+const WAIT_FOR_ANOTHER: u64 = 0x15;
 
 /// The list: kind (or width), address, value.
 #[derive(Default)]
@@ -45,6 +46,17 @@ impl Script {
     pub fn wait(&mut self, address: u64, bits: u8) -> &mut Self {
         self.0.push([WAIT, address, u64::from(bits)]);
         self
+    }
+
+    /// Waits until eight bytes are others than they are now.
+    pub fn wait_for_another(&mut self, address: u64) -> &mut Self {
+        self.0.push([WAIT_FOR_ANOTHER, address, 0]);
+        self
+    }
+
+    /// Stays there, and writes nothing.
+    pub fn stay(&mut self) -> &mut Self {
+        self.wait(LIST, 0)
     }
 
     /// Goes on at an address, for good.
@@ -77,6 +89,13 @@ impl Script {
         }
     }
 
+    /// Why there is no such machine.
+    pub fn refused(&self, devices: impl FnOnce(&mut MachineSpec)) -> BuildError {
+        let (_output, (_kernel, spec)) = self.spec(devices);
+        let built = Builder::new(spec, Vec::new()).build();
+        built.err().expect("it is refused")
+    }
+
     fn spec(&self, devices: impl FnOnce(&mut MachineSpec)) -> (NamedTempFile, (Kernel, MachineSpec)) {
         let output = NamedTempFile::new().expect("a temporary file can be made");
         let kernel = Kernel::new(&bzimage(&self.code()));
@@ -97,7 +116,7 @@ impl Script {
         code.extend([0x48, 0xad, 0x48, 0x89, 0xc1, 0x48, 0xad, 0x48, 0x89, 0xc7, 0x48, 0xad]);
         let serial = [&[0x8a, 0x07, 0x66, 0xba, 0xf8, 0x03][..], &[0xee]].concat();
         let serial_long = [&[0x8b][..], &serial[1..]].concat();
-        let kinds: [(u64, &[u8]); 9] = [
+        let kinds: [(u64, &[u8]); 10] = [
             (1, &[0x88, 0x07]),
             (2, &[0x66, 0x89, 0x07]),
             (4, &[0x89, 0x07]),
@@ -108,6 +127,8 @@ impl Script {
             (READ_LONG, &serial_long),
             // pause; test %al, (%rdi); jz back
             (WAIT, &[0xf3, 0x90, 0x84, 0x07, 0x74, 0xfa]),
+            // mov (%rdi), %rax; pause; cmp %rax, (%rdi); je back to pause
+            (WAIT_FOR_ANOTHER, &[0x48, 0x8b, 0x07, 0xf3, 0x90, 0x48, 0x39, 0x07, 0x74, 0xf9]),
             // jmp *%rdi
             (JUMP, &[0xff, 0xe7]),
             // mov %rdi, %rsp; push %rax

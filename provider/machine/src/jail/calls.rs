@@ -23,6 +23,8 @@ pub enum Role {
     Vcpu,
     /// Serves a disk.
     Block,
+    /// Serves a disk by a ring of the kernel's.
+    BlockRing,
     /// Serves a network device.
     Net,
     /// Serves the vsock device.
@@ -46,7 +48,7 @@ pub enum Role {
 }
 
 /// All but [`Role::Process`].
-pub(super) const OWN: [Role; 17] = [
+pub(super) const OWN: [Role; 18] = [
     Role::Main,
     Role::Signals,
     Role::Control,
@@ -54,6 +56,7 @@ pub(super) const OWN: [Role; 17] = [
     Role::Logs,
     Role::Vcpu,
     Role::Block,
+    Role::BlockRing,
     Role::Net,
     Role::Vsock,
     Role::Rng,
@@ -261,23 +264,47 @@ const DEVICE: &[Call] = &[
     Any(libc::SYS_read),
 ];
 
+/// What a machine does that not every one does, and what its process may call besides for that.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// A snapshot of it can be taken.
+    pub template: bool,
+    /// Some of its disks have rings (io_uring).
+    pub rings: bool,
+}
+
+/// A ring is made, restricted and enabled with the disk. What is asked for through it no filter sees: the kernel's own restrictions hold there.
+const RINGS: &[Call] = &[Any(libc::SYS_io_uring_setup), Any(libc::SYS_io_uring_register)];
+/// What it is used by.
+const RING: &[Call] = &[Any(libc::SYS_io_uring_enter)];
+
 impl Role {
-    /// Its lists; with `template` such that a snapshot can be taken.
-    pub(super) fn calls(self, template: bool) -> Vec<&'static [Call]> {
+    /// Its lists; `None` for one that no machine of these needs has.
+    pub(super) fn calls(self, needs: Needs) -> Option<Vec<&'static [Call]>> {
         let mut calls = self.usual_calls();
         match self {
-            Self::Process if template => calls.extend([SNAPSHOT, SNAPSHOT_VCPU]),
-            Self::Vcpu if template => calls.push(SNAPSHOT_VCPU),
+            Self::Process => {
+                if needs.template {
+                    calls.extend([SNAPSHOT, SNAPSHOT_VCPU]);
+                }
+                if needs.rings {
+                    calls.extend([RINGS, RING]);
+                }
+            }
+            Self::BlockRing if !needs.rings => return None,
+            Self::Vcpu if needs.template => calls.push(SNAPSHOT_VCPU),
             _ => {}
         }
-        calls
+        Some(calls)
     }
 
     fn usual_calls(self) -> Vec<&'static [Call]> {
         let own: &[&'static [Call]] = match self {
             Self::Process => {
                 let mut all = vec![BUILD, SPAWN];
-                all.extend(OWN.into_iter().flat_map(Self::usual_calls));
+                // What a ring takes is added where there are rings.
+                let own = OWN.into_iter().filter(|role| *role != Self::BlockRing);
+                all.extend(own.flat_map(Self::usual_calls));
                 return all;
             }
             Self::Main => &[&[Any(libc::SYS_fsync)]],
@@ -299,6 +326,7 @@ impl Role {
                     Any(libc::SYS_fallocate),
                 ],
             ],
+            Self::BlockRing => &[DEVICE, RING],
             Self::Net => &[
                 DEVICE,
                 &[

@@ -10,7 +10,7 @@ use seccompiler::{
 
 use super::{
     JailError,
-    calls::{Call, OWN, Role, SHARE},
+    calls::{Call, Needs, OWN, Role, SHARE},
 };
 
 /// The filters of all roles, ready to be installed; made while the process may still do anything.
@@ -20,20 +20,22 @@ pub struct Filters(Arc<BTreeMap<Role, Vec<BpfProgram>>>);
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
 impl Filters {
-    /// Compiles them; with `template` such that a snapshot can be taken.
-    pub fn new(template: bool) -> Result<Self, JailError> {
+    /// Compiles them for a machine of these needs.
+    pub fn new(needs: Needs) -> Result<Self, JailError> {
         let mut filters = BTreeMap::new();
         for role in OWN {
-            let calls = rules(role.calls(template))?;
+            let Some(calls) = role.calls(needs) else { continue };
+            let calls = rules(calls)?;
             filters.insert(role, vec![compile(calls, SeccompAction::KillProcess, SeccompAction::Allow)?]);
         }
-        filters.insert(Role::Process, whole(Role::Process.calls(template))?);
+        filters.insert(Role::Process, whole(Role::Process.calls(needs).unwrap_or_default())?);
         Ok(Self(Arc::new(filters)))
     }
 
     /// Confines the calling thread to what its role calls. Never taken back.
     pub fn enter(&self, role: Role) -> Result<(), JailError> {
-        apply(&self.0[&role])
+        let programs = self.0.get(&role);
+        apply(programs.ok_or_else(|| JailError::Filter(format!("the machine was started without one for {role:?}")))?)
     }
 }
 
@@ -105,9 +107,20 @@ fn alternatives(call: &Call) -> Result<(i64, Vec<SeccompRule>), JailError> {
 mod tests {
     use super::*;
 
+    /// All that a machine may be.
+    const ALL: Needs = Needs {
+        template: true,
+        rings: true,
+    };
+    const NO_RINGS: Needs = Needs { rings: false, ..ALL };
+
+    fn of(role: Role, needs: Needs) -> Rules {
+        rules(role.calls(needs).unwrap()).unwrap()
+    }
+
     #[test]
     fn every_list_becomes_a_program_that_the_kernel_takes() {
-        let filters = Filters::new(true).unwrap();
+        let filters = Filters::new(ALL).unwrap();
         for (role, programs) in &*filters.0 {
             // BPF_MAXINSNS.
             assert!(programs.iter().all(|program| program.len() < 4096), "{role:?}");
@@ -142,6 +155,8 @@ mod tests {
             libc::SYS_perf_event_open,
             libc::SYS_userfaultfd,
             libc::SYS_io_uring_setup,
+            libc::SYS_io_uring_register,
+            libc::SYS_io_uring_enter,
             libc::SYS_keyctl,
             libc::SYS_memfd_create,
             libc::SYS_setuid,
@@ -150,17 +165,37 @@ mod tests {
             libc::SYS_unlinkat,
             libc::SYS_renameat2,
         ];
-        let process = rules(Role::Process.calls(true)).unwrap();
+        let process = of(Role::Process, NO_RINGS);
         for number in never {
             assert!(!process.contains_key(&number), "system call {number}");
         }
     }
 
     #[test]
-    fn what_a_role_may_call_the_process_may_call() {
-        let process = rules(Role::Process.calls(true)).unwrap();
+    fn only_a_disk_with_a_ring_uses_one_and_only_a_process_that_has_such_disks_makes_one() {
         for role in OWN {
-            for (number, own) in rules(role.calls(true)).unwrap() {
+            let Some(calls) = role.calls(ALL) else { continue };
+            let calls = rules(calls).unwrap();
+            assert_eq!(calls.contains_key(&libc::SYS_io_uring_enter), role == Role::BlockRing, "{role:?}");
+            assert!(!calls.contains_key(&libc::SYS_io_uring_setup) && !calls.contains_key(&libc::SYS_io_uring_register));
+        }
+        // With a ring, no file is reached in any other way.
+        let ring = of(Role::BlockRing, ALL);
+        for number in [libc::SYS_preadv2, libc::SYS_pwritev2, libc::SYS_fdatasync, libc::SYS_fallocate] {
+            assert!(!ring.contains_key(&number), "system call {number}");
+        }
+        let process = of(Role::Process, ALL);
+        assert!(process.contains_key(&libc::SYS_io_uring_setup) && process.contains_key(&libc::SYS_io_uring_register));
+        assert!(Role::BlockRing.calls(NO_RINGS).is_none());
+        let without = Filters::new(NO_RINGS).unwrap().enter(Role::BlockRing);
+        assert!(without.unwrap_err().to_string().contains("BlockRing"));
+    }
+
+    #[test]
+    fn what_a_role_may_call_the_process_may_call() {
+        let process = of(Role::Process, ALL);
+        for role in OWN {
+            for (number, own) in of(role, ALL) {
                 let all = &process[&number];
                 assert!(
                     all.is_empty() || (!own.is_empty() && own.iter().all(|rule| all.contains(rule))),
@@ -172,15 +207,11 @@ mod tests {
 
     #[test]
     fn only_processors_run_a_guest_and_none_makes_threads_or_machines() {
-        let ioctls = |role: Role| rules(role.calls(true)).unwrap().get(&libc::SYS_ioctl).cloned().unwrap_or_default();
+        let ioctls = |role: Role| of(role, ALL).get(&libc::SYS_ioctl).cloned().unwrap_or_default();
         let (_, run) = alternatives(&Call::OneOf(libc::SYS_ioctl, 1, &[0xae80])).unwrap();
         for role in OWN {
             assert_eq!(ioctls(role).contains(&run[0]), role == Role::Vcpu, "{role:?}");
-            assert_eq!(
-                rules(role.calls(true)).unwrap().contains_key(&libc::SYS_clone),
-                role == Role::Control,
-                "{role:?}"
-            );
+            assert_eq!(of(role, ALL).contains_key(&libc::SYS_clone), role == Role::Control, "{role:?}");
         }
         let (_, create) = alternatives(&Call::OneOf(libc::SYS_ioctl, 1, &[0xae01])).unwrap();
         assert!(!ioctls(Role::Vcpu).contains(&create[0]));

@@ -17,7 +17,7 @@ use rustix::thread::CapabilitySet;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
-    calls::Role,
+    calls::{Needs, Role},
     filters::Filters,
     share::{SharedRoot, confine_share},
     walls::Limits,

@@ -18,6 +18,8 @@ pub struct Limits {
     pub files: u64,
     /// Threads; the user is the machine's own, so that the count is too.
     pub threads: u64,
+    /// Memory that stays, bytes: what rings take.
+    pub locked: u64,
 }
 
 pub(super) fn limit(limits: &Limits, file_size: u64) -> Result<(), JailError> {
@@ -27,7 +29,7 @@ pub(super) fn limit(limits: &Limits, file_size: u64) -> Result<(), JailError> {
         (Resource::Fsize, file_size),
         // A core would hold the guest's memory, secrets included.
         (Resource::Core, 0),
-        (Resource::Memlock, 0),
+        (Resource::Memlock, limits.locked),
         (Resource::Msgqueue, 0),
     ];
     for (resource, most) in all {

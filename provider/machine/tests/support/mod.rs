@@ -97,6 +97,8 @@ pub(crate) fn order(kernel: FileSource, uid: u32) -> Start {
             serial: None,
             comb: None,
             restore: None,
+            pmem_room: 0,
+            dirty_log: false,
             console: None,
             watchdog: None,
             count_exits: false,

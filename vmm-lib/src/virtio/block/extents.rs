@@ -1,18 +1,23 @@
 //! A disk's bytes: pieces of files, one behind the other. Reads and writes go between the files and guest memory without a copy in
-//! between, never past an extent's end, and a file shorter than promised is an error of that request.
+//! between, never past an extent's end, and a file shorter than promised is an error of that request. All of it by system calls, or all of it by a
+//! ring ([`super::uring`]).
 
 use std::{
     fs::File,
     io,
     os::fd::{AsFd, AsRawFd},
+    sync::Mutex,
 };
 
-use rustix::{fs::FallocateFlags, io::Errno};
+use rustix::fs::FallocateFlags;
 
+use super::together::{self, Transfer};
+use super::uring::{Request, Uring};
+use crate::lock::lock;
 use crate::virtio::chain::Segments;
 
 /// Most pieces of memory in one system call (UIO_MAXIOV).
-const MAX_IOVECS: usize = 1024;
+pub(super) const MAX_IOVECS: usize = 1024;
 /// What is written where a file system cannot clear.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
@@ -37,6 +42,8 @@ pub(super) enum Direction {
 pub(super) struct Extents {
     pieces: Vec<Extent>,
     size: u64,
+    /// By which everything is done, if there is one; files have their extents' numbers there.
+    ring: Option<Box<Mutex<Uring>>>,
 }
 
 impl Extents {
@@ -54,7 +61,31 @@ impl Extents {
             });
             size = size.checked_add(length).filter(|size| *size <= i64::MAX as u64)?;
         }
-        Some(Self { pieces: list, size })
+        Some(Self {
+            pieces: list,
+            size,
+            ring: None,
+        })
+    }
+
+    /// Has everything done by a ring from here on.
+    pub(super) fn with_ring(mut self) -> Result<Self, (&'static str, io::Error)> {
+        let ring = Uring::new(self.pieces.iter().map(|extent| &extent.file))?;
+        self.ring = Some(Box::new(Mutex::new(ring)));
+        Ok(self)
+    }
+
+    /// Whether it is.
+    pub(super) fn has_ring(&self) -> bool {
+        self.ring.is_some()
+    }
+
+    /// Moves several at once, if there is a ring.
+    pub(super) fn transfer_together(&self, transfers: &mut [Transfer<'_, '_>]) -> io::Result<()> {
+        match &self.ring {
+            Some(ring) => together::carry_out(self, &mut lock(ring), transfers),
+            None => Err(io::ErrorKind::Unsupported.into()),
+        }
     }
 
     pub(super) fn size(&self) -> u64 {
@@ -73,6 +104,13 @@ impl Extents {
         (inside < extent.length).then_some((extent, inside))
     }
 
+    /// The file at `position`, where that is in it, and how many bytes there are from there on.
+    pub(super) fn piece(&self, position: u64) -> Option<(u32, u64, u64)> {
+        let (extent, inside) = self.at(position)?;
+        let number = self.pieces.partition_point(|extent| extent.start <= position) - 1;
+        Some((number as u32, extent.offset + inside, extent.length - inside))
+    }
+
     /// Moves `range` of `memory` to or from the disk at `position`.
     pub(super) fn transfer(
         &self,
@@ -81,6 +119,12 @@ impl Extents {
         range: std::ops::Range<usize>,
         mut position: u64,
     ) -> io::Result<()> {
+        if self.has_ring() {
+            let mut transfer = [Transfer::new(direction, memory, range, position)];
+            self.transfer_together(&mut transfer)?;
+            let [transfer] = transfer;
+            return transfer.end();
+        }
         let mut done = range.start;
         let mut iovecs = Vec::with_capacity(memory.pieces().min(MAX_IOVECS));
         while done < range.end {
@@ -100,6 +144,9 @@ impl Extents {
 
     /// Makes all that was written last.
     pub(super) fn flush(&self) -> io::Result<()> {
+        if let Some(ring) = &self.ring {
+            return (0..self.pieces.len() as u32).try_for_each(|file| one(ring, &Request::Sync { file }).map(drop));
+        }
         self.pieces
             .iter()
             .try_for_each(|extent| rustix::fs::fdatasync(&extent.file).map_err(io::Error::from))
@@ -123,15 +170,23 @@ impl Extents {
     /// `false`: the file system does not know how.
     fn fallocate(&self, how: FallocateFlags, position: u64, length: u64) -> io::Result<bool> {
         let extent = self.only()?;
-        match rustix::fs::fallocate(
-            extent.file.as_fd(),
-            how | FallocateFlags::KEEP_SIZE,
-            extent.offset + position,
-            length,
-        ) {
+        let (how, offset) = (how | FallocateFlags::KEEP_SIZE, extent.offset + position);
+        let done = match &self.ring {
+            Some(ring) => {
+                let request = Request::Allocate {
+                    file: 0,
+                    mode: how.bits() as i32,
+                    offset,
+                    length,
+                };
+                one(ring, &request).map(drop)
+            }
+            None => rustix::fs::fallocate(extent.file.as_fd(), how, offset, length).map_err(io::Error::from),
+        };
+        match done.map_err(|error| (error.raw_os_error(), error)) {
             Ok(()) => Ok(true),
-            Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(false),
-            Err(error) => Err(error.into()),
+            Err((Some(libc::EOPNOTSUPP | libc::ENOSYS), _)) => Ok(false),
+            Err((_, error)) => Err(error),
         }
     }
 
@@ -140,7 +195,19 @@ impl Extents {
         let (mut at, end) = (extent.offset + position, extent.offset + position + length);
         while at < end {
             let here = usize::try_from(end - at).unwrap_or(usize::MAX).min(ZEROS.len());
-            let moved = vectored(Direction::ToDisk, &extent.file, &[zeros(here)], at)?;
+            let memory = [zeros(here)];
+            let moved = match &self.ring {
+                Some(ring) => {
+                    let request = Request::Move {
+                        direction: Direction::ToDisk,
+                        file: 0,
+                        memory: &memory,
+                        offset: at,
+                    };
+                    one(ring, &request)?
+                }
+                None => vectored(Direction::ToDisk, &extent.file, &memory, at)?,
+            };
             if moved == 0 {
                 return Err(io::ErrorKind::WriteZero.into());
             }
@@ -153,6 +220,17 @@ impl Extents {
         match self.pieces.as_slice() {
             [extent] => Ok(extent),
             _ => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+}
+
+/// One request by a ring, again when a signal comes between.
+fn one(ring: &Mutex<Uring>, request: &Request<'_>) -> io::Result<usize> {
+    loop {
+        let result = lock(ring).run(std::slice::from_ref(request))?.remove(0);
+        match result {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
         }
     }
 }

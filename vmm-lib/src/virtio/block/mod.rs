@@ -1,5 +1,5 @@
-//! virtio-blk (virtio 1.2, 5.2) over extents of raw files or a qcow2 image: one queue, one thread, system calls straight into guest memory. Refuses
-//! writes to read-only disks, and every sector outside the disk. A disk with limits takes a request only when it may be carried out.
+//! virtio-blk (virtio 1.2, 5.2) over extents of raw files or a qcow2 image: one queue, one thread, system calls straight into guest memory, or a
+//! restricted ring of the kernel's where that is asked for. Refuses writes to read-only disks, and every sector outside the disk. A disk with limits takes a request only when it may be carried out.
 
 mod extents;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -11,24 +11,28 @@ mod store;
 mod tests;
 #[cfg(test)]
 mod tests_of_pace;
+#[cfg(test)]
+mod tests_of_ring;
+mod together;
+mod uring;
 
-use std::{fs::File, sync::Arc, time::Duration};
+use std::{fs::File, io, sync::Arc, time::Duration};
 
 use self::{
     extents::Extents,
-    request::{Disk, Refusal, Served, serve},
+    request::{Disk, Header, Refusal, Served, serve},
     store::Store,
 };
 use super::placeholder::Placeholder;
 use super::{
-    chain::ChainError,
+    chain::{Chain, ChainError},
     device::{ActivateError, Activation, GuestSpace, VirtioDevice},
     pace::Pace,
     ring::{RING_FEATURES, Ring},
     worker::{Poller, Worker, serve_paced_queue},
 };
 use crate::{
-    spec::{Limits, MAX_SERIAL},
+    spec::{DiskEngine, Limits, MAX_SERIAL},
     threads::ThreadKind,
 };
 
@@ -52,6 +56,15 @@ pub enum BlockError {
     /// Its image is no disk.
     #[error("open its qcow2 image")]
     Qcow2(#[from] Qcow2Error),
+    /// The kernel has no ring for it. Nothing else is taken in its place.
+    #[error("use io_uring: {step}")]
+    Ring {
+        /// What was attempted.
+        step: &'static str,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
     /// A disk of no sectors or half ones, or too large to be addressed.
     #[error("the extents of disk {0} are empty, no whole sectors, or too large")]
     Extents(String),
@@ -72,9 +85,18 @@ impl Block {
     /// A disk of `extents` (file, offset, length in bytes), one behind the other. DISCARD and WRITE_ZEROES are offered for a writable
     /// disk of one extent.
     pub fn new(serial: &str, extents: Vec<(File, u64, u64)>, read_only: bool) -> Result<Self, BlockError> {
+        Self::by(DiskEngine::Calls, serial, extents, read_only)
+    }
+
+    /// The same, whose files are read and written by this engine.
+    pub fn by(engine: DiskEngine, serial: &str, extents: Vec<(File, u64, u64)>, read_only: bool) -> Result<Self, BlockError> {
         let whole = !extents.is_empty() && extents.iter().all(|(_, _, length)| *length != 0 && length % SECTOR == 0);
         let extents = Extents::new(extents).filter(|_| whole);
         let extents = extents.ok_or_else(|| BlockError::Extents(serial.to_owned()))?;
+        let extents = match engine {
+            DiskEngine::Calls => extents,
+            DiskEngine::IoUring => extents.with_ring().map_err(|(step, source)| BlockError::Ring { step, source })?,
+        };
         Self::on(serial, Store::Raw(extents), read_only)
     }
 
@@ -146,6 +168,10 @@ impl VirtioDevice for Block {
         QUEUES
     }
 
+    fn is_detachable(&self) -> bool {
+        true
+    }
+
     fn features(&self) -> u64 {
         let access = if self.disk.read_only { RO } else { FLUSH };
         let zeroes = if self.disk.zeroes { DISCARD | WRITE_ZEROES } else { 0 };
@@ -167,7 +193,11 @@ impl VirtioDevice for Block {
             }
             served
         };
-        self.worker = Some(Worker::over(&self.name, ThreadKind::Block, activation, work)?);
+        let kind = match self.disk.store.has_ring() {
+            true => ThreadKind::BlockRing,
+            false => ThreadKind::Block,
+        };
+        self.worker = Some(Worker::over(&self.name, kind, activation, work)?);
         Ok(())
     }
 
@@ -176,27 +206,59 @@ impl VirtioDevice for Block {
     }
 }
 
-/// Serves a few requests, so that early ones are heard of while late ones wait for the disk, and a reset does not wait for all. `Some`: the
-/// next request, if there is one, stays in the ring for so long.
+/// Most requests of a turn: early ones are heard of while late ones wait for the disk, and a reset does not wait for all.
+const TURN: usize = 16;
+
+/// Serves a few requests. `Some`: the next request, if there is one, stays in the ring for so long.
 fn turn(ring: &mut Ring<'_>, disk: &Disk, pace: &Pace, name: &str, reported: &mut bool) -> Result<Option<Duration>, ChainError> {
     ring.disarm()?;
-    let mut left = 16;
+    // What goes together is paid for together, so with limits each goes alone.
+    let most = if disk.store.has_ring() && !pace.is_limited() { TURN } else { 1 };
+    let mut left = TURN;
     while left > 0 {
-        left -= 1;
         if let Some(wait) = pace.wait() {
             ring.notify()?;
             return Ok(Some(wait));
         }
-        let Some(chain) = ring.pop()? else { break };
-        let Served { used, moved, refusal } = serve(disk, &chain)?;
-        pace.spend(moved);
-        ring.give_back(chain.head, used)?;
-        // Once a device: a guest chooses how often it is refused.
-        if let (Some(Refusal::Io(error)), false) = (refusal, *reported) {
-            tracing::warn!(device = name, %error, "a request failed on the host's file; later failures are not logged");
-            *reported = true;
+        let mut requests = Vec::with_capacity(most);
+        while requests.len() < most.min(left)
+            && let Some(chain) = ring.pop()?
+        {
+            let header = Header::read(&chain)?;
+            requests.push((chain, header));
+        }
+        if requests.is_empty() {
+            break;
+        }
+        left -= requests.len();
+        let moved = if most > 1 { move_together(disk, &requests) } else { vec![None] };
+        for ((chain, header), moved) in requests.iter().zip(moved) {
+            let Served { used, moved, refusal } = serve(disk, chain, *header, moved)?;
+            pace.spend(moved);
+            ring.give_back(chain.head, used)?;
+            // Once a device: a guest chooses how often it is refused.
+            if let (Some(Refusal::Io(error)), false) = (refusal, *reported) {
+                tracing::warn!(device = name, %error, "a request failed on the host's file; later failures are not logged");
+                *reported = true;
+            }
         }
     }
     ring.settle()?;
     Ok(None)
+}
+
+/// Has the ring move what these requests move; `None` for those that move nothing.
+fn move_together(disk: &Disk, requests: &[(Chain<'_>, Header)]) -> Vec<Option<io::Result<()>>> {
+    let each = requests.iter().map(|(chain, header)| header.transfer(disk, chain));
+    let (mut transfers, numbers): (Vec<_>, Vec<_>) = each.enumerate().filter_map(|(index, one)| Some((one?, index))).unzip();
+    let mut results: Vec<_> = requests.iter().map(|_| None).collect();
+    let done = disk.store.transfer_together(&mut transfers);
+    for (transfer, index) in transfers.into_iter().zip(numbers) {
+        let ended = match &done {
+            Ok(()) => transfer.end(),
+            Err(error) => Err(error.kind().into()),
+        };
+        results[index] = Some(ended);
+    }
+    results
 }

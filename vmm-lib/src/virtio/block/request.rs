@@ -3,7 +3,7 @@
 
 use std::io;
 
-use super::{MAX_ZERO_SECTORS, SECTOR, extents::Direction, store::Store};
+use super::{MAX_ZERO_SECTORS, SECTOR, extents::Direction, store::Store, together::Transfer};
 use crate::virtio::chain::{Chain, ChainError};
 
 const HEADER: usize = 16;
@@ -63,28 +63,44 @@ pub(super) struct Served {
     pub(super) refusal: Option<Refusal>,
 }
 
-/// Carries out one request and writes its status.
-pub(super) fn serve(disk: &Disk, chain: &Chain<'_>) -> Result<Served, ChainError> {
-    let mut header = [0u8; HEADER];
-    chain.readable.read(0, &mut header)?;
-    let input = chain.writable.len().checked_sub(1).ok_or(ChainError::TooShort)?;
-    let (kind, _, sector) = words(&header);
+/// What a request asks for, read once.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Header {
+    kind: u32,
+    sector: u64,
+    /// Bytes that may be written before the status.
+    input: usize,
+}
+
+impl Header {
+    /// Reads it.
+    pub(super) fn read(chain: &Chain<'_>) -> Result<Self, ChainError> {
+        let mut header = [0u8; HEADER];
+        chain.readable.read(0, &mut header)?;
+        let input = chain.writable.len().checked_sub(1).ok_or(ChainError::TooShort)?;
+        let (kind, _, sector) = words(&header);
+        Ok(Self { kind, sector, input })
+    }
+
+    /// What it moves, if it moves something and may: to be carried out together with that of others.
+    pub(super) fn transfer<'c, 'm>(&self, disk: &Disk, chain: &'c Chain<'m>) -> Option<Transfer<'c, 'm>> {
+        let (direction, memory, range) = match self.kind {
+            IN => (Direction::FromDisk, &chain.writable, 0..self.input),
+            OUT if !disk.read_only => (Direction::ToDisk, &chain.readable, HEADER..chain.readable.len()),
+            _ => return None,
+        };
+        let position = place(disk, self.sector, range.len() as u64).ok()?;
+        Some(Transfer::new(direction, memory, range, position))
+    }
+}
+
+/// Carries out one request, but for a transfer that was `moved` already, and writes its status.
+pub(super) fn serve(disk: &Disk, chain: &Chain<'_>, header: Header, moved: Option<io::Result<()>>) -> Result<Served, ChainError> {
+    let Header { kind, input, .. } = header;
     let mut cleared = 0;
-    let outcome = match kind {
-        IN => input_data(disk, chain, sector, input),
-        OUT => output_data(disk, chain, sector).map(|()| 0),
-        FLUSH if disk.read_only => Ok(0),
-        FLUSH => disk.store.flush().map(|()| 0).map_err(Refusal::Io),
-        GET_ID => {
-            let length = input.min(disk.serial.len());
-            chain.writable.write(0, &disk.serial[..length])?;
-            Ok(length)
-        }
-        DISCARD | WRITE_ZEROES if disk.zeroes => zero(disk, chain, kind)?.map(|length| {
-            cleared = length;
-            0
-        }),
-        _ => Err(Refusal::Unsupported),
+    let outcome = match (kind, moved) {
+        (IN | OUT, Some(moved)) => moved.map(|()| if kind == IN { input } else { 0 }).map_err(Refusal::Io),
+        (_, _) => carry_out(disk, chain, header, &mut cleared)?,
     };
     let (status, written, refusal) = match outcome {
         Ok(written) => (Status::Ok, written, None),
@@ -103,6 +119,27 @@ pub(super) fn serve(disk: &Disk, chain: &Chain<'_>) -> Result<Served, ChainError
             _ => 0,
         },
         refusal,
+    })
+}
+
+/// Carries out one request; the bytes that it wrote for the driver, or why it did not succeed.
+fn carry_out(disk: &Disk, chain: &Chain<'_>, header: Header, cleared: &mut u64) -> Result<Result<usize, Refusal>, ChainError> {
+    let Header { kind, sector, input } = header;
+    Ok(match kind {
+        IN => input_data(disk, chain, sector, input),
+        OUT => output_data(disk, chain, sector).map(|()| 0),
+        FLUSH if disk.read_only => Ok(0),
+        FLUSH => disk.store.flush().map(|()| 0).map_err(Refusal::Io),
+        GET_ID => {
+            let length = input.min(disk.serial.len());
+            chain.writable.write(0, &disk.serial[..length])?;
+            Ok(length)
+        }
+        DISCARD | WRITE_ZEROES if disk.zeroes => zero(disk, chain, kind)?.map(|length| {
+            *cleared = length;
+            0
+        }),
+        _ => Err(Refusal::Unsupported),
     })
 }
 

@@ -7,6 +7,7 @@ use std::sync::Mutex;
 
 use super::extents::{Direction, Extents};
 use super::qcow2::{Qcow2, Qcow2Error};
+use super::together::Transfer;
 use crate::lock::lock;
 use crate::virtio::chain::Segments;
 
@@ -26,6 +27,19 @@ impl Store {
             size: image.size(),
             image: Box::new(Mutex::new(image)),
         })
+    }
+
+    /// Whether transfers go by a ring, several at once.
+    pub(super) fn has_ring(&self) -> bool {
+        matches!(self, Self::Raw(extents) if extents.has_ring())
+    }
+
+    /// Carries out several transfers at once, where there is a ring.
+    pub(super) fn transfer_together(&self, transfers: &mut [Transfer<'_, '_>]) -> io::Result<()> {
+        match self {
+            Self::Raw(extents) => extents.transfer_together(transfers),
+            Self::Qcow2 { .. } => Err(io::ErrorKind::Unsupported.into()),
+        }
     }
 
     /// Bytes of the disk.

@@ -78,6 +78,10 @@ impl VirtioDevice for Fs {
         &[HIPRIO_SIZE, QUEUE_SIZE]
     }
 
+    fn is_detachable(&self) -> bool {
+        true
+    }
+
     fn features(&self) -> u64 {
         RING_FEATURES
     }

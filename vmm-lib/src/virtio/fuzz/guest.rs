@@ -7,10 +7,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use virtio_queue::QueueT;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::model::{END, PIECES, Snapshot};
+use crate::dirty::Ram;
 use crate::fuzz::input::Input;
 use crate::virtio::device::{ActiveQueue, Interrupt, Memory};
 use crate::virtio::queue::{QueueRegisters, ready};
@@ -37,7 +38,7 @@ pub(crate) fn memory() -> Memory {
     let pieces = PIECES.map(|piece| (GuestAddress(piece.start), (piece.end - piece.start) as usize));
     let memory = MEMORY.with(|memory| {
         memory
-            .get_or_init(|| Arc::new(GuestMemoryMmap::from_ranges(&pieces).expect("the host has 56 KiB").into()))
+            .get_or_init(|| Arc::new(Ram::from_ranges(&pieces).expect("the host has 56 KiB").into()))
             .clone()
     });
     for (base, size) in pieces {

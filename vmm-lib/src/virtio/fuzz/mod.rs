@@ -6,7 +6,7 @@ pub(crate) mod model;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::GuestAddress;
 
 use self::guest::{Guest, MAX_SIZE, memory, usual};
 use self::model::{Snapshot, total};
@@ -19,6 +19,7 @@ use super::queue::QueueRegisters;
 use super::ring::Ring;
 use super::rng::{self, Rng};
 use super::worker::WorkError;
+use crate::dirty::Ram;
 use crate::fuzz::input::Input;
 use crate::hotplug::{Hotplug, Hotplugged};
 use crate::spec::HOTPLUG_BLOCK;
@@ -144,7 +145,7 @@ pub fn mem(data: &[u8]) {
     let mut input = Input::new(data);
     let (blocks, requested) = (u64::from(input.byte()), u64::from(input.byte()));
     let hotplug = Arc::new(Hotplug::new(REGION..REGION + blocks * HOTPLUG_BLOCK, requested * HOTPLUG_BLOCK));
-    let space = GuestMemoryMmap::from_ranges(&[(GuestAddress(REGION), (blocks.max(1) * HOTPLUG_BLOCK) as usize)]);
+    let space = Ram::from_ranges(&[(GuestAddress(REGION), (blocks.max(1) * HOTPLUG_BLOCK) as usize)]);
     let space = GuestSpace::from(space.expect("the host reserves 512 MiB")).with_hotplug(Some(hotplug.clone()));
     let mut device = Mem::new(hotplug.clone());
     one_queue(&mut input, &mut device, |guest, ring| {

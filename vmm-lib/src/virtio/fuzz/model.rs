@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::dirty::Ram;
 
 /// RAM: two pieces that adjoin, a hole, a piece.
 pub(crate) const PIECES: [Range<u64>; 3] = [0..0x6000, 0x6000..0xa000, 0xc000..0x1_0000];
@@ -42,7 +44,7 @@ pub(crate) struct Snapshot(pub(crate) Vec<u8>);
 
 impl Snapshot {
     /// Copies.
-    pub(crate) fn take(memory: &GuestMemoryMmap) -> Self {
+    pub(crate) fn take(memory: &Ram) -> Self {
         let mut bytes = vec![0; END];
         for piece in PIECES {
             let part = &mut bytes[piece.start as usize..piece.end as usize];

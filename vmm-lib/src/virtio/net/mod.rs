@@ -209,6 +209,10 @@ impl VirtioDevice for Net {
         &self.queues
     }
 
+    fn is_detachable(&self) -> bool {
+        true
+    }
+
     fn features(&self) -> u64 {
         let several = if self.taps.count() > 1 { CTRL_VQ | MQ } else { 0 };
         RING_FEATURES | several | CSUM | GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6 | HOST_TSO4 | HOST_TSO6 | MRG_RXBUF | MTU | MAC

@@ -4,9 +4,10 @@ mod hostile;
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::GuestAddress;
 
 use super::*;
+use crate::dirty::Ram;
 use crate::memory::Layout;
 use crate::pci::PciBus;
 use crate::threads::Threads;
@@ -61,11 +62,7 @@ impl Rig {
     fn new() -> Self {
         let vm = Arc::new(crate::kvm::open().expect("the host has KVM").create_vm().expect("and makes VMs"));
         vm.create_irq_chip().expect("with interrupts");
-        let memory = Arc::new(
-            GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)])
-                .expect("and 1 MiB")
-                .into(),
-        );
+        let memory = Arc::new(Ram::from_ranges(&[(GuestAddress(0), 1 << 20)]).expect("and 1 MiB").into());
         let ((send_activation, activations), (send_reset, resets)) = (channel(), channel());
         let probe = Box::new(Probe {
             activations: send_activation,

@@ -6,10 +6,11 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use rustix::fs::MemfdFlags;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, Permissions};
+use vm_memory::{Bytes, GuestAddress, Permissions};
 
 use super::Qcow2;
 use super::writer::{Image, check};
+use crate::dirty::Ram;
 use crate::fuzz::input::Input;
 use crate::virtio::block::extents::Direction;
 use crate::virtio::chain::Segments;
@@ -29,14 +30,14 @@ fn file() -> File {
     shared.expect("a descriptor is to be had")
 }
 
-fn memory() -> GuestMemoryMmap {
+fn memory() -> Ram {
     thread_local! {
-        static MEMORY: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MOST)]).expect("the host has 64 KiB");
+        static MEMORY: Ram = Ram::from_ranges(&[(GuestAddress(0), MOST)]).expect("the host has 64 KiB");
     }
     MEMORY.with(Clone::clone)
 }
 
-fn segments(memory: &GuestMemoryMmap, length: usize) -> Segments<'_> {
+fn segments(memory: &Ram, length: usize) -> Segments<'_> {
     let mut segments = Segments::default();
     let split = (length / 3) as u32;
     for (from, part) in [(0, split), (split, length as u32 - split)] {

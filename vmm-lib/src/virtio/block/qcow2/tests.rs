@@ -4,10 +4,11 @@ use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, Permissions};
+use vm_memory::{Bytes, GuestAddress, Permissions};
 
 use super::writer::{Image, check};
 use super::{Qcow2, Qcow2Error};
+use crate::dirty::Ram;
 use crate::virtio::block::extents::Direction;
 use crate::virtio::chain::Segments;
 
@@ -29,13 +30,13 @@ fn contents(file: &File) -> Vec<u8> {
 /// A disk, and memory for what it moves.
 struct Disk {
     image: Qcow2,
-    memory: GuestMemoryMmap,
+    memory: Ram,
 }
 
 fn open(file: &File, writable: bool) -> Result<Disk, Qcow2Error> {
     Ok(Disk {
         image: Qcow2::open(file.try_clone().unwrap(), writable)?,
-        memory: GuestMemoryMmap::from_ranges(&[(GuestAddress(0), DISK as usize)]).unwrap(),
+        memory: Ram::from_ranges(&[(GuestAddress(0), DISK as usize)]).unwrap(),
     })
 }
 
