@@ -147,7 +147,8 @@ mod tests {
 
     #[test]
     fn nothing_is_wanted_below_the_upper_mark_and_then_enough_for_the_lower_one() {
-        assert_eq!(wanted(1000, 151, &GC), 0);
+        assert_eq!(wanted(1000, 151, &GC), 49, "per cent are whole, as with the kubelet");
+        assert_eq!(wanted(1000, 160, &GC), 0);
         assert_eq!(wanted(1000, 150, &GC), 50);
         assert_eq!(wanted(1000, 0, &GC), 200);
         assert_eq!(wanted(0, 0, &GC), 0, "a file system without a size");

@@ -14,11 +14,11 @@ pub(super) const TESTS: &[Test] = &[Test {
     run: attached,
 }];
 
-const FOLDER: &str = "/run/kvmlet/attach";
+pub(super) const FOLDER: &str = "/run/kvmlet/attach";
 const KERNEL: &str = "/usr/lib/kvmlet/vmlinux";
 const INITRAMFS: &str = "/usr/lib/kvmlet/initramfs.cpio";
 /// For a boot, and for what a guest does.
-const SLOW: Duration = Duration::from_secs(120);
+pub(super) const SLOW: Duration = Duration::from_secs(120);
 /// Does what it is told, and says when that is done.
 const INIT: &str = r#"#!/bin/busybox sh
 busybox mount -t proc proc /proc
@@ -32,8 +32,12 @@ done
 "#;
 
 fn attached(cluster: &Cluster) -> Result<()> {
-    let host = cluster.host(0)?;
-    let result = by_itself(host).and_then(|()| by_agent(host));
+    within(cluster.host(0)?, |host| by_itself(host).and_then(|()| by_agent(host)))
+}
+
+/// Does something with machines in the test's folder, which is gone then; what they said is told where it fails.
+pub(super) fn within(host: &Host, body: impl FnOnce(&Host) -> Result<()>) -> Result<()> {
+    let result = body(host);
     let log = host.sh(&format!(
         "cd {FOLDER}; kill $(cat pid) 2>/dev/null; tail -n 60 log; rm -rf {FOLDER}"
     ));
@@ -41,17 +45,17 @@ fn attached(cluster: &Cluster) -> Result<()> {
 }
 
 /// Runs `kvmlet vm` in the test's folder.
-fn vm(host: &Host, words: &str) -> Result<String> {
+pub(super) fn vm(host: &Host, words: &str) -> Result<String> {
     host.sh(&format!("cd {FOLDER} && {} vm {words}", node::PROGRAM))
 }
 
 /// Why `kvmlet vm` refuses.
-fn refused(host: &Host, words: &str) -> Result<String> {
+pub(super) fn refused(host: &Host, words: &str) -> Result<String> {
     host.sh(&format!("cd {FOLDER} && ! {} vm {words} 2>&1", node::PROGRAM))
 }
 
 /// Begins a machine whose console is `in` and `log`.
-fn begin(host: &Host, options: &str) -> Result<()> {
+pub(super) fn begin(host: &Host, options: &str) -> Result<()> {
     host.sh(&format!(
         "cd {FOLDER} && rm -f in && mkfifo in && \
          {{ setsid {} vm run --kernel {KERNEL} --mem 128M --control control {options} <>in >log 2>&1 & echo $! >pid; }}",
@@ -61,7 +65,7 @@ fn begin(host: &Host, options: &str) -> Result<()> {
 }
 
 /// Tells the guest to do something, which succeeds; what it says meanwhile.
-fn tell(host: &Host, what: &str) -> Result<String> {
+pub(super) fn tell(host: &Host, what: &str) -> Result<String> {
     let statuses = format!("grep -c '^rig: status' {FOLDER}/log || true");
     let before = host.sh(&statuses)?;
     host.sh(&format!("cat >{FOLDER}/line <<'END'\n{what}\nEND\ncat {FOLDER}/line >{FOLDER}/in"))?;
@@ -77,17 +81,29 @@ fn tell(host: &Host, what: &str) -> Result<String> {
     Ok(said)
 }
 
-fn by_itself(host: &Host) -> Result<()> {
+/// Puts an initramfs into the folder whose first process does what it is told, and a disk of random content.
+pub(super) fn prepare(host: &Host) -> Result<()> {
     host.put(&format!("{FOLDER}/root/init"), 0o755, INIT.as_bytes())?;
     host.sh(&format!(
         "cd {FOLDER} && mkdir -p root/bin root/dev root/proc root/sys && cp $(command -v busybox) root/bin/busybox && \
          for name in sh md5sum dd cat ip ping; do ln -sf busybox root/bin/$name; done && mknod root/dev/console c 5 1 && \
          (cd root && find . | busybox cpio -o -H newc 2>/dev/null) >initrd && head -c 1048576 /dev/urandom >disk"
-    ))?;
-    begin(host, "--initrd initrd --cpus 2")?;
+    ))
+    .map(drop)
+}
+
+/// Waits until the guest can be told something.
+pub(super) fn until_ready(host: &Host) -> Result<()> {
     wait_for("the machine's first words", SLOW, || {
         Ok(host.sh(&format!("grep 'rig: ready' {FOLDER}/log")).ok())
-    })?;
+    })
+    .map(drop)
+}
+
+fn by_itself(host: &Host) -> Result<()> {
+    prepare(host)?;
+    begin(host, "--initrd initrd --cpus 2")?;
+    until_ready(host)?;
     disk(host)?;
     net(host)?;
     host.sh(&format!("kill $(cat {FOLDER}/pid)")).map(drop)

@@ -34,6 +34,7 @@ mod resize;
 mod restarts;
 mod rig;
 mod security;
+mod snapshots;
 mod survival;
 mod templates;
 mod two_hosts;
@@ -121,6 +122,7 @@ fn all() -> impl Iterator<Item = &'static Test> {
         exits::TESTS,
         by_hand::TESTS,
         attach::TESTS,
+        snapshots::TESTS,
         copies::TESTS,
         templates::TESTS,
         jail::TESTS,

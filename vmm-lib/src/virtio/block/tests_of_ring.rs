@@ -157,7 +157,9 @@ proptest! {
         for round in &rounds {
             // Writes to what another one reads have no order: reads that reach further than their own go alone.
             let (alone, together): (Vec<_>, Vec<_>) = round.iter().cloned().partition(|asked| asked.length > 1024);
-            for all in alone.chunks(1).chain([&together[..]]).filter(|all| !all.is_empty()) {
+            // And what lies behind the end of a file is there once another one has written further on: in such a file each goes alone.
+            let at_once = if kind == 2 { 1 } else { usize::from(REQUESTS) };
+            for all in alone.chunks(1).chain(together.chunks(at_once)) {
                 let [one, other] = &mut rigs;
                 prop_assert_eq!(one.ask(all), other.ask(all));
             }
