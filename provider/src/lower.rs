@@ -6,9 +6,8 @@ mod security;
 
 use std::path::{Path, PathBuf};
 
-use k8s_openapi::api::core::v1::{Container, SecurityContext};
-use kvmlet_image::{ImageConfig, ImageDevice};
-use kvmlet_protocol::{ContainerSpec, Extras, Interface, Mount, Process, Resources, Rlimit, RootFs, SandboxSpec, User, VolumeSpec};
+use kvmlet_image::ImageDevice;
+use kvmlet_protocol::{Interface, SandboxSpec, VolumeSpec};
 use vmm_lib::boot::with_console;
 use vmm_lib::spec::{
     Boot, Disk, DiskEngine, DiskFormat, Extent, FileSource, Limits, MachineSpec, Net, NetLimits, Pmem, SPEC_VERSION, Serial, Share, Vsock,
@@ -18,12 +17,9 @@ use vmm_lib::spec::{
 pub use self::container::{container, extras};
 use crate::{
     config::{Guest, Machines},
-    desired::{DesiredContainer, DesiredPod},
-    env::Env,
+    desired::DesiredPod,
     names::{self, Dns},
-    quantity::Quantity,
     size::Size,
-    sub_path::sub_path,
     template,
 };
 
@@ -201,6 +197,10 @@ fn sysctls(pod: &DesiredPod) -> Vec<(String, String)> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use serde_json::json;
+
     use super::*;
 
     #[test]

@@ -123,16 +123,15 @@ fn resources(desired: &DesiredContainer) -> Resources {
 mod tests {
     use std::sync::Arc;
 
-    use kvmlet_protocol::User;
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::lower::image_name;
+    use crate::lower::{image_name, security::ALL_CAPABILITIES};
 
     fn lowered(container: Value, pod_security: Value, image: &ImageConfig) -> Result<ContainerSpec, String> {
         let pod = json!({"metadata": {"name": "p", "namespace": "n", "uid": "u"}, "spec": {"containers": [container], "securityContext": pod_security}});
         let pod = DesiredPod::read(Arc::new(serde_json::from_value(pod).unwrap())).0;
-        container(&pod, &pod.containers[0], "id", image_name(0), image, &Vec::new(), "p")
+        super::container(&pod, &pod.containers[0], "id", image_name(0), image, &Vec::new(), "p")
     }
 
     fn image() -> ImageConfig {

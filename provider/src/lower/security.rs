@@ -24,7 +24,7 @@ const DEFAULT_CAPABILITIES: &[&str] = &[
     "CAP_SYS_CHROOT",
 ];
 /// All capabilities of the guest's kernel, for `ALL`.
-const ALL_CAPABILITIES: &[&str] = &[
+pub(super) const ALL_CAPABILITIES: &[&str] = &[
     "CAP_AUDIT_CONTROL",
     "CAP_AUDIT_READ",
     "CAP_AUDIT_WRITE",
