@@ -294,3 +294,20 @@ fn the_forms_that_the_node_and_the_rig_use_are_taken() {
         assert!(Cli::try_parse_from(words.split(' ')).is_err(), "{words}");
     }
 }
+
+#[test]
+fn a_machine_goes_on_from_a_snapshot_with_a_virtio_console_alone() {
+    let snapshot = tempfile::tempdir().expect("a directory can be made");
+    for name in ["state", "memory"] {
+        std::fs::write(snapshot.path().join(name), "").expect("a file can be written");
+    }
+    let from = snapshot.path().display().to_string();
+    good(&["--from", &from, "--console", "virtio"]);
+    let mut mistakes = Mistakes::default();
+    spec(&arguments(&["--from", &from]), &mut mistakes);
+    assert!(
+        matches!(mistakes.all(), [one] if one.contains("--console virtio")),
+        "{:?}",
+        mistakes.all()
+    );
+}

@@ -27,7 +27,8 @@ pub(super) const TESTS: &[Test] = &[
 fn changes(cluster: &Cluster) -> Result<()> {
     within(cluster.host(0)?, |host| {
         prepare(host)?;
-        let options = "--initrd initrd --dirty-log";
+        // A serial port's registers are in no snapshot: its guest would hear nothing any more.
+        let options = "--initrd initrd --dirty-log --console virtio";
         begin(host, options)?;
         until_ready(host)?;
         tell(host, "echo first >/before")?;
@@ -38,11 +39,12 @@ fn changes(cluster: &Cluster) -> Result<()> {
             Ok(host.sh(&format!("! kill -0 $(cat {FOLDER}/pid) 2>/dev/null")).ok())
         })?;
         let size = |name: &str| -> Result<u64> {
-            let size = host.sh(&format!("stat -c %s {FOLDER}/{name}/memory"))?;
+            // What it takes: memory that the guest has given back is a hole.
+            let size = host.sh(&format!("du -B1 {FOLDER}/{name}/memory | cut -f1"))?;
             size.trim().parse().with_context(|| format!("the size of {name}: {size}"))
         };
         let (whole, part) = (size("base")?, size("changes")?);
-        ensure!(whole == 128 << 20 && part > 0 && part < whole / 4, "{part} of {whole} bytes");
+        ensure!(part > 0 && part < whole / 2, "{part} of {whole} bytes");
 
         let alone = refused(
             host,
@@ -79,7 +81,8 @@ fn image(cluster: &Cluster) -> Result<()> {
         let (slot, address) = told.trim().split_once(' ').with_context(|| format!("it said {told:?}"))?;
         let said = tell(
             host,
-            "echo 1 >/sys/bus/pci/rescan && echo 1 >/sys/bus/nd/devices/region0/read_only && md5sum </dev/pmem0",
+            "echo 1 >/sys/bus/pci/rescan && echo 1 >/sys/bus/nd/devices/region0/read_only && \
+             until [ -e /dev/pmem0 ]; do busybox sleep 1; done && md5sum </dev/pmem0",
         )?;
         ensure!(said.contains(&image), "{image}, but the guest: {said}");
         tell(
