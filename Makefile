@@ -11,7 +11,7 @@ TARGET = $(or $(CARGO_TARGET_DIR),target)
 # Built together: apart, cargo would settle on other features of what they share and build it twice.
 E2E = $(CARGO) build --release --workspace && $(TARGET)/release/kvmlet-e2e
 
-.PHONY: help demo test bench fuzz lint cluster cluster-down
+.PHONY: help demo test conformance bench fuzz lint cluster cluster-down
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -28,6 +28,9 @@ demo: ## one pod through the whole path, in one screen
 
 test: ## all tests, ending with one line; with FILTER=s end-to-end ones only
 	@$(E2E) test $(if $(FILTER),"$(FILTER)",--all)
+
+conformance: ## Kubernetes' own specifications of a node; with FILTER=s those whose name contains s
+	@$(E2E) conformance --slow $(if $(FILTER),"$(FILTER)")
 
 bench: ## speed and memory, beside peers
 	@$(E2E) bench

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Makes the test images and the registry's storage into the cache, by hash of
-# the files of this folder. Progress goes to stderr; the last line of stdout is
+# the files of this folder and of the programs in images of Kubernetes' own, which
+# are in the folder that controlplane/specs/build.sh made, the argument. Progress goes to stderr; the last line of stdout is
 # the folder of the result:
 #   layout/<repository>/   an OCI image layout each, for skopeo, umoci, benches
 #   public/ private/       storage folders, served by registry.sh
@@ -12,8 +13,9 @@ cache=${KVMLET_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/kvmlet}
 
 say() { printf 'images: %s\n' "$*" >&2; }
 
+programs=${1:?name the folder with agnhost, pause and nnp}
 cd "$here"
-inputs=$({ dpkg --print-architecture; cat ./*.py build.sh; } | sha256sum | cut -c1-16)
+inputs=$({ dpkg --print-architecture; cat ./*.py build.sh; (cd "$programs" && cat agnhost pause nnp); } | sha256sum | cut -c1-16)
 out=$cache/images-$inputs
 if [ -e "$out/.complete" ]; then
     say "cached"
@@ -34,7 +36,7 @@ if [ ! -e "$out/.complete" ]; then
     started=$(date +%s)
     rm -rf "$out.partial" "$out"
     mkdir "$out.partial"
-    PYTHONDONTWRITEBYTECODE=1 python3 make.py "$out.partial" >&2
+    PYTHONDONTWRITEBYTECODE=1 python3 make.py "$out.partial" "$programs" >&2
     touch "$out.partial/.complete"
     mv "$out.partial" "$out"
     say "made in $(($(date +%s) - started)) s, $(du -sh "$out" | cut -f1)"

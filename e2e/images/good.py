@@ -107,7 +107,7 @@ def busybox(out, root):
 
 
 def nginx(out, debs):
-    """library/nginx: Debian's nginx-light, in the foreground, logging to its own output."""
+    """library/nginx: Debian's nginx-light, in the foreground, logging to its own output. Returns its layers."""
     seen = {"etc/nginx/nginx.conf"}
     root = Layer()
     for entry in base_tree():
@@ -131,7 +131,9 @@ def nginx(out, debs):
         "ExposedPorts": {"80/tcp": {}},
         "StopSignal": "SIGQUIT",
     }
-    Repository(out, "library/nginx").image([root.finish(), site.finish()], config, tags=("latest", "1.22", "alpine", "stable"))
+    layers = [root.finish(), site.finish()]
+    Repository(out, "library/nginx").image(layers, config, tags=("latest", "1.22", "alpine", "stable"))
+    return layers
 
 
 def users(out, root):

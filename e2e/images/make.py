@@ -1,4 +1,4 @@
-"""Makes every image into a folder: `make.py OUT`. Called by build.sh.
+"""Makes every image into a folder: `make.py OUT PROGRAMS`. Called by build.sh.
 
 Owns which Debian packages each image is made of.
 """
@@ -12,12 +12,13 @@ import bad
 import debian
 import good
 import large
+import specs
 
 BASE = ["base-files", "bash", "dash", "coreutils", "grep", "sed", "libc-bin", "hostname"]
 COMPILER = ["gcc", "g++", "make", "python3", "binutils"]
 
 
-def main(out):
+def main(out, programs):
     """Build each image and say how long it took."""
 
     def timed(name, work, *args):
@@ -39,11 +40,13 @@ def main(out):
         root = good.busybox_layer(next(deb for deb in shell if deb.name.startswith("busybox-static_")))
         timed("busybox", good.busybox, out, root)
         timed("users", good.users, out, root)
-        timed("nginx", good.nginx, out, fetch("nginx", ["nginx-light", *BASE]))
+        nginx = timed("nginx", good.nginx, out, fetch("nginx", ["nginx-light", *BASE]))
+        bash = next(deb for deb in fetch("bash-static", ["bash-static"]) if deb.name.startswith("bash-static_"))
+        timed("specs", specs.make, out, programs, root, fetch("specs", specs.TOOLS), bash, nginx)
         timed("odd", large.odd, out, root)
         timed("bad", bad.make, out, root)
         timed("large", large.large, out, fetch("base", BASE), fetch("large", COMPILER))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -19,6 +19,7 @@ pub mod bench;
 pub mod cargo_tests;
 pub mod cluster;
 pub mod command;
+pub mod conformance;
 pub mod control_plane;
 pub mod demo;
 pub mod dump;

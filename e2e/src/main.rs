@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use clap::{Args, Parser, Subcommand};
 use kvmlet_e2e::{
-    Cluster, ClusterOptions, agent, artifacts, bench, cargo_tests, demo, packages, paths, preflight,
+    Cluster, ClusterOptions, agent, artifacts, bench, cargo_tests, conformance, demo, packages, paths, preflight,
     progress::say,
     sequences,
     suite::{self, Summary},
@@ -70,6 +70,18 @@ enum Command {
         #[arg(long, default_value_t = 5)]
         starts: usize,
         /// Only parts whose name contains this.
+        #[arg(default_value = "")]
+        filter: String,
+    },
+    /// Run Kubernetes' own specifications of a node, in the running cluster or one of two hosts of their own.
+    Conformance {
+        /// How many at once.
+        #[arg(long, default_value_t = 4)]
+        jobs: usize,
+        /// Those that wait for many minutes as well.
+        #[arg(long)]
+        slow: bool,
+        /// Only those whose name contains this.
         #[arg(default_value = "")]
         filter: String,
     },
@@ -162,6 +174,7 @@ fn run(command: Command) -> Result<ExitCode> {
         }
         Command::Demo => demo::run(),
         Command::Bench { pods, starts, filter } => measure(&bench::Options { pods, starts, filter }),
+        Command::Conformance { jobs, slow, filter } => conform(&conformance::Options { filter, jobs, slow }),
         Command::WatchSequences => sequences::watch().map(|()| ExitCode::SUCCESS),
         Command::Measure(stopwatch) => stopwatch.run().map(|()| ExitCode::SUCCESS),
         Command::Exec { host, argv } => exec(&host, &argv),
@@ -265,6 +278,21 @@ fn measure(options: &bench::Options) -> Result<ExitCode> {
         Cluster::down()?;
     }
     Ok(if within? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn conform(options: &conformance::Options) -> Result<ExitCode> {
+    let was_running = Cluster::running().is_ok();
+    let hosts = ClusterOptions {
+        hosts: 2,
+        ..ClusterOptions::default()
+    };
+    let ran = Cluster::up(&hosts).and_then(|cluster| conformance::run(&cluster, options));
+    if !was_running {
+        Cluster::down()?;
+    }
+    let tally = ran?;
+    println!("{} passed, {} failed, {} skipped", tally.passed, tally.failed, tally.skipped);
+    Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn exec(host: &str, argv: &[String]) -> Result<ExitCode> {

@@ -31,19 +31,18 @@ pub fn private() -> String {
 /// Starts both.
 pub fn start(state: &State, images: &Path) -> Result<()> {
     ensure!(images.join("public").exists(), "{} holds no public images", images.display());
-    start_one(state, PUBLIC)?;
-    start_one(state, PRIVATE)
+    start_one(state, images, PUBLIC)?;
+    start_one(state, images, PRIVATE)
 }
 
-/// Starts one of them, after a test has ended it.
-pub fn start_one(state: &State, name: &str) -> Result<()> {
+fn start_one(state: &State, images: &Path, name: &str) -> Result<()> {
     let (kind, address) = if name == PRIVATE {
         ("private", private())
     } else {
         ("public", public())
     };
     let mut command = Netns::of(state).command(repository().join("e2e/images/registry.sh"));
-    Process::spawn(state, name, command.args([kind, &address])).map(drop)
+    Process::spawn(state, name, command.arg(images).args([kind, &address])).map(drop)
 }
 
 /// Waits until the public one answers.

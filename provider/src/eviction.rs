@@ -6,6 +6,7 @@ use std::{sync::Arc, time::Duration};
 use k8s_openapi::api::core::v1::EmptyDirVolumeSource;
 use kvmlet_protocol::{Request, Response};
 use tokio::time::MissedTickBehavior;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, debug};
 
 use crate::{
@@ -60,16 +61,7 @@ fn exceeded(limits: &[Limited], usage: &[(String, u64)]) -> Option<String> {
 
 /// The task that looks, while the pod's machine is ready.
 #[derive(Default)]
-pub struct Warden(Option<Task>);
-
-/// Ends with its handle.
-struct Task(tokio::task::AbortHandle);
-
-impl Drop for Task {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
+pub struct Warden(Option<AbortOnDropHandle<()>>);
 
 impl Warden {
     /// Begins to look, or ends it.
@@ -80,7 +72,7 @@ impl Warden {
             self.0 = None;
         } else if self.0.is_none() {
             let work = watch(act.clone(), limits);
-            self.0 = Some(Task(tokio::spawn(work.in_current_span()).abort_handle()));
+            self.0 = Some(AbortOnDropHandle::new(tokio::spawn(work.in_current_span())));
         }
     }
 }

@@ -7,6 +7,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
 
 use crate::{
@@ -32,16 +33,7 @@ enum When {
 
 /// The hooks of one pod that are under way.
 #[derive(Default)]
-pub struct Hooks(HashMap<(String, When), Task>);
-
-/// Ends with its handle.
-struct Task(tokio::task::AbortHandle);
-
-impl Drop for Task {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
+pub struct Hooks(HashMap<(String, When), AbortOnDropHandle<()>>);
 
 /// A hook that shall be under way.
 #[derive(Debug, PartialEq, Eq)]
@@ -63,7 +55,7 @@ impl Hooks {
             let key = (planned.id.clone(), planned.when);
             self.0.entry(key).or_insert_with(|| {
                 let work = work(act.clone(), desired.clone(), planned, state.ips.clone());
-                Task(tokio::spawn(work.in_current_span()).abort_handle())
+                AbortOnDropHandle::new(tokio::spawn(work.in_current_span()))
             });
         }
     }

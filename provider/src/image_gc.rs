@@ -4,7 +4,6 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    path::Path,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -12,7 +11,7 @@ use std::{
 use jiff::{SignedDuration, Timestamp};
 use tracing::{info, warn};
 
-use crate::{act::chain, config::ImageGc, context::Context, events::Note, kubelet::Pods};
+use crate::{act::chain, config::ImageGc, context::Context, events::Note, kubelet::Pods, readings};
 
 /// How often the disk is looked at (the kubelet's ImageGCPeriod).
 const PERIOD: Duration = Duration::from_secs(300);
@@ -93,8 +92,8 @@ async fn collect(context: &Context, pods: &Pods) -> Result<(), String> {
     let here = || store.list().into_iter().map(|image| image.id).collect::<HashSet<_>>();
     let now = Timestamp::now();
     let idle = context.image_uses.idle(&here(), &in_use(pods), now);
-    let (capacity, available) = space(store.dir()).map_err(|error| format!("look at the images' disk: {error}"))?;
-    let wanted = wanted(capacity, available, gc);
+    let disk = readings::disk(store.dir()).map_err(|error| format!("look at the images' disk: {error}"))?;
+    let wanted = wanted(disk.capacity, disk.available, gc);
     if wanted == 0 {
         return Ok(());
     }
@@ -120,15 +119,6 @@ async fn collect(context: &Context, pods: &Pods) -> Result<(), String> {
         ));
     }
     Ok(())
-}
-
-/// Bytes of a file system, and those that are available.
-fn space(dir: &Path) -> rustix::io::Result<(u64, u64)> {
-    let seen = rustix::fs::statvfs(dir)?;
-    Ok((
-        seen.f_blocks.saturating_mul(seen.f_frsize),
-        seen.f_bavail.saturating_mul(seen.f_frsize),
-    ))
 }
 
 #[cfg(test)]

@@ -37,6 +37,7 @@ pub mod prepare;
 pub mod probe;
 pub mod pull;
 pub mod quantity;
+mod readings;
 pub mod report;
 pub mod routes;
 pub mod scratch;

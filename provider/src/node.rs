@@ -29,7 +29,7 @@ use serde_json::json;
 use tokio::sync::OnceCell;
 use tracing::{info, warn};
 
-use crate::{config::Config, desired::Amounts, quantity::Quantity};
+use crate::{config::Config, desired::Amounts, quantity::Quantity, readings};
 
 /// Lease duration and how often it is renewed (the kubelet's).
 const LEASE_SECONDS: i32 = 40;
@@ -64,17 +64,15 @@ impl Host {
     /// Measures the host.
     pub fn measure(config: &Config) -> std::io::Result<Self> {
         let cpus = std::thread::available_parallelism()?.get() as u64;
-        let meminfo = std::fs::read_to_string("/proc/meminfo")?;
-        let memory = meminfo
-            .lines()
-            .find_map(|l| l.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok())
-            .ok_or_else(|| std::io::Error::other("/proc/meminfo has no MemTotal"))?
-            << 10;
-        let fs = rustix::fs::statvfs(&config.state_dir)?;
+        let memory = readings::memory()?.total;
+        if memory == 0 {
+            return Err(std::io::Error::other("/proc/meminfo has no MemTotal"));
+        }
+        let disk = readings::disk(&config.state_dir)?;
         let capacity = Amounts {
             cpu: Quantity::millis(cpus * 1000),
             memory: Quantity::bytes(memory),
-            storage: Quantity::bytes(fs.f_blocks * fs.f_frsize),
+            storage: Quantity::bytes(disk.capacity),
         };
         let reserved = &config.reserved;
         let allocatable = Amounts {
@@ -390,30 +388,18 @@ fn images(all: Vec<PulledImage>) -> Vec<ContainerImage> {
 
 /// Less than a tenth of the state directory's file system is free (the kubelet's nodefs.available default).
 fn disk_is_short(dir: &Path) -> bool {
-    rustix::fs::statvfs(dir).is_ok_and(|fs| fs.f_bavail * 10 < fs.f_blocks)
+    readings::disk(dir).is_ok_and(|disk| disk.available.saturating_mul(10) < disk.capacity)
 }
 
 /// Less than 100 MiB is available (the kubelet's memory.available default).
 fn memory_is_short() -> bool {
-    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let available = meminfo.lines().find_map(|l| {
-        l.strip_prefix("MemAvailable:")?
-            .trim()
-            .strip_suffix("kB")?
-            .trim()
-            .parse::<u64>()
-            .ok()
-    });
-    available.is_some_and(|kib| kib < 100 << 10)
+    readings::memory().is_ok_and(|memory| memory.available < 100 << 20)
 }
 
 /// More than nine tenths of the host's process identifiers are in use.
 fn pids_are_short() -> bool {
-    let number = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
-    let used = std::fs::read_to_string("/proc/loadavg")
-        .ok()
-        .and_then(|t| t.split_whitespace().nth(3)?.split('/').nth(1)?.parse::<u64>().ok());
-    matches!((used, number("/proc/sys/kernel/pid_max")), (Some(used), Some(most)) if used * 10 > most * 9)
+    let (used, most) = readings::processes();
+    most > 0 && used * 10 > most * 9
 }
 
 #[cfg(test)]

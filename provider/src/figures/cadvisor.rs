@@ -5,7 +5,7 @@ use kvmlet_protocol::{GroupFigures, NetworkFigures};
 use prometheus::proto::MetricFamily;
 
 use super::{
-    model::Snapshot,
+    model::{PodFigures, Snapshot},
     resource::in_seconds,
     text::{Family, seconds},
 };
@@ -77,21 +77,23 @@ pub(super) fn families(snapshot: &Snapshot) -> Vec<MetricFamily> {
     families
 }
 
+/// A container's labels; a pod as a whole has none of a container's name and image.
+fn labels<'a>(pod: &'a PodFigures, container: &'a str, id: &'a str, image: &'a str) -> [(&'static str, &'a str); 6] {
+    [
+        ("container", container),
+        ("id", id),
+        ("image", image),
+        ("name", id),
+        ("namespace", &pod.namespace),
+        ("pod", &pod.name),
+    ]
+}
+
 fn of_groups(snapshot: &Snapshot, mut family: Family, read: fn(&GroupFigures) -> f64) -> MetricFamily {
     for (pod, guest) in snapshot.answered() {
-        let labels = |container, id, image| {
-            [
-                ("container", container),
-                ("id", id),
-                ("image", image),
-                ("name", id),
-                ("namespace", &*pod.namespace),
-                ("pod", &*pod.name),
-            ]
-        };
-        family.add(&labels("", &pod.uid, ""), read(&guest.pod), Some(guest.at));
+        family.add(&labels(pod, "", &pod.uid, ""), read(&guest.pod), Some(guest.at));
         for container in &guest.containers {
-            let labels = labels(&*container.name, &*container.id, &*container.image);
+            let labels = labels(pod, &container.name, &container.id, &container.image);
             family.add(&labels, read(&container.group), Some(guest.at));
         }
     }
@@ -108,14 +110,7 @@ fn of_containers(snapshot: &Snapshot) -> [MetricFamily; 3] {
     let mut quota = Family::gauge("container_spec_cpu_quota", "CPU quota of the container.");
     for (pod, guest) in snapshot.answered() {
         for container in &guest.containers {
-            let labels = [
-                ("container", &*container.name),
-                ("id", &*container.id),
-                ("image", &*container.image),
-                ("name", &*container.id),
-                ("namespace", &*pod.namespace),
-                ("pod", &*pod.name),
-            ];
+            let labels = labels(pod, &container.name, &container.id, &container.image);
             start.add(&labels, in_seconds(container.started), Some(guest.at));
             memory.add(&labels, container.limits[1] as f64, Some(guest.at));
             // Of periods of 100 ms: 100 microseconds for each thousandth of a processor.

@@ -44,18 +44,22 @@ pub(super) async fn collect(context: &Arc<Context>, pods: &Pods) -> Snapshot {
     let pods = stream::iter(asked).map(|asked| pod(context, asked)).buffer_unordered(AT_ONCE);
     let mut pods: Vec<PodFigures> = pods.collect().await;
     pods.sort_by(|a, b| (&a.namespace, &a.name, &a.uid).cmp(&(&b.namespace, &b.name, &b.uid)));
-    let images = context.images.list().iter().map(|image| image.size).sum();
+    let host = context.clone();
+    let node = blocking(move || host::read(&host.config.node_name, &host.config.state_dir, host.images.bytes())).await;
     Snapshot {
-        node: host::read(&context.config.node_name, &context.config.state_dir, images),
+        node,
         pods,
         at: Timestamp::now(),
     }
 }
 
-async fn pod(context: &Context, Asked { view, vsock }: Asked) -> PodFigures {
+async fn pod(context: &Arc<Context>, Asked { view, vsock }: Asked) -> PodFigures {
     let desired = &view.desired;
     let guest = match timeout(PATIENCE, ask(&vsock)).await {
-        Ok(Ok(figures)) => Some(sample(context, &view, figures)),
+        Ok(Ok(figures)) => {
+            let (context, view) = (context.clone(), view.clone());
+            Some(blocking(move || sample(&context, &view, figures)).await)
+        }
         Ok(Err(error)) => {
             debug!(
                 error = chain(&error),
@@ -74,6 +78,14 @@ async fn pod(context: &Context, Asked { view, vsock }: Asked) -> PodFigures {
         started: view.state.accepted,
         machine: cgroup::usage(&desired.uid),
         guest,
+    }
+}
+
+/// Reads files where that may block.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
 }
 
@@ -117,7 +129,7 @@ fn of_old(stats: kvmlet_protocol::GuestStats) -> GuestFigures {
     }
 }
 
-/// The guest's figures with the names that the node knows; of what the node does not know to run, nothing.
+/// The guest's figures with the names that the node knows; of what the node does not know to run, nothing. Reads the sizes of logs.
 fn sample(context: &Context, view: &View, figures: GuestFigures) -> GuestSample {
     let all = (0..).zip(view.state.containers.iter().chain(&view.state.ephemeral));
     let running = all.filter_map(|(index, container)| {
@@ -140,7 +152,7 @@ fn sample(context: &Context, view: &View, figures: GuestFigures) -> GuestSample 
         at: Timestamp::now(),
         pod: figures.pod,
         disk: figures.disk,
-        network: figures.network.clone(),
+        network: figures.network,
         containers: running.collect(),
     }
 }

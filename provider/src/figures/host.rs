@@ -3,9 +3,10 @@
 use std::{fs, path::Path};
 
 use jiff::Timestamp;
-use kvmlet_protocol::{DiskFigures, NetworkFigures};
+use kvmlet_protocol::NetworkFigures;
 
 use super::model::NodeFigures;
+use crate::readings::{self, Memory, number_after};
 
 /// The host, now.
 pub(super) fn read(name: &str, state: &Path, images: u64) -> NodeFigures {
@@ -14,33 +15,29 @@ pub(super) fn read(name: &str, state: &Path, images: u64) -> NodeFigures {
         name: name.to_owned(),
         processors: u32::try_from(std::thread::available_parallelism().map_or(1, usize::from)).unwrap_or(u32::MAX),
         networks: networks(&text("/proc/net/dev"), &text("/proc/net/route")),
-        disk: disk(state),
+        disk: readings::disk(state).unwrap_or_default(),
+        processes: readings::processes(),
         images,
         ..NodeFigures::default()
     };
-    let figures = count(figures, &text("/proc/stat"), &text("/proc/meminfo"), &text("/proc/vmstat"));
-    let most = text("/proc/sys/kernel/pid_max").trim().parse().unwrap_or(0);
-    NodeFigures {
-        processes: (processes(&text("/proc/loadavg")), most),
-        ..figures
-    }
+    let memory = readings::memory().unwrap_or_default();
+    count(figures, &text("/proc/stat"), memory, &text("/proc/vmstat"))
 }
 
 /// Nanoseconds in a unit of /proc/stat (USER_HZ is 100 on every architecture that has KVM).
 const TICK: u64 = 10_000_000;
 
-fn count(figures: NodeFigures, stat: &str, meminfo: &str, vmstat: &str) -> NodeFigures {
-    let kib = |name: &str| number_after(meminfo, name).saturating_mul(1024);
-    let memory = kib("MemTotal:").saturating_sub(kib("MemFree:"));
+fn count(figures: NodeFigures, stat: &str, seen: Memory, vmstat: &str) -> NodeFigures {
+    let memory = seen.total.saturating_sub(seen.free);
     let boot = i64::try_from(number_after(stat, "btime")).unwrap_or(0);
     NodeFigures {
         boot: Timestamp::from_second(boot).unwrap_or_default(),
         cpu: busy_ticks(stat).saturating_mul(TICK),
-        memory_total: kib("MemTotal:"),
-        memory_available: kib("MemAvailable:"),
+        memory_total: seen.total,
+        memory_available: seen.available,
         memory,
-        working_set: memory.saturating_sub(kib("Inactive(file):")),
-        anonymous: kib("AnonPages:"),
+        working_set: memory.saturating_sub(seen.inactive_files),
+        anonymous: seen.anonymous,
         page_faults: number_after(vmstat, "pgfault"),
         major_page_faults: number_after(vmstat, "pgmajfault"),
         ..figures
@@ -53,21 +50,6 @@ fn busy_ticks(stat: &str) -> u64 {
     let numbers = line.split_ascii_whitespace().take(8).enumerate();
     let busy = numbers.filter(|(field, _)| ![3, 4].contains(field));
     busy.filter_map(|(_, number)| number.parse::<u64>().ok()).sum()
-}
-
-/// The number after the first word of a line.
-fn number_after(text: &str, word: &str) -> u64 {
-    let value = |line: &str| {
-        let mut words = line.split_ascii_whitespace();
-        (words.next()? == word).then(|| words.next()?.parse().ok()).flatten()
-    };
-    text.lines().find_map(value).unwrap_or(0)
-}
-
-/// The fourth field of /proc/loadavg: runnable and all.
-fn processes(loadavg: &str) -> u64 {
-    let field = loadavg.split_ascii_whitespace().nth(3).and_then(|field| field.split_once('/'));
-    field.and_then(|(_, all)| all.parse().ok()).unwrap_or(0)
 }
 
 /// All interfaces but the loopback, the one with the default route first.
@@ -119,20 +101,6 @@ fn process_ticks(stat: &str) -> [u64; 2] {
     [field(14).saturating_add(field(15)), field(22)]
 }
 
-fn disk(path: &Path) -> DiskFigures {
-    let Ok(seen) = rustix::fs::statvfs(path) else {
-        return DiskFigures::default();
-    };
-    let in_bytes = |blocks: u64| blocks.saturating_mul(seen.f_frsize);
-    DiskFigures {
-        capacity: in_bytes(seen.f_blocks),
-        available: in_bytes(seen.f_bavail),
-        used: in_bytes(seen.f_blocks.saturating_sub(seen.f_bfree)),
-        inodes: seen.f_files,
-        inodes_free: seen.f_ffree,
-    }
-}
-
 /// Bytes of all files in a directory.
 pub(super) fn size_of_files(directory: &Path) -> u64 {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
@@ -146,16 +114,22 @@ mod tests {
     #[test]
     fn processor_time_is_all_but_idle_and_waiting() {
         let stat = "cpu  1 2 3 400 500 6 7 8 9 10\ncpu0 1 1 1 1 1 1 1 1 1 1\nbtime 1000000\n";
-        let found = count(NodeFigures::default(), stat, "", "");
+        let found = count(NodeFigures::default(), stat, Memory::default(), "");
         assert_eq!(found.cpu, (1 + 2 + 3 + 6 + 7 + 8) * TICK);
         assert_eq!(found.boot.as_second(), 1_000_000);
     }
 
     #[test]
     fn memory_in_use_is_what_is_not_free_and_the_working_set_leaves_out_inactive_files() {
-        let meminfo = "MemTotal: 100 kB\nMemFree: 40 kB\nMemAvailable: 70 kB\nInactive(file): 20 kB\nAnonPages: 15 kB\n";
-        let found = count(NodeFigures::default(), "", meminfo, "pgfault 7\npgmajfault 3\n");
-        assert_eq!((found.memory, found.working_set, found.anonymous), (60 << 10, 40 << 10, 15 << 10));
+        let seen = Memory {
+            total: 100,
+            free: 40,
+            available: 70,
+            inactive_files: 20,
+            anonymous: 15,
+        };
+        let found = count(NodeFigures::default(), "", seen, "pgfault 7\npgmajfault 3\n");
+        assert_eq!((found.memory, found.working_set, found.anonymous), (60, 40, 15));
         assert_eq!((found.page_faults, found.major_page_faults), (7, 3));
     }
 
@@ -168,6 +142,5 @@ mod tests {
         assert_eq!(names, ["eth0", "veth1"]);
         assert_eq!((found[0].received, found[0].sent), ([1, 2, 3, 4], [5, 6, 7, 8]));
         assert_eq!(process_ticks("1 (a) b) S 1 1 1 0 -1 0 0 0 0 0 14 15 0 0 20 0 1 0 22 0"), [29, 22]);
-        assert_eq!(processes("0.1 0.2 0.3 2/345 6789\n"), 345);
     }
 }

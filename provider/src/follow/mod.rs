@@ -19,6 +19,7 @@ use futures_util::future::select_all;
 use jiff::Timestamp;
 use kvmlet_protocol::Request;
 use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, debug, info, warn};
 
 use self::plan::Failure;
@@ -47,22 +48,13 @@ pub struct Holding {
 
 /// The task of one pod, while its machine is ready.
 #[derive(Default)]
-pub struct Follower(Option<(watch::Sender<Known>, Task)>);
+pub struct Follower(Option<(watch::Sender<Known>, AbortOnDropHandle<()>)>);
 
 /// What the task knows of its pod.
 #[derive(Debug, Clone)]
 struct Known {
     desired: Arc<DesiredPod>,
     ips: Vec<String>,
-}
-
-/// Ends with its handle.
-struct Task(tokio::task::AbortHandle);
-
-impl Drop for Task {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
 }
 
 impl Follower {
@@ -89,7 +81,7 @@ impl Follower {
                 let Ok(socket) = act.socket() else { return };
                 let (sender, known) = watch::channel(now);
                 let work = Work::new(act, socket, desired).run(known);
-                self.0 = Some((sender, Task(tokio::spawn(work.in_current_span()).abort_handle())));
+                self.0 = Some((sender, AbortOnDropHandle::new(tokio::spawn(work.in_current_span()))));
             }
         }
     }

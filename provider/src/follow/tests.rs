@@ -204,7 +204,7 @@ impl Scene {
     }
 
     /// A daemon that takes the pod's machine over: knows what the record says.
-    fn daemon(&self, label: &str) -> (watch::Sender<Known>, Task) {
+    fn daemon(&self, label: &str) -> (watch::Sender<Known>, AbortOnDropHandle<()>) {
         let objects = Arc::new(PodObjects::new(Objects::start(self.client.clone())));
         objects.keep(Some(&pod(label)));
         let holding = Holding {
@@ -224,7 +224,7 @@ impl Scene {
             told: BTreeMap::new(),
         };
         let (sender, receiver) = watch::channel(known(label));
-        (sender, Task(tokio::spawn(work.run(receiver)).abort_handle()))
+        (sender, AbortOnDropHandle::new(tokio::spawn(work.run(receiver))))
     }
 
     /// The next volume that the guest is given, and its files.

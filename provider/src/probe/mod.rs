@@ -21,6 +21,7 @@ use std::{
 
 use jiff::Timestamp;
 use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
 
 pub use self::http::client;
@@ -37,7 +38,7 @@ const TRIES: u32 = 3;
 
 /// The probes of one pod that are under way.
 pub struct Prober {
-    tasks: HashMap<(String, Kind), Task>,
+    tasks: HashMap<(String, Kind), AbortOnDropHandle<()>>,
     /// Probes of containers that ran before this daemon do not begin all at once.
     begun: Timestamp,
     /// Events that may still be told of this pod.
@@ -51,15 +52,6 @@ impl Default for Prober {
             begun: Timestamp::now(),
             budget: Arc::default(),
         }
-    }
-}
-
-/// Ends with its handle.
-struct Task(tokio::task::AbortHandle);
-
-impl Drop for Task {
-    fn drop(&mut self) {
-        self.0.abort();
     }
 }
 
@@ -77,7 +69,7 @@ impl Prober {
             let first = plan::first(&planned, self.begun, Timestamp::now());
             let work = work(act.clone(), desired.clone(), planned, first, self.budget.clone());
             let task = tokio::spawn(work.in_current_span());
-            self.tasks.insert(key, Task(task.abort_handle()));
+            self.tasks.insert(key, AbortOnDropHandle::new(task));
         }
     }
 }

@@ -13,6 +13,7 @@ mod disk;
 mod flight;
 mod records;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -137,6 +138,15 @@ impl ImageStore {
                 .map(|record| self.inner.image(reference, &name.digest, record))
         });
         images.collect()
+    }
+
+    /// Bytes of files that all images have, what several of them share once.
+    pub fn bytes(&self) -> u64 {
+        let catalog = self.inner.catalog();
+        let layers = catalog.images.values().flat_map(|image| &image.layers);
+        let layers: HashMap<_, _> = layers.map(|layer| (&layer.diff_id, layer.data_len)).collect();
+        let metadata = catalog.images.values().map(|image| image.meta_len);
+        layers.into_values().chain(metadata).sum()
     }
 
     /// Forgets a name, and the image with its last name; an image's id forgets it under all names. Layers stay until

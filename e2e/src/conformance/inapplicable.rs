@@ -1,0 +1,23 @@
+//! Which specifications cannot apply to a node whose pods have kernels of their own, and why.
+
+use super::Spec;
+
+/// Parts of names, and reasons.
+const INAPPLICABLE: &[(&str, &str)] = &[
+    (
+        "Granular Checks: Pods should function for node-pod communication",
+        "asks from a pod with hostNetwork: there is no host to share",
+    ),
+    (
+        "KubeletManagedEtcHosts",
+        "looks at the hosts file of a pod with hostNetwork: there is no host to share",
+    ),
+];
+
+/// Why a specification cannot apply, if so.
+pub(super) fn reason(spec: &Spec) -> Option<&'static str> {
+    INAPPLICABLE
+        .iter()
+        .find(|(part, _)| spec.0.contains(part))
+        .map(|(_, reason)| *reason)
+}
