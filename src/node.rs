@@ -21,6 +21,7 @@ use kvmlet_provider::{
     guard::AccessReviews,
     image_gc::{self, Uses},
     kubelet::{Kubelet, Pods},
+    ledger::Ledger,
     names::Dns,
     node::{Host, NodeKeeper, Troubles},
     objects::Objects,
@@ -98,6 +99,7 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
         recorder: Recorder::start(client.clone(), config.node_name.clone()),
         reporter: Reporter::start(client.clone()),
         store,
+        ledger: Ledger::new(&host, config.max_pods),
         images: images.clone(),
         network: network.clone(),
         facts: Facts {
@@ -138,7 +140,7 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
     let keeper = NodeKeeper {
         client: client.clone(),
         config: config.clone(),
-        host: host.clone(),
+        host,
         troubles,
         images,
         network: network.clone(),
@@ -148,7 +150,6 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
     tokio::spawn(async move { copying.templates.keep(&copying).await });
     let kubelet = Kubelet {
         context: context.clone(),
-        host,
         pods,
     };
     let mut terminate = signal(SignalKind::terminate())?;

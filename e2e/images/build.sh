@@ -15,7 +15,7 @@ say() { printf 'images: %s\n' "$*" >&2; }
 
 programs=${1:?name the folder with agnhost, pause and nnp}
 cd "$here"
-inputs=$({ dpkg --print-architecture; cat ./*.py build.sh; (cd "$programs" && cat agnhost pause nnp); } | sha256sum | cut -c1-16)
+inputs=$({ dpkg --print-architecture; cat ./*.py build.sh; (cd "$programs" && cat agnhost localhost.* pause nnp); } | sha256sum | cut -c1-16)
 out=$cache/images-$inputs
 if [ -e "$out/.complete" ]; then
     say "cached"

@@ -44,6 +44,8 @@ def make(out, programs, busybox, debs, shell, nginx):
     agnhost = Layer().add(
         directory("uploads"),
         file("agnhost", program("agnhost"), mode=0o755),
+        file("localhost.crt", program("localhost.crt")),
+        file("localhost.key", program("localhost.key")),
         symlink("agnhost-2", "agnhost"),
         file("etc/passwd", PASSWD + PEOPLE[0]),
         file("etc/group", GROUP + PEOPLE[1]),

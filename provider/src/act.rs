@@ -27,7 +27,7 @@ use crate::{
     lifecycle::{Action, Event},
     machine::{self, Running},
     objects::PodObjects,
-    prepare, pull,
+    prepare, pull, resize,
     state::{PodState, Slot},
 };
 
@@ -71,7 +71,8 @@ impl Act {
         tokio::spawn(task.in_current_span());
     }
 
-    fn running(&self) -> Option<Running> {
+    /// The machine, while there is one.
+    pub fn running(&self) -> Option<Running> {
         self.machine.lock().expect("no holder panics").clone()
     }
 
@@ -98,11 +99,15 @@ pub fn begin(act: &Act, desired: &Arc<DesiredPod>, state: &PodState, action: Act
                 {
                     warn!(error, "clean up after a machine that did not start");
                 }
-                if let (Ok(()), Some(running)) = (&result, act.running()) {
+                if let (Ok(_), Some(running)) = (&result, act.running()) {
                     watch_machine(&act, &desired, running);
                 }
                 Event::MachineStarted(result)
             });
+        }
+        Action::Resize => {
+            let order = resize::act::Order::new(state);
+            act.spawn(async move |act| Event::Resized(resize::act::resize(&act, &desired, order).await));
         }
         Action::StartContainer {
             container,

@@ -12,7 +12,7 @@ use std::{
 pub use io_limits::{IoError, IoLimits};
 use vmm_lib::spec::{MachineSpec, Pmem};
 
-use crate::figures::MachineFigures;
+use crate::{figures::MachineFigures, size::Room};
 
 const ROOT: &str = "/sys/fs/cgroup";
 /// Where machines' groups are.
@@ -33,20 +33,35 @@ const EMPTY_TIME: Duration = Duration::from_secs(5);
 /// What a machine of this specification may use, as names and contents of its group's files. The kernel's threads that serve it (vhost,
 /// KVM's) count too, and so do pages of images that no other machine has read before: without room for them a guest that uses all of its
 /// memory would have its programs thrown out.
-fn limits(spec: &MachineSpec, threads: u64) -> [(&'static str, String); 5] {
-    let cpus = u64::from(spec.cpus) + DEVICE_CPUS;
-    let images: u64 = spec.pmems.iter().map(Pmem::length).sum();
+fn limits(spec: &MachineSpec, cpus: u8, threads: u64) -> [(&'static str, String); 5] {
     let grown = spec.hotplug.map_or(0, |hotplug| hotplug.requested);
-    let memory = spec.memory + grown + images;
-    let processes = MONITOR + SHARE * spec.shares.len() as u64;
     [
-        ("memory.max", (memory + memory / PAGE_TABLES + processes).to_string()),
+        memory_max(spec.memory + grown, beside(spec)),
         // All of it or nothing: half a machine serves nobody.
         ("memory.oom.group", "1".into()),
         ("memory.swap.max", "0".into()),
-        ("cpu.max", format!("{} {PERIOD}", cpus * PERIOD)),
+        cpu_max(cpus),
         ("pids.max", threads.to_string()),
     ]
+}
+
+/// What a machine may use of memory beside its guest's and what that costs, bytes.
+pub fn beside(spec: &MachineSpec) -> u64 {
+    let images: u64 = spec.pmems.iter().map(Pmem::length).sum();
+    with_page_tables(images) + MONITOR + SHARE * spec.shares.len() as u64
+}
+
+fn with_page_tables(memory: u64) -> u64 {
+    memory + memory / PAGE_TABLES
+}
+
+fn memory_max(guest: u64, beside: u64) -> (&'static str, String) {
+    ("memory.max", with_page_tables(guest).saturating_add(beside).to_string())
+}
+
+/// Of a guest that uses so many processors.
+fn cpu_max(cpus: u8) -> (&'static str, String) {
+    ("cpu.max", format!("{} {PERIOD}", (u64::from(cpus) + DEVICE_CPUS) * PERIOD))
 }
 
 fn path(uid: &str) -> PathBuf {
@@ -66,21 +81,29 @@ pub fn prepare() -> io::Result<()> {
     Ok(())
 }
 
-/// Makes the group of a pod's machine and puts its process there. A limit whose controller the host does not give is in the answer: the
+/// Makes the group of a pod's machine, whose guest uses so many processors, and puts its process there. A limit whose controller the host does not give is in the answer: the
 /// machine runs without it. Not so `io`, which is there because the node's owner asked for it.
-pub fn confine(uid: &str, pid: u32, spec: &MachineSpec, threads: u64, io: &IoLimits) -> io::Result<Vec<&'static str>> {
+pub fn confine(uid: &str, pid: u32, (spec, cpus): (&MachineSpec, u8), threads: u64, io: &IoLimits) -> io::Result<Vec<&'static str>> {
     let group = path(uid);
     fs::create_dir_all(&group)?;
     for (name, content) in io.files() {
         fs::write(group.join(name), content).map_err(|error| io::Error::new(error.kind(), format!("{name} {content}: {error}")))?;
     }
-    let missing = limits(spec, threads)
+    let missing = limits(spec, cpus, threads)
         .into_iter()
         .filter(|(name, content)| fs::write(group.join(name), content).is_err())
         .map(|(name, _)| name)
         .collect();
     fs::write(group.join("cgroup.procs"), pid.to_string())?;
     Ok(missing)
+}
+
+/// Holds a machine that runs to another size of its guest.
+pub fn allow(uid: &str, memory: u64, cpus: u8, room: Room) -> io::Result<()> {
+    for (name, content) in [memory_max(memory, room.beside), cpu_max(cpus)] {
+        fs::write(path(uid).join(name), content)?;
+    }
+    Ok(())
 }
 
 /// Puts another process into the group of a pod's machine.
@@ -127,7 +150,7 @@ mod tests {
             "boot": {"kernel": {"path": "/k"}, "initramfs": null, "commandLine": ""},
         }))
         .unwrap();
-        let all = limits(&spec, 40);
+        let all = limits(&spec, 2, 40);
         let value = |name| all.iter().find(|(known, _)| *known == name).map(|(_, content)| content.as_str());
         assert_eq!(value("memory.max"), Some("337641472"));
         // A copy of a template has most of its memory by virtio-mem.
@@ -139,7 +162,7 @@ mod tests {
             }),
             ..spec
         };
-        assert_eq!(limits(&copy, 40)[0].1, "337641472");
+        assert_eq!(limits(&copy, 2, 40)[0].1, "337641472");
         assert_eq!(value("cpu.max"), Some("300000 100000"));
         assert_eq!(value("pids.max"), Some("40"));
     }

@@ -19,6 +19,7 @@ use crate::{
     events::Recorder,
     figures::{Meters, Readings},
     image_gc::Uses,
+    ledger::Ledger,
     names::Dns,
     node::Troubles,
     objects::Objects,
@@ -41,6 +42,8 @@ pub struct Context {
     pub reporter: Reporter,
     /// Records.
     pub store: Store,
+    /// What pods were given of the node.
+    pub ledger: Ledger,
     /// Images.
     pub images: Arc<ImageStore>,
     /// The pods' network; there once the node has its podCIDR.

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Volume};
+use k8s_openapi::{
+    api::core::v1::{Container, Pod, PodSpec, Volume},
+    apimachinery::pkg::api::resource::Quantity as ApiQuantity,
+};
 
 use crate::{
     bandwidth,
@@ -40,8 +43,8 @@ pub struct DesiredPod {
     pub grace: u64,
     /// activeDeadlineSeconds.
     pub active_deadline: Option<u64>,
-    /// Its containers ask for other amounts than they have (the `resize` subresource), and keep what they have.
-    pub resize_asked: bool,
+    /// What its containers ask for, where that is not what they were given (the `resize` subresource).
+    pub asked: Option<Vec<Allocation>>,
 }
 
 /// A container of a pod.
@@ -73,6 +76,8 @@ pub struct DesiredContainer {
     pub requests: Amounts,
     /// Limits; zero means none.
     pub limits: Amounts,
+    /// Whether it restarts to get other amounts of processors, and of memory (resizePolicy `RestartContainer`).
+    pub resize_restarts: [bool; 2],
 }
 
 /// What only an ephemeral container has.
@@ -155,12 +160,19 @@ pub struct Refusal {
 }
 
 impl Amounts {
-    fn read([cpu, memory, storage]: [u64; 3]) -> Self {
+    pub(crate) fn read([cpu, memory, storage]: [u64; 3]) -> Self {
         Self {
             cpu: Quantity::millis(cpu),
             memory: Quantity::bytes(memory),
             storage: Quantity::bytes(storage),
         }
+    }
+
+    /// Those that there are, as the API writes them.
+    pub fn to_api(self) -> BTreeMap<String, ApiQuantity> {
+        let all = [("cpu", self.cpu), ("memory", self.memory), ("ephemeral-storage", self.storage)];
+        let set = all.into_iter().filter(|(_, amount)| *amount != Quantity::default());
+        set.map(|(name, amount)| (name.to_owned(), amount.to_api())).collect()
     }
 
     /// The sum of each.
@@ -219,18 +231,26 @@ impl DesiredPod {
             deletion,
             grace,
             active_deadline: spec.active_deadline_seconds.and_then(|s| u64::try_from(s).ok()),
-            resize_asked: false,
+            asked: None,
             pod,
         };
         let refusal = desired.refusal();
         (desired, refusal)
     }
 
-    /// Keeps to what the containers were given: machines are not resized for pods, and what is asked for later is only noted.
+    /// Keeps to what the containers were given; what they ask for besides is noted.
     pub fn keep(&mut self, allocated: &[Allocation]) {
-        self.resize_asked = false;
-        for (c, own) in self.containers.iter_mut().zip(allocated) {
-            self.resize_asked |= Allocation::of(c) != *own;
+        let asked = self
+            .asked
+            .take()
+            .unwrap_or_else(|| self.containers.iter().map(Allocation::of).collect());
+        self.give(allocated);
+        self.asked = (asked != allocated).then_some(asked);
+    }
+
+    /// With these amounts for its containers.
+    pub fn give(&mut self, amounts: &[Allocation]) {
+        for (c, own) in self.containers.iter_mut().zip(amounts) {
             c.requests = Amounts::read(own.requests);
             c.limits = Amounts::read(own.limits);
         }
@@ -407,6 +427,12 @@ impl DesiredContainer {
     fn read(container: &Container, init: bool, index: usize) -> Self {
         let image = container.image.clone().unwrap_or_default();
         let resources = container.resources.clone().unwrap_or_default();
+        let policies = container.resize_policy.as_deref().unwrap_or_default();
+        let restarts = |resource| {
+            policies
+                .iter()
+                .any(|p| p.resource_name == resource && p.restart_policy == "RestartContainer")
+        };
         Self {
             name: container.name.clone(),
             init,
@@ -425,6 +451,7 @@ impl DesiredContainer {
             ephemeral: None,
             requests: amounts(&resources.requests.unwrap_or_default()),
             limits: amounts(&resources.limits.unwrap_or_default()),
+            resize_restarts: [restarts("cpu"), restarts("memory")],
         }
     }
 
@@ -444,7 +471,7 @@ impl DesiredContainer {
     }
 }
 
-fn amounts(map: &BTreeMap<String, k8s_openapi::apimachinery::pkg::api::resource::Quantity>) -> Amounts {
+fn amounts(map: &BTreeMap<String, ApiQuantity>) -> Amounts {
     let get = |name| map.get(name).map(Quantity::of).unwrap_or_default();
     Amounts {
         cpu: get("cpu"),

@@ -19,7 +19,9 @@ use crate::{
     lifecycle::{self, Action, Event},
     machine::Running,
     objects::PodObjects,
+    prepare,
     probe::Prober,
+    size,
     state::{Machine, PodState},
     status,
     store::Record,
@@ -75,6 +77,9 @@ pub fn start(context: Arc<Context>, mut desired: DesiredPod, begin: Start) -> Ha
         Start::Recovered(state) => (true, state),
     };
     desired.keep(&state.allocated);
+    if recovered && !state.released {
+        context.ledger.enter(&desired);
+    }
     let desired = Arc::new(desired);
     let first = status::status(&desired, &state, &context.facts.host_ips, None, Timestamp::now());
     let view = watch::Sender::new(Arc::new(View {
@@ -186,14 +191,54 @@ impl Driver {
         }
     }
 
-    /// One step; true when nothing of the pod is left.
+    /// What comes of amounts that are asked for and not allocated, when that is to be looked at (again).
+    fn judge(&mut self, now: Timestamp) -> Option<Event> {
+        let asked = self.desired.asked.clone()?;
+        let generation = self.desired.pod.metadata.generation.unwrap_or_default();
+        let known = self.state.resize.pending.as_ref();
+        let looked_at = known.is_some_and(|known| known.generation == generation && known.again.is_none_or(|at| at > now));
+        if looked_at || self.state.deletion.is_some() || lifecycle::is_over(&self.state, &self.desired) {
+            return None;
+        }
+        let mut wished = (*self.desired).clone();
+        wished.give(&asked);
+        wished.asked = None;
+        let images = prepare::distinct_images(&self.state);
+        // An image that is not here yet counts when the machine is made.
+        let size =
+            prepare::size_with(&self.context, &wished, &images).unwrap_or_else(|_| size::size(&wished, &self.context.config.pod_defaults));
+        let verdict = self.context.ledger.resize(&wished, size, self.state.room);
+        if verdict.is_ok() {
+            self.desired = Arc::new(wished);
+        }
+        Some(Event::Judged(verdict.map(|()| asked).map_err(|why| why.pending(generation, now))))
+    }
+
+    /// One step, and another one when other amounts are asked for; true when nothing of the pod is left.
     fn take(&mut self, event: Event) -> bool {
+        if self.step(event) {
+            return true;
+        }
+        match self.judge(Timestamp::now()) {
+            Some(verdict) => self.step(verdict),
+            None => false,
+        }
+    }
+
+    fn step(&mut self, event: Event) -> bool {
         if !matches!(event, Event::Tick | Event::Containers(_)) {
             tracing::debug!(?event, "step");
         }
         let now = Timestamp::now();
         self.stepped = now;
         let actions = lifecycle::step(&mut self.state, &self.desired, event, now, &mut crate::context::new_id);
+        if self.desired.asked.is_none() {
+            // What was asked for and not given is not asked for any more.
+            self.state.resize.pending = None;
+        }
+        if self.state.released || lifecycle::is_over(&self.state, &self.desired) {
+            self.context.ledger.remove(&self.desired.uid);
+        }
         self.save();
         self.publish(now);
         self.refer();
@@ -272,6 +317,7 @@ impl Driver {
     }
 
     fn forget(&mut self) {
+        self.context.ledger.remove(&self.desired.uid);
         self.act.token.cancel();
         act::remove_logs(&self.context, &self.desired);
         self.context.meters.forget(&self.desired.uid);

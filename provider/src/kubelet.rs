@@ -21,13 +21,10 @@ use tracing::{info, warn};
 use crate::{
     act,
     context::Context,
-    desired::{Amounts, DesiredPod},
+    desired::DesiredPod,
     driver::{self, Handle, Start, Update},
     events::Note,
     host_path,
-    lifecycle::is_over,
-    node::Host,
-    size,
     state::{PodState, Verdict},
 };
 
@@ -38,8 +35,6 @@ pub type Pods = Arc<Mutex<HashMap<String, Arc<Handle>>>>;
 pub struct Kubelet {
     /// What they share.
     pub context: Arc<Context>,
-    /// What the host gives.
-    pub host: Host,
     /// Their tasks.
     pub pods: Pods,
 }
@@ -164,7 +159,7 @@ impl Kubelet {
         let (desired, refusal) = DesiredPod::read(Arc::new(pod));
         let refusal = match refusal {
             None => host_path::admit(&desired, &self.context.config.volumes.host_path.allowed)
-                .and_then(|()| self.admit(&desired))
+                .and_then(|()| self.context.ledger.admit(&desired))
                 .err(),
             some => some,
         };
@@ -206,28 +201,6 @@ impl Kubelet {
             while view.changed().await.is_ok() {}
             pods.lock().expect("no holder panics").remove(&uid);
         });
-    }
-
-    fn admit(&self, desired: &DesiredPod) -> Result<(), crate::desired::Refusal> {
-        let pods = self.pods.lock().expect("no holder panics");
-        let mut used = Amounts::default();
-        let mut count = 0;
-        for handle in pods.values() {
-            let view = handle.view.borrow();
-            if view.state.released || is_over(&view.state, &view.desired) {
-                continue;
-            }
-            used = used.plus(view.desired.requests());
-            count += 1;
-        }
-        size::admit(
-            desired,
-            used,
-            count,
-            self.host.allocatable,
-            self.host.capacity,
-            self.context.config.max_pods,
-        )
     }
 
     async fn delete_ended(&self, pod: &Pod) {

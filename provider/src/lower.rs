@@ -10,11 +10,11 @@ use kvmlet_image::ImageDevice;
 use kvmlet_protocol::{Interface, SandboxSpec, VolumeSpec};
 use vmm_lib::boot::with_console;
 use vmm_lib::spec::{
-    Boot, Disk, DiskEngine, DiskFormat, Extent, FileSource, Limits, MachineSpec, Net, NetLimits, Pmem, SPEC_VERSION, Serial, Share, Vsock,
-    Watchdog, WatchdogAction,
+    Boot, Disk, DiskEngine, DiskFormat, Extent, FileSource, Hotplug, Limits, MachineSpec, Net, NetLimits, Pmem, SPEC_VERSION, Serial,
+    Share, Vsock, Watchdog, WatchdogAction,
 };
 
-pub use self::container::{container, extras};
+pub use self::container::{container, extras, resources};
 use crate::{
     config::{Guest, Machines},
     desired::DesiredPod,
@@ -32,11 +32,11 @@ pub fn network_queues(machines: &Machines, size: Size) -> u32 {
     u32::from(machines.network_queues.min(size.cpus).max(1))
 }
 
-/// The machine of a pod. `images` are its distinct images in the order of their devices; the tap is passed descriptor 0,
+/// The machine of a pod, which can grow to so many processors and by so many bytes of memory. `images` are its distinct images in the order of their devices; the tap is passed descriptor 0,
 /// the sockets of the shares of these tags are those behind it.
 pub fn machine(
     pod: &DesiredPod,
-    size: Size,
+    (size, (cpus, more)): (Size, (u8, u64)),
     (guest, machines): (&Guest, &Machines),
     images: &[&ImageDevice],
     net: Option<([u8; 6], u16, NetLimits)>,
@@ -80,6 +80,10 @@ pub fn machine(
     });
     let line = template::guest_command_line(guest);
     let mut command_line = if guest.serial { with_console(&line) } else { line };
+    if cpus > size.cpus {
+        // The agent starts them when the pod is resized.
+        command_line.push_str(&format!(" maxcpus={}", size.cpus));
+    }
     let watchdog = (machines.watchdog_seconds > 0).then(|| {
         // How long is the driver's to know; the agent finds it there.
         command_line.push_str(&format!(" i6300esb.heartbeat={}", machines.watchdog_seconds));
@@ -90,7 +94,7 @@ pub fn machine(
     MachineSpec {
         version: SPEC_VERSION,
         name: format!("{}/{}", pod.namespace, pod.name),
-        cpus: size.cpus,
+        cpus,
         memory: size.memory,
         boot: Boot {
             kernel: FileSource::Path(guest.kernel.clone()),
@@ -123,7 +127,7 @@ pub fn machine(
         }),
         rng: true,
         balloon: true,
-        hotplug: None,
+        hotplug: (more > 0).then_some(Hotplug { size: more, requested: 0 }),
         serial: guest.serial.then(|| Serial {
             output: FileSource::Path(dir.join("console.log")),
             input: None,
@@ -228,13 +232,52 @@ mod tests {
             );
             let guest = Guest::default();
             let shares = ["a".to_owned(), "b".to_owned()];
-            let spec = machine(&pod, size, (&guest, &machines), &[], Some(net), Path::new("/m"), &shares);
+            let spec = machine(
+                &pod,
+                (size, (cpus, 0)),
+                (&guest, &machines),
+                &[],
+                Some(net),
+                Path::new("/m"),
+                &shares,
+            );
             let passed: Vec<_> = (0..queues + 2).map(FileSource::Passed).collect();
             assert_eq!(network_queues_of(&spec), passed[..queues as usize]);
             let sockets: Vec<_> = spec.shares.iter().map(|share| share.socket.clone()).collect();
             assert_eq!(sockets, passed[queues as usize..], "behind the queues");
             assert_eq!(spec.validate(passed.len()), Ok(()));
         }
+    }
+
+    #[test]
+    fn a_machine_that_can_grow_begins_with_what_its_pod_has() {
+        let pod = json!({"metadata": {"name": "p", "namespace": "n", "uid": "u"}, "spec": {"containers": [{"name": "c"}]}});
+        let pod = DesiredPod::read(Arc::new(serde_json::from_value(pod).unwrap())).0;
+        let size = crate::size::size(&pod, &crate::config::PodDefaults::default());
+        let of = |room| {
+            machine(
+                &pod,
+                (size, room),
+                (&Guest::default(), &Machines::default()),
+                &[],
+                None,
+                Path::new("/m"),
+                &[],
+            )
+        };
+        let spec = of((4, 1 << 30));
+        assert_eq!((spec.cpus, spec.memory), (4, size.memory));
+        assert!(spec.boot.command_line.ends_with(" maxcpus=1"), "{}", spec.boot.command_line);
+        assert_eq!(
+            spec.hotplug,
+            Some(Hotplug {
+                size: 1 << 30,
+                requested: 0
+            })
+        );
+        assert_eq!(spec.validate(0), Ok(()));
+        let spec = of((1, 0));
+        assert!(spec.hotplug.is_none() && !spec.boot.command_line.contains("maxcpus"));
     }
 
     /// The tap's descriptors.

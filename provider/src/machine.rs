@@ -50,6 +50,8 @@ pub struct Launch {
     pub spec: MachineSpec,
     /// Its network: the tap's queues, if it has one.
     pub tap: Vec<OwnedFd>,
+    /// Processors that its guest uses; it may have more.
+    pub cpus: u8,
     /// What is shared with it.
     pub shared: Vec<Shared>,
     /// Length in bytes of the longest file that its own process may write.
@@ -65,6 +67,7 @@ pub async fn launch(context: &Arc<Context>, name: &str, dir: PathBuf, launch: La
         let Launch {
             spec,
             tap,
+            cpus,
             shared,
             file_size,
             template,
@@ -77,7 +80,7 @@ pub async fn launch(context: &Arc<Context>, name: &str, dir: PathBuf, launch: La
             let _ = fs::remove_file(dir.join(socket));
         }
         let spawned = process::spawn(&dir, jail.uid, Some(&context.executable), &["vm"]).map_err(|e| chain(&e))?;
-        match cgroup::confine(&name, spawned.pid(), &spec, process::threads(&spec), &context.io) {
+        match cgroup::confine(&name, spawned.pid(), (&spec, cpus), process::threads(&spec), &context.io) {
             Ok(missing) if missing.is_empty() => {}
             Ok(missing) => debug!(?missing, "the host's cgroup v2 lacks controllers"),
             Err(error) if !context.io.files().is_empty() => return Err(format!("hold the machine to machines.io: {error}")),

@@ -21,15 +21,19 @@ const MAX_SEARCH: usize = 32;
 /// Longest host name.
 const MAX_HOSTNAME: usize = 63;
 
-/// The pod's host name and its domain (empty without a subdomain).
+/// The pod's host name and its domain: empty without a subdomain, and with hostnameOverride, which is all of the name
+/// (pkg/kubelet/kubelet_pods.go, GeneratePodHostNameAndDomain).
 pub fn hostname(pod: &DesiredPod, domain: &str) -> (String, String) {
     let spec = pod.pod.spec.as_ref();
-    let mut name = spec
-        .and_then(|s| s.hostname.clone())
-        .filter(|h| !h.is_empty())
-        .unwrap_or_else(|| pod.name.clone());
-    name.truncate(MAX_HOSTNAME);
-    let name = name.trim_end_matches(['-', '.']).to_owned();
+    let short = |mut name: String| {
+        name.truncate(MAX_HOSTNAME);
+        name.trim_end_matches(['-', '.']).to_owned()
+    };
+    if let Some(name) = spec.and_then(|s| s.hostname_override.clone()) {
+        return (short(name), String::new());
+    }
+    let name = spec.and_then(|s| s.hostname.clone()).filter(|h| !h.is_empty());
+    let name = short(name.unwrap_or_else(|| pod.name.clone()));
     let domain = spec
         .and_then(|s| s.subdomain.as_deref())
         .filter(|s| !s.is_empty())
@@ -207,5 +211,13 @@ mod tests {
         assert!(text.contains("10.0.0.5\th.db.shop.svc.cluster.local\th\n"), "{text}");
         assert!(text.ends_with("1.2.3.4\tx\ty\n"), "{text}");
         assert_eq!(kernel_hostname(&pod, "cluster.local"), "h.db.shop.svc.cluster.local");
+    }
+
+    #[test]
+    fn a_name_that_overrides_is_all_of_it() {
+        let spec = json!({"containers": [], "hostnameOverride": "db.example.org", "hostname": "h", "subdomain": "sub"});
+        let pod = pod(spec);
+        assert_eq!(hostname(&pod, "cluster.local"), ("db.example.org".into(), String::new()));
+        assert!(hosts(&pod, "cluster.local", &["10.0.0.1".into()]).contains("10.0.0.1\tdb.example.org\n"));
     }
 }

@@ -14,12 +14,11 @@ use kvmlet_protocol::{
     ErrorKind, Extras, Interface, Request, Response, Route, SANDBOX_VERSION, SHARE_VERSION, STREAMS_VERSION, USAGE_VERSION,
 };
 use tracing::{info, warn};
-use vmm_lib::spec::MachineSpec;
 
 use crate::{
     act::{self, Act, chain, now_nanoseconds},
     agent::{Agent, AgentError},
-    bandwidth,
+    bandwidth, cgroup,
     context::Context,
     desired::DesiredPod,
     downward::Facts,
@@ -27,12 +26,12 @@ use crate::{
     events::Note,
     eviction,
     follow::Holding,
-    host_path::{self, Shared},
-    late_image,
+    host_path, late_image,
     lifecycle::{Event, Failure, StartFailure},
     logs, lower,
     machine::{self, Launch, Running},
-    names, scratch, size,
+    names, scratch,
+    size::{self, Room, Size},
     state::PodState,
     streams,
     template::{self, Start},
@@ -53,8 +52,16 @@ pub fn distinct_images(state: &PodState) -> Vec<String> {
     ids
 }
 
-/// Makes the machine and its surroundings. What was made before a failure is for the caller to destroy.
-pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String]) -> Result<(), Failure> {
+/// The pod's size, with room for the images that its guest reads in place.
+pub fn size_with(context: &Context, desired: &DesiredPod, images: &[String]) -> Result<Size, String> {
+    let images = images.iter().map(|id| image(context, id)).collect::<Result<Vec<_>, _>>()?;
+    let devices: Vec<_> = images.iter().map(|i| &i.device).collect();
+    let mapped = lower::in_place(&devices).iter().map(|index| devices[*index].size).sum();
+    Ok(size::size(desired, &context.config.pod_defaults).with_images(mapped))
+}
+
+/// Makes the machine and its surroundings; the answer is what it can grow to. What was made before a failure is for the caller to destroy.
+pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String]) -> Result<Room, Failure> {
     let context = &act.context;
     let mount = |message: String| Failure {
         reason: "FailedMount",
@@ -105,15 +112,21 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String]) ->
     let mtu = u16::try_from(network.interface.mtu).unwrap_or(1500);
     // The annotations may have been changed since the pod was accepted.
     let limits = bandwidth::limits(desired.pod.metadata.annotations.as_ref()).map_err(sandbox)?;
+    let (cpus, more) = size.room(context.ledger.capacity());
     let spec = lower::machine(
         desired,
-        size,
+        (size, (cpus, more)),
         (&context.config.guest, &context.config.machines),
         &devices,
         Some((network.interface.mac, mtu, limits)),
         &dir,
         &host_paths.iter().map(|share| share.tag.clone()).collect::<Vec<_>>(),
     );
+    let room = Room {
+        cpus,
+        memory: size.memory.saturating_add(more),
+        beside: cgroup::beside(&spec),
+    };
     let file_size = size.scratch.max(context.config.logs.max_size.value());
     let permit = context.boots.acquire().await.map_err(|e| sandbox(e.to_string()))?;
     let mut needed = if host_paths.is_empty() { SANDBOX_VERSION } else { SHARE_VERSION };
@@ -121,7 +134,15 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String]) ->
         needed = needed.max(USAGE_VERSION);
     }
     let tap = [network.tap].into_iter().chain(network.more_queues).collect();
-    let mut agent = up(act, desired, spec, tap, host_paths, file_size).await.map_err(sandbox)?;
+    let launch = Launch {
+        spec,
+        tap,
+        cpus: size.cpus,
+        shared: host_paths,
+        file_size,
+        template: false,
+    };
+    let mut agent = up(act, desired, launch).await.map_err(sandbox)?;
     drop(permit);
     let hello = begun.elapsed();
     let version = agent.welcome().version;
@@ -143,41 +164,35 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String]) ->
         kernel = agent.welcome().kernel,
         "the machine is ready"
     );
-    Ok(())
+    Ok(room)
 }
 
 /// Starts the machine, as a copy of the node's template if there is one and it fits, else by booting: until its agent has answered, and a copy is
 /// one of its own. Tells the pod's owner which it was.
-async fn up(
-    act: &Act,
-    desired: &Arc<DesiredPod>,
-    spec: MachineSpec,
-    tap: Vec<OwnedFd>,
-    shared: Vec<Shared>,
-    file_size: u64,
-) -> Result<Agent, String> {
+async fn up(act: &Act, desired: &Arc<DesiredPod>, boot: Launch) -> Result<Agent, String> {
     let context = &act.context;
-    let launch = |spec, tap, shared| Launch {
-        spec,
-        tap,
-        shared,
-        file_size,
-        template: false,
-    };
     let told = |start: &Start, took: Duration| {
         let message = start.told(took);
         context.recorder.pod(&desired.pod, Note::normal("MachineStarted", None, message));
     };
     let mut begun = Instant::now();
     let (offered, mut start) = if template::wanted(desired.pod.metadata.annotations.as_ref())? {
-        context.templates.offer(spec.clone())
+        context.templates.offer(boot.spec.clone())
     } else {
-        (spec.clone(), Start::Boot(format!("the pod's {} is \"none\"", template::ANNOTATION)))
+        (
+            boot.spec.clone(),
+            Start::Boot(format!("the pod's {} is \"none\"", template::ANNOTATION)),
+        )
     };
     if let Start::Copy(number) = start {
-        let own: Result<_, _> = tap.iter().map(OwnedFd::try_clone).collect();
-        let own = own.map_err(|e| format!("duplicate the tap: {e}"))?;
-        match answered(act, &desired.uid, launch(offered, own, Vec::new())).await {
+        let own: Result<_, _> = boot.tap.iter().map(OwnedFd::try_clone).collect();
+        let copy = Launch {
+            spec: offered,
+            tap: own.map_err(|e| format!("duplicate the tap: {e}"))?,
+            shared: Vec::new(),
+            ..boot
+        };
+        match answered(act, &desired.uid, copy).await {
             Ok(agent) => {
                 context.templates.worked();
                 told(&start, begun.elapsed());
@@ -191,7 +206,7 @@ async fn up(
             }
         }
     }
-    let agent = answered(act, &desired.uid, launch(spec, tap, shared)).await?;
+    let agent = answered(act, &desired.uid, boot).await?;
     told(&start, begun.elapsed());
     Ok(agent)
 }
@@ -199,14 +214,14 @@ async fn up(
 /// Starts a machine and waits for its agent; a copy is made one of its own.
 async fn answered(act: &Act, uid: &str, launch: Launch) -> Result<Agent, String> {
     let context = &act.context;
-    let renewed = launch.spec.restore.is_some().then(|| launch.spec.clone());
+    let renewed = launch.spec.restore.is_some().then(|| (launch.spec.clone(), launch.cpus));
     let (how, begun) = (if renewed.is_some() { "copy" } else { "boot" }, Instant::now());
     let running = machine::launch(context, uid, machine::directory(context, uid), launch).await?;
     *act.machine.lock().expect("no holder panics") = Some(running.clone());
     let boot = async {
         let mut agent = Agent::await_boot(&running.vsock, BOOT_TIME).await.map_err(|e| chain(&e))?;
-        if let Some(spec) = renewed {
-            let renewal = template::renewal(&spec).map_err(|e| format!("read random bytes: {e}"))?;
+        if let Some((spec, cpus)) = renewed {
+            let renewal = template::renewal(&spec, cpus).map_err(|e| format!("read random bytes: {e}"))?;
             agent.command(&Request::Renew(renewal)).await.map_err(|e| chain(&e))?;
         }
         Ok(agent)

@@ -16,6 +16,8 @@ use serde_json::{Value, json};
 use tokio::sync::{Notify, watch};
 use tracing::{debug, warn};
 
+use crate::status::RESIZE;
+
 /// Statuses under way at once.
 const PARALLEL: usize = 8;
 /// Longest wait between two attempts.
@@ -163,7 +165,14 @@ fn patch(uid: &str, status: &PodStatus) -> Value {
             addresses.insert(0, json!({"$patch": "replace"}));
         }
     }
-    // Conditions are merged by type: what one no longer says has to be taken out.
+    // Conditions are merged by type: what one no longer says has to be taken out, and so has one that is not there any more.
+    if let Some(conditions) = status["conditions"].as_array_mut() {
+        let gone = RESIZE
+            .iter()
+            .filter(|kind| !conditions.iter().any(|c| c["type"] == **kind))
+            .collect::<Vec<_>>();
+        conditions.extend(gone.into_iter().map(|kind| json!({"type": kind, "$patch": "delete"})));
+    }
     for condition in status["conditions"].as_array_mut().into_iter().flatten() {
         for key in ["reason", "message"] {
             if condition.get(key).is_none() {

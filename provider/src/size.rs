@@ -1,9 +1,13 @@
 //! How large a pod's machine is, by its requests and limits. Pure; the rule is documented in docs/architecture.md.
 
+use serde::{Deserialize, Serialize};
+use vmm_lib::spec::HOTPLUG_STEP;
+
 use crate::{
     config::PodDefaults,
     desired::{Amounts, DesiredContainer, DesiredPod, Refusal},
     quantity::Quantity,
+    template,
 };
 
 /// What the guest's kernel and agent need beside the containers, bytes.
@@ -12,6 +16,28 @@ const GUEST_BASE: u64 = 64 << 20;
 const MEMORY_MAP_SHARE: u64 = 64;
 /// Machines are sized in steps of this, bytes.
 const STEP: u64 = 2 << 20;
+
+/// What a pod's machine can grow to while it runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Room {
+    /// Processors that it has, whether its guest uses them or not.
+    pub cpus: u8,
+    /// Guest memory that it has addresses for, bytes.
+    pub memory: u64,
+    /// What its control group allows its processes beside the guest's memory and what that costs, bytes.
+    pub beside: u64,
+}
+
+/// What a node has, and what pods other than the one in question were given of it.
+#[derive(Debug, Clone, Copy)]
+pub struct Given {
+    /// Theirs.
+    pub used: Amounts,
+    /// What the node gives.
+    pub allocatable: Amounts,
+    /// What the host has.
+    pub capacity: Amounts,
+}
 
 /// A machine's size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +101,16 @@ pub fn size(pod: &DesiredPod, defaults: &PodDefaults) -> Size {
 }
 
 impl Size {
+    /// What a machine of this size shall be able to grow to on a host of this capacity: processors cost little while they are offline, and
+    /// addresses nothing. Not beyond what a copy of a template can have.
+    pub fn room(self, capacity: Amounts) -> (u8, u64) {
+        let comb = template::comb();
+        let cpus = u8::try_from(capacity.cpu.value()).unwrap_or(u8::MAX).min(comb.cpus);
+        let more = capacity.memory.value().saturating_sub(self.memory).min(comb.memory_bytes);
+        let more = more.next_multiple_of(HOTPLUG_STEP).min(comb.memory_bytes);
+        (cpus.max(self.cpus), more)
+    }
+
     /// With room for the page descriptors of so many bytes of images that the guest reads in place.
     #[must_use]
     pub fn with_images(self, bytes: u64) -> Self {
@@ -175,6 +211,24 @@ mod tests {
     fn a_pod_without_limits_gets_the_default_class() {
         let got = size(&pod(json!([{"name": "c"}]), json!([])), &PodDefaults::default());
         assert_eq!((got.cpus, got.memory), (1, (256 + 64 + 4) << 20));
+    }
+
+    #[test]
+    fn a_machine_can_grow_to_its_host_and_no_further_than_a_copy_can() {
+        let host = |cpus: u64, gibibytes: u64| Amounts {
+            cpu: Quantity::millis(cpus * 1000),
+            memory: Quantity::bytes(gibibytes << 30),
+            storage: Quantity::default(),
+        };
+        let size = |cpus, memory| Size { cpus, memory, scratch: 0 };
+        assert_eq!(size(1, 1 << 30).room(host(2, 4)), (2, 3 << 30));
+        assert_eq!(
+            size(1, (1 << 30) + (2 << 20)).room(host(2, 4)),
+            (2, 3 << 30),
+            "in steps of what Linux adds"
+        );
+        assert_eq!(size(16, 1 << 30).room(host(64, 512)), (16, 64 << 30));
+        assert_eq!(size(2, 4 << 30).room(host(2, 4)), (2, 0));
     }
 
     #[test]

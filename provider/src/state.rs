@@ -3,9 +3,14 @@
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ResourceRequirements;
 use serde::{Deserialize, Serialize};
 
-use crate::desired::{Amounts, DesiredContainer, DesiredPod};
+use crate::{
+    desired::{Amounts, DesiredContainer, DesiredPod},
+    resize::Resize,
+    size::Room,
+};
 
 /// A pod's state on this node.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -30,6 +35,15 @@ pub struct PodState {
     /// What its containers were given when the pod was taken, in their order: what its machine was made for.
     #[serde(default)]
     pub allocated: Vec<Allocation>,
+    /// What of that the machine and the containers have by now; empty for all of it.
+    #[serde(default)]
+    pub in_force: Vec<Allocation>,
+    /// What its machine can grow to; unknown of one that was made by a release that did not resize.
+    #[serde(default)]
+    pub room: Option<Room>,
+    /// Where its resize stands.
+    #[serde(default)]
+    pub resize: Resize,
     /// Init containers that have done what the next one waits for, in this machine.
     #[serde(default)]
     pub passed: usize,
@@ -125,6 +139,16 @@ impl Allocation {
             limits: numbers(container.limits),
         }
     }
+
+    /// As the API writes it.
+    pub fn resources(&self) -> ResourceRequirements {
+        let of = |numbers| Some(Amounts::read(numbers).to_api()).filter(|amounts| !amounts.is_empty());
+        ResourceRequirements {
+            requests: of(self.requests),
+            limits: of(self.limits),
+            ..ResourceRequirements::default()
+        }
+    }
 }
 
 /// What hooks and probes have found of an instance of a container.
@@ -136,7 +160,7 @@ pub struct Health {
     pub started: bool,
     /// Its readiness probe says so.
     pub ready: bool,
-    /// A probe has failed it: with whatever code it then ends, that was a failure.
+    /// A probe has failed it, or it has to restart for other resources: with whatever code it then ends, that was a failure.
     #[serde(default)]
     pub failed: bool,
 }
@@ -250,6 +274,8 @@ pub enum Work {
     Pull(usize),
     /// Making or ending the machine.
     Machine,
+    /// Bringing what was allocated into force.
+    Resize,
     /// Starting the container of this index.
     Start(usize),
     /// Deleting the object.
@@ -271,10 +297,23 @@ impl PodState {
             containers: desired.containers.iter().map(ContainerState::new).collect(),
             ephemeral: Vec::new(),
             allocated: desired.containers.iter().map(Allocation::of).collect(),
+            in_force: Vec::new(),
+            room: None,
+            resize: Resize::default(),
             passed: 0,
             deletion: None,
             busy: BTreeSet::new(),
         }
+    }
+
+    /// What a container has by now of what it was given.
+    pub fn in_force(&self, index: usize) -> Option<Allocation> {
+        self.in_force.get(index).or(self.allocated.get(index)).copied()
+    }
+
+    /// Whether all that was given is in force.
+    pub fn is_in_force(&self) -> bool {
+        self.in_force.is_empty() || self.in_force == self.allocated
     }
 
     /// The container of an identifier, running or starting.

@@ -1,18 +1,16 @@
 //! What is reported of a pod: its state in the API's words. Pure; times of conditions come from the previous status where nothing changed.
 
-use std::collections::BTreeMap;
-
 use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{
         ContainerState as ApiState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, HostIP, Pod,
-        PodCondition, PodIP, PodReadinessGate, PodStatus, ResourceRequirements,
+        PodCondition, PodIP, PodReadinessGate, PodStatus,
     },
-    apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::Time},
+    apimachinery::pkg::apis::meta::v1::Time,
 };
 
 use crate::{
-    desired::{Amounts, DesiredContainer, DesiredPod},
+    desired::{DesiredContainer, DesiredPod},
     lifecycle::{is_initialized, is_over},
     state::{ContainerState, Ended, ImageState, Machine, PodState, Slot},
 };
@@ -34,9 +32,17 @@ pub fn status(desired: &DesiredPod, state: &PodState, host_ips: &[String], previ
         {
             return Vec::new();
         }
-        let pairs = desired.containers.iter().zip(&state.containers).filter(|(c, _)| c.init == init);
+        let pairs = desired.containers.iter().zip(&state.containers).enumerate();
         pairs
-            .map(|(d, c)| container(d, c, initialized, desired.containers.iter().any(|c| c.init)))
+            .filter(|(_, (c, _))| c.init == init)
+            .map(|(index, (d, c))| {
+                let status = container(d, c, initialized, desired.containers.iter().any(|c| c.init));
+                let has_run = c.is_up() || matches!(c.slot, Slot::Ended(_));
+                ContainerStatus {
+                    resources: has_run.then(|| state.in_force(index)).flatten().map(|own| own.resources()),
+                    ..status
+                }
+            })
             .collect()
     };
     let (inits, mains) = (statuses(true), statuses(false));
@@ -96,12 +102,13 @@ pub fn status(desired: &DesiredPod, state: &PodState, host_ips: &[String], previ
         let (reason, message) = not_ready();
         conditions.set("Ready", false, reason, message);
     }
-    // One that was told and is no longer true is told to be false: a merge takes no condition away.
-    if desired.resize_asked {
-        let message = "this node does not resize pods in place: they keep what they were started with";
-        conditions.set("PodResizePending", true, Some("Infeasible"), Some(message.into()));
-    } else if conditions.old("PodResizePending").is_some() {
-        conditions.set("PodResizePending", false, None, None);
+    if let Some(pending) = &state.resize.pending {
+        let message = Some(pending.message.clone());
+        conditions.set_at(pending.generation, "PodResizePending", Some(pending.reason()), message);
+    }
+    if let Some(progress) = &state.resize.progress {
+        let reason = progress.error.is_some().then_some("Error");
+        conditions.set_at(progress.generation, "PodResizeInProgress", reason, progress.error.clone());
     }
     conditions.keep_foreign(&desired.pod);
     PodStatus {
@@ -167,14 +174,14 @@ fn container(desired: &DesiredContainer, c: &ContainerState, initialized: bool, 
         Slot::Ended(e) => Some(e.id.clone()),
         Slot::Starting { .. } | Slot::Waiting { .. } => c.last.as_ref().map(|e| e.id.clone()),
     };
-    // While it waits for its backoff the instance that counts is the one that ended.
-    let backing_off = matches!(&c.slot, Slot::Waiting { reason: Some(reason), .. } if reason == "CrashLoopBackOff");
+    // Until it runs again the instance that counts is the one that ended.
+    let ended_last = c.last.is_some() && matches!(c.slot, Slot::Waiting { .. } | Slot::Starting { .. });
     ContainerStatus {
         name: c.name.clone(),
         image,
         image_id,
         container_id: id.filter(|id| !id.is_empty()).map(|id| format!("{RUNTIME}://{id}")),
-        restart_count: i32::try_from(c.restarts.saturating_sub(u32::from(backing_off))).unwrap_or(i32::MAX),
+        restart_count: i32::try_from(c.restarts.saturating_sub(u32::from(ended_last))).unwrap_or(i32::MAX),
         ready: if desired.is_probed() {
             started && (desired.probes.readiness.is_none() || c.health.ready)
         } else {
@@ -182,27 +189,11 @@ fn container(desired: &DesiredContainer, c: &ContainerState, initialized: bool, 
         },
         started: Some(started),
         stop_signal: desired.stop_signal.clone(),
-        allocated_resources: Some(amounts(desired.requests)).filter(|a| !a.is_empty()),
-        resources: (c.is_up() || matches!(c.slot, Slot::Ended(_))).then(|| ResourceRequirements {
-            requests: Some(amounts(desired.requests)).filter(|a| !a.is_empty()),
-            limits: Some(amounts(desired.limits)).filter(|a| !a.is_empty()),
-            ..ResourceRequirements::default()
-        }),
+        allocated_resources: Some(desired.requests.to_api()).filter(|a| !a.is_empty()),
         state: Some(state_of(c, initialized, has_init)),
         last_state: c.last.as_ref().map(terminated),
         ..ContainerStatus::default()
     }
-}
-
-/// What is in force, as the API writes it.
-fn amounts(amounts: Amounts) -> BTreeMap<String, Quantity> {
-    let all = [
-        ("cpu", amounts.cpu),
-        ("memory", amounts.memory),
-        ("ephemeral-storage", amounts.storage),
-    ];
-    let set = all.into_iter().filter(|(_, amount)| *amount != Default::default());
-    set.map(|(name, amount)| (name.to_owned(), amount.to_api())).collect()
 }
 
 fn state_of(c: &ContainerState, initialized: bool, has_init: bool) -> ApiState {
@@ -283,8 +274,12 @@ const OWN: &[&str] = &[
     "Initialized",
     "Ready",
     "ContainersReady",
-    "PodResizePending",
+    RESIZE[0],
+    RESIZE[1],
 ];
+
+/// Those of them that are there while a resize is, and not at all otherwise.
+pub const RESIZE: [&str; 2] = ["PodResizePending", "PodResizeInProgress"];
 
 impl Conditions<'_> {
     fn old(&self, kind: &str) -> Option<&PodCondition> {
@@ -308,6 +303,14 @@ impl Conditions<'_> {
             observed_generation: self.generation,
             ..PodCondition::default()
         });
+    }
+
+    /// One that is true since this generation of the pod.
+    fn set_at(&mut self, generation: i64, kind: &str, reason: Option<&str>, message: Option<String>) {
+        self.set(kind, true, reason, message);
+        if let Some(condition) = self.list.last_mut() {
+            condition.observed_generation = Some(generation);
+        }
     }
 
     /// As they were last seen: whose they are may have written them since this node reported.

@@ -46,6 +46,7 @@ const POD: &[(&str, Rule)] = &[
     // Users of the pod are its own kernel's, and never the host's, whichever is asked for.
     ("hostUsers", Any),
     ("hostname", Any),
+    ("hostnameOverride", Any),
     ("imagePullSecrets", Any),
     ("nodeName", Any),
     ("nodeSelector", Any),

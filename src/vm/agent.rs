@@ -39,7 +39,7 @@ pub(super) fn hello(socket: &Path) -> anyhow::Result<(UnixStream, Welcome)> {
 
 /// Makes a copy of a machine one of its own.
 pub(super) fn renew(stream: &mut UnixStream, spec: &MachineSpec) -> anyhow::Result<()> {
-    let renewal = kvmlet_provider::template::renewal(spec).context("read random bytes")?;
+    let renewal = kvmlet_provider::template::renewal(spec, spec.cpus).context("read random bytes")?;
     ask(stream, &Request::Renew(renewal))
 }
 

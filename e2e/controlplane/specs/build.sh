@@ -1,8 +1,8 @@
 #!/bin/sh
-# Builds Kubernetes' own specifications (e2e.test) and the programs that their
-# images hold (agnhost, nnp, pause) into the cache, by hash of their inputs: the
-# same modules as the control plane's. Progress goes to stderr; the last line of
-# stdout is the folder of the result.
+# Builds Kubernetes' own specifications (e2e.test) and what their images hold
+# (agnhost and its certificate, nnp, pause) into the cache, by hash of their
+# inputs: the same modules as the control plane's. Progress goes to stderr; the
+# last line of stdout is the folder of the result.
 set -eu
 
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
@@ -40,7 +40,9 @@ if [ ! -e "$out/.complete" ]; then
         go build $build -ldflags '-s -w' -o "$out.partial/agnhost" $kubernetes/test/images/agnhost >&2
         go build $build -ldflags '-s -w' -o "$out.partial/nnp" $kubernetes/test/images/nonewprivs >&2
     }
-    cc -Os -static -o "$out.partial/pause" "$(go list -m -f '{{.Dir}}' $kubernetes)/build/pause/linux/pause.c"
+    sources=$(go list -m -f '{{.Dir}}' $kubernetes)
+    cc -Os -static -o "$out.partial/pause" "$sources/build/pause/linux/pause.c"
+    install -m 0644 "$sources/test/images/agnhost/porter/localhost.crt" "$sources/test/images/agnhost/porter/localhost.key" "$out.partial"
     touch "$out.partial/.complete"
     mv "$out.partial" "$out"
     say "built in $(($(date +%s) - started)) s"

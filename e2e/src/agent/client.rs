@@ -5,7 +5,7 @@ use std::{
     io::{self, Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpStream},
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -91,6 +91,12 @@ impl Client {
                 Err(error) => return Err(error).context("read the answer"),
             }
         }
+    }
+
+    /// Sets the host's clock by this machine's.
+    pub fn set_clock(&self, deadline: Duration) -> Result<()> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).context("read the clock")?;
+        Self::answer(self.ask(&Request::SetClock { now }, deadline)?, deadline, |_, _| ())
     }
 
     /// Runs a command to its end, with `input` on its standard input, handing over output as it comes.

@@ -23,6 +23,7 @@ use nix::{
         signal::{Signal, killpg},
         wait::{WaitStatus, wait},
     },
+    time::{ClockId, clock_settime},
     unistd::Pid,
 };
 
@@ -98,6 +99,9 @@ fn answer(mut stream: TcpStream, services: &Services) -> io::Result<()> {
             wait_seconds,
         } => services.stop(&name, signal, Duration::from_secs(wait_seconds)).and_then(to_json),
         Request::Status { name } => to_json(services.status(&name)),
+        Request::SetClock { now } => clock_settime(ClockId::CLOCK_REALTIME, now.into())
+            .map_err(io::Error::from)
+            .and_then(to_json),
     };
     match result {
         Ok(json) => write_frame(&mut stream, Kind::Answer, &json),

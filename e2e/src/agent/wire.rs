@@ -1,7 +1,10 @@
 //! What goes over the rig agent's connections: one request a connection, then frames until the answer is complete.
 //! A frame is its kind, a little-endian length and that many bytes.
 
-use std::io::{self, Read, Write};
+use std::{
+    io::{self, Read, Write},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -45,6 +48,8 @@ pub(super) enum Request {
     Stop { name: String, signal: i32, wait_seconds: u64 },
     /// The answer is a [`ServiceStatus`].
     Status { name: String },
+    /// Set the clock to so much since 1970, as a time server would.
+    SetClock { now: Duration },
 }
 
 /// How a command ended.

@@ -12,6 +12,7 @@ const INAPPLICABLE: &[(&str, &str)] = &[
         "KubeletManagedEtcHosts",
         "looks at the hosts file of a pod with hostNetwork: there is no host to share",
     ),
+    ("if pod uses host network", "a pod with hostNetwork: there is no host to share"),
 ];
 
 /// Why a specification cannot apply, if so.

@@ -31,10 +31,12 @@ mod pods;
 mod port_forward;
 mod probes;
 mod resize;
+mod resize_pods;
 mod restarts;
 mod rig;
 mod security;
 mod snapshots;
+mod specs;
 mod survival;
 mod templates;
 mod two_hosts;
@@ -113,6 +115,7 @@ fn all() -> impl Iterator<Item = &'static Test> {
         machines::TESTS,
         memory::TESTS,
         resize::TESTS,
+        resize_pods::TESTS,
         exec::TESTS,
         attached::TESTS,
         debug::TESTS,
@@ -128,6 +131,7 @@ fn all() -> impl Iterator<Item = &'static Test> {
         jail::TESTS,
         survival::TESTS,
         outage::TESTS,
+        specs::TESTS,
         bad_host::TESTS,
         bad_pod::TESTS,
         bad_image::TESTS,

@@ -5,14 +5,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use kvmlet_protocol::{
-    ContainerSpec, ContainerState, ContainerStatus, ErrorKind, ExitStatus, Extras, Failure, Request, Response, SandboxSpec,
+    ContainerSpec, ContainerState, ContainerStatus, ErrorKind, ExitStatus, Extras, Failure, Request, Resources, Response, SandboxSpec,
 };
 
 use crate::container::{self, Container};
 use crate::device::Images;
 use crate::failure::fail;
 use crate::setup::Sandbox;
-use crate::{attach, bus, renew, stats};
+use crate::{attach, bus, renew, resize, stats};
 
 /// How long a watch waits for a change.
 const WATCH: Duration = Duration::from_secs(30);
@@ -85,6 +85,7 @@ impl Agent {
             Request::Attached { device } => bus::attached(device).map(|()| Response::Done),
             Request::Detaching { device } => bus::detaching(device).map(|()| Response::Done),
             Request::Usage { volumes, above } => self.sandbox().and_then(|s| s.volumes.usage(&volumes, above)).map(Response::Usage),
+            Request::Resize { cpus, containers } => self.resize(cpus, containers).map(|()| Response::Done),
             Request::Stats => Ok(Response::Stats(stats::read(&self.containers()))),
             Request::Figures => Ok(Response::Figures(Box::new(stats::figures(&self.containers())))),
             Request::Exec(_) | Request::Attach(_) | Request::Forward { .. } | Request::PowerOff => {
@@ -141,6 +142,14 @@ impl Agent {
             Some(_) => Err(fail(ErrorKind::NoSuchContainer, "the container has ended")),
             None => Err(fail(ErrorKind::NoSuchContainer, format!("there is no container {id}"))),
         }
+    }
+
+    /// A container that has ended meanwhile needs no limits.
+    fn resize(&self, cpus: u8, containers: Vec<(String, Resources)>) -> Result<(), Failure> {
+        let running = containers
+            .into_iter()
+            .filter_map(|(id, limits)| Some((self.running(&id).ok()?, limits)));
+        resize::resize(cpus, &running.collect::<Vec<_>>())
     }
 
     fn start(self: &Arc<Self>, spec: ContainerSpec, extras: &Extras) -> Result<u32, Failure> {

@@ -71,6 +71,17 @@ impl Cgroup {
         Ok(())
     }
 
+    /// Sets other limits, and lifts those that are no more.
+    pub(crate) fn resize(&self, limits: &Resources) -> Result<(), Failure> {
+        let quota = format!("{} 100000", or_max(limits.cpu_quota));
+        let files = [("memory.max", or_max(limits.memory_max)), ("cpu.max", quota)];
+        let weight = (limits.cpu_weight > 0).then(|| ("cpu.weight", limits.cpu_weight.to_string()));
+        for (file, value) in files.into_iter().chain(weight) {
+            fs::write(self.path.join(file), &value).wanted(format_args!("set {file} of the container to {value}"))?;
+        }
+        Ok(())
+    }
+
     /// Its directory.
     pub(crate) fn path(&self) -> &Path {
         &self.path

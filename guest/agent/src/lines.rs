@@ -26,10 +26,10 @@ impl Splitter {
         }
     }
 
-    /// The stream has ended: an unfinished line is a line.
+    /// The stream has ended: an unfinished line is one that would go on, so that readers make up no newline (as of containerd).
     pub(crate) fn finish(self, mut emit: impl FnMut(Vec<u8>, bool)) {
         if !self.line.is_empty() {
-            emit(self.line, false);
+            emit(self.line, true);
         }
     }
 }
@@ -49,10 +49,10 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_joined_across_reads_and_the_last_needs_no_newline() {
+    fn lines_are_joined_across_reads_and_the_last_gets_no_newline_that_it_had_not() {
         assert_eq!(
             split(&[b"a", b"b\n\nc", b"d"]),
-            [(b"ab".to_vec(), false), (vec![], false), (b"cd".to_vec(), false)]
+            [(b"ab".to_vec(), false), (vec![], false), (b"cd".to_vec(), true)]
         );
     }
 

@@ -2,13 +2,13 @@
 //! agent alone, which has no secret.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use kvmlet_protocol::{ErrorKind, Failure, Renewal};
 
 use crate::failure::{Attempt, fail};
-use crate::{setup, stats, sys};
+use crate::{cpus, setup, stats, sys};
 
 /// How long memory may take to come: a guest whose processors get little time plugs a gigabyte in some seconds.
 const GROWTH: Duration = Duration::from_secs(60);
@@ -22,9 +22,7 @@ pub(crate) fn renew(renewal: &Renewal) -> Result<(), Failure> {
     for number in &renewal.devices {
         probe(*number).attempt(format_args!("have the driver look at device {number}"))?;
     }
-    for cpu in 1..renewal.cpus {
-        online(cpu).attempt(format_args!("start processor {cpu}"))?;
-    }
+    cpus::bring_up(renewal.cpus)?;
     grown(before.saturating_add(renewal.memory))
 }
 
@@ -66,12 +64,4 @@ fn probe(number: u8) -> std::io::Result<()> {
         }
     }
     Err(std::io::ErrorKind::NotFound.into())
-}
-
-fn online(cpu: u8) -> std::io::Result<()> {
-    let path = format!("/sys/devices/system/cpu/cpu{cpu}/online");
-    if fs::read_to_string(&path)?.trim() == "1" {
-        return Ok(());
-    }
-    fs::write(Path::new(&path), "1")
 }

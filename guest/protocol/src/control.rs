@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{AttachSpec, ContainerSpec, ContainerStatus, ExecSpec, Extras, GuestFigures, SandboxSpec, VolumeContent};
+use crate::{AttachSpec, ContainerSpec, ContainerStatus, ExecSpec, Extras, GuestFigures, Resources, SandboxSpec, VolumeContent};
 
 /// First frame of each connection, from the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,6 +102,14 @@ pub enum Request {
         volumes: Vec<String>,
         /// Bytes that are of no interest: where the whole scratch disk holds no more, no volume is looked at, and the answer is empty.
         above: u64,
+    },
+    /// Gives running containers other limits, and the guest other processors: all of it, or, where a container uses more memory than it shall
+    /// have, nothing. Since version 7.
+    Resize {
+        /// Processors that shall be online.
+        cpus: u8,
+        /// Container identifiers and their limits.
+        containers: Vec<(String, Resources)>,
     },
 }
 

@@ -46,6 +46,24 @@ async fn a_store_reopened_knows_its_images_and_drops_what_was_half_made() {
 }
 
 #[tokio::test]
+async fn what_images_share_and_what_has_two_names_takes_its_bytes_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = support::store(&dir.path().join("store"), StoreConfig::default());
+    let one = import(&store, dir.path(), "a:1", &["shared", "one"]).await;
+    assert_eq!(store.bytes(), one.device.size);
+    import(&store, dir.path(), "a:2", &["shared", "one"]).await;
+    assert_eq!((store.list().len(), store.bytes()), (2, one.device.size));
+    let two = import(&store, dir.path(), "b:1", &["shared", "two"]).await;
+    let shared = two
+        .device
+        .extents
+        .iter()
+        .find(|extent| one.device.extents.contains(extent))
+        .unwrap();
+    assert_eq!(store.bytes(), one.device.size + two.device.size - shared.length);
+}
+
+#[tokio::test]
 async fn what_no_name_means_and_no_pod_uses_is_collected() {
     let dir = tempfile::tempdir().unwrap();
     let store = support::store(&dir.path().join("store"), StoreConfig::default());

@@ -6,7 +6,7 @@ use kvmlet_protocol as protocol;
 use super::{
     Action, Event, FIRST_BACKOFF, MAX_BACKOFF, StartFailure, ephemeral,
     health::{post_started, pre_stopped, probed},
-    is_over, later, stop, timestamp,
+    is_over, later, resize, stop, timestamp,
 };
 use crate::{
     desired::DesiredPod,
@@ -71,8 +71,9 @@ pub(super) fn apply(state: &mut PodState, desired: &DesiredPod, event: Event, no
         Event::MachineStarted(result) => {
             state.busy.remove(&Work::Machine);
             match result {
-                Ok(()) => {
+                Ok(room) => {
                     state.machine = Machine::Ready;
+                    state.room = Some(room);
                     state.machine_failures = 0;
                 }
                 Err(failure) => {
@@ -85,6 +86,8 @@ pub(super) fn apply(state: &mut PodState, desired: &DesiredPod, event: Event, no
                 }
             }
         }
+        Event::Judged(verdict) => resize::judged(state, desired, verdict, now, actions),
+        Event::Resized(result) => resize::resized(state, desired, result, now, actions),
         Event::Started { container, result } => started(state, desired, container, result, now, actions),
         Event::Containers(list) => {
             for status in &list {

@@ -3,7 +3,8 @@
 use jiff::{SignedDuration, Timestamp};
 
 use super::{
-    Action, FIRST_BACKOFF, KILL_PATIENCE, MAX_BACKOFF, deadline, ephemeral, go_duration, has_passed, is_over, later, pull, runs_again, stop,
+    Action, FIRST_BACKOFF, KILL_PATIENCE, MAX_BACKOFF, deadline, ephemeral, go_duration, has_passed, is_over, later, pull, resize,
+    runs_again, stop,
 };
 use crate::{
     desired::DesiredPod,
@@ -96,10 +97,15 @@ fn make_progress(
                 && state.busy.insert(Work::Machine) =>
         {
             state.machine = Machine::Starting;
+            // It is made for what is allocated now.
+            state.in_force = state.allocated.clone();
+            state.room = None;
+            state.resize.progress = None;
             actions.push(Action::StartMachine);
         }
         Machine::Ready => {
             stop::advance(state, desired, now, actions);
+            resize::begin(state, now, actions);
             start_containers(state, desired, now, new_id, actions);
             ephemeral::start(state, desired, now, new_id, actions);
         }

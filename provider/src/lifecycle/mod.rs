@@ -15,6 +15,7 @@ mod decide;
 mod ephemeral;
 mod health;
 mod pull;
+mod resize;
 mod stop;
 #[cfg(test)]
 mod tests;
@@ -26,7 +27,9 @@ use crate::{
     desired::{Deletion, DesiredContainer, DesiredPod},
     events::Note,
     probe::spec::Kind,
-    state::{ContainerState, ImageFacts, ImageState, Machine, PodState, Slot},
+    resize::Pending,
+    size::Room,
+    state::{Allocation, ContainerState, ImageFacts, ImageState, Machine, PodState, Slot},
 };
 
 /// Longest wait between restarts and between pulls (the kubelet's MaxContainerBackOff).
@@ -56,8 +59,12 @@ pub enum Event {
     },
     /// The network stands: the pod has its addresses.
     Addressed(Vec<String>),
-    /// The machine is there and set up, or could not be made.
-    MachineStarted(Result<(), Failure>),
+    /// The machine is there and set up, with room to grow, or could not be made.
+    MachineStarted(Result<Room, Failure>),
+    /// The pod asks for other amounts and is given them, or is not.
+    Judged(Result<Vec<Allocation>, Pending>),
+    /// What was allocated is in force, or could not be brought into force.
+    Resized(Result<Vec<Allocation>, String>),
     /// A start ended.
     Started {
         /// Which container.
@@ -164,6 +171,8 @@ pub enum Action {
         /// Which.
         container: usize,
     },
+    /// Give the machine and its containers what was allocated; answered by [`Event::Resized`].
+    Resize,
     /// End the machine and give back all it had; answered by [`Event::Released`].
     Release,
     /// Delete the API object after its last status is written; answered by [`Event::Deleted`].
@@ -210,6 +219,8 @@ pub fn next_tick(state: &PodState, desired: &DesiredPod, stepped: Timestamp) -> 
     if state.verdict.is_none() && !is_over(state, desired) {
         times.extend(deadline(state, desired));
     }
+    times.extend(state.resize.progress.as_ref().and_then(|progress| progress.not_before));
+    times.extend(state.resize.pending.as_ref().and_then(|pending| pending.again));
     if let Some(deletion) = state.deletion.as_ref().filter(|_| !state.released) {
         times.extend(deletion.kill_at.saturating_add(KILL_PATIENCE));
     }

@@ -5,6 +5,7 @@ mod ending;
 mod ephemeral;
 mod health;
 mod progress;
+mod resize;
 
 use std::sync::Arc;
 
@@ -16,6 +17,7 @@ use serde_json::{Value, json};
 use super::{Action, Event, Failure, PullFailure, StartFailure, is_over, next_tick, step};
 use crate::{
     desired::{Deletion, DesiredPod},
+    size::Room,
     state::{ImageFacts, ImageState, Machine, PodState, Slot, Verdict},
     status::status,
 };
@@ -88,7 +90,7 @@ impl Life {
             });
         }
         assert_eq!(last, [Action::StartMachine]);
-        self.on(Event::MachineStarted(Ok(())))
+        self.on(Event::MachineStarted(Ok(Room::default())))
     }
 
     fn started(&mut self, container: usize) -> Vec<Action> {
@@ -165,7 +167,7 @@ fn answer(life: &mut Life, action: Action, well: bool) -> Vec<Action> {
                 reason: "FailedCreatePodSandBox",
                 message: "m".into(),
             };
-            life.on(Event::MachineStarted(if well { Ok(()) } else { Err(bad) }))
+            life.on(Event::MachineStarted(if well { Ok(Room::default()) } else { Err(bad) }))
         }
         Action::StartContainer { container, .. } => {
             let bad = StartFailure::Config {
@@ -176,6 +178,10 @@ fn answer(life: &mut Life, action: Action, well: bool) -> Vec<Action> {
                 container,
                 result: if well { Ok(now) } else { Err(bad) },
             })
+        }
+        Action::Resize => {
+            let given = life.state.allocated.clone();
+            life.on(Event::Resized(if well { Ok(given) } else { Err("no room".into()) }))
         }
         Action::Release => life.on(Event::Released(if well { Ok(()) } else { Err("busy".into()) })),
         Action::DeleteObject => life.on(Event::Deleted(true)),

@@ -100,7 +100,8 @@ fn mounts(spec: &Container, env: &Env) -> Result<Vec<Mount>, String> {
     Ok(mounts)
 }
 
-fn resources(desired: &DesiredContainer) -> Resources {
+/// Limits of a container's group in its guest.
+pub fn resources(desired: &DesiredContainer) -> Resources {
     let none = Quantity::default();
     let weight = |requests: Quantity| {
         // The kubelet's conversion of shares (2 to 262,144) to weights (1 to 10,000).

@@ -221,6 +221,7 @@ impl Templates {
         };
         let (state, memory) = (create("state")?, create("memory")?);
         let launch = Launch {
+            cpus: 1,
             spec: original(&context.config.guest, &machine.join("vsock.sock")),
             tap: Vec::new(),
             shared: Vec::new(),
@@ -262,6 +263,7 @@ impl Templates {
             restore.working_set = None;
         }
         let launch = Launch {
+            cpus: 1,
             spec: spec.clone(),
             tap: Vec::new(),
             shared: Vec::new(),
@@ -272,7 +274,7 @@ impl Templates {
         let running = machine::launch(context, NAME, machine.into(), launch).await?;
         let answered = async {
             let mut agent = Agent::await_boot(&running.vsock, BOOT_TIME).await.map_err(|error| chain(&error))?;
-            let renewal = renewal(&spec).map_err(|error| format!("read random bytes: {error}"))?;
+            let renewal = renewal(&spec, 1).map_err(|error| format!("read random bytes: {error}"))?;
             agent.command(&Request::Renew(renewal)).await.map_err(|error| chain(&error))?;
             let (pid, memory, file) = (running.pid(), made.join("memory"), made.join(WORKING_SET));
             blocking(move || {

@@ -114,7 +114,10 @@ fn copy(mut spec: MachineSpec, directory: &Path) -> Result<MachineSpec, (Box<Mac
         (spec.console.is_some(), "it has a console"),
         (spec.watchdog.is_some(), "it has a watchdog"),
         (!spec.shares.is_empty(), "it shares directories of the host"),
-        (spec.hotplug.is_some(), "its memory comes and goes"),
+        (
+            spec.hotplug.is_some_and(|hotplug| hotplug.requested > 0),
+            "its memory comes and goes",
+        ),
         (spec.memory < MEMORY, "it is smaller than a template"),
         (
             spec.memory - spec.memory.min(MEMORY) > comb.memory_bytes,
@@ -140,9 +143,10 @@ fn copy(mut spec: MachineSpec, directory: &Path) -> Result<MachineSpec, (Box<Mac
         return Err((Box::new(spec), why));
     }
     let more = spec.memory - MEMORY;
+    let room = more + spec.hotplug.map_or(0, |hotplug| hotplug.size);
     spec.memory = MEMORY;
-    spec.hotplug = (more > 0).then(|| Hotplug {
-        size: more.next_multiple_of(HOTPLUG_STEP),
+    spec.hotplug = (room > 0).then(|| Hotplug {
+        size: room.next_multiple_of(HOTPLUG_STEP).min(comb.memory_bytes),
         requested: more,
     });
     spec.comb = Some(comb);
@@ -155,8 +159,8 @@ fn copy(mut spec: MachineSpec, directory: &Path) -> Result<MachineSpec, (Box<Mac
     Ok(spec)
 }
 
-/// What a machine that is a copy is told.
-pub fn renewal(spec: &MachineSpec) -> std::io::Result<Renewal> {
+/// What a machine that is a copy is told; its guest uses so many of its processors.
+pub fn renewal(spec: &MachineSpec, cpus: u8) -> std::io::Result<Renewal> {
     let mut entropy = vec![0; ENTROPY];
     let mut filled = 0;
     while filled < ENTROPY {
@@ -165,7 +169,7 @@ pub fn renewal(spec: &MachineSpec) -> std::io::Result<Renewal> {
     Ok(Renewal {
         entropy,
         time: now_nanoseconds(),
-        cpus: spec.cpus,
+        cpus,
         memory: spec.hotplug.map_or(0, |hotplug| hotplug.requested),
         devices: spec.filled_places(),
     })
@@ -210,9 +214,19 @@ mod tests {
             })
         );
         assert_eq!(copied.validate(0), Ok(()));
-        let told = renewal(&copied).unwrap();
+        let told = renewal(&copied, 2).unwrap();
         assert_eq!((told.cpus, told.memory, told.entropy.len()), (2, 196 << 20, ENTROPY));
         assert_eq!(told.devices, [17]);
+        let room = Hotplug {
+            size: 1 << 30,
+            requested: 0,
+        };
+        let roomy = copy(machine(|spec| spec.hotplug = Some(room)), Path::new("/t")).unwrap();
+        let grown = Hotplug {
+            size: (1 << 30) + (256 << 20),
+            requested: 196 << 20,
+        };
+        assert_eq!((roomy.hotplug, roomy.validate(0)), (Some(grown), Ok(())));
         let exact = copy(machine(|spec| spec.memory = MEMORY), Path::new("/t")).unwrap();
         assert_eq!((exact.hotplug, exact.validate(0)), (None, Ok(())));
     }
@@ -231,7 +245,7 @@ mod tests {
     #[test]
     fn no_two_copies_are_told_the_same_random_bytes() {
         let spec = machine(|_| {});
-        assert_ne!(renewal(&spec).unwrap().entropy, renewal(&spec).unwrap().entropy);
+        assert_ne!(renewal(&spec, 1).unwrap().entropy, renewal(&spec, 1).unwrap().entropy);
     }
 
     #[test]

@@ -94,7 +94,7 @@ fn a_deletion_waits_for_a_machine_that_is_being_made() {
         [Action::StartMachine]
     );
     assert_eq!(life.delete(30), []);
-    assert_eq!(life.on(Event::MachineStarted(Ok(()))), [Action::Release]);
+    assert_eq!(life.on(Event::MachineStarted(Ok(Room::default()))), [Action::Release]);
 }
 
 #[test]
@@ -112,7 +112,10 @@ fn a_dead_machine_is_made_anew_and_its_containers_restarted() {
         "{last:?}"
     );
     assert_eq!(life.pass(2), [Action::StartMachine]);
-    assert_eq!(life.on(Event::MachineStarted(Ok(()))), [start(0, "id3", 1, Some("id1"))]);
+    assert_eq!(
+        life.on(Event::MachineStarted(Ok(Room::default()))),
+        [start(0, "id3", 1, Some("id1"))]
+    );
     life.started(0);
     assert_eq!(life.exit(0, 0), [start(1, "id4", 1, Some("id2"))]);
 }
