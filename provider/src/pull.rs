@@ -22,7 +22,21 @@ pub async fn pull(context: &Arc<Context>, objects: &PodObjects, desired: &Desire
     let field = || Some(container.field_path());
     // A name that is none is told before any registry is asked.
     let reference: ImageReference = image.parse().map_err(|e: PullError| failure(&e))?;
-    let local = context.images.get(image);
+    let mut credentials = None;
+    let mut local = None;
+    if container.pull != PullPolicy::Always
+        && let Some(found) = context.images.get(image)
+    {
+        // Secrets are read only where they matter.
+        let mut may_use = context.images.may_use(image, &[]);
+        if !may_use {
+            let own = self::credentials(context, objects, desired, &reference).await;
+            may_use = context.images.may_use(image, &own);
+            credentials = Some(own);
+        }
+        // To a pod that has not shown that it may have it the image is not there (KEP-2535).
+        local = may_use.then_some(found);
+    }
     match (container.pull, local) {
         (PullPolicy::IfNotPresent | PullPolicy::Never, Some(local)) => {
             tell(Note::normal(
@@ -44,7 +58,10 @@ pub async fn pull(context: &Arc<Context>, objects: &PodObjects, desired: &Desire
     }
     tell(Note::normal("Pulling", field(), format!("Pulling image {image:?}")));
     let begun = std::time::Instant::now();
-    let credentials = credentials(context, objects, desired, &reference).await;
+    let credentials = match credentials {
+        Some(credentials) => credentials,
+        None => self::credentials(context, objects, desired, &reference).await,
+    };
     let pulled = context.images.pull(image, &credentials, |_| {}).await.map_err(|e| failure(&e))?;
     context.meters.pulled(begun.elapsed());
     let message = format!(

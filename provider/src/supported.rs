@@ -70,6 +70,8 @@ const POD: &[(&str, Rule)] = &[
         OneOf(&["RuntimeDefault", "Unconfined"], NO_PROFILES),
     ),
     ("securityContext.seccompProfile.localhostProfile", Any),
+    // Without SELinux in a kernel its options say nothing, as on any other node.
+    ("securityContext.seLinuxOptions", Any),
     ("securityContext.supplementalGroups", Any),
     ("securityContext.supplementalGroupsPolicy", Any),
     ("securityContext.sysctls", Any),
@@ -138,6 +140,7 @@ const CONTAINER: &[(&str, Rule)] = &[
         OneOf(&["RuntimeDefault", "Unconfined"], NO_PROFILES),
     ),
     ("securityContext.seccompProfile.localhostProfile", Any),
+    ("securityContext.seLinuxOptions", Any),
     ("startupProbe", Any),
     ("stdin", Any),
     ("stdinOnce", Any),

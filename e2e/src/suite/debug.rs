@@ -84,7 +84,7 @@ fn waits(place: &Place<'_>) -> Result<()> {
     let custom = place.cluster.state.root.join("debug-custom.json");
     crate::paths::write(
         &custom,
-        json!({"securityContext": {"seLinuxOptions": {"level": "s0:c1"}}}).to_string(),
+        json!({"securityContext": {"appArmorProfile": {"type": "RuntimeDefault"}}}).to_string(),
     )?;
     let custom = custom.to_string_lossy().into_owned();
     let refused = [
@@ -105,9 +105,9 @@ fn waits(place: &Place<'_>) -> Result<()> {
     })?;
     let message = &ephemeral(&found, "refused")["state"]["waiting"]["message"];
     ensure!(
-        message
-            .as_str()
-            .is_some_and(|text| text.starts_with("This node does not support: spec.ephemeralContainers[2].securityContext.seLinuxOptions")),
+        message.as_str().is_some_and(
+            |text| text.starts_with("This node does not support: spec.ephemeralContainers[2].securityContext.appArmorProfile.type")
+        ),
         "{message}"
     );
     place.until_ready("web").map(drop)

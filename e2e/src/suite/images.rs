@@ -17,7 +17,7 @@ pub(super) const TESTS: &[Test] = &[
         run: configuration,
     },
     Test {
-        name: "a private image needs the pod's secret, and says so without",
+        name: "a private image needs the pod's secret, also where it is on the node already, and says so without",
         hosts: 1,
         kvmlet: true,
         run: private,
@@ -194,7 +194,19 @@ fn private(cluster: &Cluster) -> Result<()> {
         for name in ["without", "mistaken"] {
             refused(place, name)?;
         }
-        Ok(())
+        // The image is on the node by now; that a pod may have it, it has to show all the same.
+        let policy = |name: &str, secret, policy: &str| with(of(name, secret), &[("/spec/containers/0/imagePullPolicy", policy.into())]);
+        place.create(&[
+            policy("cached", None, "IfNotPresent"),
+            policy("guessed", Some("wrong"), "IfNotPresent"),
+            policy("never", None, "Never"),
+            policy("shown", Some("right"), "Never"),
+        ])?;
+        ensure!(place.output("shown")? == "allowed");
+        for name in ["cached", "guessed"] {
+            refused(place, name)?;
+        }
+        place.until_event("never", "ErrImageNeverPull", "is not present with pull policy of Never")
     })
 }
 

@@ -384,10 +384,10 @@ fn unsupported(cluster: &Cluster) -> Result<()> {
         ),
         ("hostnetwork", "/spec/hostNetwork", json!(true), "spec.hostNetwork"),
         (
-            "label",
+            "profile",
             "/spec/securityContext",
-            json!({"seLinuxOptions": {"level": "s0:c1"}}),
-            "spec.securityContext.seLinuxOptions",
+            json!({"appArmorProfile": {"type": "RuntimeDefault"}}),
+            "spec.securityContext.appArmorProfile.type",
         ),
     ];
     let host = cluster.host(0)?;

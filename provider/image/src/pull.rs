@@ -92,10 +92,14 @@ impl ImageStore {
     pub async fn import(&self, reference: &str, layout: &Path) -> Result<PulledImage, PullError> {
         let image: ImageReference = reference.parse()?;
         let origin = Origin::Layout(Layout::new(layout, image.tag()));
-        self.fetch(&image, &origin, &|_| {}).await.map_err(|failure| match failure {
+        let imported = self.fetch(&image, &origin, &|_| {}).await.map_err(|failure| match failure {
             Failure::Final(error) => error,
             Failure::Fetch { what, error } => verdict(&image.to_string(), vec![(what, error)]),
-        })
+        })?;
+        // Whoever puts an image into the store gives it to all.
+        let noted = self.given(&image, &imported.id, None).await;
+        noted.map_err(|error| PullError::store(&image.to_string(), self.dir().to_path_buf(), &error))?;
+        Ok(imported)
     }
 
     async fn pull_from(
@@ -123,7 +127,13 @@ impl ImageStore {
                 ) => {
                     refused.get_or_insert(failure);
                 }
-                answer => return answer,
+                Ok(pulled) => {
+                    let noted = self.given(image, &pulled.id, credential).await;
+                    let dir = || self.dir().to_path_buf();
+                    noted.map_err(|error| Failure::Final(PullError::store(&image.to_string(), dir(), &error)))?;
+                    return Ok(pulled);
+                }
+                failed => return failed,
             }
         }
         Err(refused.expect("anonymous access at least was tried"))

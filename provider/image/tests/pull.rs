@@ -247,8 +247,21 @@ async fn credentials_are_tried_in_order_and_anonymous_access_last() {
         assert!(!error.to_string().contains("wrong"));
     }
     store.pull("nginx", &[user("wrong"), user("right")], |_| {}).await.unwrap();
+    assert!(store.may_use("nginx", &[user("right")]));
+    assert!(
+        !store.may_use("nginx", &[]) && !store.may_use("nginx", &[user("wrong")]),
+        "the image is here, and not for all"
+    );
+    drop(store);
+    let store = support::store(dir.path(), config(&registry));
+    assert!(
+        store.may_use("nginx", &[user("right")]) && !store.may_use("nginx", &[]),
+        "nor after a restart"
+    );
     registry.behave(Behaviour::default());
     store.pull("nginx", &[user("wrong")], |_| {}).await.unwrap();
+    store.pull("nginx", &[], |_| {}).await.unwrap();
+    assert!(store.may_use("nginx", &[]));
 }
 
 #[tokio::test]

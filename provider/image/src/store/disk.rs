@@ -83,6 +83,10 @@ impl Disk {
         self.dir.join("names.json")
     }
 
+    pub(crate) fn access_path(&self) -> PathBuf {
+        self.dir.join("access.json")
+    }
+
     /// A layer's index, if the layer is here and whole.
     pub(crate) fn layer(&self, diff_id: &str) -> Option<LayerIndex> {
         let index = LayerIndex::decode(&fs::read(self.index_path(diff_id)).ok()?)?;

@@ -6,9 +6,11 @@
 //! layers/<hex>.data     files of a layer, immutable       layers/<hex>.index   its tree, renamed into place last
 //! images/<hex>.meta     merged metadata, immutable        images/<hex>.json    the record, renamed into place last
 //! names.json            which name means which image
+//! access.json           who has shown that it may have which image
 //! ```
 //! Files come into being by rename after fsync and are only ever unlinked: machines keep them open or mapped.
 
+mod access;
 mod disk;
 mod flight;
 mod records;
@@ -25,6 +27,7 @@ pub(crate) use records::{ImageRecord, LayerRecord};
 
 use crate::error::{OpenError, StoreError};
 use crate::image::{Extent, ImageDevice, PulledImage};
+use crate::keyring::Credential;
 use crate::layer::Limits;
 use crate::reference::ImageReference;
 use crate::registry::{Registries, RegistryConfig};
@@ -138,6 +141,23 @@ impl ImageStore {
                 .map(|record| self.inner.image(reference, &name.digest, record))
         });
         images.collect()
+    }
+
+    /// Whether one who has these credentials may use the image that a name means here without the registry being asked: it has given it to
+    /// everybody, or to one with the same credentials.
+    pub fn may_use(&self, reference: &str, credentials: &[Credential]) -> bool {
+        let Ok(reference) = reference.parse::<ImageReference>() else {
+            return false;
+        };
+        let catalog = self.inner.catalog();
+        let image = catalog.names.get(&reference.to_string()).map(|name| &name.image);
+        image.is_some_and(|id| catalog.accesses.admit(&reference.name(), id, credentials))
+    }
+
+    /// Notes that a registry has given an image to one with this credential, or to one with none.
+    pub(crate) async fn given(&self, image: &ImageReference, id: &str, credential: Option<&Credential>) -> Result<(), StoreError> {
+        let (inner, repository, id, credential) = (self.inner.clone(), image.name(), id.to_owned(), credential.cloned());
+        blocking(move || inner.catalog().given(&inner.disk, &repository, &id, credential.as_ref())).await
     }
 
     /// Bytes of files that all images have, what several of them share once.

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Collected, disk::Disk, hex};
+use super::{Collected, access::Accesses, disk::Disk, hex};
 use crate::error::StoreError;
 use crate::image::ImageConfig;
+use crate::keyring::Credential;
 use crate::reference::ImageReference;
 
 /// A layer as an image has it.
@@ -40,6 +41,7 @@ pub(crate) struct NameRecord {
 pub(crate) struct Catalog {
     pub(super) images: BTreeMap<String, ImageRecord>,
     pub(super) names: BTreeMap<String, NameRecord>,
+    pub(super) accesses: Accesses,
     pins: HashMap<String, usize>,
 }
 
@@ -61,6 +63,9 @@ impl Catalog {
         let names = std::fs::read(disk.names_path()).ok();
         this.names = names.and_then(|names| serde_json::from_slice(&names).ok()).unwrap_or_default();
         this.names.retain(|_, name| this.images.contains_key(&name.image));
+        let accesses = std::fs::read(disk.access_path()).ok();
+        this.accesses = accesses.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+        this.accesses.keep(|id| this.images.contains_key(id));
         Ok(this)
     }
 
@@ -100,6 +105,18 @@ impl Catalog {
         names.insert(reference.to_string(), meaning.clone());
         names.insert(reference.with_digest(digest), meaning);
         self.rename(disk, names)
+    }
+
+    /// Notes who was given an image, on disk first.
+    pub(super) fn given(&mut self, disk: &Disk, repository: &str, id: &str, credential: Option<&Credential>) -> Result<(), StoreError> {
+        let mut accesses = self.accesses.clone();
+        accesses.keep(|id| self.images.contains_key(id));
+        if accesses.note(repository, id, credential) {
+            let json = serde_json::to_vec_pretty(&accesses).expect("plain data always serialises");
+            disk.write(&disk.access_path(), &json)?;
+            self.accesses = accesses;
+        }
+        Ok(())
     }
 
     /// Replaces the list of names, on disk first.

@@ -74,7 +74,7 @@ fn one_that_comes_later_is_pulled_and_started_once_and_counts_for_nothing() {
 
 #[test]
 fn what_does_not_work_here_waits_with_the_reason() {
-    let mut life = Life::running(&json!([{"name": "e", "image": "j", "securityContext": {"seLinuxOptions": {"level": "s0"}}}]));
+    let mut life = Life::running(&json!([{"name": "e", "image": "j", "securityContext": {"windowsOptions": {"hostProcess": true}}}]));
     assert_eq!(life.on(Event::Tick), []);
     assert_eq!(life.waiting(), Some("CreateContainerConfigError"));
     assert_eq!(life.on(Event::Tick), []);
@@ -82,7 +82,7 @@ fn what_does_not_work_here_waits_with_the_reason() {
     let state = status.ephemeral_container_statuses.unwrap()[0].state.clone().unwrap();
     assert_eq!(
         state.waiting.unwrap().message.unwrap(),
-        "This node does not support: spec.ephemeralContainers[0].securityContext.seLinuxOptions"
+        "This node does not support: spec.ephemeralContainers[0].securityContext.windowsOptions.hostProcess"
     );
 }
 
