@@ -1,11 +1,14 @@
 //! Who gets in, and what the paths without a file of their own answer.
 
+use hyper::client::conn::http1;
 use hyper::{Method, StatusCode};
-use kvmlet_server::{BindError, Server};
+use hyper_util::rt::TokioIo;
+use kvmlet_server::{BindError, Server, ServingCertificate};
 use rcgen::ExtendedKeyUsagePurpose;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::fake::Fake;
-use crate::support::{AUTHORITY, Authority, Port, config};
+use crate::support::{AUTHORITY, Authority, Port, config, soon};
 
 #[tokio::test]
 async fn a_client_without_a_certificate_is_unauthorized_everywhere() {
@@ -134,5 +137,62 @@ async fn a_new_serving_certificate_is_shown_to_new_connections() {
         "a key of another certificate"
     );
     assert_eq!(shown().await, leaf, "the old one stays");
+    port.stop().await;
+}
+
+#[tokio::test]
+async fn a_port_without_a_certificate_refuses_handshakes_until_it_has_one() {
+    let none = ServingCertificate::none();
+    let port = Port::serve_with(Fake::new(), none.clone()).await;
+    let refused = port.tls(None).await.expect_err("no certificate");
+    assert!(refused.to_string().contains("alert"), "{refused}");
+    let (chain, key) = AUTHORITY.server();
+    none.replace(chain, key).expect("own certificate");
+    assert_eq!(port.get("/healthz").await, (200, "ok".into()));
+    port.stop().await;
+}
+
+#[tokio::test]
+async fn a_connection_that_was_made_with_the_old_certificate_goes_on() {
+    let port = Port::serve(Fake::new()).await;
+    let stream = port.tls(Some(AUTHORITY.client("admin"))).await.expect("handshake");
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.expect("HTTP");
+    tokio::spawn(connection);
+    for _ in 0..2 {
+        let request = hyper::Request::builder().uri("/healthz").header("host", "node-1");
+        let request = request
+            .body(http_body_util::Empty::<hyper::body::Bytes>::new())
+            .expect("valid request");
+        assert_eq!(sender.send_request(request).await.expect("an answer").status(), 200);
+        let (chain, key) = AUTHORITY.server();
+        port.certificate.replace(chain, key).expect("own certificate");
+    }
+    port.stop().await;
+}
+
+/// A hello that offers TLS up to a version, with the suites of that time (RFC 4346, section 7.4.1.2).
+fn hello(version: [u8; 2]) -> Vec<u8> {
+    let mut body = version.to_vec();
+    body.extend([7; 32]);
+    // No session; two suites, TLS_RSA_WITH_AES_128_CBC_SHA and TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA; no compression.
+    body.extend([0, 0, 4, 0, 0x2f, 0xc0, 0x09, 1, 0]);
+    let length = |bytes: &[u8]| u8::try_from(bytes.len()).expect("short");
+    let handshake = [&[1, 0, 0, length(&body)], &body[..]].concat();
+    [&[22, 3, 1, 0, length(&handshake)], &handshake[..]].concat()
+}
+
+#[tokio::test]
+async fn tls_1_2_is_spoken_and_what_is_older_is_not() {
+    let port = Port::serve(Fake::new()).await;
+    let stream = port.tls_of(&[&rustls::version::TLS12], None).await.expect("TLS 1.2");
+    assert_eq!(stream.get_ref().1.protocol_version(), Some(rustls::ProtocolVersion::TLSv1_2));
+    for version in [[3, 1], [3, 2]] {
+        let mut stream = tokio::net::TcpStream::connect(port.address).await.expect("connects");
+        stream.write_all(&hello(version)).await.expect("is heard");
+        let mut answer = Vec::new();
+        soon("the end", stream.read_to_end(&mut answer)).await.expect("an answer");
+        // A fatal alert, protocol_version (RFC 5246, section 7.2).
+        assert_eq!((answer[0], &answer[5..]), (21, &[2, 70][..]), "{version:?}: {answer:?}");
+    }
     port.stop().await;
 }

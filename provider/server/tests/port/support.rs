@@ -135,8 +135,15 @@ pub(crate) fn config() -> ServerConfig {
 
 impl Port {
     pub(crate) async fn serve(fake: Fake) -> Self {
-        let config = config();
-        let certificate = config.certificate.clone();
+        Self::serve_with(fake, config().certificate).await
+    }
+
+    /// With a serving certificate of its own.
+    pub(crate) async fn serve_with(fake: Fake, certificate: ServingCertificate) -> Self {
+        let config = ServerConfig {
+            certificate: certificate.clone(),
+            ..config()
+        };
         let server = Server::bind("127.0.0.1:0".parse().expect("address"), config, fake)
             .await
             .expect("binds");
@@ -161,11 +168,20 @@ impl Port {
     }
 
     pub(crate) async fn tls(&self, client: Option<Keyed>) -> std::io::Result<TlsStream<TcpStream>> {
+        self.tls_of(rustls::DEFAULT_VERSIONS, client).await
+    }
+
+    /// Of these versions only.
+    pub(crate) async fn tls_of(
+        &self,
+        versions: &[&'static rustls::SupportedProtocolVersion],
+        client: Option<Keyed>,
+    ) -> std::io::Result<TlsStream<TcpStream>> {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(AUTHORITY.certificate.clone()).expect("own authority");
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
+            .with_protocol_versions(versions)
             .expect("versions")
             .with_root_certificates(roots);
         let config = match client {
