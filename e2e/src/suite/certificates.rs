@@ -1,7 +1,7 @@
 //! A node's certificates by request, from the real controllers: asked for with a bootstrap token, approved, renewed while streams and watches
 //! go on.
 
-use std::{fs, process::Stdio, time::Duration};
+use std::{fs, process::Stdio};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};

@@ -4,6 +4,7 @@ use std::{
     collections::VecDeque,
     net::SocketAddr,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -25,6 +26,13 @@ use super::{plan::Template, testing::Authority};
 
 /// The bootstrap token.
 pub(super) const TOKEN: &str = "abcdef.0123456789abcdef";
+
+/// Far more than anything here takes.
+pub(super) async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(60), future)
+        .await
+        .expect("what is waited for")
+}
 
 /// What becomes of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -130,9 +138,12 @@ impl FakeApi {
     /// Waits until it has seen what is meant.
     pub(super) async fn until(&self, condition: impl Fn(&Self) -> bool) {
         let mut changed = self.changed.subscribe();
-        while !condition(self) {
-            changed.changed().await.unwrap();
-        }
+        soon(async {
+            while !condition(self) {
+                changed.changed().await.unwrap();
+            }
+        })
+        .await;
     }
 
     async fn serve(self, stream: TcpStream, acceptor: TlsAcceptor) {

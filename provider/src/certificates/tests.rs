@@ -16,7 +16,7 @@ use super::{
     files::Directory,
     keeper::Teller,
     plan::{Kind, Template},
-    testing_api::{FakeApi, TOKEN, Verdict},
+    testing_api::{FakeApi, TOKEN, Verdict, soon},
 };
 use crate::{config::Config, events::Recorder};
 
@@ -96,7 +96,7 @@ impl Node {
 /// Who the API server says that this is, and by which connection.
 async fn whoami(client: &Client) -> (String, u64) {
     let request = Request::get("/whoami").body(Vec::new()).unwrap();
-    let answer: Value = client.request(request).await.unwrap();
+    let answer: Value = soon(client.request(request)).await.unwrap();
     (answer["who"].as_str().unwrap().to_owned(), answer["connection"].as_u64().unwrap())
 }
 
@@ -149,11 +149,15 @@ async fn a_certificate_is_renewed_by_itself_and_nothing_that_is_under_way_is_cut
     node.api.until(|api| !api.askers().is_empty()).await;
     assert_eq!(node.api.askers(), [&*old], "the certificate itself asks");
     node.api.decide(Verdict::Sign(3600));
-    let mut new = whoami(&client).await;
-    while new.0 == old {
-        tokio::task::yield_now().await;
-        new = whoami(&client).await;
-    }
+    let new = soon(async {
+        loop {
+            let new = whoami(&client).await;
+            if new.0 != old {
+                break new;
+            }
+        }
+    })
+    .await;
     assert_ne!(new.1, connection, "a connection of the old one");
     node.api.line();
     read_line(&mut lines, &mut line).await;
@@ -164,7 +168,7 @@ async fn a_certificate_is_renewed_by_itself_and_nothing_that_is_under_way_is_cut
 async fn read_line(from: &mut (impl futures_util::AsyncBufRead + Unpin), line: &mut String) {
     use futures_util::AsyncBufReadExt as _;
     line.clear();
-    from.read_line(line).await.unwrap();
+    soon(from.read_line(line)).await.unwrap();
 }
 
 #[tokio::test]
@@ -232,9 +236,12 @@ async fn the_port_shows_nothing_until_its_certificate_is_approved() {
     assert_eq!(spec["usages"], json!(["digital signature", "server auth"]));
     node.api.decide(Verdict::Sign(3600));
     let directory = Directory::new(config.pki_dir(), Kind::Serving);
-    while shown(&certificate).is_none() {
-        tokio::task::yield_now().await;
-    }
+    soon(async {
+        while shown(&certificate).is_none() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
     let kept = directory.read().unwrap().unwrap();
     assert_eq!(shown(&certificate).unwrap(), kept.der().0[0].to_vec());
     assert_eq!(
