@@ -170,13 +170,16 @@ async fn a_connection_that_was_made_with_the_old_certificate_goes_on() {
     port.stop().await;
 }
 
-/// A hello that offers TLS up to a version, with the suites of that time (RFC 4346, section 7.4.1.2).
+/// A hello of a client that knows nothing newer than a version (RFC 5246, section 7.4.1.2).
 fn hello(version: [u8; 2]) -> Vec<u8> {
+    // secp256r1, uncompressed points, ecdsa_secp256r1_sha256.
+    let extensions = [0, 10, 0, 4, 0, 2, 0, 23, 0, 11, 0, 2, 1, 0, 0, 13, 0, 4, 0, 2, 4, 3];
+    let length = |bytes: &[u8]| u8::try_from(bytes.len()).expect("short");
     let mut body = version.to_vec();
     body.extend([7; 32]);
-    // No session; two suites, TLS_RSA_WITH_AES_128_CBC_SHA and TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA; no compression.
-    body.extend([0, 0, 4, 0, 0x2f, 0xc0, 0x09, 1, 0]);
-    let length = |bytes: &[u8]| u8::try_from(bytes.len()).expect("short");
+    // No session; TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256; no compression.
+    body.extend([0, 0, 2, 0xc0, 0x2b, 1, 0, 0, length(&extensions)]);
+    body.extend(extensions);
     let handshake = [&[1, 0, 0, length(&body)], &body[..]].concat();
     [&[22, 3, 1, 0, length(&handshake)], &handshake[..]].concat()
 }
@@ -184,15 +187,19 @@ fn hello(version: [u8; 2]) -> Vec<u8> {
 #[tokio::test]
 async fn tls_1_2_is_spoken_and_what_is_older_is_not() {
     let port = Port::serve(Fake::new()).await;
-    let stream = port.tls_of(&[&rustls::version::TLS12], None).await.expect("TLS 1.2");
-    assert_eq!(stream.get_ref().1.protocol_version(), Some(rustls::ProtocolVersion::TLSv1_2));
-    for version in [[3, 1], [3, 2]] {
+    let answer = async |version: [u8; 2]| {
         let mut stream = tokio::net::TcpStream::connect(port.address).await.expect("connects");
         stream.write_all(&hello(version)).await.expect("is heard");
-        let mut answer = Vec::new();
-        soon("the end", stream.read_to_end(&mut answer)).await.expect("an answer");
-        // A fatal alert, protocol_version (RFC 5246, section 7.2).
-        assert_eq!((answer[0], &answer[5..]), (21, &[2, 70][..]), "{version:?}: {answer:?}");
+        let mut answer = [0; 7];
+        soon("an answer", stream.read_exact(&mut answer)).await.expect("an answer");
+        answer
+    };
+    // A record of type handshake, and in it a ServerHello.
+    let hello = answer([3, 3]).await;
+    assert_eq!((hello[0], hello[5]), (22, 2), "{hello:?}");
+    for older in [[3, 2], [3, 1], [3, 0]] {
+        // A fatal alert, protocol_version (section 7.2).
+        assert_eq!(answer(older).await, [21, 3, 3, 0, 2, 2, 70], "{older:?}");
     }
     port.stop().await;
 }

@@ -168,20 +168,11 @@ impl Port {
     }
 
     pub(crate) async fn tls(&self, client: Option<Keyed>) -> std::io::Result<TlsStream<TcpStream>> {
-        self.tls_of(rustls::DEFAULT_VERSIONS, client).await
-    }
-
-    /// Of these versions only.
-    pub(crate) async fn tls_of(
-        &self,
-        versions: &[&'static rustls::SupportedProtocolVersion],
-        client: Option<Keyed>,
-    ) -> std::io::Result<TlsStream<TcpStream>> {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(AUTHORITY.certificate.clone()).expect("own authority");
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = rustls::ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(versions)
+            .with_safe_default_protocol_versions()
             .expect("versions")
             .with_root_certificates(roots);
         let config = match client {
