@@ -3,15 +3,13 @@
 use std::{net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
-use kube::{
-    Client, Config as KubeConfig,
-    config::{KubeConfigOptions, Kubeconfig},
-};
+use kube::Client;
 use kvmlet_image::{ImageStore, Limits, Mirror, RegistryConfig, RegistryHost, StoreConfig};
 use kvmlet_machine::Uids;
 use kvmlet_network::{NetworkConfig, PodNetworks};
 use kvmlet_provider::{
     backend::Provider,
+    certificates::{self, NodeClient, PortCertificate, keeper::Teller},
     cgroup::{self, IoLimits},
     config::Config,
     context::Context,
@@ -31,7 +29,7 @@ use kvmlet_provider::{
     template::Templates,
 };
 use kvmlet_server::{CachedReviews, CachedTokens, Server, ServerConfig, ServingCertificate};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use rustls_pki_types::{CertificateDer, pem::PemObject};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::OnceCell,
@@ -42,8 +40,6 @@ use crate::cli::NodeArguments;
 
 /// Guests that boot at once, for each processor of the host.
 const BOOTS_PER_PROCESSOR: usize = 3;
-/// How long connecting to the API server may take.
-const CONNECT_TIME: Duration = Duration::from_secs(10);
 
 /// Runs the node until SIGTERM or SIGINT.
 pub(crate) fn run(arguments: &NodeArguments) -> anyhow::Result<ExitCode> {
@@ -79,7 +75,9 @@ fn io_limits(config: &Config) -> anyhow::Result<IoLimits> {
 
 async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
     let config = Arc::new(config);
-    let client = client(&config.kubeconfig).await?;
+    let certificates = Arc::default();
+    let identity = NodeClient::open(&config, &certificates).await?;
+    let client = identity.client.clone();
     let store = Store::open(&config.state_dir)?;
     let templates = Templates::new(&config);
     let directories = store.machine_dirs()?.into_iter().chain([templates.machine_dir()]);
@@ -93,6 +91,7 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
     let network: Arc<OnceCell<PodNetworks>> = Arc::default();
 
     // Before anything is touched: two daemons must not serve one host.
+    let shown = PortCertificate::open(&config, &client, &certificates)?;
     let pods = Pods::default();
     let context = Arc::new(Context {
         objects: Objects::start(client.clone()),
@@ -123,6 +122,7 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
         readings: Readings::default(),
         image_uses: Uses::default(),
         meters: Meters::new(),
+        certificates,
         scratch: std::sync::Mutex::default(),
         config: config.clone(),
         client: client.clone(),
@@ -130,12 +130,19 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
     let server = server(
         &config,
         &client,
+        shown.certificate.clone(),
         Provider {
             pods: pods.clone(),
             context: context.clone(),
         },
     )
     .await?;
+    let teller = Teller {
+        recorder: context.recorder.clone(),
+        node: config.node_name.clone(),
+    };
+    identity.keep(teller.clone());
+    shown.keep(teller);
 
     let keeper = NodeKeeper {
         client: client.clone(),
@@ -178,7 +185,7 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
         kubelet.follow().await;
     });
     if let Some(path) = &config.network.routes_kubeconfig {
-        let other = self::client(path).await?;
+        let other = certificates::client::of_kubeconfig(path).await?;
         tokio::spawn(routes::keep(other, config.node_name.clone()));
     }
     info!(node = config.node_name, address = %config.node_ip, port = config.port, "kvmlet is up");
@@ -191,15 +198,6 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
     }
     stop.cancel();
     Ok(())
-}
-
-async fn client(path: &std::path::Path) -> anyhow::Result<Client> {
-    let kubeconfig = Kubeconfig::read_from(path).with_context(|| format!("read the kubeconfig {}", path.display()))?;
-    let mut config = KubeConfig::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
-        .await
-        .with_context(|| format!("use the kubeconfig {}", path.display()))?;
-    config.connect_timeout = Some(CONNECT_TIME);
-    Ok(Client::try_from(config)?)
 }
 
 fn image_config(config: &Config) -> StoreConfig {
@@ -238,22 +236,18 @@ fn image_config(config: &Config) -> StoreConfig {
     }
 }
 
-async fn server(config: &Config, client: &Client, backend: Provider) -> anyhow::Result<Server> {
-    let read = |path: &std::path::Path| -> anyhow::Result<Vec<CertificateDer<'static>>> {
-        let list: Vec<_> = CertificateDer::pem_file_iter(path)
-            .and_then(Iterator::collect)
-            .with_context(|| format!("read certificates of {}", path.display()))?;
-        if list.is_empty() {
-            bail!("{} holds no certificate", path.display());
-        }
-        Ok(list)
-    };
-    let tls = &config.tls;
-    let key = PrivateKeyDer::from_pem_file(&tls.key_file).with_context(|| format!("read the key {}", tls.key_file.display()))?;
+async fn server(config: &Config, client: &Client, certificate: ServingCertificate, backend: Provider) -> anyhow::Result<Server> {
+    let authority = &config.tls.client_ca_file;
+    let client_authority: Vec<_> = CertificateDer::pem_file_iter(authority)
+        .and_then(Iterator::collect)
+        .with_context(|| format!("read certificates of {}", authority.display()))?;
+    if client_authority.is_empty() {
+        bail!("{} holds no certificate", authority.display());
+    }
     let server_config = ServerConfig {
         node: config.node_name.clone(),
-        certificate: ServingCertificate::new(read(&tls.cert_file)?, key).context("the serving certificate")?,
-        client_authority: read(&tls.client_ca_file)?,
+        certificate,
+        client_authority,
         authenticator: Arc::new(CachedTokens::new(AccessReviews(client.clone()))),
         authorizer: Arc::new(CachedReviews::new(AccessReviews(client.clone()))),
     };

@@ -53,6 +53,7 @@ fn api_server(state: &State) -> Vec<String> {
         &format!("--tls-cert-file={pki}/apiserver.crt"),
         &format!("--tls-private-key-file={pki}/apiserver.key"),
         &format!("--client-ca-file={pki}/ca.crt"),
+        "--enable-bootstrap-token-auth=true",
         "--authorization-mode=Node,RBAC",
         "--enable-admission-plugins=NodeRestriction",
         "--allow-privileged=true",

@@ -2,18 +2,24 @@
 //! They are worth nothing outside the cluster's namespace and live as long as it.
 
 use std::{
+    fs,
     net::{IpAddr, Ipv4Addr},
     path::Path,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, Result};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SanType, date_time_ymd,
 };
 
+use crate::Host;
 use crate::paths::{API_PORT, API_SERVICE, GATEWAY, State, host_address, host_name, write};
+
+/// The name of the cluster's authority.
+const AUTHORITY: &str = "kubernetes-ca";
 
 /// A certificate with its key, PEM.
 #[derive(Debug)]
@@ -40,6 +46,17 @@ fn parameters(organization: Option<&str>, name: &str) -> CertificateParams {
     parameters
 }
 
+fn sign(mut parameters: CertificateParams, usage: ExtendedKeyUsagePurpose, issuer: &Issuer<'_, KeyPair>) -> Result<Identity> {
+    parameters.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    parameters.extended_key_usages = vec![usage];
+    let key = KeyPair::generate().context("generate a key")?;
+    let cert = parameters.signed_by(&key, issuer).context("sign a certificate")?;
+    Ok(Identity {
+        cert: cert.pem(),
+        key: key.serialize_pem(),
+    })
+}
+
 impl Authority {
     /// A fresh one.
     pub fn new(name: &str) -> Result<Self> {
@@ -61,20 +78,9 @@ impl Authority {
         self.0.pem()
     }
 
-    fn sign(&self, mut parameters: CertificateParams, usage: ExtendedKeyUsagePurpose) -> Result<Identity> {
-        parameters.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        parameters.extended_key_usages = vec![usage];
-        let key = KeyPair::generate().context("generate a key")?;
-        let cert = parameters.signed_by(&key, &self.0).context("sign a certificate")?;
-        Ok(Identity {
-            cert: cert.pem(),
-            key: key.serialize_pem(),
-        })
-    }
-
     /// For one who calls.
     pub fn client(&self, organization: Option<&str>, name: &str) -> Result<Identity> {
-        self.sign(parameters(organization, name), ExtendedKeyUsagePurpose::ClientAuth)
+        sign(parameters(organization, name), ExtendedKeyUsagePurpose::ClientAuth, &self.0)
     }
 
     /// For one who is called, at these names and addresses.
@@ -88,7 +94,7 @@ impl Authority {
         parameters
             .subject_alt_names
             .extend(addresses.iter().copied().map(SanType::IpAddress));
-        self.sign(parameters, ExtendedKeyUsagePurpose::ServerAuth)
+        sign(parameters, ExtendedKeyUsagePurpose::ServerAuth, &self.0)
     }
 
     /// A kubeconfig for a client of the API server.
@@ -105,6 +111,30 @@ impl Authority {
     }
 }
 
+/// A node's client and serving certificate by the cluster's authority that have lived for ten hours and have one left: they are due.
+pub fn nearly_over(state: &State, host: &Host) -> Result<[Identity; 2]> {
+    let folder = state.pki();
+    let key = fs::read_to_string(folder.join("ca.key")).context("read ca.key")?;
+    let authority = Issuer::new(parameters(None, AUTHORITY), KeyPair::from_pem(&key).context("use ca.key")?);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).context("read the clock")?;
+    let at = |time: Duration| date_time_ymd(1970, 1, 1) + time;
+    let user = format!("system:node:{}", host.name);
+    let mut server = parameters(Some("system:nodes"), &user);
+    server
+        .subject_alt_names
+        .push(SanType::DnsName(host.name.as_str().try_into().context("a DNS name")?));
+    server.subject_alt_names.push(SanType::IpAddress(host.address.into()));
+    let signed = |mut parameters: CertificateParams, usage| {
+        parameters.not_before = at(now.saturating_sub(Duration::from_secs(10 * 3600)));
+        parameters.not_after = at(now + Duration::from_secs(3600));
+        sign(parameters, usage, &authority)
+    };
+    Ok([
+        signed(parameters(Some("system:nodes"), &user), ExtendedKeyUsagePurpose::ClientAuth)?,
+        signed(server, ExtendedKeyUsagePurpose::ServerAuth)?,
+    ])
+}
+
 fn store(folder: &Path, name: &str, identity: &Identity) -> Result<()> {
     write(&folder.join(format!("{name}.crt")), &identity.cert)?;
     write(&folder.join(format!("{name}.key")), &identity.key)
@@ -113,7 +143,7 @@ fn store(folder: &Path, name: &str, identity: &Identity) -> Result<()> {
 /// Makes all identities of a cluster with `hosts` hosts.
 pub fn make(state: &State, hosts: usize) -> Result<()> {
     let folder = state.pki();
-    let ca = Authority::new("kubernetes-ca")?;
+    let ca = Authority::new(AUTHORITY)?;
     write(&folder.join("ca.crt"), ca.certificate())?;
     write(&folder.join("ca.key"), ca.0.key().serialize_pem())?;
 

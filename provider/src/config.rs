@@ -1,5 +1,6 @@
 //! `/etc/kvmlet/config.yaml`: every key, its default and what it refuses. Unknown keys are errors that name the key and its line.
 
+mod certificates;
 mod images;
 mod machines;
 
@@ -11,6 +12,7 @@ use std::{
 
 use serde::Deserialize;
 
+pub use self::certificates::Tls;
 pub use self::images::{ImageGc, Images, Registry};
 pub use self::machines::{Io, MachineUids, Machines};
 use crate::quantity::Quantity;
@@ -28,8 +30,21 @@ pub struct Config {
     /// The node's address: InternalIP, and where the kubelet port listens.
     #[serde(rename = "nodeIP")]
     pub node_ip: IpAddr,
-    /// The kubeconfig of the identity `system:node:<nodeName>`.
+    /// The kubeconfig of the identity `system:node:<nodeName>`. With `bootstrap_kubeconfig` it is written where there is none.
     pub kubeconfig: PathBuf,
+    /// A kubeconfig with a bootstrap token: the client certificate is asked for with it while there is none (the kubelet's
+    /// --bootstrap-kubeconfig).
+    #[serde(default)]
+    pub bootstrap_kubeconfig: Option<PathBuf>,
+    /// Whether the client certificate is renewed before it ends; by default if there is a `bootstrap_kubeconfig`.
+    #[serde(default)]
+    rotate_certificates: Option<bool>,
+    /// Whether the port's certificate is asked for, and renewed, instead of read.
+    #[serde(default, rename = "serverTLSBootstrap")]
+    pub server_tls_bootstrap: bool,
+    /// How long certificates that are asked for shall live, seconds; the signer decides.
+    #[serde(default)]
+    pub certificate_expiration_seconds: Option<i32>,
     /// The kubelet port.
     #[serde(default = "default_port")]
     pub port: u16,
@@ -86,19 +101,6 @@ pub struct Config {
     /// Labels of the Node besides the usual ones.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
-}
-
-/// Certificates of the kubelet port, PEM files.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct Tls {
-    /// Serving certificate.
-    pub cert_file: PathBuf,
-    /// Its key.
-    pub key_file: PathBuf,
-    /// Authority of the clients.
-    #[serde(rename = "clientCAFile")]
-    pub client_ca_file: PathBuf,
 }
 
 /// The guest.
@@ -272,6 +274,14 @@ pub enum ConfigError {
         /// What is wrong, with its line.
         message: String,
     },
+    /// Settings that do not go together, all of them.
+    #[error("configuration {path}: {}", .conflicts.join("; "))]
+    Conflicts {
+        /// The file.
+        path: PathBuf,
+        /// Each names its keys.
+        conflicts: Vec<String>,
+    },
     /// A value is out of range.
     #[error("configuration {path}: {key}: {message}")]
     Value {
@@ -320,6 +330,11 @@ impl Config {
         }
         if config.node_ip.is_unspecified() || config.node_ip.is_loopback() {
             return value("nodeIP", format!("{} cannot be reached by the API server", config.node_ip));
+        }
+        let conflicts = config.certificate_conflicts();
+        if !conflicts.is_empty() {
+            let path = path.into();
+            return Err(ConfigError::Conflicts { path, conflicts });
         }
         let MachineUids { first, count } = config.machine_uids;
         if first == 0 || first.checked_add(count).is_none() {

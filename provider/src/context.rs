@@ -13,6 +13,7 @@ use kvmlet_network::PodNetworks;
 use tokio::sync::{OnceCell, Semaphore};
 
 use crate::{
+    certificates::figures::Figures,
     cgroup::IoLimits,
     config::Config,
     downward::Facts,
@@ -72,6 +73,8 @@ pub struct Context {
     pub image_uses: Uses,
     /// What is counted.
     pub meters: Meters,
+    /// What is counted of the node's certificates.
+    pub certificates: Arc<Figures>,
     /// Serialises the making of scratch templates.
     pub scratch: Mutex<()>,
 }

@@ -8,6 +8,7 @@ pub mod act;
 pub mod agent;
 pub mod backend;
 pub mod bandwidth;
+pub mod certificates;
 pub mod cgroup;
 pub mod config;
 pub mod context;

@@ -39,14 +39,14 @@ pub(super) const TESTS: &[Test] = &[
 ];
 
 /// A kubectl that is attached with its input open, until it is dropped.
-struct Attached {
+pub(super) struct Attached {
     child: Child,
     stdin: Option<ChildStdin>,
     output: PathBuf,
 }
 
 impl Attached {
-    fn begin(cluster: &Cluster, place: &Place<'_>, arguments: &[&str], web_sockets: bool, number: usize) -> Result<Self> {
+    pub(super) fn begin(cluster: &Cluster, place: &Place<'_>, arguments: &[&str], web_sockets: bool, number: usize) -> Result<Self> {
         let output = cluster.state.root.join(format!("attached-{}-{number}", place.name));
         let mut command = cluster.kubectl_command();
         command.args(["-n", &place.name, "attach"]).args(arguments);
@@ -60,12 +60,12 @@ impl Attached {
         Ok(Self { child, stdin, output })
     }
 
-    fn say(&mut self, words: &str) -> Result<()> {
+    pub(super) fn say(&mut self, words: &str) -> Result<()> {
         let stdin = self.stdin.as_mut().context("its input has ended")?;
         stdin.write_all(words.as_bytes()).context("write to kubectl attach")
     }
 
-    fn until_hears(&self, words: &str) -> Result<()> {
+    pub(super) fn until_hears(&self, words: &str) -> Result<()> {
         wait_for(&format!("kubectl attach to show {words:?}"), PATIENCE, || {
             let heard = fs::read_to_string(&self.output)?;
             ensure!(heard.contains(words), "it showed {heard:?}");

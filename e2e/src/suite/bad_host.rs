@@ -53,6 +53,14 @@ fn cannot_serve(cluster: &Cluster) -> Result<()> {
             "",
             vec!["apiVersion".into()],
         ),
+        (
+            format!("{good}serverTLSBootstrap: true\n"),
+            "",
+            vec![
+                "tls.certFile and serverTLSBootstrap".into(),
+                "tls.keyFile and serverTLSBootstrap".into(),
+            ],
+        ),
         (other.clone(), hide, vec!["/dev/kvm".into()]),
         (
             format!("{other}machines: {{io: {{weight: 50}}}}\n"),

@@ -10,7 +10,7 @@ use super::workload::{PATIENCE, Place};
 use crate::{Cluster, Host, agent::CommandOutput, host_config, node, wait_for};
 
 /// The daemon's configuration file.
-const CONFIG: &str = "/etc/kvmlet/config.yaml";
+pub(super) const CONFIG: &str = "/etc/kvmlet/config.yaml";
 
 /// Runs `body` while the first host's daemon has `extra` (top-level keys) in its configuration.
 pub(super) fn with_config(cluster: &Cluster, extra: &str, body: impl FnOnce() -> Result<()>) -> Result<()> {
@@ -35,9 +35,13 @@ pub(super) fn restart(cluster: &Cluster) -> Result<()> {
 /// Waits until the daemon's port answers.
 pub(super) fn answers(cluster: &Cluster) -> Result<()> {
     let host = cluster.host(0)?;
-    // Without a client's certificate the answer is a refusal, but one by HTTP.
+    wait_for("the daemon to answer", Duration::from_secs(60), || asks(host).map(Some))
+}
+
+/// Asks the daemon's port something. Without a client's certificate the answer is a refusal, but one by HTTP.
+pub(super) fn asks(host: &Host) -> Result<()> {
     let script = format!("curl -sk -o /dev/null --max-time 5 https://{}:10250/healthz", host.address);
-    wait_for("the daemon to answer", Duration::from_secs(60), || host.sh(&script).map(Some)).map(drop)
+    host.sh(&script).map(drop)
 }
 
 /// `kvmlet node` by hand with this configuration, for at most 30 s; 124 is what `timeout` says then.

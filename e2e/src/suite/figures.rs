@@ -40,7 +40,7 @@ pub(super) const TESTS: &[Test] = &[
 ];
 
 /// The value of a sample whose line begins with the metric's name and has all these in it.
-fn sample(page: &str, name: &str, labels: &[&str]) -> Result<f64> {
+pub(super) fn sample(page: &str, name: &str, labels: &[&str]) -> Result<f64> {
     let line = page
         .lines()
         .find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])) && labels.iter().all(|l| line.contains(l)))
@@ -51,7 +51,7 @@ fn sample(page: &str, name: &str, labels: &[&str]) -> Result<f64> {
 }
 
 /// A page of the node's, through the API server.
-fn page(place: &Place<'_>, path: &str) -> Result<String> {
+pub(super) fn page(place: &Place<'_>, path: &str) -> Result<String> {
     let node = &place.cluster.host(0)?.name;
     place
         .cluster

@@ -8,6 +8,7 @@ mod bad_image;
 mod bad_pod;
 mod bandwidth;
 mod by_hand;
+mod certificates;
 mod copies;
 mod copy;
 mod daemon;
@@ -122,6 +123,7 @@ fn all() -> impl Iterator<Item = &'static Test> {
         copy::TESTS,
         port_forward::TESTS,
         figures::TESTS,
+        certificates::TESTS,
         exits::TESTS,
         by_hand::TESTS,
         attach::TESTS,

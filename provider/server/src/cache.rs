@@ -50,3 +50,33 @@ impl<K: Eq + Hash, V: Clone> Cache<K, V> {
         self.answers().len()
     }
 }
+
+#[cfg(test)]
+pub(crate) mod testing {
+    //! What tests of those that remember answers share.
+
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    /// Counts how often the API server is asked.
+    #[derive(Debug, Default)]
+    pub(crate) struct Count(AtomicUsize);
+
+    impl Count {
+        pub(crate) fn one(&self) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+
+        pub(crate) fn get(&self) -> usize {
+            self.0.load(Ordering::Relaxed)
+        }
+    }
+
+    /// Asks twice, so many seconds apart. Whether that fails is for other tests to see.
+    pub(crate) async fn twice<T>(seconds: u64, ask: impl AsyncFn() -> T) {
+        for _ in 0..2 {
+            let _ = ask().await;
+            tokio::time::advance(Duration::from_secs(seconds)).await;
+        }
+    }
+}

@@ -55,18 +55,17 @@ impl<R: Reviewer> Authorizer for CachedReviews<R> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
     use super::*;
     use crate::cache::CAPACITY;
+    use crate::cache::testing::{Count, twice};
 
     /// Allows `admin`, fails for `broken`, denies others; counts.
     #[derive(Default)]
-    struct Counting(AtomicUsize);
+    struct Counting(Count);
 
     impl Reviewer for Counting {
         fn review<'a>(&'a self, identity: &'a Identity, _: &'a Attributes) -> BoxFuture<'a, Result<Decision, AuthorizeError>> {
-            self.0.fetch_add(1, Ordering::Relaxed);
+            self.0.one();
             Box::pin(async move {
                 match identity.user.as_str() {
                     "admin" => Ok(Decision::Allow),
@@ -77,8 +76,7 @@ mod tests {
         }
     }
 
-    async fn asked_after(user: &str, pause: Duration) -> usize {
-        let reviews = CachedReviews::new(Counting::default());
+    fn question(user: &str) -> (Identity, Attributes) {
         let identity = Identity {
             user: user.into(),
             ..Identity::default()
@@ -88,36 +86,34 @@ mod tests {
             subresource: "proxy",
             node: "n".into(),
         };
-        for _ in 0..2 {
-            // Whether it failed is the other tests' matter.
-            let _ = reviews.authorize(&identity, &attributes).await;
-            tokio::time::advance(pause).await;
-        }
-        reviews.reviewer.0.load(Ordering::Relaxed)
+        (identity, attributes)
+    }
+
+    async fn asked_after(user: &str, seconds: u64) -> usize {
+        let reviews = CachedReviews::new(Counting::default());
+        let (identity, attributes) = question(user);
+        twice(seconds, || reviews.authorize(&identity, &attributes)).await;
+        reviews.reviewer.0.get()
     }
 
     #[tokio::test(start_paused = true)]
     async fn answers_are_remembered_for_their_time_and_errors_never() {
-        assert_eq!(asked_after("admin", Duration::from_secs(299)).await, 1);
-        assert_eq!(asked_after("admin", Duration::from_secs(301)).await, 2);
-        assert_eq!(asked_after("nobody", Duration::from_secs(29)).await, 1);
-        assert_eq!(asked_after("nobody", Duration::from_secs(31)).await, 2);
-        assert_eq!(asked_after("broken", Duration::ZERO).await, 2);
+        for (user, seconds, asked) in [
+            ("admin", 299, 1),
+            ("admin", 301, 2),
+            ("nobody", 29, 1),
+            ("nobody", 31, 2),
+            ("broken", 0, 2),
+        ] {
+            assert_eq!(asked_after(user, seconds).await, asked, "{user} after {seconds} s");
+        }
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_cache_stays_bounded() {
         let reviews = CachedReviews::new(Counting::default());
-        let attributes = Attributes {
-            verb: "get",
-            subresource: "proxy",
-            node: "n".into(),
-        };
         for number in 0..3 * CAPACITY {
-            let identity = Identity {
-                user: number.to_string(),
-                ..Identity::default()
-            };
+            let (identity, attributes) = question(&number.to_string());
             assert!(reviews.authorize(&identity, &attributes).await.is_ok());
         }
         assert!(reviews.answers.len() <= CAPACITY);

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
+use arc_swap::ArcSwapOption;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
@@ -33,19 +33,31 @@ pub enum TlsError {
     Versions(#[source] rustls::Error),
 }
 
-/// The serving certificate, shared with whoever renews it. New connections see a new one at once.
+/// The serving certificate, shared with whoever renews it. New connections see a new one at once; while there is none, handshakes fail.
 #[derive(Debug, Clone)]
-pub struct ServingCertificate(Arc<ArcSwap<CertifiedKey>>);
+pub struct ServingCertificate(Arc<ArcSwapOption<CertifiedKey>>);
 
 impl ServingCertificate {
     /// Serves `chain`, the leaf first.
     pub fn new(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<Self, TlsError> {
-        Ok(Self(Arc::new(ArcSwap::from_pointee(certified(chain, key)?))))
+        let serving = Self::none();
+        serving.replace(chain, key)?;
+        Ok(serving)
+    }
+
+    /// None yet.
+    pub fn none() -> Self {
+        Self(Arc::new(ArcSwapOption::empty()))
+    }
+
+    /// What is served, if anything is.
+    pub fn present(&self) -> Option<Arc<CertifiedKey>> {
+        self.0.load_full()
     }
 
     /// Serves another certificate from now on. On an error the old one stays.
     pub fn replace(&self, chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<(), TlsError> {
-        self.0.store(Arc::new(certified(chain, key)?));
+        self.0.store(Some(Arc::new(certified(chain, key)?)));
         Ok(())
     }
 }
@@ -59,7 +71,7 @@ fn certified(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -
 
 impl ResolvesServerCert for ServingCertificate {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.load_full())
+        self.present()
     }
 }
 

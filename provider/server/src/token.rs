@@ -58,17 +58,16 @@ impl<R: TokenReviewer> Authenticator for CachedTokens<R> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
     use super::*;
+    use crate::cache::testing::{Count, twice};
 
     /// Knows `good`, fails for `broken`; counts.
     #[derive(Default)]
-    struct Counting(AtomicUsize);
+    struct Counting(Count);
 
     impl TokenReviewer for Counting {
         fn review<'a>(&'a self, token: &'a str) -> BoxFuture<'a, Result<Option<Identity>, AuthorizeError>> {
-            self.0.fetch_add(1, Ordering::Relaxed);
+            self.0.one();
             Box::pin(async move {
                 match token {
                     "good" => Ok(Some(Identity::default())),
@@ -79,27 +78,21 @@ mod tests {
         }
     }
 
-    async fn asked_after(token: &str, pause: Duration) -> usize {
+    async fn asked_after(token: &str, seconds: u64) -> usize {
         let tokens = CachedTokens::new(Counting::default());
-        for _ in 0..2 {
-            // Whether it failed is the other tests' matter.
-            let _ = tokens.authenticate(token).await;
-            tokio::time::advance(pause).await;
-        }
-        tokens.reviewer.0.load(Ordering::Relaxed)
+        twice(seconds, || tokens.authenticate(token)).await;
+        tokens.reviewer.0.get()
     }
 
     #[tokio::test(start_paused = true)]
     async fn answers_are_remembered_for_their_time_and_errors_never() {
-        assert_eq!(asked_after("good", Duration::from_secs(119)).await, 1);
-        assert_eq!(asked_after("good", Duration::from_secs(121)).await, 2);
-        assert_eq!(asked_after("bad", Duration::from_secs(9)).await, 1);
-        assert_eq!(asked_after("bad", Duration::from_secs(11)).await, 2);
-        assert_eq!(asked_after("broken", Duration::ZERO).await, 2);
+        for (token, seconds, asked) in [("good", 119, 1), ("good", 121, 2), ("bad", 9, 1), ("bad", 11, 2), ("broken", 0, 2)] {
+            assert_eq!(asked_after(token, seconds).await, asked, "{token} after {seconds} s");
+        }
     }
 
     #[tokio::test(start_paused = true)]
     async fn nobody_is_asked_about_what_is_longer_than_any_token() {
-        assert_eq!(asked_after(&"x".repeat(LONGEST + 1), Duration::from_secs(11)).await, 0);
+        assert_eq!(asked_after(&"x".repeat(LONGEST + 1), 11).await, 0);
     }
 }

@@ -8,6 +8,7 @@
 //! ```
 
 mod cadvisor;
+mod certificates;
 mod collect;
 mod host;
 mod meters;

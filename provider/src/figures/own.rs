@@ -1,10 +1,11 @@
 //! `/metrics`: the daemon itself, the kubelet's names for what the kubelet has too, `kvmlet_*` for what only this node has; and `/configz`.
 
+use jiff::Timestamp;
 use prometheus::proto::MetricFamily;
 use serde_json::{Value, json};
 
 use super::{
-    host,
+    certificates, host,
     model::Snapshot,
     text::{Family, seconds},
 };
@@ -55,6 +56,7 @@ pub(super) fn families(context: &Context, counts: &Counts, snapshot: &Snapshot) 
     families.push(one(waiting, &[], context.boots.available_permits() as f64));
     let images = Family::gauge("kvmlet_images_bytes", "Images on this node, decompressed.");
     families.push(one(images, &[], snapshot.node.images as f64));
+    families.extend(certificates::families(&context.certificates, Timestamp::now()));
     families.extend(of_machines(snapshot));
     families
 }
@@ -127,6 +129,8 @@ pub(super) fn configz(config: &Config) -> Value {
         "clusterDomain": config.cluster_domain,
         "resolvConf": config.resolv_conf,
         "podLogsDir": config.log_dir,
+        "rotateCertificates": config.renews_client_certificate(),
+        "serverTLSBootstrap": config.server_tls_bootstrap,
         "authentication": {"x509": {"clientCAFile": config.tls.client_ca_file}, "anonymous": {"enabled": false}},
         "authorization": {"mode": "Webhook"},
     }})

@@ -1,11 +1,14 @@
 //! Who gets in, and what the paths without a file of their own answer.
 
+use hyper::client::conn::http1;
 use hyper::{Method, StatusCode};
-use kvmlet_server::{BindError, Server};
+use hyper_util::rt::TokioIo;
+use kvmlet_server::{BindError, Server, ServingCertificate};
 use rcgen::ExtendedKeyUsagePurpose;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::fake::Fake;
-use crate::support::{AUTHORITY, Authority, Port, config};
+use crate::support::{AUTHORITY, Authority, Port, config, soon};
 
 #[tokio::test]
 async fn a_client_without_a_certificate_is_unauthorized_everywhere() {
@@ -134,5 +137,69 @@ async fn a_new_serving_certificate_is_shown_to_new_connections() {
         "a key of another certificate"
     );
     assert_eq!(shown().await, leaf, "the old one stays");
+    port.stop().await;
+}
+
+#[tokio::test]
+async fn a_port_without_a_certificate_refuses_handshakes_until_it_has_one() {
+    let none = ServingCertificate::none();
+    let port = Port::serve_with(Fake::new(), none.clone()).await;
+    let refused = port.tls(None).await.expect_err("no certificate");
+    assert!(refused.to_string().contains("alert"), "{refused}");
+    let (chain, key) = AUTHORITY.server();
+    none.replace(chain, key).expect("own certificate");
+    assert_eq!(port.get("/healthz").await, (200, "ok".into()));
+    port.stop().await;
+}
+
+#[tokio::test]
+async fn a_connection_that_was_made_with_the_old_certificate_goes_on() {
+    let port = Port::serve(Fake::new()).await;
+    let stream = port.tls(Some(AUTHORITY.client("admin"))).await.expect("handshake");
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.expect("HTTP");
+    tokio::spawn(connection);
+    for _ in 0..2 {
+        let request = hyper::Request::builder().uri("/healthz").header("host", "node-1");
+        let request = request
+            .body(http_body_util::Empty::<hyper::body::Bytes>::new())
+            .expect("valid request");
+        assert_eq!(sender.send_request(request).await.expect("an answer").status(), 200);
+        let (chain, key) = AUTHORITY.server();
+        port.certificate.replace(chain, key).expect("own certificate");
+    }
+    port.stop().await;
+}
+
+/// A hello of a client that knows nothing newer than a version (RFC 5246, section 7.4.1.2).
+fn hello(version: [u8; 2]) -> Vec<u8> {
+    // secp256r1, uncompressed points, ecdsa_secp256r1_sha256.
+    let extensions = [0, 10, 0, 4, 0, 2, 0, 23, 0, 11, 0, 2, 1, 0, 0, 13, 0, 4, 0, 2, 4, 3];
+    let length = |bytes: &[u8]| u8::try_from(bytes.len()).expect("short");
+    let mut body = version.to_vec();
+    body.extend([7; 32]);
+    // No session; TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256; no compression.
+    body.extend([0, 0, 2, 0xc0, 0x2b, 1, 0, 0, length(&extensions)]);
+    body.extend(extensions);
+    let handshake = [&[1, 0, 0, length(&body)], &body[..]].concat();
+    [&[22, 3, 1, 0, length(&handshake)], &handshake[..]].concat()
+}
+
+#[tokio::test]
+async fn tls_1_2_is_spoken_and_what_is_older_is_not() {
+    let port = Port::serve(Fake::new()).await;
+    let answer = async |version: [u8; 2]| {
+        let mut stream = tokio::net::TcpStream::connect(port.address).await.expect("connects");
+        stream.write_all(&hello(version)).await.expect("is heard");
+        let mut answer = [0; 7];
+        soon("an answer", stream.read_exact(&mut answer)).await.expect("an answer");
+        answer
+    };
+    // A record of type handshake, and in it a ServerHello.
+    let hello = answer([3, 3]).await;
+    assert_eq!((hello[0], hello[5]), (22, 2), "{hello:?}");
+    for older in [[3, 2], [3, 1], [3, 0]] {
+        // A fatal alert, protocol_version (section 7.2).
+        assert_eq!(answer(older).await, [21, 3, 3, 0, 2, 2, 70], "{older:?}");
+    }
     port.stop().await;
 }

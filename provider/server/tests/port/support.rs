@@ -135,8 +135,15 @@ pub(crate) fn config() -> ServerConfig {
 
 impl Port {
     pub(crate) async fn serve(fake: Fake) -> Self {
-        let config = config();
-        let certificate = config.certificate.clone();
+        Self::serve_with(fake, config().certificate).await
+    }
+
+    /// With a serving certificate of its own.
+    pub(crate) async fn serve_with(fake: Fake, certificate: ServingCertificate) -> Self {
+        let config = ServerConfig {
+            certificate: certificate.clone(),
+            ..config()
+        };
         let server = Server::bind("127.0.0.1:0".parse().expect("address"), config, fake)
             .await
             .expect("binds");
