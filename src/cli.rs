@@ -246,8 +246,7 @@ pub(crate) struct RunArguments {
     /// Room for images that are attached while the machine runs, by `kvmlet vm attach --pmem`: a multiple of 2M. Takes no memory.
     #[arg(long, value_name = "SIZE", requires = "control")]
     pub(crate) pmem_room: Option<String>,
-    /// Takes up the snapshot in this directory in place of booting: a machine of the same options, whose kernel is not read then, with
-    /// --console virtio.
+    /// Takes up the snapshot in this directory in place of booting: a machine of the same options, whose kernel is not read then.
     #[arg(long, value_name = "DIRECTORY", conflicts_with = "boot_trace")]
     pub(crate) from: Option<PathBuf>,
     /// Notes which memory is written, for `vm snapshot --changes`.

@@ -96,6 +96,11 @@ impl Netns {
         self.ip(&["link", "set", name, "master", "br0", "up"])
     }
 
+    /// Takes such a tap away.
+    pub fn remove_tap(&self, name: &str) -> Result<()> {
+        self.ip(&["link", "delete", name])
+    }
+
     /// A namespace joined to the bridge, as `eth0`, for a native host.
     pub fn add_native(&self, host: &Self, port: &str, address: Ipv4Addr) -> Result<()> {
         host.create()?;

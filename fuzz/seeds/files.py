@@ -78,14 +78,14 @@ def snapshot():
 
     # The checksum of nothing is 0.
     seed("snapshot", "empty", b"")
-    seed("snapshot", "header", header(2, 0, 0))
-    seed("snapshot", "another-version", header(1, 0, 0))
-    seed("snapshot", "cut-short", header(2, 1 << 40, 0)[:20])
-    seed("snapshot", "longer-than-it-says", header(2, 3, 0), b"\0" * 9)
+    seed("snapshot", "header", header(3, 0, 0))
+    seed("snapshot", "another-version", header(2, 0, 0))
+    seed("snapshot", "cut-short", header(3, 1 << 40, 0)[:20])
+    seed("snapshot", "longer-than-it-says", header(3, 3, 0), b"\0" * 9)
     def since(*runs):
         pairs = b"".join(bytes(pair) for pair in runs)
-        # Memory of 32 MiB, a checksum, no window, one processor; no processors, clock, interrupt controllers, functions.
-        rest = b"\x80\x80\x80\x10" + b"\x05" + b"\0" + b"\x01" + b"\0" * 5
+        # Memory of 32 MiB, a checksum, no window, one processor; no processors, clock, interrupt controllers, functions, serial port.
+        rest = b"\x80\x80\x80\x10" + b"\x05" + b"\0" + b"\x01" + b"\0" * 6
         return b"\x11" * 16 + b"\x01" + b"\x22" * 16 + bytes([len(runs)]) + pairs + rest
 
     seed("snapshot", "written-since-another", since((0, 3), (1, 1), (100, 2)))

@@ -36,12 +36,6 @@ pub(super) fn spec(arguments: &RunArguments, mistakes: &mut Mistakes) -> Machine
             mistakes.add(&format!("{option} {}", path.display()), error);
         }
     }
-    if arguments.from.is_some() && arguments.console != ConsoleKind::Virtio {
-        mistakes.add(
-            "--from",
-            "needs --console virtio: the registers of a serial port are in no snapshot",
-        );
-    }
     if let Some(socket) = &arguments.vsock {
         mistakes.check_socket("--vsock", socket);
     }

@@ -296,18 +296,14 @@ fn the_forms_that_the_node_and_the_rig_use_are_taken() {
 }
 
 #[test]
-fn a_machine_goes_on_from_a_snapshot_with_a_virtio_console_alone() {
+fn a_machine_goes_on_from_a_snapshot_with_either_console() {
     let snapshot = tempfile::tempdir().expect("a directory can be made");
     for name in ["state", "memory"] {
         std::fs::write(snapshot.path().join(name), "").expect("a file can be written");
     }
     let from = snapshot.path().display().to_string();
-    good(&["--from", &from, "--console", "virtio"]);
-    let mut mistakes = Mistakes::default();
-    spec(&arguments(&["--from", &from]), &mut mistakes);
-    assert!(
-        matches!(mistakes.all(), [one] if one.contains("--console virtio")),
-        "{:?}",
-        mistakes.all()
-    );
+    for (console, serial) in [("serial", true), ("virtio", false)] {
+        let spec = good(&["--from", &from, "--console", console]);
+        assert_eq!((spec.restore.is_some(), spec.serial.is_some()), (true, serial), "{console}");
+    }
 }

@@ -22,7 +22,7 @@ use crate::memory::{self, KVM_TSS, Layout, MemoryError};
 use crate::pci::PciBus;
 use crate::posted::Posted;
 use crate::registers::{self, RegistersError};
-use crate::serial::{SerialError, SerialPort};
+use crate::serial::{PortState, SerialError, SerialPort};
 use crate::snapshot::RestoreError;
 use crate::snapshot::processor::Registers;
 use crate::snapshot::restore::{check_shape, open_snapshot, restore};
@@ -182,7 +182,9 @@ impl Builder {
         }
         timeline.done(Phase::Processors);
 
-        let serial = spec.serial.as_ref().map(|serial| serial_port(serial, &files, &vm)).transpose()?;
+        let port = snapshot.as_ref().and_then(|(state, ..)| state.serial.as_ref());
+        let serial = spec.serial.as_ref();
+        let serial = serial.map(|serial| serial_port(serial, &files, &vm, port)).transpose()?;
         let screen = spec.console.as_ref().and_then(|console| console.size);
         let screen = screen.map(|size| Screen::new(size.columns, size.rows));
         let timer = spec.watchdog.as_ref().map(|watchdog| (Arc::new(Timer::default()), watchdog.action));
@@ -267,9 +269,10 @@ fn boot(
     let entry = boot::load(&plan, timeline)?;
     Ok(registers::set_entry(vcpu, memory, entry)?)
 }
-fn serial_port(serial: &Serial, files: &Files, vm: &VmFd) -> Result<Arc<SerialPort>, BuildError> {
+
+fn serial_port(serial: &Serial, files: &Files, vm: &VmFd, state: Option<&PortState>) -> Result<Arc<SerialPort>, BuildError> {
     let output = files.open_log("serial.output", &serial.output)?;
     let input = serial.input.as_ref();
     let input = input.map(|input| files.open_unblocking("serial.input", input, false)).transpose()?;
-    Ok(Arc::new(SerialPort::new(vm, output, input)?))
+    Ok(Arc::new(SerialPort::new(vm, output, input, state)?))
 }

@@ -156,6 +156,7 @@ impl Machine {
         enter.settle();
         if restored {
             bus.pci.resume();
+            bus.serial.iter().for_each(|serial| serial.resume());
         }
         control.done(Phase::Waiting);
         let attendants = attend(&control, &enter, bus.serial.as_ref(), timer.as_ref());

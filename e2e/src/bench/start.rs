@@ -1,6 +1,6 @@
 //! A machine's cold start, from the making of its process to the agent's answer, its memory at that moment and its system calls; beside QEMU's
 //! microvm with the same kernel, initramfs, command line and kinds of devices, in turn, on the same host. On real hardware it is the time that
-//! is judged; where the host is emulated its seconds are the emulator's, so there it is the processor's time.
+//! is judged; where the host is emulated, it is the processor's time, on a host where that is what was carried out.
 
 use anyhow::Result;
 
@@ -20,43 +20,53 @@ pub(super) const MOST_PRIVATE: f64 = (3 << 20) as f64;
 
 pub(super) fn rows(cluster: &Cluster, options: &Options) -> Result<Vec<Row>> {
     let host = cluster.host(0)?;
-    let bench = super::prepare(host)?;
-    let (ours, theirs) = both();
-    let (mut ours_seen, mut theirs_seen) = (Vec::new(), Vec::new());
-    // The first of each reads its program for the first time and is not counted.
-    for round in 0..=options.starts {
-        let (a, b) = (start(host, &bench, &ours)?, start(host, &bench, &theirs)?);
-        if round > 0 {
-            ours_seen.push(a);
-            theirs_seen.push(b);
-        }
-    }
-    let (ours, theirs) = (ours_seen, theirs_seen);
-    let of = |samples: &[Sample], figure: fn(&Sample) -> f64| median(samples.iter().map(figure).collect());
-    let row =
-        |name: &str, unit, figure: fn(&Sample) -> f64| Row::new(host.kind, name, unit, of(&ours, figure)).beside(PEER, of(&theirs, figure));
-    let alone = |name: &str, unit, figure: fn(&Sample) -> f64| Row::new(host.kind, name, unit, of(&ours, figure));
-    let time = row("machine start, process to agent's hello", "s", |sample| sample.seconds);
-    let work = row("machine start, processor time", "s", |sample| sample.cpu_seconds);
-    let (time, work) = match host.kind {
-        HostKind::Native => (time.at_most(MOST_TIME), work),
-        HostKind::Emulated => (time, work.at_most(MOST_TIME)),
-    };
+    let (ours, theirs) = in_turn(host, options.starts)?;
+    let row = |name: &str, figure: fn(&Sample) -> f64| beside(host, name, "s", (&ours, &theirs), figure);
+    let time = row("machine start, process to agent's hello", |sample| sample.seconds);
+    let work = row("machine start, processor time", |sample| sample.cpu_seconds);
+    Ok(match host.kind {
+        HostKind::Native => vec![time.at_most(MOST_TIME), work],
+        HostKind::Emulated => vec![time, work.at_most(MOST_TIME)],
+    })
+}
+
+/// Where the daemon runs: what a machine's process shares with it is not its own.
+pub(super) fn memory(cluster: &Cluster, _: &Options) -> Result<Vec<Row>> {
+    let host = cluster.host(0)?;
+    let (ours, theirs) = in_turn(host, 1)?;
+    let row = |name: &str, figure: fn(&Sample) -> f64| beside(host, name, "bytes", (&ours, &theirs), figure);
+    let beside = row("the same, beside the peer", |sample| sample.memory.private as f64);
     Ok(vec![
-        time,
-        work,
-        alone("machine process, private memory without guest RAM", "bytes", |sample| {
-            sample.memory.private as f64
-        })
+        Row::new(
+            host.kind,
+            "machine process, private memory without guest RAM",
+            "bytes",
+            beside.value,
+        )
         .at_most(MOST_PRIVATE),
-        row("the same, beside the peer", "bytes", |sample| sample.memory.private as f64),
-        row("guest RAM taken from the host at the agent's hello", "bytes", |sample| {
+        beside,
+        row("guest RAM taken from the host at the agent's hello", |sample| {
             sample.memory.ram as f64
         }),
-        row("guest memory in use at the agent's hello, by the guest", "bytes", |sample| {
+        row("guest memory in use at the agent's hello, by the guest", |sample| {
             sample.guest_used as f64
         }),
     ])
+}
+
+/// So many starts of ours and of the peer. The first of each reads its program for the first time and is not counted.
+fn in_turn(host: &Host, starts: usize) -> Result<(Vec<Sample>, Vec<Sample>)> {
+    let bench = super::prepare(host)?;
+    let (ours, theirs) = both();
+    let pairs = (0..=starts).map(|_| Ok((start(host, &bench, &ours)?, start(host, &bench, &theirs)?)));
+    let pairs = pairs.collect::<Result<Vec<_>>>()?;
+    Ok(pairs.into_iter().skip(1).unzip())
+}
+
+/// Medians.
+fn beside(host: &Host, name: &str, unit: &'static str, (ours, theirs): (&[Sample], &[Sample]), figure: fn(&Sample) -> f64) -> Row {
+    let of = |samples: &[Sample]| median(samples.iter().map(figure).collect());
+    Row::new(host.kind, name, unit, of(ours)).beside(PEER, of(theirs))
 }
 
 /// A count: once each.

@@ -18,7 +18,7 @@ use crate::{
     Host, HostKind,
     artifacts::{self, Guest},
     control_plane, dump,
-    host::{Size, Source},
+    host::{Processors, Size, Source},
     netns::{self, Netns},
     node, packages,
     paths::{State, host_name, repository, write},
@@ -249,7 +249,7 @@ fn bring_up(state: &State, options: &ClusterOptions) -> Result<Cluster> {
         HostKind::Emulated => {
             let memory = options.memory.unwrap_or(if options.hosts == 1 { 6144 } else { 4096 });
             let size = Size {
-                cpus: options.cpus,
+                processors: Processors::Several(options.cpus),
                 memory,
             };
             let image = artifacts::host_image()?;

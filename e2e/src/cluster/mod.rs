@@ -1,6 +1,9 @@
 //! A whole cluster: what a test holds in its hand. How it comes and goes is `lifecycle`'s.
 
+mod counted;
 mod lifecycle;
+
+pub use self::counted::Counted;
 
 use std::{
     fs,

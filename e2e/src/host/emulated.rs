@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Host, Size, shares};
+use super::{Host, Processors, Size, shares};
 use crate::{
     command::{self, call},
     netns::Netns,
@@ -45,17 +45,13 @@ pub(super) fn start(state: &State, host: &Host, image: &Path, control_plane_disk
     let console = state.logs().join(format!("{}-console.log", host.name));
     let last = host.address.octets()[3];
     let mut qemu = network.command("qemu-system-x86_64");
-    qemu.args([
-        "-name",
-        &host.name,
-        "-machine",
-        "q35",
-        "-accel",
-        "tcg,thread=multi",
-        "-cpu",
-        PROCESSOR,
-    ]);
-    qemu.args(["-smp", &(size.cpus + SPARE).to_string(), "-m", &format!("{}M", size.memory)]);
+    qemu.args(["-name", &host.name, "-machine", "q35", "-cpu", PROCESSOR]);
+    qemu.args(["-m", &format!("{}M", size.memory)]);
+    match size.processors {
+        Processors::Several(count) => qemu.args(["-accel", "tcg,thread=multi", "-smp", &(count + SPARE).to_string()]),
+        // Alone, it has no word of another's to write. The host's first process finds no other to go to, and its console says so.
+        Processors::Counted => qemu.args(["-accel", "tcg,thread=single", "-smp", "1", "-icount", "shift=1,sleep=on"]),
+    };
     qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
     qemu.arg("-kernel")
         .arg(image.join("vmlinuz"))

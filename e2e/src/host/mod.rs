@@ -39,11 +39,21 @@ pub enum HostKind {
     Emulated,
 }
 
+/// Processors of an emulated host that programs may use.
+#[derive(Debug, Clone, Copy)]
+pub enum Processors {
+    /// So many, side by side.
+    Several(usize),
+    /// One, whose time is the instructions that it has carried out, 2 ns each, and real time where it had nothing to do: the same work takes the
+    /// same time on any machine, busy or not.
+    Counted,
+}
+
 /// The size of an emulated host.
 #[derive(Debug, Clone, Copy)]
 pub struct Size {
-    /// Processors that programs may use.
-    pub cpus: usize,
+    /// What runs programs.
+    pub processors: Processors,
     /// Memory in MiB.
     pub memory: usize,
 }

@@ -24,41 +24,46 @@ pub(super) const TESTS: &[Test] = &[
     },
 ];
 
+/// With either console: what the guest is told comes through it, before and after.
 fn changes(cluster: &Cluster) -> Result<()> {
-    within(cluster.host(0)?, |host| {
-        prepare(host)?;
-        // A serial port's registers are in no snapshot: its guest would hear nothing any more.
-        let options = "--initrd initrd --dirty-log --console virtio";
-        begin(host, options)?;
-        until_ready(host)?;
-        tell(host, "echo first >/before")?;
-        vm(host, "snapshot control base")?;
-        tell(host, "echo second >/after")?;
-        vm(host, "snapshot control changes --changes --stop")?;
-        wait_for("the machine to end", SLOW, || {
-            Ok(host.sh(&format!("! kill -0 $(cat {FOLDER}/pid) 2>/dev/null")).ok())
-        })?;
-        let size = |name: &str| -> Result<u64> {
-            // What it takes: memory that the guest has given back is a hole.
-            let size = host.sh(&format!("du -B1 {FOLDER}/{name}/memory | cut -f1"))?;
-            size.trim().parse().with_context(|| format!("the size of {name}: {size}"))
-        };
-        let (whole, part) = (size("base")?, size("changes")?);
-        ensure!(part > 0 && part < whole / 2, "{part} of {whole} bytes");
-
-        let alone = refused(
-            host,
-            &format!("run --kernel none --mem 128M --control control2 {options} --from changes"),
-        )?;
-        ensure!(alone.contains("merge"), "a part alone: {alone}");
-        let twice = refused(host, "merge base base into")?;
-        ensure!(twice.contains("all of a machine"), "two whole ones: {twice}");
-        vm(host, "merge base changes all")?;
-        begin(host, &format!("{options} --from all"))?;
-        let said = tell(host, "cat /before /after")?;
-        ensure!(said.contains("first") && said.contains("second"), "{said}");
-        host.sh(&format!("kill $(cat {FOLDER}/pid)")).map(drop)
+    let host = cluster.host(0)?;
+    ["serial", "virtio"].into_iter().try_for_each(|console| {
+        let options = format!("--initrd initrd --dirty-log --console {console}");
+        within(host, |host| changes_of(host, &options)).with_context(|| format!("--console {console}"))
     })
+}
+
+fn changes_of(host: &Host, options: &str) -> Result<()> {
+    prepare(host)?;
+    begin(host, options)?;
+    until_ready(host)?;
+    tell(host, "echo first >/before")?;
+    vm(host, "snapshot control base")?;
+    tell(host, "echo second >/after")?;
+    vm(host, "snapshot control changes --changes --stop")?;
+    wait_for("the machine to end", SLOW, || {
+        Ok(host.sh(&format!("! kill -0 $(cat {FOLDER}/pid) 2>/dev/null")).ok())
+    })?;
+    let size = |name: &str| -> Result<u64> {
+        // What it takes: memory that the guest has given back is a hole.
+        let size = host.sh(&format!("du -B1 {FOLDER}/{name}/memory | cut -f1"))?;
+        size.trim().parse().with_context(|| format!("the size of {name}: {size}"))
+    };
+    let (whole, part) = (size("base")?, size("changes")?);
+    ensure!(part > 0 && part < whole / 2, "{part} of {whole} bytes");
+
+    let alone = refused(
+        host,
+        &format!("run --kernel none --mem 128M --control control2 {options} --from changes"),
+    )?;
+    ensure!(alone.contains("merge"), "a part alone: {alone}");
+    let twice = refused(host, "merge base base into")?;
+    ensure!(twice.contains("all of a machine"), "two whole ones: {twice}");
+    vm(host, "merge base changes all")?;
+    begin(host, &format!("{options} --from all"))?;
+    let said = tell(host, "cat /before /after")?;
+    ensure!(said.contains("first") && said.contains("second"), "{said}");
+    host.sh(&format!("kill $(cat {FOLDER}/pid)")).map(drop)
 }
 
 fn image(cluster: &Cluster) -> Result<()> {

@@ -27,6 +27,7 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use serde::{Deserialize, Serialize};
 
 use crate::pci::state::FunctionState;
+use crate::serial::PortState;
 pub use merge::{MergeError, merge};
 pub use prefetch::WorkingSet;
 use processor::ProcessorState;
@@ -35,7 +36,7 @@ pub use take::{SnapshotError, SnapshotFiles};
 
 const MAGIC: [u8; 8] = *b"kvmsnap\n";
 /// The only form that is read and written.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 const HEADER: usize = 24;
 /// Largest body, bytes: 64 processors and 32 functions need far less.
 const MAX_BODY: u64 = 16 << 20;
@@ -142,6 +143,8 @@ pub(crate) struct State {
     /// Both PICs and the IOAPIC.
     pub(crate) irqchips: Vec<kvm_irqchip>,
     pub(crate) functions: Vec<FunctionState>,
+    /// COM1, if there is one.
+    pub(crate) serial: Option<PortState>,
 }
 
 impl State {
@@ -261,6 +264,6 @@ pub(crate) mod fuzz {
         let body = postcard::to_allocvec(&state).expect("what was read can be written");
         let again: State = postcard::from_bytes(&body).expect("and read again");
         assert_eq!((again.identity, again.pages), (state.identity, state.pages));
-        assert_eq!(again.functions, state.functions);
+        assert_eq!((again.functions, again.serial), (state.functions, state.serial));
     }
 }

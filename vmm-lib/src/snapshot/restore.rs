@@ -33,6 +33,12 @@ pub(crate) fn open_snapshot(restore: &Restore, files: &Files) -> Result<(State, 
 pub(crate) fn check_shape(state: &State, spec: &MachineSpec, layout: &Layout, cpuid: &CpuId) -> Result<(), RestoreError> {
     same("memory, bytes,", &spec.memory, &state.memory)?;
     same("the device window's address", &layout.mmio64.start, &state.window)?;
+    let ports = |there: bool| usize::from(there);
+    same(
+        "the number of serial ports",
+        &ports(spec.serial.is_some()),
+        &ports(state.serial.is_some()),
+    )?;
     let cpus = spec.comb.as_ref().map_or(spec.cpus, |comb| comb.cpus);
     same("the number of possible processors", &cpus, &state.possible_cpus)?;
     if state.processors.len() > usize::from(spec.cpus) {

@@ -82,6 +82,7 @@ pub(crate) fn take(
     };
     // Devices first: what they still have to say to the processors is then in these.
     let functions = source.bus.pci.save().map_err(SnapshotError::Device)?;
+    let serial = source.bus.serial.as_ref().map(|serial| serial.save());
     let processors = processors().ok_or(SnapshotError::NotRunning)?;
     let processors = processors
         .into_iter()
@@ -128,6 +129,7 @@ pub(crate) fn take(
         clock,
         irqchips,
         functions,
+        serial,
     };
     state.write(&files.state).map_err(broken("state"))?;
     if let Some(log) = source.log {
