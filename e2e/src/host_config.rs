@@ -5,7 +5,7 @@ use crate::{
     paths::{CLUSTER_DNS, GATEWAY, POD_CIDR, REGISTRY_PORT},
 };
 
-/// What pods may mount of a host, and what they may only read.
+/// What pods may mount of a host, besides the /tmp that Kubernetes' own specifications mount, and what they may only read.
 pub const SHARED: &str = "/srv/shared";
 /// See there.
 pub const FIXED: &str = "/srv/fixed";
@@ -37,7 +37,7 @@ guest:
   initramfs: /usr/lib/kvmlet/initramfs.cpio
 volumes:
   hostPath:
-    allowed: [{{prefix: {SHARED}}}, {{prefix: {FIXED}, readOnly: true}}]
+    allowed: [{{prefix: {SHARED}}}, {{prefix: {FIXED}, readOnly: true}}, {{prefix: /tmp}}]
 registries:
 {mirrors}{local}network:
   clusterCIDR: {POD_CIDR}

@@ -17,6 +17,10 @@ const INAPPLICABLE: &[(&str, &str)] = &[
         "makes a pod with hostNetwork: there is no host to share",
     ),
     (
+        "should not launch unsafe, but not explicitly enabled sysctls",
+        "a pod's kernel parameters are its own kernel's: none is unsafe for anybody else, and all may be set",
+    ),
+    (
         "KubeletManagedEtcHosts",
         "looks at the hosts file of a pod with hostNetwork: there is no host to share",
     ),

@@ -97,14 +97,14 @@ mod tests {
     fn an_image_is_had_by_who_has_proven_it_and_by_nobody_else() {
         let mut all = Accesses::default();
         let right = user("puller", "let-me-in");
-        assert!(!all.admit("reg.io/app", "sha256:1", &[right.clone()]));
+        assert!(!all.admit("reg.io/app", "sha256:1", std::slice::from_ref(&right)));
         assert!(all.note("reg.io/app", "sha256:1", Some(&right)) && !all.note("reg.io/app", "sha256:1", Some(&right)));
         assert!(all.admit("reg.io/app", "sha256:1", &[user("other", "x"), right.clone()]));
         for credentials in [vec![], vec![user("puller", "guess")], vec![user("pullerlet", "-me-in")]] {
             assert!(!all.admit("reg.io/app", "sha256:1", &credentials), "{credentials:?}");
         }
         assert!(
-            !all.admit("reg.io/other", "sha256:1", &[right.clone()]),
+            !all.admit("reg.io/other", "sha256:1", std::slice::from_ref(&right)),
             "another repository has to say so itself"
         );
         assert!(!all.admit("reg.io/app", "sha256:2", &[right]));

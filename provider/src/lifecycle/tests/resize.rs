@@ -138,7 +138,7 @@ fn a_machine_that_is_made_anew_is_made_for_what_is_allocated() {
     let mut life = Life::of_cpu("500m", json!({}));
     life.give("1000");
     life.on(Event::MachineDied("gone".into()));
-    life.now = life.now + SignedDuration::from_secs(10);
+    life.now += SignedDuration::from_secs(10);
     assert!(life.on(Event::Tick).contains(&Action::StartMachine));
     assert_eq!((life.cpu_in_force(), life.told("PodResizeInProgress")), ("1".into(), None));
     assert!(!life.on(Event::MachineStarted(Ok(Room::default()))).contains(&Action::Resize));
