@@ -1,4 +1,4 @@
-//! Gives a corpus to the function behind its target, without a fuzzer. The tests of both crates that are fuzzed include this file.
+//! Gives a corpus to the function behind its target, without a fuzzer. The tests of the crates that are fuzzed include this file.
 
 use std::{
     fs,
@@ -35,7 +35,7 @@ pub(crate) fn replay(target: &str, run: fn(&[u8])) {
 }
 
 /// The names of all targets, in order.
-#[allow(dead_code, reason = "one of the crates counts them for both")]
+#[allow(dead_code, reason = "one of the crates counts them for all")]
 pub(crate) fn targets() -> Vec<String> {
     let names = files(&fuzz().join("fuzz_targets")).into_iter();
     names

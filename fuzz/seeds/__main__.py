@@ -4,6 +4,7 @@ wrong, in the code or in its watcher; those named by a hash are the smallest tha
 
 import devices
 import files
+import streams
 
 for write in (
     devices.queue,
@@ -23,5 +24,7 @@ for write in (
     files.bzimage,
     files.snapshot,
     files.protocol,
+    streams.spdy,
+    streams.websocket,
 ):
     write()

@@ -13,6 +13,9 @@ mod auth;
 mod backend;
 mod cache;
 mod exec;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzz;
 mod guard;
 pub mod logs;
 mod port_forward;

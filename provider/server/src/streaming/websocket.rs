@@ -247,6 +247,26 @@ async fn write(mut sink: SplitSink<WebSocket, Message>, mut messages: mpsc::Rece
     gone.cancel();
 }
 
+/// What the fuzz target calls: a message as each protocol reads it. What is read as data says the same when it is sent again.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz(data: &[u8]) {
+    for name in ["v5.channel.k8s.io", "v4.channel.k8s.io", "base64.channel.k8s.io", ""] {
+        let protocol = super::negotiate::websocket([name].into_iter().filter(|name| !name.is_empty())).expect("known");
+        if let Incoming::Data(channel, payload) = decode(Bytes::copy_from_slice(data), &protocol) {
+            assert!(payload.len() < data.len());
+            if channel > 9 {
+                continue;
+            }
+            let again = match encode(channel, &payload, protocol.base64) {
+                Message::Binary(message) => message,
+                Message::Text(message) => message.into(),
+                other => panic!("{other:?} carries no channel"),
+            };
+            assert_eq!(decode(again, &protocol), Incoming::Data(channel, payload), "{name}");
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
