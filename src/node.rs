@@ -38,6 +38,8 @@ use tracing::{error, info, warn};
 
 use crate::cli::NodeArguments;
 
+/// What `/logs/` of the kubelet port shows.
+const NODE_LOGS: &str = "/var/log";
 /// Guests that boot at once, for each processor of the host.
 const BOOTS_PER_PROCESSOR: usize = 3;
 
@@ -250,6 +252,7 @@ async fn server(config: &Config, client: &Client, certificate: ServingCertificat
         client_authority,
         authenticator: Arc::new(CachedTokens::new(AccessReviews(client.clone()))),
         authorizer: Arc::new(CachedReviews::new(AccessReviews(client.clone()))),
+        node_logs: config.enable_system_log_handler.then(|| NODE_LOGS.into()),
     };
     Ok(Server::bind(SocketAddr::new(config.node_ip, config.port), server_config, backend).await?)
 }

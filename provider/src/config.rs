@@ -74,6 +74,9 @@ pub struct Config {
     /// Most pods.
     #[serde(default = "default_max_pods")]
     pub max_pods: u32,
+    /// Whether the kubelet port shows the host's own logs (`/logs/`).
+    #[serde(default = "default_true")]
+    pub enable_system_log_handler: bool,
     /// What a pod without limits gets.
     #[serde(default)]
     pub pod_defaults: PodDefaults,
@@ -250,6 +253,10 @@ fn default_state_dir() -> PathBuf {
 fn default_log_dir() -> PathBuf {
     "/var/log/pods".into()
 }
+fn default_true() -> bool {
+    true
+}
+
 fn default_max_pods() -> u32 {
     110
 }

@@ -79,6 +79,12 @@ fn object(cluster: &Cluster) -> Result<()> {
     }
     ensure!(capacity["pods"] == "110" && allocatable["pods"] == "110", "{capacity}");
 
+    let logs = format!("/api/v1/nodes/{}/proxy/logs/", host.name);
+    let listed = cluster.kubectl(&["get", "--raw", &logs])?;
+    ensure!(listed.contains(">kvmlet.log</a>"), "the host's logs: {listed}");
+    let log = cluster.kubectl(&["get", "--raw", &format!("{logs}kvmlet.log")])?;
+    ensure!(log.contains("registering the node"), "{log}");
+
     let info = &status["nodeInfo"];
     for (field, command) in [
         ("kernelVersion", "uname -r"),

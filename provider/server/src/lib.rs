@@ -18,6 +18,7 @@ mod exec;
 pub mod fuzz;
 mod guard;
 pub mod logs;
+mod node_logs;
 mod port_forward;
 mod review;
 mod routes;

@@ -1,5 +1,6 @@
 //! The paths of the port, and the handlers that need no file of their own.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use crate::backend::{Backend, Figures, FiguresPage, LogTarget};
 use crate::exec;
 use crate::guard::{Guard, check};
 use crate::logs::{LogOptions, open};
-use crate::port_forward;
+use crate::{node_logs, port_forward};
 
 /// What handlers share.
 pub(crate) struct Shared<B> {
@@ -41,7 +42,7 @@ impl<B> Shared<B> {
 }
 
 /// All paths behind the guard.
-pub(crate) fn router<B: Backend>(shared: Arc<Shared<B>>, guard: Guard) -> Router {
+pub(crate) fn router<B: Backend>(shared: Arc<Shared<B>>, guard: Guard, node_logs: Option<PathBuf>) -> Router {
     Router::new()
         .route("/healthz", get(healthy))
         .route("/healthz/ping", get(healthy))
@@ -75,8 +76,12 @@ pub(crate) fn router<B: Backend>(shared: Arc<Shared<B>>, guard: Guard) -> Router
         .route("/metrics/{kind}", get(more_metrics::<B>))
         .route("/stats/summary", get(summary::<B>))
         .route("/configz", get(configz::<B>))
+        .route("/logs", get(node_logs::serve))
+        .route("/logs/", get(node_logs::serve))
+        .route("/logs/{*path}", get(node_logs::serve))
         .fallback(unknown)
         .with_state(shared)
+        .layer(node_logs::root(node_logs))
         .layer(from_fn_with_state(guard, check))
 }
 

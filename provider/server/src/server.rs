@@ -6,6 +6,7 @@
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -52,6 +53,8 @@ pub struct ServerConfig {
     pub authenticator: Arc<dyn Authenticator>,
     /// Who decides.
     pub authorizer: Arc<dyn Authorizer>,
+    /// The host's log directory, where it may be read.
+    pub node_logs: Option<PathBuf>,
 }
 
 /// Why the port cannot be opened.
@@ -109,7 +112,7 @@ impl Server {
             authenticator: config.authenticator,
             authorizer: config.authorizer,
         };
-        let router = router(shared, guard);
+        let router = router(shared, guard, config.node_logs);
         Ok(Self {
             listener,
             acceptor: TlsAcceptor::from(Arc::new(tls)),

@@ -6,6 +6,7 @@ mod exec_websocket;
 mod fake;
 mod guard;
 mod logs;
+mod node_logs;
 mod port_forward;
 mod port_forward_websocket;
 mod spdy_connection;

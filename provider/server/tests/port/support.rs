@@ -130,6 +130,7 @@ pub(crate) fn config() -> ServerConfig {
         client_authority: vec![AUTHORITY.certificate.clone()],
         authenticator: Arc::new(ByName),
         authorizer: Arc::new(ByName),
+        node_logs: None,
     }
 }
 
@@ -140,10 +141,13 @@ impl Port {
 
     /// With a serving certificate of its own.
     pub(crate) async fn serve_with(fake: Fake, certificate: ServingCertificate) -> Self {
-        let config = ServerConfig {
-            certificate: certificate.clone(),
-            ..config()
-        };
+        let config = ServerConfig { certificate, ..config() };
+        Self::serve_config(fake, config).await
+    }
+
+    /// With settings of its own.
+    pub(crate) async fn serve_config(fake: Fake, config: ServerConfig) -> Self {
+        let certificate = config.certificate.clone();
         let server = Server::bind("127.0.0.1:0".parse().expect("address"), config, fake)
             .await
             .expect("binds");
