@@ -82,7 +82,7 @@ fn what_does_not_work_here_waits_with_the_reason() {
     let state = status.ephemeral_container_statuses.unwrap()[0].state.clone().unwrap();
     assert_eq!(
         state.waiting.unwrap().message.unwrap(),
-        "This node does not support: spec.ephemeralContainers[0].securityContext.windowsOptions.hostProcess"
+        "This node does not support: spec.ephemeralContainers[0].securityContext.windowsOptions"
     );
 }
 
