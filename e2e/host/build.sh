@@ -1,14 +1,13 @@
 #!/bin/sh
 # Builds what an emulated KVM host boots: Debian's kernel, an initramfs that
 # mounts the root disk, and the root disk itself (an ext4 image that hosts open
-# copy-on-write). Progress goes to stderr; the last line of stdout is the folder.
+# copy-on-write), into the cache, by hash of its inputs.
 set -eu
 
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
-cache=${KVMLET_CACHE:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/kvmlet}
+kind=host
+. "$here/../cached.sh"
 export LC_ALL=C.UTF-8
-
-say() { printf 'host image: %s\n' "$*" >&2; }
 
 # What kvmlet itself needs on a host, then what the tests and the bench run there.
 packages=iproute2,nftables,iptables,conntrack,kmod,e2fsprogs,containernetworking-plugins,ca-certificates
@@ -23,25 +22,8 @@ fs/xfs fs/btrfs fs/ocfs2 fs/gfs2 fs/nfs fs/nfsd fs/ceph fs/smb fs/jfs fs/f2fs fs
 # What the initramfs loads to reach the root disk.
 early="virtio_pci virtio_blk ext4"
 
-inputs=$(cat "$here/build.sh" "$here/rig-init" "$here/initramfs-init" | sha256sum | cut -c1-16)
-out=$cache/host-$inputs
-if [ -e "$out/.complete" ]; then
-    say "cached"
-    echo "$out"
-    exit 0
-fi
-
-mkdir -p "$cache"
-exec 9>"$out.lock"
-flock 9 # a second caller waits for the first one's result
-if [ -e "$out/.complete" ]; then
-    echo "$out"
-    exit 0
-fi
-
-started=$(date +%s)
-work=$out.partial
-rm -rf "$work" "$out"
+begin "$(cat "$here/build.sh" "$here/rig-init" "$here/initramfs-init" | digest)"
+work=$partial
 mkdir -p "$work/kernel" "$work/initramfs/bin"
 
 newest_kernel() {
@@ -103,7 +85,4 @@ done <"$work/early" >"$work/initramfs/modules/order"
 truncate -s 12G "$work/root.ext4"
 mkfs.ext4 -q -F -O verity -E lazy_itable_init=1,lazy_journal_init=1 -m 0 -d "$work/root" "$work/root.ext4"
 rm -rf "$work/root" "$work/kernel" "$work/initramfs" "$work/early"
-touch "$work/.complete"
-mv "$work" "$out"
-say "built in $(($(date +%s) - started)) s, kernel $release"
-echo "$out"
+finish "kernel $release"

@@ -106,17 +106,23 @@ def busybox(out, root):
     private.image([root], config, tags=("latest",))
 
 
-def nginx(out, debs):
-    """library/nginx: Debian's nginx-light, in the foreground, logging to its own output. Returns its layers."""
-    seen = {"etc/nginx/nginx.conf"}
+def debian_root(debs, dropped=(), seen=()):
+    """A root of Debian's files: not those under `dropped`, nor the paths `seen`, which are to come in another layer."""
+    seen = set(seen)
     root = Layer()
     for entry in base_tree():
         seen.add(entry.path.rstrip("/"))
         root.add(entry)
     seen.discard("usr")
     for entry in debian.entries(debs, seen):
-        if not entry.path.startswith(("var/lib/dpkg", "var/cache", "etc/nginx/sites", "etc/nginx/modules-enabled")):
+        if not entry.path.startswith(("var/lib/dpkg", "var/cache", *dropped)):
             root.add(entry)
+    return root
+
+
+def nginx(out, debs):
+    """library/nginx: Debian's nginx-light, in the foreground, logging to its own output. Returns its layers."""
+    root = debian_root(debs, ("etc/nginx/sites", "etc/nginx/modules-enabled"), {"etc/nginx/nginx.conf"})
     site = Layer().add(
         directory("etc/nginx/conf.d"),
         file("etc/nginx/nginx.conf", NGINX_CONF),

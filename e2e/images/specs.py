@@ -1,12 +1,12 @@
 """The images that Kubernetes' own specifications run, under their own names.
 
 Owns what is in them besides Debian's files and the programs that
-controlplane/specs/build.sh makes of the module's sources (agnhost, pause, nnp).
+controlplane/programs.sh makes of the module's sources (agnhost, pause, nnp).
 Names and versions are those of k8s.io/kubernetes/test/utils/image/manifest.go.
 """
 
 import debian
-from good import GROUP, PASSWD, PATH, base_tree
+from good import GROUP, PASSWD, PATH, debian_root
 from layer import Layer, directory, file, symlink
 from store import Repository
 
@@ -17,15 +17,7 @@ PEOPLE = ("user-defined-in-image:x:1000:1000::/home:/bin/sh\n", "user-defined-in
 
 def _debian(debs):
     """A small root of Debian's with the tools that the specifications call."""
-    seen = set()
-    root = Layer()
-    for entry in base_tree():
-        seen.add(entry.path.rstrip("/"))
-        root.add(entry)
-    seen.discard("usr")
-    for entry in debian.entries(debs, seen):
-        if not entry.path.startswith(("var/lib/dpkg", "var/cache")):
-            root.add(entry)
+    root = debian_root(debs)
     # What the packages' scripts would have made.
     root.add(symlink("usr/bin/nc", "nc.openbsd"), symlink("usr/bin/which", "which.debianutils"))
     return root.finish()

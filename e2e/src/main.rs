@@ -259,6 +259,7 @@ fn end_to_end(filter: &str, keep: bool) -> Result<Summary> {
     let was_running = Cluster::running().is_ok();
     let hosts = tests.iter().map(|test| test.hosts).max().unwrap_or(1);
     let kvmlet = tests.iter().any(|test| test.kvmlet);
+    suite::build(&tests)?;
     let started = Cluster::up(&ClusterOptions {
         hosts,
         kvmlet,
@@ -286,6 +287,8 @@ fn conform(options: &conformance::Options) -> Result<ExitCode> {
         hosts: 2,
         ..ClusterOptions::default()
     };
+    // What takes a compiler comes before the cluster.
+    artifacts::specs()?;
     let ran = Cluster::up(&hosts).and_then(|cluster| conformance::run(&cluster, options));
     if !was_running {
         Cluster::down()?;

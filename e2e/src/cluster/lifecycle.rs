@@ -36,7 +36,6 @@ struct Record {
     hosts: usize,
     programs: PathBuf,
     images: PathBuf,
-    specs: PathBuf,
     /// The digest of kvmlet and its guest as installed; none on bare hosts.
     kvmlet: Option<String>,
 }
@@ -169,7 +168,6 @@ fn cluster(state: &State, record: &Record) -> Cluster {
             .collect(),
         programs: record.programs.clone(),
         images: record.images.clone(),
-        specs: record.specs.clone(),
     }
 }
 
@@ -237,8 +235,7 @@ fn build_kvmlet() -> Result<Built> {
 fn bring_up(state: &State, options: &ClusterOptions) -> Result<Cluster> {
     packages::ensure()?;
     let programs = artifacts::control_plane()?;
-    let specs = artifacts::specs()?;
-    let images = artifacts::images(&specs)?;
+    let images = artifacts::images()?;
     let built = options.kvmlet.then(build_kvmlet).transpose()?;
     let verdict = preflight::decide(built.as_ref().map(|built| (built.kvmlet.as_path(), &built.guest)))?;
     say(verdict.line());
@@ -265,7 +262,6 @@ fn bring_up(state: &State, options: &ClusterOptions) -> Result<Cluster> {
         hosts: options.hosts,
         programs,
         images,
-        specs,
         kvmlet: None,
     };
     let cluster = cluster(state, &record);

@@ -61,8 +61,6 @@ pub struct Cluster {
     pub programs: PathBuf,
     /// The folder of the test images.
     pub images: PathBuf,
-    /// The folder of Kubernetes' own specifications.
-    pub specs: PathBuf,
 }
 
 impl Cluster {

@@ -16,6 +16,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 pub use spec::Spec;
+use spec::Suite;
 
 use crate::{Cluster, Host, progress::say};
 
@@ -48,7 +49,8 @@ const SLOW_LIMIT: Duration = Duration::from_secs(2400);
 
 /// All that apply, on all nodes of the cluster; says each one's outcome as it ends, and the reasons of those that do not apply first.
 pub fn run(cluster: &Cluster, options: &Options) -> Result<Tally> {
-    let all = spec::list(cluster)?;
+    let suite = Suite::of(cluster)?;
+    let all = suite.list()?;
     let chosen: Vec<_> = all.iter().filter(|spec| spec.0.contains(&options.filter)).collect();
     ensure!(
         !chosen.is_empty(),
@@ -56,18 +58,19 @@ pub fn run(cluster: &Cluster, options: &Options) -> Result<Tally> {
         all.len(),
         options.filter
     );
-    let (out, rest): (Vec<_>, Vec<_>) = chosen.into_iter().partition(|spec| reason(spec, options).is_some());
-    for spec in &out {
-        println!("skipped {spec}: {}", reason(spec, options).unwrap_or_default());
+    let (mut applicable, mut skipped) = (Vec::new(), 0);
+    for spec in chosen {
+        if let Some(reason) = reason(spec, options) {
+            println!("skipped {spec}: {reason}");
+            skipped += 1;
+        } else {
+            applicable.push(spec.clone());
+        }
     }
     // The longest first.
-    let (slow, quick): (Vec<_>, Vec<_>) = rest.into_iter().partition(|spec| spec.is_slow());
-    let order: Vec<Spec> = slow.into_iter().chain(quick).cloned().collect();
-    let tally = run_all(cluster, &order, options.jobs)?;
-    Ok(Tally {
-        skipped: out.len(),
-        ..tally
-    })
+    applicable.sort_by_key(|spec| !spec.is_slow());
+    let tally = suite.run_all(&applicable, options.jobs)?;
+    Ok(Tally { skipped, ..tally })
 }
 
 fn reason(spec: &Spec, options: &Options) -> Option<&'static str> {
@@ -77,40 +80,47 @@ fn reason(spec: &Spec, options: &Options) -> Option<&'static str> {
 
 /// These, so many at once, on nodes that carry no taint meanwhile.
 pub fn run_all(cluster: &Cluster, specs: &[Spec], jobs: usize) -> Result<Tally> {
-    let folder = cluster.state.logs().join("conformance");
-    fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
-    let _untainted = cluster
-        .hosts
-        .iter()
-        .map(|host| Untainted::new(cluster, host))
-        .collect::<Result<Vec<_>>>()?;
-    let (queue, tally) = (Mutex::new(specs.iter().enumerate()), Mutex::new(Tally::default()));
-    let work = || {
-        while let Some((index, spec)) = next(&queue) {
-            say(format_args!("{}/{} {spec} ...", index + 1, specs.len()));
-            let started = Instant::now();
-            let limit = if spec.is_slow() { SLOW_LIMIT } else { LIMIT };
-            let outcome = spec::run(cluster, spec, &folder.join(index.to_string()), limit);
-            let seconds = started.elapsed().as_secs_f64();
-            let mut tally = tally.lock().expect("no holder panics");
-            match outcome {
-                Ok(()) => {
-                    tally.passed += 1;
-                    println!("ok {spec} ({seconds:.1} s)");
-                }
-                Err(error) => {
-                    tally.failed += 1;
-                    println!("FAILED {spec} ({seconds:.1} s): {error:#}");
+    Suite::of(cluster)?.run_all(specs, jobs)
+}
+
+impl Suite<'_> {
+    fn run_all(&self, specs: &[Spec], jobs: usize) -> Result<Tally> {
+        let cluster = self.cluster;
+        let folder = cluster.state.logs().join("conformance");
+        fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+        let _untainted = cluster
+            .hosts
+            .iter()
+            .map(|host| Untainted::new(cluster, host))
+            .collect::<Result<Vec<_>>>()?;
+        let (queue, tally) = (Mutex::new(specs.iter().enumerate()), Mutex::new(Tally::default()));
+        let work = || {
+            while let Some((index, spec)) = next(&queue) {
+                say(format_args!("{}/{} {spec} ...", index + 1, specs.len()));
+                let started = Instant::now();
+                let limit = if spec.is_slow() { SLOW_LIMIT } else { LIMIT };
+                let outcome = self.run(spec, &folder.join(index.to_string()), limit);
+                let seconds = started.elapsed().as_secs_f64();
+                let mut tally = tally.lock().expect("no holder panics");
+                match outcome {
+                    Ok(()) => {
+                        tally.passed += 1;
+                        println!("ok {spec} ({seconds:.1} s)");
+                    }
+                    Err(error) => {
+                        tally.failed += 1;
+                        println!("FAILED {spec} ({seconds:.1} s): {error:#}");
+                    }
                 }
             }
-        }
-    };
-    thread::scope(|scope| {
-        for _ in 0..jobs.max(1) {
-            scope.spawn(work);
-        }
-    });
-    Ok(tally.into_inner().expect("no holder panics"))
+        };
+        thread::scope(|scope| {
+            for _ in 0..jobs.max(1) {
+                scope.spawn(work);
+            }
+        });
+        Ok(tally.into_inner().expect("no holder panics"))
+    }
 }
 
 fn next<'a>(queue: &Mutex<impl Iterator<Item = (usize, &'a Spec)>>) -> Option<(usize, &'a Spec)> {

@@ -59,7 +59,7 @@ use std::{
 
 use anyhow::{Error, Result, anyhow};
 
-use crate::{Cluster, cluster::LANE, dump, paths::write, process::Process, progress::say};
+use crate::{Cluster, artifacts, cluster::LANE, dump, paths::write, process::Process, progress::say};
 
 /// A test.
 #[derive(Debug)]
@@ -93,6 +93,15 @@ impl AddAssign for Summary {
 /// The tests whose name contains `filter`, in order.
 pub fn select(filter: &str) -> Vec<&'static Test> {
     all().filter(|test| test.name.contains(filter)).collect()
+}
+
+/// Builds what some of these tests need besides a cluster, before there is one.
+pub fn build(tests: &[&'static Test]) -> Result<()> {
+    let is_of_specs = |test: &&Test| specs::TESTS.iter().any(|one| one.name == test.name);
+    if tests.iter().any(is_of_specs) {
+        artifacts::specs()?;
+    }
+    Ok(())
 }
 
 fn all() -> impl Iterator<Item = &'static Test> {
