@@ -79,7 +79,7 @@ fn mounted(script: &str, mounts: Value) -> Value {
 fn whole(cluster: &Cluster) -> Result<()> {
     // Reads both files by one look at ..data, over and over; they are of the same generation, or something was half.
     let script = "trap 'exit 0' TERM; n=0; while :; do d=/v/$(readlink /v/..data); a=$(cat $d/a 2>/dev/null); b=$(cat $d/b 2>/dev/null);
-        if [ -n \"$a\" ] && [ -n \"$b\" ] && [ \"$a\" != \"$b\" ]; then echo half=$a,$b; fi; n=$((n+1)); echo $n > /tmp/n; done";
+        if [ -n \"$a\" ] && [ -n \"$b\" ] && [ \"$a\" != \"$b\" ]; then echo half=$a,$b; fi; n=$((n+1)); echo $n > /tmp/next; mv /tmp/next /tmp/n; done";
     within(cluster, "follow-whole", |place| {
         let volumes = ("/spec/volumes", json!([{"name": "v", "configMap": {"name": "pair"}}]));
         place.create(&[map("pair", json!({"a": "0", "b": "0"}))])?;
