@@ -10,7 +10,7 @@ use vmm_lib::Builder;
 use vmm_lib::exit::MachineExit;
 use vmm_lib::spec::{Console, FileSource, Serial};
 
-use support::{HALT, Kernel, bzimage, out_byte, run_machine, run_spec};
+use support::{HALT, Kernel, bzimage, out_byte, refusal, run_machine, run_spec};
 
 /// Echoes what its serial port gets until a `q`, then powers off.
 fn echo() -> Vec<u8> {
@@ -135,22 +135,12 @@ fn a_console_that_could_block_is_refused_by_name() {
         input: Some(FileSource::Passed(1)),
         size: None,
     });
-    let refused = |spec, files| {
-        let error = Builder::new(spec, files).build().err().expect("it is refused");
-        let mut text = error.to_string();
-        let mut source = std::error::Error::source(&error);
-        while let Some(error) = source {
-            text = format!("{text}: {error}");
-            source = error.source();
-        }
-        text
-    };
     let blocking: [OwnedFd; 2] = [output.into(), input.into()];
     let copy = |fd: &OwnedFd| fd.try_clone().expect("a descriptor is to be had");
-    let text = refused(spec.clone(), blocking.iter().map(copy).collect());
+    let text = refusal(spec.clone(), blocking.iter().map(copy).collect());
     assert!(text.contains("console.output") && text.contains("O_NONBLOCK"), "{text}");
     rustix::io::ioctl_fionbio(&blocking[0], true).expect("pipes can be told");
-    let text = refused(spec.clone(), blocking.iter().map(copy).collect());
+    let text = refusal(spec.clone(), blocking.iter().map(copy).collect());
     assert!(text.contains("console.input") && text.contains("O_NONBLOCK"), "{text}");
     rustix::io::ioctl_fionbio(&blocking[1], true).expect("pipes can be told");
     Builder::new(spec, blocking.into()).build().expect("now it is taken");

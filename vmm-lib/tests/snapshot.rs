@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::thread;
 
-use support::{Kernel, LOAD, bzimage, out_byte, run_machine};
+use support::{Kernel, LOAD, bzimage, out_byte, refusal, run_machine};
 use vmm_lib::exit::MachineExit;
 use vmm_lib::snapshot::SnapshotFiles;
 use vmm_lib::spec::{FileSource, MachineSpec, Restore, Serial};
@@ -56,18 +56,6 @@ fn restored(spec: &MachineSpec, directory: &Path, name: &str) -> MachineSpec {
 
 fn build(spec: MachineSpec) -> Machine {
     Builder::new(spec, Vec::new()).build().expect("this KVM makes machines")
-}
-
-/// Why there is no such machine, with all reasons.
-fn refusal(spec: MachineSpec) -> String {
-    let error = Builder::new(spec, Vec::new()).build().err().expect("it is refused");
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(&error);
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }
 
 /// What the guest has counted, in memory and in a register.
@@ -160,7 +148,7 @@ fn a_serial_port_goes_on_with_what_its_guest_wrote_to_it() {
     let mut read = [0];
     memory.read_exact_at(&mut read, COUNTER + 16).expect("memory is as long");
     assert_eq!(read, [0x5a]);
-    let refused = refusal(MachineSpec { serial: None, ..again });
+    let refused = refusal(MachineSpec { serial: None, ..again }, Vec::new());
     assert!(
         refused.contains("serial ports of the machine is 0, and the snapshot's is 1"),
         "{refused}"
@@ -190,7 +178,7 @@ fn a_snapshot_that_is_cut_short_changed_or_of_another_machine_is_refused_by_name
         (changed(good.len() - 1, 0x80), "checksum"),
     ] {
         fs::write(&state, bytes).expect("it can be");
-        let refused = refusal(again());
+        let refused = refusal(again(), Vec::new());
         assert!(refused.contains(words), "{refused}");
     }
     fs::write(&state, &good).expect("it can be");
@@ -198,7 +186,7 @@ fn a_snapshot_that_is_cut_short_changed_or_of_another_machine_is_refused_by_name
     let file = File::options().read(true).write(true).open(&memory).expect("it is there");
     file.read_exact_at(&mut byte, LOAD).expect("it is as long");
     file.write_all_at(&[byte[0] ^ 4], LOAD).expect("it can be");
-    assert!(refusal(again()).contains("memory is not what was written"));
+    assert!(refusal(again(), Vec::new()).contains("memory is not what was written"));
     file.write_all_at(&byte, LOAD).expect("it can be");
     for (spec, words) in [
         (
@@ -210,9 +198,9 @@ fn a_snapshot_that_is_cut_short_changed_or_of_another_machine_is_refused_by_name
         ),
         (MachineSpec { rng: false, ..again() }, "functions"),
     ] {
-        let refused = refusal(spec);
+        let refused = refusal(spec, Vec::new());
         assert!(refused.contains(words), "{refused}");
     }
     file.set_len(4096).expect("it can be");
-    assert!(refusal(again()).contains("memory, bytes,"));
+    assert!(refusal(again(), Vec::new()).contains("memory, bytes,"));
 }

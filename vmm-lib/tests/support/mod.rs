@@ -6,6 +6,7 @@ pub mod drive;
 pub mod script;
 
 use std::fmt::Write as _;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 pub(crate) use bzimage::{LOAD, bzimage};
@@ -106,6 +107,18 @@ pub fn say_which_kvm() {
     )
     .expect("strings take all");
     eprintln!("{line}, check: {:?}", vmm_lib::kvm::check());
+}
+
+/// Why there is no such machine, with all reasons.
+pub fn refusal(spec: MachineSpec, files: Vec<OwnedFd>) -> String {
+    let error = Builder::new(spec, files).build().err().expect("it is refused");
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(&error);
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
 }
 
 /// Runs an image to its end.
