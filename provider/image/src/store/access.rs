@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -16,23 +17,26 @@ pub(super) struct Accesses(BTreeMap<String, BTreeMap<String, Access>>);
 /// Of one image of one repository.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Access {
-    #[serde(default)]
     everybody: bool,
-    #[serde(default)]
-    proofs: BTreeMap<String, BTreeSet<String>>,
+    /// Random; empty while there is no proof.
+    salt: String,
+    /// Digests of credentials, with the salt.
+    proofs: BTreeSet<String>,
 }
 
 impl Accesses {
     /// Whether one who has these credentials has had the image, or all have.
     pub(super) fn admit(&self, repository: &str, id: &str, credentials: &[Credential]) -> bool {
-        let Some(access) = self.0.get(repository).and_then(|images| images.get(id)) else {
-            return false;
-        };
-        let proven = |credential| access.proofs.iter().any(|(salt, proofs)| proofs.contains(&proof(salt, credential)));
-        access.everybody || credentials.iter().any(proven)
+        let access = self.0.get(repository).and_then(|images| images.get(id));
+        access.is_some_and(|access| {
+            access.everybody
+                || credentials
+                    .iter()
+                    .any(|credential| access.proofs.contains(&access.proof(credential)))
+        })
     }
 
-    /// The registry has given the image to one with this credential, or without any. Whether that is new.
+    /// The registry has given the image to one with this credential, or to one without any. Whether that is new.
     pub(super) fn note(&mut self, repository: &str, id: &str, credential: Option<&Credential>) -> bool {
         if self.admit(repository, id, credential.map(std::slice::from_ref).unwrap_or_default()) {
             return false;
@@ -42,9 +46,10 @@ impl Accesses {
         match credential {
             None => access.everybody = true,
             Some(credential) => {
-                let salt = access.proofs.keys().next().cloned().unwrap_or_else(salt);
-                let proof = proof(&salt, credential);
-                access.proofs.entry(salt).or_default().insert(proof);
+                if access.salt.is_empty() {
+                    access.salt = salt();
+                }
+                access.proofs.insert(access.proof(credential));
             }
         }
         true
@@ -59,14 +64,16 @@ impl Accesses {
     }
 }
 
-/// The user's name has its length before it, so that no other split of the same letters is the same.
-fn proof(salt: &str, credential: &Credential) -> String {
-    let mut digest = Sha256::new();
-    digest.update(salt);
-    digest.update((credential.username.len() as u64).to_le_bytes());
-    digest.update(&credential.username);
-    digest.update(&credential.password);
-    hex(&digest.finalize())
+impl Access {
+    /// The user's name has its length before it, so that no other split of the same letters is the same.
+    fn proof(&self, credential: &Credential) -> String {
+        let mut digest = Sha256::new();
+        digest.update(&self.salt);
+        digest.update((credential.username.len() as u64).to_le_bytes());
+        digest.update(&credential.username);
+        digest.update(&credential.password);
+        STANDARD.encode(digest.finalize())
+    }
 }
 
 fn salt() -> String {
@@ -75,11 +82,7 @@ fn salt() -> String {
     while filled < bytes.len() {
         filled += getrandom(&mut bytes[filled..], GetRandomFlags::empty()).unwrap_or(0);
     }
-    hex(&bytes)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    STANDARD.encode(bytes)
 }
 
 #[cfg(test)]
