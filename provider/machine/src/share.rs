@@ -3,14 +3,12 @@
 //! same user, same control group, and nobody has to end it.
 
 use std::{
-    fs::File,
     io::{self, Write as _},
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::{net::UnixStream, process::CommandExt},
+        unix::net::UnixStream,
     },
     path::Path,
-    process::{Command, Stdio},
     thread,
     time::Duration,
 };
@@ -107,9 +105,8 @@ pub fn spawn_share(
     for set in [UnixStream::set_read_timeout, UnixStream::set_write_timeout] {
         set(&order, Some(DEADLINE)).map_err(host("set a deadline"))?;
     }
-    let mut command = command(program, arguments, (theirs.into(), log, copy));
-    command.current_dir("/");
-    let mut child = spawn_apart(command).map_err(|error| ShareError::Refused(chain(&error)))?;
+    let child = spawn_apart(program, arguments, (theirs.into(), log, copy));
+    let mut child = child.map_err(|error| ShareError::Refused(chain(&error)))?;
     join(child.id());
     let outcome = send(&order, share, &[what, served.as_fd()]).and_then(|()| Receiver::new(order).receive());
     // Whoever started it has to take note of its end, whenever that is; after this daemon's death that is init.
@@ -120,20 +117,6 @@ pub fn spawn_share(
         (Answer::Listening, _) => Ok(ours.into()),
         (Answer::Refused(why), _) => Err(ShareError::Refused(why)),
     }
-}
-
-fn command(program: Option<&Path>, arguments: &[&str], (order, log, copy): (OwnedFd, File, File)) -> Command {
-    let mut command = Command::new(program.unwrap_or(Path::new("/proc/self/exe")));
-    command
-        .arg0("kvmlet")
-        .args(arguments)
-        .env_clear()
-        // As for a machine's process: with more arenas glibc reads files that a confined thread may not.
-        .env("MALLOC_ARENA_MAX", "1")
-        .stdin(Stdio::from(order))
-        .stdout(log)
-        .stderr(copy);
-    command
 }
 
 /// What `kvmlet fs` runs: takes its order over standard input, confines itself, serves until the machine is gone.

@@ -4,7 +4,8 @@
 mod conversation;
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::{net::UnixStream, process::CommandExt},
@@ -90,19 +91,7 @@ pub fn spawn(directory: &Path, uid: u32, program: Option<&Path>, arguments: &[&s
     for set in [UnixStream::set_read_timeout, UnixStream::set_write_timeout] {
         set(&order, Some(DEADLINE)).map_err(host("set a deadline"))?;
     }
-    let mut command = Command::new(program.unwrap_or(Path::new("/proc/self/exe")));
-    command
-        .arg0("kvmlet")
-        .args(arguments)
-        .env_clear()
-        // With more arenas glibc opens files in /sys and /proc to find how many to make and how to shrink them, in whichever thread
-        // allocates or frees; those may open nothing. The monitor allocates too little for more arenas to be worth their memory.
-        .env("MALLOC_ARENA_MAX", "1")
-        .current_dir("/")
-        .stdin(Stdio::from(OwnedFd::from(theirs)))
-        .stdout(log)
-        .stderr(copy);
-    let child = spawn_apart(command)?;
+    let child = spawn_apart(program, arguments, (theirs.into(), log, copy))?;
     let pid = child.id();
     // An unreaped child keeps its pid, so this is that process.
     let pidfd = pidfd(pid).map_err(host("open a pidfd"))?;
@@ -130,7 +119,23 @@ pub fn spawn(directory: &Path, uid: u32, program: Option<&Path>, arguments: &[&s
 
 /// Spawns the first process of a new pid namespace. A thread of its own does it: where a thread's children go cannot be taken back, and no
 /// thread can be made by one whose children go elsewhere.
-pub(crate) fn spawn_apart(mut command: Command) -> Result<Child, ClientError> {
+pub(crate) fn spawn_apart(
+    program: Option<&Path>,
+    arguments: &[&str],
+    (order, log, copy): (OwnedFd, File, File),
+) -> Result<Child, ClientError> {
+    let mut command = Command::new(program.unwrap_or(Path::new("/proc/self/exe")));
+    command
+        .arg0("kvmlet")
+        .args(arguments)
+        .env_clear()
+        // With more arenas glibc opens files in /sys and /proc to find how many to make and how to shrink them, in whichever thread
+        // allocates or frees; those may open nothing. The monitor allocates too little for more arenas to be worth their memory.
+        .env("MALLOC_ARENA_MAX", "1")
+        .current_dir("/")
+        .stdin(Stdio::from(order))
+        .stdout(log)
+        .stderr(copy);
     let apart = move || {
         unshare(CloneFlags::CLONE_NEWPID).map_err(host("make a pid namespace"))?;
         command.spawn().map_err(host("spawn the machine process"))
