@@ -355,13 +355,16 @@ pub fn remove_logs(context: &Context, desired: &DesiredPod) {
     }
 }
 
-/// An error with its causes, in one line.
+/// An error with its causes, in one line. Some errors say their cause themselves: it is said once.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
+        let said = cause.to_string();
+        if !text.contains(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
         source = cause.source();
     }
     text

@@ -81,8 +81,8 @@ pub fn prepare() -> io::Result<()> {
     Ok(())
 }
 
-/// Makes the group of a pod's machine, whose guest uses so many processors, and puts its process there. A limit whose controller the host does not give is in the answer: the
-/// machine runs without it. Not so `io`, which is there because the node's owner asked for it.
+/// Makes the group of a pod's machine, whose guest uses so many processors, and puts its process there. A limit whose controller the host does
+/// not give is in the answer: the machine runs without it. Not so `io`, which is there because the node's owner asked for it.
 pub fn confine(uid: &str, pid: u32, (spec, cpus): (&MachineSpec, u8), threads: u64, io: &IoLimits) -> io::Result<Vec<&'static str>> {
     let group = path(uid);
     fs::create_dir_all(&group)?;

@@ -24,6 +24,7 @@ use crate::{
     names::Dns,
     node::Troubles,
     objects::Objects,
+    random,
     report::Reporter,
     store::Store,
     template::Templates,
@@ -110,10 +111,11 @@ impl Context {
 
 /// A container identifier: 64 hexadecimal digits.
 pub fn new_id() -> String {
-    let mut bytes = [0u8; 32];
-    let mut filled = 0;
-    while filled < bytes.len() {
-        filled += rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty()).unwrap_or(0);
-    }
+    let bytes = loop {
+        // Only a signal keeps the kernel from giving them.
+        if let Ok(bytes) = random::bytes::<32>() {
+            break bytes;
+        }
+    };
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

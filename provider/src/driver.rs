@@ -211,7 +211,7 @@ impl Driver {
         if verdict.is_ok() {
             self.desired = Arc::new(wished);
         }
-        Some(Event::Judged(verdict.map(|()| asked).map_err(|why| why.pending(generation, now))))
+        Some(Event::Judged(verdict.map(|()| asked)))
     }
 
     /// One step, and another one when other amounts are asked for; true when nothing of the pod is left.

@@ -39,6 +39,7 @@ pub mod prepare;
 pub mod probe;
 pub mod pull;
 pub mod quantity;
+mod random;
 mod readings;
 pub mod report;
 pub mod resize;

@@ -54,10 +54,13 @@ pub fn distinct_images(state: &PodState) -> Vec<String> {
 
 /// The pod's size, with room for the images that its guest reads in place.
 pub fn size_with(context: &Context, desired: &DesiredPod, images: &[String]) -> Result<Size, String> {
-    let images = images.iter().map(|id| image(context, id)).collect::<Result<Vec<_>, _>>()?;
-    let devices: Vec<_> = images.iter().map(|i| &i.device).collect();
+    Ok(size_of(context, desired, &found(context, images)?))
+}
+
+fn size_of(context: &Context, desired: &DesiredPod, images: &[PulledImage]) -> Size {
+    let devices: Vec<_> = images.iter().map(|image| &image.device).collect();
     let mapped = lower::in_place(&devices).iter().map(|index| devices[*index].size).sum();
-    Ok(size::size(desired, &context.config.pod_defaults).with_images(mapped))
+    size::size(desired, &context.config.pod_defaults).with_images(mapped)
 }
 
 /// Makes the machine and its surroundings; the answer is what it can grow to. What was made before a failure is for the caller to destroy.
@@ -71,15 +74,11 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String]) ->
         reason: "FailedCreatePodSandBox",
         message: format!("Failed to create pod sandbox: {message}"),
     };
-    let images = images
-        .iter()
-        .map(|id| image(context, id))
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(sandbox)?;
+    let images = found(context, images).map_err(sandbox)?;
     let begun = Instant::now();
     // Whatever an earlier machine of this pod has left.
     act::destroy(context, &desired.uid).await.map_err(sandbox)?;
-    let size = size::size(desired, &context.config.pod_defaults);
+    let size = size_of(context, desired, &images);
     let queues = lower::network_queues(&context.config.machines, size);
     let network = network(context, desired, queues).await.map_err(sandbox)?;
     let ips: Vec<String> = network.interface.addresses.iter().map(|a| a.addr().to_string()).collect();
@@ -98,8 +97,6 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String]) ->
 
     let devices: Vec<_> = images.iter().map(|i| &i.device).collect();
     let pmems = lower::in_place(&devices);
-    let mapped = pmems.iter().map(|index| devices[*index].size).sum();
-    let size = size.with_images(mapped);
     let dir = machine::directory(context, &desired.uid);
     let (shared, disk, templates) = (context.clone(), lower::scratch_path(&dir), context.config.state_dir.join("scratch"));
     let making = tokio::task::spawn_blocking(move || {
@@ -334,6 +331,10 @@ fn image(context: &Context, id: &str) -> Result<PulledImage, String> {
         .images
         .get(id)
         .ok_or_else(|| format!("image {id} is no longer in the store"))
+}
+
+fn found(context: &Context, images: &[String]) -> Result<Vec<PulledImage>, String> {
+    images.iter().map(|id| image(context, id)).collect()
 }
 
 fn facts(context: &Context, pod_ips: Vec<String>) -> Facts {

@@ -122,10 +122,15 @@ impl Size {
     }
 }
 
+/// What others have cannot be given, in the kubelet's words (pkg/kubelet/lifecycle/predicate.go).
+pub fn not_enough(resource: &str, requested: u64, used: u64, capacity: u64) -> String {
+    format!("Node didn't have enough resource: {resource}, requested: {requested}, used: {used}, capacity: {capacity}")
+}
+
 /// Whether the pod fits: `used` is what other pods request, `allocatable` what the node gives, `capacity` what the host has.
 pub fn admit(pod: &DesiredPod, used: Amounts, pods: u32, allocatable: Amounts, capacity: Amounts, max_pods: u32) -> Result<(), Refusal> {
     if pods >= max_pods {
-        let message = format!("Node didn't have enough resource: pods, requested: 1, used: {pods}, capacity: {max_pods}");
+        let message = not_enough("pods", 1, pods.into(), max_pods.into());
         return Err(Refusal {
             reason: "OutOfpods",
             message,
@@ -168,8 +173,7 @@ pub fn admit(pod: &DesiredPod, used: Amounts, pods: u32, allocatable: Amounts, c
     for (resource, reason, wanted, used, allocatable, limit, capacity, millis) in checks {
         let number = |q: Quantity| if millis { q.milli_value() } else { q.value() };
         if wanted.plus(used) > allocatable {
-            let (wanted, used, capacity) = (number(wanted), number(used), number(allocatable));
-            let message = format!("Node didn't have enough resource: {resource}, requested: {wanted}, used: {used}, capacity: {capacity}");
+            let message = not_enough(resource, number(wanted), number(used), number(allocatable));
             return Err(Refusal { reason, message });
         }
         if limit > capacity {

@@ -20,7 +20,11 @@ use super::{
     plan::{Kind, Template, due, wait},
     request::{RequestError, obtain},
 };
-use crate::events::{Note, Recorder};
+use crate::{
+    act::chain,
+    events::{Note, Recorder},
+    random,
+};
 
 /// The longest single sleep: the host's clock may be set meanwhile, or the host be suspended.
 const LOOK: Duration = Duration::from_secs(60);
@@ -137,21 +141,6 @@ impl Keeper {
     }
 }
 
-/// An error with its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        // Some errors say their cause themselves.
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
-}
-
 async fn sleep_until(time: Timestamp) {
     loop {
         let left = time.duration_since(Timestamp::now());
@@ -164,9 +153,5 @@ async fn sleep_until(time: Timestamp) {
 
 /// A number from 0 to 1; the middle if the kernel gives none.
 fn drawn() -> f64 {
-    let mut bytes = [0; 4];
-    match rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()) {
-        Ok(4) => f64::from(u32::from_ne_bytes(bytes)) / f64::from(u32::MAX),
-        _ => 0.5,
-    }
+    random::bytes().map_or(0.5, |bytes| f64::from(u32::from_ne_bytes(bytes)) / f64::from(u32::MAX))
 }

@@ -27,7 +27,7 @@ use crate::{
     desired::{Deletion, DesiredContainer, DesiredPod},
     events::Note,
     probe::spec::Kind,
-    resize::Pending,
+    resize::judge::NotNow,
     size::Room,
     state::{Allocation, ContainerState, ImageFacts, ImageState, Machine, PodState, Slot},
 };
@@ -62,7 +62,7 @@ pub enum Event {
     /// The machine is there and set up, with room to grow, or could not be made.
     MachineStarted(Result<Room, Failure>),
     /// The pod asks for other amounts and is given them, or is not.
-    Judged(Result<Vec<Allocation>, Pending>),
+    Judged(Result<Vec<Allocation>, NotNow>),
     /// What was allocated is in force, or could not be brought into force.
     Resized(Result<Vec<Allocation>, String>),
     /// A start ended.

@@ -6,21 +6,33 @@ use super::{Action, later, stop};
 use crate::{
     desired::DesiredPod,
     events::Note,
-    resize::{self, Pending, Progress},
+    resize::{Pending, Progress, judge::NotNow},
     state::{Allocation, Machine, PodState, Work},
 };
+
+/// Seconds until a resize that waits for room is looked at again, and one that failed is tried again.
+const AGAIN: u64 = 5;
 
 /// Gives the pod what it asked for, or notes why not. Containers that restart for other amounts begin to end.
 pub(super) fn judged(
     state: &mut PodState,
     desired: &DesiredPod,
-    verdict: Result<Vec<Allocation>, Pending>,
+    verdict: Result<Vec<Allocation>, NotNow>,
     now: Timestamp,
     actions: &mut Vec<Action>,
 ) {
     let generation = desired.pod.metadata.generation.unwrap_or_default();
     let given = match verdict {
-        Err(pending) => {
+        Err(why) => {
+            let (message, again) = match why {
+                NotNow::Infeasible(message) => (message, None),
+                NotNow::Deferred(message) => (message, Some(later(now, AGAIN))),
+            };
+            let pending = Pending {
+                message,
+                again,
+                generation,
+            };
             let old = state.resize.pending.replace(pending.clone());
             let told = old.is_some_and(|old| old.generation == pending.generation && old.reason() == pending.reason());
             if !told {
@@ -88,7 +100,7 @@ pub(super) fn resized(
                 actions.push(Action::Tell(Note::warning("ResizeError", None, format!("Pod resize error: {why}"))));
             }
             progress.error = Some(why);
-            progress.not_before = Some(resize::later(now));
+            progress.not_before = Some(later(now, AGAIN));
         }
     }
 }

@@ -1,11 +1,9 @@
 //! Whether a pod can be given what it asks for by now. Pure.
 
-use super::Pending;
 use crate::{
     desired::{Amounts, DesiredPod},
-    size::{Given, Room, Size},
+    size::{Given, Room, Size, not_enough},
 };
-use jiff::Timestamp;
 
 /// Why not.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,21 +12,6 @@ pub enum NotNow {
     Infeasible(String),
     /// Other pods have it.
     Deferred(String),
-}
-
-impl NotNow {
-    /// As the pod's record keeps it.
-    pub fn pending(self, generation: i64, now: Timestamp) -> Pending {
-        let (message, again) = match self {
-            Self::Infeasible(message) => (message, None),
-            Self::Deferred(message) => (message, Some(super::later(now))),
-        };
-        Pending {
-            message,
-            again,
-            generation,
-        }
-    }
 }
 
 /// Judges a pod with the amounts that it asks for, of `size` then. `given` is what the node has and what the other pods were given; `room` what the
@@ -51,9 +34,7 @@ pub fn judge(pod: &DesiredPod, size: Size, given: &Given, room: Option<Room>) ->
             )));
         }
         if wanted.saturating_add(used) > allocatable {
-            return Err(NotNow::Deferred(format!(
-                "Node didn't have enough resource: {resource}, requested: {wanted}, used: {used}, capacity: {allocatable}"
-            )));
+            return Err(NotNow::Deferred(not_enough(resource, wanted, used, allocatable)));
         }
     }
     let Some(room) = room else { return Ok(()) };

@@ -9,11 +9,8 @@
 pub mod act;
 pub mod judge;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-
-/// How long a resize that waits for room waits until it is looked at again, and one that failed until it is tried again.
-const AGAIN: SignedDuration = SignedDuration::from_secs(5);
 
 /// Where a pod's resize stands; nothing by default.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,9 +48,4 @@ impl Pending {
     pub fn reason(&self) -> &'static str {
         if self.again.is_some() { "Deferred" } else { "Infeasible" }
     }
-}
-
-/// When to try again.
-pub fn later(now: Timestamp) -> Timestamp {
-    now.saturating_add(AGAIN).unwrap_or(Timestamp::MAX)
 }

@@ -9,7 +9,6 @@ mod observe;
 use std::{collections::BTreeMap, path::Path};
 
 use kvmlet_protocol::Renewal;
-use rustix::rand::{GetRandomFlags, getrandom};
 use vmm_lib::{
     boot::FAST_COMMAND_LINE,
     spec::{Boot, Comb, FileSource, HOTPLUG_STEP, Hotplug, MachineSpec, Pmem, Restore, SPEC_VERSION, Vsock},
@@ -17,7 +16,7 @@ use vmm_lib::{
 
 pub use keep::{Start, Templates};
 
-use crate::{act::now_nanoseconds, config::Guest};
+use crate::{act::now_nanoseconds, config::Guest, random};
 
 /// Memory of a template, bytes; what a pod needs above that comes by virtio-mem.
 pub const MEMORY: u64 = 128 << 20;
@@ -161,13 +160,8 @@ fn copy(mut spec: MachineSpec, directory: &Path) -> Result<MachineSpec, (Box<Mac
 
 /// What a machine that is a copy is told; its guest uses so many of its processors.
 pub fn renewal(spec: &MachineSpec, cpus: u8) -> std::io::Result<Renewal> {
-    let mut entropy = vec![0; ENTROPY];
-    let mut filled = 0;
-    while filled < ENTROPY {
-        filled += getrandom(&mut entropy[filled..], GetRandomFlags::empty())?;
-    }
     Ok(Renewal {
-        entropy,
+        entropy: random::bytes::<ENTROPY>()?.to_vec(),
         time: now_nanoseconds(),
         cpus,
         memory: spec.hotplug.map_or(0, |hotplug| hotplug.requested),

@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::PodCondition;
 
 use super::*;
 use crate::{
-    resize::Pending,
+    resize::judge::NotNow,
     state::{Allocation, Work},
 };
 
@@ -97,12 +97,7 @@ fn one_more_wish_during_a_resize_is_brought_into_force_after_it() {
 #[test]
 fn what_cannot_be_given_is_pending_with_its_reason_and_changes_nothing() {
     let mut life = Life::of_cpu("500m", json!({}));
-    let pending = |again| Pending {
-        message: "too much".into(),
-        again,
-        generation: 1,
-    };
-    assert_eq!(life.on(Event::Judged(Err(pending(None)))), []);
+    assert_eq!(life.on(Event::Judged(Err(NotNow::Infeasible("too much".into())))), []);
     let told = life.told("PodResizePending").unwrap();
     assert_eq!(
         (told.reason.as_deref(), told.message.as_deref()),
@@ -110,7 +105,7 @@ fn what_cannot_be_given_is_pending_with_its_reason_and_changes_nothing() {
     );
     assert_eq!((life.cpu_allocated(), life.cpu_in_force()), ("500m".into(), "500m".into()));
     let soon = life.now + SignedDuration::from_secs(5);
-    life.on(Event::Judged(Err(pending(Some(soon)))));
+    life.on(Event::Judged(Err(NotNow::Deferred("too much".into()))));
     assert_eq!(life.told("PodResizePending").unwrap().reason.as_deref(), Some("Deferred"));
     assert_eq!(next_tick(&life.state, &life.desired, life.now), Some(soon));
     assert_eq!(life.give("600"), [Action::Resize]);
