@@ -4,14 +4,13 @@
 //! What is given back reads as zeros and costs the host nothing until the guest writes to it again. Only whole pages of the guest's own RAM
 //! can be given back; anything else is refused.
 
-use rustix::event::epoll::EventFlags;
 use vm_memory::{GuestAddress, Permissions};
 
 use super::{
     chain::{ChainError, Segments},
     device::{ActivateError, Activation, GuestSpace, VirtioDevice},
     ring::{RING_FEATURES, Ring},
-    worker::{Poller, STOP, WorkError, Worker, broke, eventfd, required},
+    worker::{Poller, STOP, WorkError, Worker, broke, required},
 };
 use crate::threads::ThreadKind;
 
@@ -84,9 +83,7 @@ impl VirtioDevice for Balloon {
 
 fn serve(poller: &Poller, memory: &GuestSpace, mut rings: Vec<(usize, Ring<'_>)>) -> Result<(), WorkError> {
     for (kind, ring) in &rings {
-        poller
-            .add(eventfd(ring.kick()), *kind as u64, EventFlags::IN)
-            .map_err(broke("watch a queue"))?;
+        poller.add_kick(ring.kick(), *kind as u64).map_err(broke("watch a queue"))?;
     }
     loop {
         let (mut stop, mut kicked) = (false, [false; 3]);
@@ -101,7 +98,6 @@ fn serve(poller: &Poller, memory: &GuestSpace, mut rings: Vec<(usize, Ring<'_>)>
         }
         for (kind, ring) in &mut rings {
             if kicked[*kind] {
-                ring.clear_kick();
                 turn(*kind, ring, memory)?;
             }
         }

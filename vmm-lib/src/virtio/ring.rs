@@ -57,12 +57,6 @@ impl<'m> Ring<'m> {
         &self.kick
     }
 
-    /// Takes the notification back; there may be none.
-    pub fn clear_kick(&self) {
-        // The eventfd may be blocking: this is only called when epoll has just said that it is readable and nobody else reads it.
-        let _ = self.kick.read();
-    }
-
     /// Kicks itself: there is more to do than one turn of the device's loop takes.
     pub fn rekick(&self) {
         let _ = self.kick.write(1);

@@ -141,19 +141,14 @@ pub fn serve_paced_queue(
     mut turn: impl FnMut(&mut Ring<'_>) -> Result<Option<Duration>, WorkError>,
 ) -> Result<(), WorkError> {
     let mut wait = None;
-    poller
-        .add(eventfd(ring.kick()), 0, epoll::EventFlags::IN)
-        .map_err(broke("watch the queue"))?;
+    poller.add_kick(ring.kick(), 0).map_err(broke("watch the queue"))?;
     loop {
-        let (mut stop, mut kicked) = (false, false);
+        let mut stop = false;
         poller
-            .wait(wait, |token, _| if token == STOP { stop = true } else { kicked = true })
+            .wait(wait, |token, _| stop |= token == STOP)
             .map_err(broke("wait for events"))?;
         if stop {
             return Ok(());
-        }
-        if kicked {
-            ring.clear_kick();
         }
         wait = turn(&mut ring)?;
     }
@@ -178,6 +173,11 @@ impl Poller {
     /// Watches a descriptor; its events carry `token`.
     pub fn add(&self, fd: impl AsFd, token: u64, flags: epoll::EventFlags) -> io::Result<()> {
         Ok(epoll::add(&self.0, fd, epoll::EventData::new_u64(token), flags)?)
+    }
+
+    /// Watches the kicks of a queue. Edges only: each kick wakes, and needs no system call to be taken back.
+    pub fn add_kick(&self, kick: &EventFd, token: u64) -> io::Result<()> {
+        self.add(eventfd(kick), token, epoll::EventFlags::IN | epoll::EventFlags::ET)
     }
 
     /// Changes what is watched for.

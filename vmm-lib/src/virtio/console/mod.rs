@@ -19,7 +19,7 @@ use super::{
     device::{ActivateError, Activation, VirtioDevice},
     listener::Listener,
     ring::{RING_FEATURES, Ring},
-    worker::{Poller, STOP, WorkError, Worker, broke, eventfd, read_config, required},
+    worker::{Poller, STOP, WorkError, Worker, broke, read_config, required},
 };
 use crate::lock::lock;
 use crate::outlet::Outlet;
@@ -170,11 +170,7 @@ impl VirtioDevice for Console {
 }
 
 fn serve(poller: &Poller, ends: &mut Ends, mut receive: Option<Receiver<'_>>, mut transmit: Transmitter<'_>) -> Result<(), WorkError> {
-    let watch = |ring: &Ring<'_>, token| {
-        poller
-            .add(eventfd(ring.kick()), token, EventFlags::IN)
-            .map_err(broke("watch a queue"))
-    };
+    let watch = |ring: &Ring<'_>, token| poller.add_kick(ring.kick(), token).map_err(broke("watch a queue"));
     watch(&transmit.ring, TRANSMIT as u64)?;
     if let Some(receive) = &receive {
         watch(&receive.ring, RECEIVE as u64)?;
@@ -182,25 +178,15 @@ fn serve(poller: &Poller, ends: &mut Ends, mut receive: Option<Receiver<'_>>, mu
     let mut watched = false;
     let mut wait = None;
     loop {
-        let (mut stop, mut kicked) = (false, [false; 2]);
+        let mut stop = false;
         poller
-            .wait(wait, |token, _| match token {
-                STOP => stop = true,
-                INPUT => {}
-                queue => kicked[queue as usize] = true,
-            })
+            .wait(wait, |token, _| stop |= token == STOP)
             .map_err(broke("wait for events"))?;
         if stop {
             return Ok(());
         }
-        if kicked[TRANSMIT] {
-            transmit.ring.clear_kick();
-        }
         wait = transmit.turn(&mut ends.output, Instant::now())?;
         let Some(receive) = &mut receive else { continue };
-        if kicked[RECEIVE] {
-            receive.ring.clear_kick();
-        }
         let Some(input) = &ends.input else { continue };
         let wish = receive.turn(input)?;
         // Input that nobody has a buffer for is not looked at: it would wake this thread for ever.

@@ -23,7 +23,7 @@ use self::session::{End, Session};
 use super::{
     device::{ActivateError, Activation, GuestSpace, VirtioDevice},
     ring::{RING_FEATURES, Ring},
-    worker::{Poller, STOP, WorkError, Worker, broke, eventfd, host},
+    worker::{Poller, STOP, WorkError, Worker, broke, host},
 };
 use crate::lock::lock;
 use crate::spec::MAX_TAG;
@@ -122,9 +122,7 @@ impl VirtioDevice for Fs {
 
 fn work(poller: &Poller, session: &mut Session<'_>) -> Result<(), WorkError> {
     for (token, ring) in [HIPRIO, REQUESTS].into_iter().zip(&session.rings) {
-        poller
-            .add(eventfd(ring.kick()), token, EventFlags::IN)
-            .map_err(broke("watch a queue"))?;
+        poller.add_kick(ring.kick(), token).map_err(broke("watch a queue"))?;
     }
     if let Some(peer) = session.peer() {
         // Edges only: what is not read or written at once is remembered.
@@ -132,21 +130,12 @@ fn work(poller: &Poller, session: &mut Session<'_>) -> Result<(), WorkError> {
         poller.add(peer, PEER, events).map_err(broke("watch the peer"))?;
     }
     loop {
-        let (mut stop, mut kicked) = (false, [false; 2]);
+        let mut stop = false;
         poller
-            .wait(None, |token, _| match token {
-                STOP => stop = true,
-                PEER => {}
-                queue => kicked[queue as usize] = true,
-            })
+            .wait(None, |token, _| stop |= token == STOP)
             .map_err(broke("wait for events"))?;
         if stop {
             return Ok(());
-        }
-        for (ring, kicked) in session.rings.iter().zip(kicked) {
-            if kicked {
-                ring.clear_kick();
-            }
         }
         session.turn()?;
     }

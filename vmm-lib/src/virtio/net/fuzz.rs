@@ -48,7 +48,7 @@ pub fn net(data: &[u8]) {
     let done = guest.play(&mut input, |guest, code, input| {
         match code & 0xf {
             7 => {
-                let sent = guest.watch(|| transmit(&mut outgoing, &tap, &pace));
+                let sent = guest.watch(|| transmit(&mut outgoing, &tap, &pace, &mut Vec::new()));
                 while let Ok(length) = wire.recv(&mut frame) {
                     assert!((HEADER..=65_535 + 18 + HEADER).contains(&length), "a frame of {length} bytes");
                 }
@@ -98,5 +98,5 @@ pub fn net(data: &[u8]) {
     if guest.watch(|| receiver.fill(&tap, &pace)).is_err() {
         return;
     }
-    let _ = guest.watch(|| transmit(&mut outgoing, &tap, &pace));
+    let _ = guest.watch(|| transmit(&mut outgoing, &tap, &pace, &mut Vec::new()));
 }

@@ -31,7 +31,7 @@ use super::{
     device::{ActivateError, Activation, ActiveQueue, GuestSpace, VirtioDevice},
     pace::Pace,
     ring::{RING_FEATURES, Ring},
-    worker::{Poller, STOP, WorkError, Worker, broke, eventfd, host},
+    worker::{Poller, STOP, WorkError, Worker, broke, host},
 };
 use crate::{spec::NetLimits, threads::ThreadKind};
 
@@ -293,27 +293,24 @@ type Queues<'m> = (Receiver<'m>, Ring<'m>, Option<Control<'m>>);
 
 fn work(poller: &Poller, (mut receiver, mut outgoing, mut control): Queues<'_>, tap: &File, paces: &Paces) -> Result<(), WorkError> {
     let watch = "watch queues and tap";
-    poller
-        .add(eventfd(receiver.kick()), RECEIVE, EventFlags::IN)
-        .map_err(broke(watch))?;
-    poller
-        .add(eventfd(outgoing.kick()), TRANSMIT, EventFlags::IN)
-        .map_err(broke(watch))?;
+    poller.add_kick(receiver.kick(), RECEIVE).map_err(broke(watch))?;
+    poller.add_kick(outgoing.kick(), TRANSMIT).map_err(broke(watch))?;
     if let Some(control) = &control {
-        poller
-            .add(eventfd(control.ring().kick()), CONTROL, EventFlags::IN)
-            .map_err(broke(watch))?;
+        poller.add_kick(control.ring().kick(), CONTROL).map_err(broke(watch))?;
     }
-    // Edges only: a tap with frames waiting must not wake a thread that has no buffers to put them in.
-    poller.add(tap, TAP, EventFlags::IN | EventFlags::ET).map_err(broke(watch))?;
-    let (mut readable, mut wait) = (true, None);
+    let level = EventFlags::IN;
+    // A tap whose frames nobody takes now, or that has no interface, must not wake the thread again and again.
+    let edge = EventFlags::IN | EventFlags::ET;
+    let mut watched = level;
+    poller.add(tap, TAP, watched).map_err(broke(watch))?;
+    let (mut readable, mut wait, mut pieces) = (true, None, Vec::new());
     loop {
-        let (mut stop, mut kicked, mut buffers, mut asked) = (false, false, false, false);
+        let (mut stop, mut asked) = (false, false);
         poller
             .wait(wait, |token, _| match token {
                 STOP => stop = true,
-                RECEIVE => buffers = true,
-                TRANSMIT => kicked = true,
+                // Both queues are looked at below.
+                RECEIVE | TRANSMIT => {}
                 CONTROL => asked = true,
                 _ => readable = true,
             })
@@ -321,25 +318,27 @@ fn work(poller: &Poller, (mut receiver, mut outgoing, mut control): Queues<'_>, 
         if stop {
             return Ok(());
         }
-        if buffers {
-            receiver.clear_kick();
-        }
-        if kicked {
-            outgoing.clear_kick();
-        }
         if let (true, Some(control)) = (asked, &mut control) {
-            control.ring().clear_kick();
             control.turn()?;
         }
-        wait = transmit(&mut outgoing, tap, &paces.transmit)?;
-        if readable {
-            match receiver.fill(tap, &paces.receive)? {
-                Filled::Drained => readable = false,
-                // The guest's next buffers bring a kick.
-                Filled::NoBuffers => {}
-                Filled::More => receiver.rekick(),
-                Filled::Wait(until) => wait = Some(wait.map_or(until, |other: Duration| other.min(until))),
-            }
+        wait = transmit(&mut outgoing, tap, &paces.transmit, &mut pieces)?;
+        if !readable {
+            continue;
+        }
+        let filled = receiver.fill(tap, &paces.receive)?;
+        // Without buffers: the guest's next ones bring a kick.
+        readable = matches!(filled, Filled::NoBuffers | Filled::Wait(_));
+        if let Filled::Wait(until) = filled {
+            wait = Some(wait.map_or(until, |other: Duration| other.min(until)));
+        }
+        let wanted = if matches!(filled, Filled::Drained | Filled::More) {
+            level
+        } else {
+            edge
+        };
+        if wanted != watched {
+            poller.modify(tap, TAP, wanted).map_err(broke(watch))?;
+            watched = wanted;
         }
     }
 }

@@ -11,7 +11,7 @@ use super::{
     receive::{Filled, Receiver},
     transmit::transmit,
 };
-use crate::spec::NetLimits;
+use crate::spec::{Limits, NetLimits};
 use crate::virtio::{
     device::VirtioDevice,
     pace::tests::{Hand, operations},
@@ -214,7 +214,7 @@ fn frames_that_are_too_many_wait_in_the_guests_queue_and_leave_in_order() {
     let mut next = 0;
     for _ in 0..3 {
         for _ in 0..3 {
-            transmit(&mut ring, &tap, &pace).unwrap();
+            transmit(&mut ring, &tap, &pace, &mut Vec::new()).unwrap();
         }
         for _ in 0..2 {
             let mut seen = [0; 128];
@@ -224,10 +224,13 @@ fn frames_that_are_too_many_wait_in_the_guests_queue_and_leave_in_order() {
             next += 1;
         }
         assert!(wire.recv(&mut [0; 128]).is_err() && driver.take_used().is_none());
-        assert_eq!(transmit(&mut ring, &tap, &pace).unwrap(), Some(Duration::from_millis(51)));
+        assert_eq!(
+            transmit(&mut ring, &tap, &pace, &mut Vec::new()).unwrap(),
+            Some(Duration::from_millis(51))
+        );
         hand.forward(Duration::from_millis(100));
     }
-    assert_eq!(transmit(&mut ring, &tap, &pace).unwrap(), None);
+    assert_eq!(transmit(&mut ring, &tap, &pace, &mut Vec::new()).unwrap(), None);
 }
 
 #[test]
@@ -260,6 +263,32 @@ fn frames_that_are_too_many_wait_in_the_tap_and_arrive_in_order() {
         hand.forward(Duration::from_millis(100));
     }
     assert_eq!(receiver.fill(&tap, &pace).unwrap(), Filled::Drained);
+}
+
+#[test]
+fn after_a_lone_frame_turns_take_one_and_say_that_there_may_be_more() {
+    let (hand, memory, (tap, wire)) = (Hand::new(), memory(), wire());
+    let mut driver = Driver::new(&memory, 0, 256);
+    for n in 0..32u16 {
+        driver.chain(n, &[(BUFFERS + u64::from(n) * 4096, 2048, true)]);
+        driver.offer(n);
+    }
+    let pace = hand.pace(Limits::default());
+    let mut receiver = Receiver::new(Ring::new(&memory, driver.active(), MRG_RXBUF), MRG_RXBUF);
+    let send = |count| (0..count).for_each(|n| assert_eq!(wire.send(&frame(100, n)).unwrap(), 112));
+    let mut taken = |fill| {
+        assert_eq!(receiver.fill(&tap, &pace).unwrap(), fill);
+        std::iter::from_fn(|| driver.take_used()).count()
+    };
+    send(1);
+    assert_eq!(taken(Filled::Drained), 1);
+    send(9);
+    for _ in 0..7 {
+        assert_eq!(taken(Filled::More), 1);
+    }
+    assert_eq!(taken(Filled::Drained), 2, "then it looks again");
+    send(3);
+    assert_eq!(taken(Filled::Drained), 3, "and goes on to look, as there was more than one");
 }
 
 #[test]

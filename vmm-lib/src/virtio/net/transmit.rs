@@ -10,8 +10,13 @@ use crate::virtio::{chain::ChainError, pace::Pace, ring::Ring};
 const MAX_FRAME: usize = 65_535 + 18 + HEADER;
 
 /// Sends what the guest has made available, one queue's length at most. `Some`: the next frame, if there is one, stays there for so long.
-pub(super) fn transmit(ring: &mut Ring<'_>, tap: &File, pace: &Pace) -> Result<Option<Duration>, ChainError> {
-    let mut iovecs = Vec::new();
+/// `iovecs` is room for a frame's pieces.
+pub(super) fn transmit(
+    ring: &mut Ring<'_>,
+    tap: &File,
+    pace: &Pace,
+    iovecs: &mut Vec<libc::iovec>,
+) -> Result<Option<Duration>, ChainError> {
     ring.disarm()?;
     let mut left = QUEUE_SIZE;
     while left > 0 {
@@ -27,9 +32,9 @@ pub(super) fn transmit(ring: &mut Ring<'_>, tap: &File, pace: &Pace) -> Result<O
         }
         if length <= MAX_FRAME {
             iovecs.clear();
-            chain.readable.iovecs(0..length, &mut iovecs);
+            chain.readable.iovecs(0..length, iovecs);
             // Whatever the tap says, the frame is gone.
-            let _ = vectored(tap, &iovecs, false);
+            let _ = vectored(tap, iovecs, false);
             pace.spend((length - HEADER) as u64);
         }
         ring.give_back(chain.head, 0)?;

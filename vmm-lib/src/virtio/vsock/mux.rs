@@ -104,12 +104,8 @@ impl<'m> Mux<'m> {
     /// Before the first turn.
     pub(super) fn watch(&mut self) -> Result<(), WorkError> {
         let watch = "watch queues and clients";
-        self.poller
-            .add(eventfd(self.receive.kick()), RECEIVE, EventFlags::IN)
-            .map_err(broke(watch))?;
-        self.poller
-            .add(eventfd(self.transmit.kick()), TRANSMIT, EventFlags::IN)
-            .map_err(broke(watch))?;
+        self.poller.add_kick(self.receive.kick(), RECEIVE).map_err(broke(watch))?;
+        self.poller.add_kick(self.transmit.kick(), TRANSMIT).map_err(broke(watch))?;
         self.poller.add(&self.listener, LISTENER, EventFlags::IN).map_err(broke(watch))?;
         if let Some(inlet) = &self.inlet {
             self.poller
@@ -133,8 +129,8 @@ impl<'m> Mux<'m> {
         for &(token, flags) in &events {
             match token {
                 STOP => return Ok(false),
-                RECEIVE => self.receive.clear_kick(),
-                TRANSMIT => self.transmit.clear_kick(),
+                // Both queues are looked at below.
+                RECEIVE | TRANSMIT => {}
                 LISTENER => self.accept()?,
                 INLET => self.take_in(),
                 port => self.client_event(port as u32, flags),
