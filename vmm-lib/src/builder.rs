@@ -6,9 +6,12 @@ use std::sync::Arc;
 
 use kvm_ioctls::{VcpuFd, VmFd};
 
-use crate::boot::{self, BootError, Plan};
+use crate::arch::board;
+use crate::arch::boot::{self, BootError, Plan};
+use crate::arch::cpuid::{CpuidError, Template};
+use crate::arch::processor::Registers;
+use crate::arch::registers::{self, RegistersError};
 use crate::bus::Bus;
-use crate::cpuid::{CpuidError, Template};
 use crate::devices::{self, DeviceError, Shared};
 use crate::dirty::DirtyLog;
 use crate::files::{FileError, Files};
@@ -18,13 +21,11 @@ use crate::images::{Images, ImagesError};
 use crate::irq::Interrupts;
 use crate::kvm::{self, KvmError};
 use crate::machine::Machine;
-use crate::memory::{self, KVM_TSS, Layout, MemoryError};
+use crate::memory::{self, Layout, MemoryError};
 use crate::pci::PciBus;
 use crate::posted::Posted;
-use crate::registers::{self, RegistersError};
 use crate::serial::{PortState, SerialError, SerialPort};
 use crate::snapshot::RestoreError;
-use crate::snapshot::processor::Registers;
 use crate::snapshot::restore::{check_shape, open_snapshot, restore};
 use crate::spec::{MachineSpec, Pmem, Serial};
 use crate::threads::{Enter, Threads};
@@ -155,9 +156,10 @@ impl Builder {
         let msrs = Arc::new(Registers::of(&kvm));
         timeline.done(Phase::Kvm);
         let step = |what: &'static str| move |source| BuildError::Step(what, source);
+        let refused = |(what, source): board::Step| BuildError::Step(what, source);
 
         let vm = Arc::new(kvm.create_vm().map_err(step("create the virtual machine"))?);
-        vm.set_tss_address(KVM_TSS).map_err(step("place KVM's task state"))?;
+        board::begin(&vm).map_err(refused)?;
         timeline.done(Phase::VirtualMachine);
         let ram = memory::create(&vm, &layout, snapshot.as_ref().map(|(_, memory, _)| memory), spec.dirty_log)?;
         let log = spec
@@ -170,7 +172,7 @@ impl Builder {
         let memory: Memory = Arc::new(GuestSpace::new(ram, mapped).with_hotplug(hotplug));
         let ecam = memory::create_ecam(&vm)?;
         timeline.done(Phase::Memory);
-        vm.create_irq_chip().map_err(step("create the interrupt controller"))?;
+        board::interrupt_controllers(&vm).map_err(refused)?;
         timeline.done(Phase::Interrupts);
         let mut vcpus = Vec::new();
         for index in 0..spec.cpus {

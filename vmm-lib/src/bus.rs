@@ -3,11 +3,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::arch::power;
 use crate::exit::MachineExit;
 use crate::late_images::LateImages;
 use crate::pci::PciBus;
 use crate::posted::Posted;
-use crate::power;
 use crate::serial::SerialPort;
 
 /// All that a processor can reach besides RAM.

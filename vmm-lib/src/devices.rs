@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use kvm_ioctls::VmFd;
 
+use crate::arch::layout::MMIO32;
 use crate::files::{FileError, Files};
 use crate::irq::Interrupts;
-use crate::memory::{Layout, MMIO32};
+use crate::memory::Layout;
 use crate::pci::{DEVICES, HostBridge, PciFunction};
 use crate::spec::{self, Comb, Disk, DiskFormat, MAX_NETS, MAX_STORES, MachineSpec, Share};
 use crate::threads::Threads;

@@ -148,7 +148,7 @@ pub(crate) fn noted(pieces: &[(u64, u64)]) -> Ram {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::HOLE;
+    use crate::arch::layout::HOLE;
     use vm_memory::{Bytes, GuestAddress};
 
     const MIB: u64 = 1 << 20;

@@ -1,17 +1,15 @@
-//! Message-signalled interrupts as irqfds: numbers (GSIs), their routes in KVM, and the eventfds behind them. The IOAPIC's 24 pins keep
-//! their numbers; nothing else has one.
+//! Message-signalled interrupts as irqfds: numbers (GSIs), their routes in KVM, and the eventfds behind them. The pins of
+//! the architecture's own controller keep their numbers; nothing else has one.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-use kvm_bindings::{KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KvmIrqRouting, kvm_irq_routing_entry};
+use kvm_bindings::{KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry};
 use kvm_ioctls::VmFd;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::arch::board;
 use crate::lock::lock;
-
-/// Pins of the in-kernel IOAPIC.
-pub(crate) const IOAPIC_PINS: u32 = 24;
 
 /// What a vector writes, and where.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -39,7 +37,7 @@ impl Interrupts {
         Self {
             vm,
             routes: Mutex::new(Routes {
-                next: IOAPIC_PINS,
+                next: board::PINS,
                 free: Vec::new(),
                 messages: BTreeMap::new(),
             }),
@@ -69,7 +67,7 @@ impl Interrupts {
         if routes.messages.insert(gsi, message) == Some(message) {
             return Ok(());
         }
-        let pins = (0..IOAPIC_PINS).map(pin_entry);
+        let pins = (0..board::PINS).map(board::pin);
         let messages = routes.messages.iter().map(|(gsi, message)| message_entry(*gsi, *message));
         let entries: Vec<_> = pins.chain(messages).collect();
         let table = KvmIrqRouting::from_entries(&entries).expect("31 functions have fewer vectors than KVM has routes");
@@ -87,17 +85,6 @@ impl Interrupts {
     pub(crate) fn detach(&self, gsi: u32, eventfd: &EventFd) -> Result<(), kvm_ioctls::Error> {
         self.vm.unregister_irqfd(eventfd, gsi)
     }
-}
-
-fn pin_entry(pin: u32) -> kvm_irq_routing_entry {
-    let mut entry = kvm_irq_routing_entry {
-        gsi: pin,
-        type_: KVM_IRQ_ROUTING_IRQCHIP,
-        ..Default::default()
-    };
-    entry.u.irqchip.irqchip = KVM_IRQCHIP_IOAPIC;
-    entry.u.irqchip.pin = pin;
-    entry
 }
 
 fn message_entry(gsi: u32, message: Message) -> kvm_irq_routing_entry {

@@ -6,14 +6,12 @@ use kvm_bindings::KVM_API_VERSION;
 use kvm_ioctls::{Cap, Kvm};
 use rustix::fs::{Mode, OFlags};
 
-use crate::cpuid::{CpuidError, Template};
+use crate::arch::board;
+use crate::arch::cpuid::{CpuidError, Template};
 
-/// Capabilities without which no machine is made, with their names in KVM's documentation.
+/// Capabilities without which no machine of any architecture is made, with their names in KVM's documentation.
 const REQUIRED: &[(Cap, &str)] = &[
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
-    (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
-    (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
-    (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
     (Cap::IrqRouting, "KVM_CAP_IRQ_ROUTING"),
     (Cap::Irqfd, "KVM_CAP_IRQFD"),
     (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
@@ -76,7 +74,7 @@ fn checked(kvm: Kvm) -> Result<Kvm, KvmError> {
     if version != KVM_API_VERSION as i32 {
         return Err(KvmError::Version(version));
     }
-    match REQUIRED.iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
+    match REQUIRED.iter().chain(board::REQUIRED).find(|(cap, _)| !kvm.check_extension(*cap)) {
         Some((_, name)) => Err(KvmError::Missing(name)),
         None => Ok(kvm),
     }

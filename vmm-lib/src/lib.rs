@@ -52,12 +52,11 @@
 //! `/dev/kvm` open, [`virtio::vsock::dialer`] reaches the guest without a path, and what [`Builder::enter`] is given is called by each thread
 //! before its work. From [`Builder::build`] on no path is looked up.
 
+mod arch;
 mod attach;
-pub mod boot;
 pub mod builder;
 mod bus;
 mod complaints;
-mod cpuid;
 mod devices;
 mod dirty;
 pub mod exit;
@@ -78,8 +77,6 @@ mod outlet;
 mod pause;
 mod pci;
 mod posted;
-mod power;
-mod registers;
 #[cfg(test)]
 mod schema;
 mod serial;
@@ -93,6 +90,7 @@ mod vcpu;
 pub mod virtio;
 mod watchdog;
 
+pub use arch::boot;
 pub use attach::{AttachError, Attachment, DetachError, Occupied};
 pub use builder::{BuildError, Builder};
 pub use hotplug::{Hotplugged, ResizeError};

@@ -7,6 +7,7 @@ use std::thread::{self, JoinHandle};
 use kvm_bindings::CpuId;
 use kvm_ioctls::{VcpuFd, VmFd};
 
+use crate::arch::processor::Registers;
 use crate::attach::{AttachError, Attachment, Change, DetachError, Ground, Occupied};
 use crate::bus::Bus;
 use crate::dirty::DirtyLog;
@@ -16,7 +17,6 @@ use crate::irq::Interrupts;
 use crate::lock::lock;
 use crate::memory::Layout;
 use crate::serial::SerialPort;
-use crate::snapshot::processor::Registers;
 use crate::snapshot::{self, Extent, SnapshotError, SnapshotFiles, Source};
 use crate::spec::WatchdogAction;
 use crate::threads::{Maker, SnapshotRequest, ThreadKind, Threads, Wish};

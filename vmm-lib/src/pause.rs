@@ -4,8 +4,8 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
+use crate::arch::processor::ProcessorState;
 use crate::lock::lock;
-use crate::snapshot::processor::ProcessorState;
 
 /// What processors shall do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -10,12 +10,12 @@ use std::sync::{Arc, Mutex};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler, unblock_signal};
 
+use crate::arch::processor::{self, ProcessorState, Registers};
 use crate::bus::Bus;
 use crate::exit::{ExitCounts, MachineExit};
 use crate::lock::lock;
 use crate::pause::Pause;
 use crate::pci::PciBus;
-use crate::snapshot::processor::{ProcessorState, Registers};
 use crate::timeline::{Phase, Timeline};
 use crate::virtio::device::Memory;
 
@@ -295,7 +295,9 @@ impl Vcpu {
         // SAFETY: KVM filled this member of the union: the exit reason was KVM_EXIT_INTERNAL_ERROR.
         let error = unsafe { run.__bindgen_anon_1.internal };
         let known = (error.ndata as usize).min(error.data.len());
-        let place = self.fd.get_regs().map(|regs| format!(" at {:#x}", regs.rip)).unwrap_or_default();
+        let place = processor::place(&self.fd)
+            .map(|place| format!(" at {place:#x}"))
+            .unwrap_or_default();
         MachineExit::Crashed {
             reason: format!("KVM could not go on{place}: error {}, {:x?}", error.suberror, &error.data[..known]),
         }

@@ -10,9 +10,10 @@ use virtio_queue::QueueT;
 use vm_memory::{Bytes, MmapRegion, VolatileMemory};
 
 use super::{DEVICE, HostBridge, PciBus, PciFunction};
+use crate::arch::layout::{ECAM, ECAM_SIZE};
 use crate::fuzz::input::Input;
 use crate::irq::Interrupts;
-use crate::memory::{ECAM, ECAM_SIZE, Layout};
+use crate::memory::Layout;
 use crate::threads::Threads;
 use crate::virtio::device::{ActivateError, Activation, ActiveQueue, DeviceFault, VirtioDevice};
 use crate::virtio::fuzz::guest::memory;

@@ -16,8 +16,9 @@ use std::sync::{Mutex, PoisonError, RwLock};
 use kvm_ioctls::VmFd;
 use vm_memory::{Bytes, MmapRegion};
 
+use crate::arch::layout::{ECAM, ECAM_SIZE};
 use crate::lock::lock;
-use crate::memory::{ECAM, ECAM_SIZE, Layout};
+use crate::memory::Layout;
 use config::{ConfigSpace, Identity};
 use places::{Locked, Place, post_absent};
 use state::FunctionState;

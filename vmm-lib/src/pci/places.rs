@@ -8,9 +8,9 @@ use std::sync::atomic::Ordering;
 use kvm_ioctls::VmFd;
 
 use super::{DEVICE, DEVICES, PciBus, PciFunction, config};
+use crate::arch::layout::ECAM;
 use crate::attach::{DetachError, Occupied};
 use crate::lock::lock;
-use crate::memory::ECAM;
 use crate::posted;
 
 /// What a place has, if it has something.

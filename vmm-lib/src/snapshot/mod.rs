@@ -14,7 +14,6 @@
 pub(crate) mod memory;
 mod merge;
 mod prefetch;
-pub(crate) mod processor;
 pub(crate) mod restore;
 mod take;
 
@@ -22,15 +21,16 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Write};
 
-use kvm_bindings::{kvm_clock_data, kvm_cpuid_entry2, kvm_irqchip};
+use kvm_bindings::kvm_cpuid_entry2;
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde::{Deserialize, Serialize};
 
+use crate::arch::board::BoardState;
+use crate::arch::processor::ProcessorState;
 use crate::pci::state::FunctionState;
 use crate::serial::PortState;
 pub use merge::{MergeError, merge};
 pub use prefetch::WorkingSet;
-use processor::ProcessorState;
 pub(crate) use take::{Extent, Source, take};
 pub use take::{SnapshotError, SnapshotFiles};
 
@@ -139,9 +139,7 @@ pub(crate) struct State {
     /// CPUID of the first processor.
     pub(crate) cpuid: Vec<kvm_cpuid_entry2>,
     pub(crate) processors: Vec<ProcessorState>,
-    pub(crate) clock: kvm_clock_data,
-    /// Both PICs and the IOAPIC.
-    pub(crate) irqchips: Vec<kvm_irqchip>,
+    pub(crate) board: BoardState,
     pub(crate) functions: Vec<FunctionState>,
     /// COM1, if there is one.
     pub(crate) serial: Option<PortState>,

@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::ioctl::ioctl_with_mut_ref;
 
+use crate::arch::layout::ABOVE_HOLE;
 use crate::dirty::Ram;
-use crate::memory::{ABOVE_HOLE, Layout};
+use crate::memory::Layout;
 
 const PAGE: u64 = 4096;
 /// Longest description that is read, bytes.
@@ -100,7 +101,7 @@ fn pre_fault(vcpu: &VcpuFd, address: u64, size: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::HOLE;
+    use crate::arch::layout::HOLE;
 
     #[test]
     fn pieces_lie_where_the_file_lies_and_others_nowhere() {

@@ -2,11 +2,11 @@
 
 use std::fs::File;
 
-use kvm_bindings::{CpuId, kvm_clock_data};
+use kvm_bindings::CpuId;
 use kvm_ioctls::{VcpuFd, VmFd};
 
-use super::processor::same_cpuid;
 use super::{RestoreError, State, WorkingSet, memory, same};
+use crate::arch::processor::same_cpuid;
 use crate::builder::BuildError;
 use crate::bus::Bus;
 use crate::files::Files;
@@ -53,16 +53,7 @@ pub(crate) fn check_shape(state: &State, spec: &MachineSpec, layout: &Layout, cp
 
 /// Makes a machine that has not run what it was. Processors beyond those of the snapshot wait for the guest to start them.
 pub(crate) fn restore(state: &State, vm: &VmFd, vcpus: &[VcpuFd], bus: &Bus) -> Result<(), RestoreError> {
-    for chip in &state.irqchips {
-        vm.set_irqchip(chip)
-            .map_err(|error| RestoreError::Kvm("set an interrupt controller", error))?;
-    }
-    // Without the flags of a host's time: the guest's clock goes on where it stood.
-    let clock = kvm_clock_data {
-        clock: state.clock.clock,
-        ..Default::default()
-    };
-    vm.set_clock(&clock).map_err(|error| RestoreError::Kvm("set the clock", error))?;
+    state.board.restore(vm).map_err(|(what, error)| RestoreError::Kvm(what, error))?;
     bus.pci
         .restore(&state.functions)
         .map_err(|(device, what)| RestoreError::Device(device, what))?;

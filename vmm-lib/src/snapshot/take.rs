@@ -3,14 +3,15 @@
 use std::fs::File;
 use std::io;
 
-use kvm_bindings::{KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_cpuid_entry2, kvm_irqchip};
+use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::VmFd;
 
 use super::{Identity, Pages, State, memory, merge};
+use crate::arch::board::BoardState;
+use crate::arch::processor::ProcessorState;
 use crate::bus::Bus;
 use crate::dirty::{DirtyLog, runs};
 use crate::memory::Layout;
-use crate::snapshot::processor::ProcessorState;
 use crate::virtio::device::Memory;
 
 /// How much of memory a snapshot has.
@@ -89,18 +90,7 @@ pub(crate) fn take(
         .enumerate()
         .map(|(index, told)| told.map_err(|why| SnapshotError::Processor(index, why)))
         .collect::<Result<_, _>>()?;
-    let clock = source.vm.get_clock().map_err(|error| SnapshotError::Kvm("read the clock", error))?;
-    let irqchips = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC].map(|chip_id| {
-        let mut chip = kvm_irqchip {
-            chip_id,
-            ..Default::default()
-        };
-        source.vm.get_irqchip(&mut chip).map(|()| chip)
-    });
-    let irqchips = irqchips
-        .into_iter()
-        .collect::<Result<_, _>>()
-        .map_err(|error| SnapshotError::Kvm("read an interrupt controller", error))?;
+    let board = BoardState::save(source.vm).map_err(|(what, error)| SnapshotError::Kvm(what, error))?;
     let broken = |what: &'static str| move |error| SnapshotError::Write(what, error);
     let identity = Identity::new().map_err(broken("snapshot's name"))?;
     if let Some(log) = source.log {
@@ -126,8 +116,7 @@ pub(crate) fn take(
         possible_cpus: source.possible_cpus,
         cpuid: source.cpuid.to_vec(),
         processors,
-        clock,
-        irqchips,
+        board,
         functions,
         serial,
     };

@@ -280,14 +280,14 @@ const BREAKS: &[(&str, Break)] = &[
     ("4 GiB less one", |d, flag| at(d, flag, BUFFER, u32::MAX)),
     ("past the last address", |d, flag| at(d, flag, u64::MAX - 7, 16)),
     ("the last address", |d, flag| at(d, flag, u64::MAX, 1)),
-    ("the configuration space", |d, flag| at(d, flag, crate::memory::ECAM, 64)),
+    ("the configuration space", |d, flag| at(d, flag, crate::arch::layout::ECAM, 64)),
     ("the window of BARs below 4 GiB", |d, flag| {
-        at(d, flag, crate::memory::MMIO32.start, 64)
+        at(d, flag, crate::arch::layout::MMIO32.start, 64)
     }),
     ("the window of BARs above", |d, flag| at(d, flag, 1 << 32, 64)),
     ("an MSI-X table there", |d, flag| at(d, flag, (1 << 32) + 0x2000, 16)),
     ("the interrupt controllers", |d, flag| {
-        at(d, flag, u64::from(crate::memory::LAPIC), 64)
+        at(d, flag, u64::from(crate::arch::layout::LAPIC), 64)
     }),
 ];
 

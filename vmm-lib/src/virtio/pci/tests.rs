@@ -245,7 +245,7 @@ fn a_bar_that_moves_takes_its_registers_along_and_never_lies_outside_of_the_wind
     let vm = rig.transport.vm.clone();
     let ecam = crate::memory::create_ecam(&vm).expect("KVM takes a read-only slot");
     let bus = PciBus::new(ecam, layout.clone(), vec![Box::new(rig.transport)]);
-    let config = |register: u64, value: u32| bus.write(crate::memory::ECAM + register, &value.to_le_bytes());
+    let config = |register: u64, value: u32| bus.write(crate::arch::layout::ECAM + register, &value.to_le_bytes());
     let devices = |address: u64| {
         let mut data = [0; 2];
         bus.read(address + 0x12, &mut data);

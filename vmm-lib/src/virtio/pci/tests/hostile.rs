@@ -98,7 +98,7 @@ fn queues_that_cannot_be_ask_for_a_reset_and_start_nothing() {
         ("a used ring across the end", 64, [0x8000, 0x9000, end - 516]),
         ("all at one place", 64, [0x8000; 3]),
         ("a used ring within the table", 64, [0x8000, 0x9000, 0x8200]),
-        ("the configuration space", 64, [crate::memory::ECAM, 0x9000, 0xa000]),
+        ("the configuration space", 64, [crate::arch::layout::ECAM, 0x9000, 0xa000]),
         ("its own MSI-X table", 64, [0x8000, BAR + TABLE, 0xa000]),
         ("its own registers", 64, [0x8000, 0x9000, BAR]),
         ("the last address", 64, [u64::MAX - 15, 0x9000, 0xa000]),
@@ -238,7 +238,7 @@ fn two_on_a_bus() -> (PciBus, Layout, [Receiver<Activation>; 2], [Receiver<()>; 
 }
 
 fn place(bus: &PciBus, device: u64, base: u64) {
-    let config = crate::memory::ECAM + device * 0x8000;
+    let config = crate::arch::layout::ECAM + device * 0x8000;
     bus.write(config + 0x10, &(base as u32).to_le_bytes());
     bus.write(config + 0x14, &((base >> 32) as u32).to_le_bytes());
     bus.write(config + 4, &2u16.to_le_bytes());
@@ -266,7 +266,7 @@ fn a_bar_that_moves_under_traffic_takes_its_notifications_along() {
     bring_up(&bus, BAR);
     let activation = activations.try_recv().expect("activated");
     let kick = &activation.queues[0].as_ref().expect("enabled").kick;
-    let places = [BAR + BAR_SIZE, layout.mmio64.start, crate::memory::MMIO32.start, BAR];
+    let places = [BAR + BAR_SIZE, layout.mmio64.start, crate::arch::layout::MMIO32.start, BAR];
     for window in places.windows(2) {
         place(&bus, 0, window[0]);
         bus.write(window[0] + NOTIFY, &[0; 2]);
@@ -300,7 +300,7 @@ fn two_bars_over_one_another_are_one_devices_until_one_moves_away() {
 #[test]
 fn odd_configuration_writes_change_no_more_than_they_may() {
     let (bus, ..) = two_on_a_bus();
-    let base = crate::memory::ECAM;
+    let base = crate::arch::layout::ECAM;
     let all = |bus: &PciBus| {
         let mut bytes = vec![0; 0x1000];
         for (index, chunk) in bytes.chunks_mut(4).enumerate() {

@@ -7,7 +7,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, Kvm, VcpuFd};
 use serde::{Deserialize, Serialize};
 
-use super::RestoreError;
+use crate::snapshot::RestoreError;
 
 /// The deadline of the local APIC's timer, to be set last.
 const MSR_TSC_DEADLINE: u32 = 0x6e0;
@@ -50,6 +50,11 @@ impl Registers {
         msrs.sort_by_key(|index| *index == MSR_TSC_DEADLINE);
         Self { msrs, refused }
     }
+}
+
+/// The address of the instruction that a processor is at, which is not in its guest.
+pub(crate) fn place(vcpu: &VcpuFd) -> Result<u64, kvm_ioctls::Error> {
+    Ok(vcpu.get_regs()?.rip)
 }
 
 type Step = (&'static str, kvm_ioctls::Error);

@@ -5,7 +5,7 @@ use kvm_bindings::{Msrs, kvm_dtable, kvm_msr_entry, kvm_regs, kvm_segment};
 use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::boot::Entry;
+use super::boot::Entry;
 use crate::dirty::Ram;
 
 /// Where the descriptor table lies.

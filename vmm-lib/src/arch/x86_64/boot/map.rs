@@ -1,7 +1,8 @@
 //! The memory map that both boot protocols hand to the kernel. Pure.
 
 use super::{HIGH_START, LOW_END};
-use crate::memory::{ABOVE_HOLE, ECAM, ECAM_SIZE, Layout};
+use crate::arch::layout::{ABOVE_HOLE, ECAM, ECAM_SIZE};
+use crate::memory::Layout;
 
 /// RAM that the kernel may use.
 const USABLE: u32 = 1;

@@ -11,9 +11,11 @@ use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, aml};
 
 use super::{BootError, write as write_bytes};
+use crate::arch::layout::{ECAM, ECAM_SIZE, IOAPIC, LAPIC, MMIO32};
+use crate::arch::power;
 use crate::dirty::Ram;
-use crate::memory::{ECAM, ECAM_SIZE, IOAPIC, LAPIC, Layout, MMIO32};
-use crate::{generation, power, serial};
+use crate::memory::Layout;
+use crate::{generation, serial};
 
 const OEM: [u8; 6] = *b"KVMLET";
 const TABLE: [u8; 8] = *b"MICROVM ";
