@@ -115,10 +115,9 @@ fn rotation(cluster: &Cluster) -> Result<()> {
         let uid = found["metadata"]["uid"].as_str().context("no UID")?;
         let folder = format!("/var/log/pods/logs-rotation_writes_{uid}/main");
         wait_for("all lines to be in the files", Duration::from_secs(120), || {
-            Ok(host
-                .sh(&format!("tail -n 1 {folder}/0.log"))?
-                .ends_with(" stderr F err")
-                .then_some(()))
+            // Which of two streams is read first is not said: the one line of the other may come before the last ones of this.
+            let both = format!("cd {folder}; cat 0.log* | grep -e ' stderr F err$' -e ' stdout F 0*{lines}$' | wc -l");
+            Ok((host.sh(&both)? == "2").then_some(()))
         })?;
         let listed = host.sh(&format!("cd {folder}; ls; stat -c %s *"))?;
         let names: Vec<_> = listed.lines().filter(|line| line.starts_with("0.log")).collect();
