@@ -25,6 +25,7 @@ use kvmlet_provider::{
     objects::Objects,
     report::Reporter,
     routes,
+    sharing::Copies,
     store::Store,
     template::Templates,
 };
@@ -120,6 +121,7 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
         executable: std::env::current_exe().context("find this binary")?,
         boots: tokio::sync::Semaphore::new(BOOTS_PER_PROCESSOR * std::thread::available_parallelism().map_or(1, usize::from)),
         templates,
+        copies: Copies::new(&config, images.dir()),
         http: kvmlet_provider::probe::client().context("make the client of HTTP probes")?,
         readings: Readings::default(),
         image_uses: Uses::default(),
@@ -154,7 +156,6 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
         images,
         network: network.clone(),
     };
-    tokio::spawn(image_gc::keep(context.clone(), pods.clone()));
     let copying = context.clone();
     tokio::spawn(async move { copying.templates.keep(&copying).await });
     let kubelet = Kubelet {
@@ -184,6 +185,8 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
     });
     let following = tokio::spawn(async move {
         kubelet.recover().await;
+        // Only then is it known what is needed.
+        tokio::spawn(image_gc::keep(kubelet.context.clone(), kubelet.pods.clone()));
         kubelet.follow().await;
     });
     if let Some(path) = &config.network.routes_kubeconfig {

@@ -3,6 +3,7 @@
 mod certificates;
 mod images;
 mod machines;
+mod sharing;
 
 use std::{
     collections::BTreeMap,
@@ -15,6 +16,7 @@ use serde::Deserialize;
 pub use self::certificates::Tls;
 pub use self::images::{ImageGc, Images, Registry};
 pub use self::machines::{Io, MachineUids, Machines};
+pub use self::sharing::{Sharing, SharingPolicy};
 use crate::quantity::Quantity;
 
 /// The node's configuration, kind `KvmletConfiguration` of `kvmlet.io/v1alpha1`.
@@ -86,6 +88,9 @@ pub struct Config {
     /// What all machines have.
     #[serde(default)]
     pub machines: Machines,
+    /// What pods of different owners may share of the host's memory.
+    #[serde(default)]
+    pub sharing: SharingPolicy,
     /// Rotation of containers' logs.
     #[serde(default)]
     pub logs: Logs,

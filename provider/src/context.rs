@@ -26,6 +26,7 @@ use crate::{
     objects::Objects,
     random,
     report::Reporter,
+    sharing::Copies,
     store::Store,
     template::Templates,
 };
@@ -66,6 +67,8 @@ pub struct Context {
     pub boots: Semaphore,
     /// What machines are copies of.
     pub templates: Templates,
+    /// Files that pods may not share, once for each who may.
+    pub copies: Copies,
     /// What probes and hooks over HTTP are asked with.
     pub http: reqwest::Client,
     /// The last readings of pods' and the node's figures.

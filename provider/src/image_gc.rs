@@ -1,9 +1,9 @@
 //! Images that no pod needs go when their disk is nearly full, those first that have been idle the longest: as the kubelet's image garbage
-//! collector does (pkg/kubelet/images/image_gc_manager.go). What is chosen is a pure function; when a use was is remembered by this daemon
+//! collector does (pkg/kubelet/images/image_gc_manager.go); copies that were made for who may not share them go with the last pod of their namespace. What is chosen is a pure function; when a use was is remembered by this daemon
 //! alone, so after its restart every image counts as found then.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -65,12 +65,19 @@ pub async fn keep(context: Arc<Context>, pods: Pods) {
     let mut ticks = tokio::time::interval(PERIOD);
     loop {
         ticks.tick().await;
+        context.copies.sweep(&namespaces(&pods));
         if let Err(why) = collect(&context, &pods).await {
             warn!(why, "remove images that no pod needs");
             let name = &context.config.node_name;
             context.recorder.node(name, Note::warning("FreeDiskSpaceFailed", None, why));
         }
     }
+}
+
+/// Those of the pods of this node.
+fn namespaces(pods: &Pods) -> BTreeSet<String> {
+    let pods = pods.lock().expect("no holder panics");
+    pods.values().map(|handle| handle.view.borrow().desired.namespace.clone()).collect()
 }
 
 /// Images that pods of this node need, by id.

@@ -45,6 +45,7 @@ pub mod report;
 pub mod resize;
 pub mod routes;
 pub mod scratch;
+pub mod sharing;
 pub mod size;
 pub mod state;
 pub mod status;

@@ -14,6 +14,7 @@ use kvmlet_protocol::{
     ErrorKind, Extras, Interface, Request, Response, Route, SANDBOX_VERSION, SHARE_VERSION, STREAMS_VERSION, USAGE_VERSION,
 };
 use tracing::{info, warn};
+use vmm_lib::spec::{FileSource, Restore};
 
 use crate::{
     act::{self, Act, chain, now_nanoseconds},
@@ -95,9 +96,19 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String]) ->
     *act.holding.lock().expect("no holder panics") = Holding { delivered, tokens };
     let prepared = begun.elapsed();
 
-    let devices: Vec<_> = images.iter().map(|i| &i.device).collect();
-    let pmems = lower::in_place(&devices);
     let dir = machine::directory(context, &desired.uid);
+    let mut devices = Vec::with_capacity(images.len());
+    for image in &images {
+        devices.push(
+            context
+                .copies
+                .image(&desired.namespace, &dir, &image.device)
+                .await
+                .map_err(sandbox)?,
+        );
+    }
+    let devices: Vec<_> = devices.iter().collect();
+    let pmems = lower::in_place(&devices);
     let (shared, disk, templates) = (context.clone(), lower::scratch_path(&dir), context.config.state_dir.join("scratch"));
     let making = tokio::task::spawn_blocking(move || {
         std::fs::create_dir_all(disk.parent().expect("a disk lies in a directory")).map_err(|e| e.to_string())?;
@@ -173,15 +184,24 @@ async fn up(act: &Act, desired: &Arc<DesiredPod>, boot: Launch) -> Result<Agent,
         context.recorder.pod(&desired.pod, Note::normal("MachineStarted", None, message));
     };
     let mut begun = Instant::now();
-    let (offered, mut start) = if template::wanted(desired.pod.metadata.annotations.as_ref())? {
-        context.templates.offer(boot.spec.clone())
-    } else {
-        (
+    let wanted = template::wanted(desired.pod.metadata.annotations.as_ref())?;
+    let (mut offered, mut start) = match context.copies.no_template() {
+        Some(why) => (boot.spec.clone(), Start::Boot(why.into())),
+        None if wanted => context.templates.offer(boot.spec.clone()),
+        None => (
             boot.spec.clone(),
             Start::Boot(format!("the pod's {} is \"none\"", template::ANNOTATION)),
-        )
+        ),
     };
     if let Start::Copy(number) = start {
+        if let Some(Restore {
+            memory: FileSource::Path(memory),
+            ..
+        }) = &mut offered.restore
+        {
+            let dir = machine::directory(context, &desired.uid);
+            *memory = context.copies.template(&desired.namespace, &dir, memory).await?;
+        }
         let own: Result<_, _> = boot.tap.iter().map(OwnedFd::try_clone).collect();
         let copy = Launch {
             spec: offered,
@@ -279,9 +299,15 @@ pub async fn container(act: &Act, desired: &Arc<DesiredPod>, instance: Instance)
         .ok_or_else(|| create_error("the machine is not there".into()))?;
     let device = match present {
         Some(number) => lower::image_name(number),
-        None => late_image::attach(&running, &instance.image, &image.device)
-            .await
-            .map_err(create_error)?,
+        None => {
+            let dir = machine::directory(context, &desired.uid);
+            let own = context
+                .copies
+                .image(&desired.namespace, &dir, &image.device)
+                .await
+                .map_err(create_error)?;
+            late_image::attach(&running, &instance.image, &own).await.map_err(create_error)?
+        }
     };
     let spec = lower::container(desired, own, &instance.id, device, &image.config, &variables, &hostname).map_err(config_error)?;
     logs::open(context, desired, &running, &own.name, &instance.id, instance.restarts)

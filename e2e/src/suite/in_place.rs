@@ -5,17 +5,25 @@ use serde_json::json;
 
 use super::{
     Test,
-    daemon::Identity,
-    workload::{PATIENCE, line, pod, within},
+    daemon::{self, Identity},
+    workload::{PATIENCE, STAY, line, pod, sh, within},
 };
 use crate::{Cluster, wait_for};
 
-pub(super) const TESTS: &[Test] = &[Test {
-    name: "two pods that read all of one large image have its pages once, and no copy of their own",
-    hosts: 1,
-    kvmlet: true,
-    run: shared,
-}];
+pub(super) const TESTS: &[Test] = &[
+    Test {
+        name: "two pods that read all of one large image have its pages once, and no copy of their own",
+        hosts: 1,
+        kvmlet: true,
+        run: shared,
+    },
+    Test {
+        name: "pods of two namespaces have no page of their image in common where the node's configuration says so",
+        hosts: 1,
+        kvmlet: true,
+        run: apart,
+    },
+];
 
 /// Reads every file of the image, which is several times the pod's memory, and says by how much the guest's page cache has grown.
 const READ: &str = r#"
@@ -68,5 +76,40 @@ fn shared(cluster: &Cluster) -> Result<()> {
             "together {shares} bytes of an image that is {whole} in one"
         );
         Ok(())
+    })
+}
+
+/// The files of images that a machine has mapped: device, inode.
+const FILES: &str = "awk '$6 ~ /\\/images\\// { print $4, $5 }' /proc/$1/maps | sort -u";
+
+fn apart(cluster: &Cluster) -> Result<()> {
+    let host = cluster.host(0)?;
+    daemon::with_config(cluster, "sharing: {images: namespace, templates: none}\n", || {
+        within(cluster, "apart-one", |one| {
+            within(cluster, "apart-two", |two| {
+                one.create(&[pod("first", sh(STAY)), pod("second", sh(STAY))])?;
+                two.create(&[pod("third", sh(STAY))])?;
+                let mut mapped = Vec::new();
+                for (place, name) in [(one, "first"), (one, "second"), (two, "third")] {
+                    place.until_ready(name)?;
+                    place.until_event(
+                        name,
+                        "MachineStarted",
+                        "s (the node's configuration shares no templates (sharing.templates))",
+                    )?;
+                    let files = host.sh(&format!("set -- {}; {FILES}", Identity::of(place, name)?.process))?;
+                    ensure!(!files.is_empty(), "pod {name} reads no image in place");
+                    mapped.push(files);
+                }
+                ensure!(mapped[0] == mapped[1], "pods of one namespace have other files: {mapped:?}");
+                ensure!(
+                    mapped[2].lines().all(|file| !mapped[0].contains(file)),
+                    "pods of two namespaces have files in common: {mapped:?}"
+                );
+                let kept = host.sh("ls /var/lib/kvmlet/copies")?;
+                ensure!(kept == "apart-one\napart-two", "{kept:?}");
+                Ok(())
+            })
+        })
     })
 }
