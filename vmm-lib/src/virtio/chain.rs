@@ -97,6 +97,13 @@ impl<'m> Segments<'m> {
         self.slices.len()
     }
 
+    /// Makes room for so many pieces before the first one.
+    fn expect(&mut self, pieces: usize) {
+        if self.slices.is_empty() {
+            self.slices.reserve(pieces);
+        }
+    }
+
     /// Adds a piece that lies in `memory` as a whole and may be used so.
     pub(crate) fn push(&mut self, memory: &'m Ram, address: GuestAddress, length: u32, access: Permissions) -> Result<(), ChainError> {
         let slices = memory
@@ -239,11 +246,15 @@ impl<'m> Chain<'m> {
             if !memory.is_plugged(address, descriptor.length as usize) {
                 return Err(ChainError::Buffer);
             }
+            // All of an indirect table are one chain's, mostly on one side.
+            let expected = if indirect { usize::from(entries) } else { 1 };
             if descriptor.has(VRING_DESC_F_WRITE) {
+                chain.writable.expect(expected);
                 chain.writable.push(memory, address, descriptor.length, Permissions::Write)?;
             } else if chain.writable.len > 0 {
                 return Err(ChainError::Order);
             } else {
+                chain.readable.expect(expected);
                 let place = memory.of_readable(address, descriptor.length as usize);
                 chain.readable.push(place, address, descriptor.length, Permissions::Read)?;
             }

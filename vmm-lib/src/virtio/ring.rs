@@ -78,6 +78,23 @@ impl<'m> Ring<'m> {
         Chain::walk(self.memory, GuestAddress(self.queue.desc_table()), size, head, self.may_indirect).map(Some)
     }
 
+    /// The next chain; where there is none, the driver has heard of all that was given back, and its next chain kicks.
+    pub fn take(&mut self) -> Result<Option<Chain<'m>>, ChainError> {
+        if let Some(chain) = self.pop()? {
+            return Ok(Some(chain));
+        }
+        self.notify()?;
+        if !self.arm()? {
+            return Ok(None);
+        }
+        // One came in between.
+        let chain = self.pop()?;
+        if chain.is_none() {
+            self.rekick();
+        }
+        Ok(chain)
+    }
+
     /// How far the driver's index is ahead of what was taken.
     pub fn available(&self) -> Result<u16, ChainError> {
         Ok(self.load(self.queue.avail_ring(), 2)?.wrapping_sub(self.queue.next_avail()))

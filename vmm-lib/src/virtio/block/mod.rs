@@ -220,15 +220,16 @@ fn turn(ring: &mut Ring<'_>, disk: &Disk, pace: &Pace, name: &str, reported: &mu
             ring.notify()?;
             return Ok(Some(wait));
         }
+        let Some(mut chain) = ring.take()? else { return Ok(None) };
         let mut requests = Vec::with_capacity(most);
-        while requests.len() < most.min(left)
-            && let Some(chain) = ring.pop()?
-        {
+        loop {
             let header = Header::read(&chain)?;
             requests.push((chain, header));
-        }
-        if requests.is_empty() {
-            break;
+            if requests.len() == most.min(left) {
+                break;
+            }
+            let Some(more) = ring.pop()? else { break };
+            chain = more;
         }
         left -= requests.len();
         let moved = if most > 1 { move_together(disk, &requests) } else { vec![None] };

@@ -25,7 +25,7 @@ pub(super) fn transmit(
             ring.notify()?;
             return Ok(Some(wait));
         }
-        let Some(chain) = ring.pop()? else { break };
+        let Some(chain) = ring.take()? else { return Ok(None) };
         let length = chain.readable.len();
         if length < HEADER {
             return Err(ChainError::TooShort);
