@@ -87,11 +87,12 @@ pub fn begin(act: &Act, desired: &Arc<DesiredPod>, state: &PodState, action: Act
     let desired = desired.clone();
     match action {
         Action::Pull(container) => act.spawn(async move |act| {
+            let image = desired.at(container).image.clone();
             let result = pull::pull(&act.context, &act.objects, &desired, container).await;
-            Event::Pulled { container, result }
+            Event::Pulled { container, image, result }
         }),
         Action::StartMachine => {
-            let images = prepare::distinct_images(state);
+            let images = state.device_images();
             act.spawn(async move |act| {
                 let result = prepare::machine(&act, &desired, &images).await;
                 if result.is_err()
@@ -119,7 +120,8 @@ pub fn begin(act: &Act, desired: &Arc<DesiredPod>, state: &PodState, action: Act
                 container,
                 id,
                 restarts,
-                images: prepare::distinct_images(state),
+                images: state.device_images(),
+                needed: state.needed_images(true),
                 image: state.at(container).image.id().unwrap_or_default().to_owned(),
                 target: target(&desired, state, container),
                 ips: state.ips.clone(),

@@ -32,7 +32,6 @@ use crate::{
     machine::{self, Launch, Running},
     names, scratch,
     size::{self, Room, Size},
-    state::PodState,
     streams,
     template::{self, Start},
     volumes,
@@ -40,17 +39,6 @@ use crate::{
 
 /// How long a guest may take from spawn to its agent's hello. Far above any real boot, also on an emulated KVM under load.
 const BOOT_TIME: Duration = Duration::from_secs(120);
-
-/// The identifiers of a pod's images, each once, in the order of their devices. Those of ephemeral containers come later, if they are others.
-pub fn distinct_images(state: &PodState) -> Vec<String> {
-    let mut ids: Vec<String> = Vec::new();
-    for id in state.containers.iter().filter_map(|c| c.image.id()) {
-        if !ids.iter().any(|known| known == id) {
-            ids.push(id.to_owned());
-        }
-    }
-    ids
-}
 
 /// The pod's size, with room for the images that its guest reads in place.
 pub fn size_with(context: &Context, desired: &DesiredPod, images: &[String]) -> Result<Size, String> {
@@ -243,8 +231,10 @@ pub struct Instance {
     pub id: String,
     /// Number of its log file.
     pub restarts: u32,
-    /// The pod's images, in the order of their devices.
+    /// The machine's images, in the order of their devices.
     pub images: Vec<String>,
+    /// All images that the pod's containers are of.
+    pub needed: Vec<String>,
     /// Its own image.
     pub image: String,
     /// Identifier of the container whose processes it shares, or why there is none to be had.
@@ -279,7 +269,7 @@ pub async fn container(act: &Act, desired: &Arc<DesiredPod>, instance: Instance)
         .ok_or_else(|| create_error("the machine is not there".into()))?;
     let device = match present {
         Some(number) => lower::image_name(number),
-        None => late_image::attach(&running, &instance.image, &image.device)
+        None => late_image::attach(&running, &instance.image, &image.device, &instance.needed)
             .await
             .map_err(create_error)?,
     };

@@ -1,11 +1,14 @@
 //! What this node knows of a pod: plain data, written to disk before each act and read back after a restart of the daemon.
 
+mod image;
+
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ResourceRequirements;
 use serde::{Deserialize, Serialize};
 
+pub use self::image::{ImageFacts, ImageState};
 use crate::{
     desired::{Amounts, DesiredContainer, DesiredPod},
     resize::Resize,
@@ -23,6 +26,9 @@ pub struct PodState {
     pub verdict: Option<Verdict>,
     /// The pod's machine.
     pub machine: Machine,
+    /// The images that the machine was made with, in the order of their devices; of use while there is one.
+    #[serde(default)]
+    pub machine_images: Vec<String>,
     /// The pod's addresses, once it has a network.
     pub ips: Vec<String>,
     /// Failed attempts at a machine in a row.
@@ -100,8 +106,11 @@ pub struct ContainerState {
     pub name: String,
     /// Whether it is an init container.
     pub init: bool,
-    /// Its image.
+    /// Its image; of an instance that starts or runs, the one it was started with.
     pub image: ImageState,
+    /// That image as the pod named it; empty in a record of a release that did not follow changes.
+    #[serde(default)]
+    pub image_name: String,
     /// Where it stands.
     pub slot: Slot,
     /// The end before this one.
@@ -163,6 +172,9 @@ pub struct Health {
     /// A probe has failed it, or it has to restart for other resources: with whatever code it then ends, that was a failure.
     #[serde(default)]
     pub failed: bool,
+    /// It ends because its image was changed, and runs again whatever its policy says.
+    #[serde(default)]
+    pub changed: bool,
 }
 
 /// A container's end that has begun.
@@ -183,41 +195,6 @@ pub enum Stage {
     Turn,
     /// It was asked to end.
     Signalled,
-}
-
-/// A container's image.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ImageState {
-    /// Not looked at yet.
-    Wanted,
-    /// Not to be had.
-    Failed {
-        /// `ErrImagePull`, `InvalidImageName`, `ErrImageNeverPull`.
-        reason: String,
-        /// For people.
-        message: String,
-        /// When it failed.
-        at: Timestamp,
-        /// Next attempt.
-        not_before: Timestamp,
-        /// Attempts that failed.
-        attempts: u32,
-    },
-    /// Here.
-    Ready(ImageFacts),
-}
-
-/// What a container needs to know of its image.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ImageFacts {
-    /// As the pod asked, with registry and tag written out.
-    pub reference: String,
-    /// `registry/name@sha256:…` (status.imageID).
-    pub digest: String,
-    /// What the store knows it by: the digest of its configuration.
-    pub id: String,
-    /// Bytes.
-    pub size: u64,
 }
 
 /// Where a container stands.
@@ -292,6 +269,7 @@ impl PodState {
             released: verdict.is_some(),
             verdict,
             machine: Machine::None { not_before: None },
+            machine_images: Vec::new(),
             ips: Vec::new(),
             machine_failures: 0,
             containers: desired.containers.iter().map(ContainerState::new).collect(),
@@ -314,6 +292,27 @@ impl PodState {
     /// Whether all that was given is in force.
     pub fn is_in_force(&self) -> bool {
         self.in_force.is_empty() || self.in_force == self.allocated
+    }
+
+    /// The images of the pod's machine by their identifiers, each once, in the order of their devices: those it was made with or, where there is
+    /// none, those it would be made with. Others come later, as ephemeral containers' and changed ones do.
+    pub fn device_images(&self) -> Vec<String> {
+        if !matches!(self.machine, Machine::None { .. }) && !self.machine_images.is_empty() {
+            return self.machine_images.clone();
+        }
+        self.needed_images(false)
+    }
+
+    /// Identifiers of the images that containers are of, each once; with or without ephemeral ones.
+    pub fn needed_images(&self, ephemeral: bool) -> Vec<String> {
+        let others = self.ephemeral.iter().filter(|_| ephemeral);
+        let mut ids: Vec<String> = Vec::new();
+        for id in self.containers.iter().chain(others).filter_map(|c| c.image.id()) {
+            if !ids.iter().any(|known| known == id) {
+                ids.push(id.to_owned());
+            }
+        }
+        ids
     }
 
     /// The container of an identifier, running or starting.
@@ -351,6 +350,7 @@ impl ContainerState {
             name: desired.name.clone(),
             init: desired.init,
             image: ImageState::Wanted,
+            image_name: desired.image.clone(),
             slot: Slot::waiting(),
             last: None,
             restarts: 0,
@@ -364,13 +364,6 @@ impl ContainerState {
     /// Whether it runs and its postStart hook is done.
     pub fn is_up(&self) -> bool {
         matches!(self.slot, Slot::Running { .. }) && !self.health.hook_pending
-    }
-}
-
-impl ImageState {
-    /// What the store knows an image by that is here.
-    pub fn id(&self) -> Option<&str> {
-        if let Self::Ready(facts) = self { Some(&facts.id) } else { None }
     }
 }
 

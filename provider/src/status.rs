@@ -165,9 +165,9 @@ fn phase(desired: &DesiredPod, state: &PodState) -> &'static str {
 
 fn container(desired: &DesiredContainer, c: &ContainerState, initialized: bool, has_init: bool) -> ContainerStatus {
     let started = c.is_up() && (desired.probes.startup.is_none() || c.health.started);
-    let (image, image_id) = match &c.image {
-        ImageState::Ready(facts) => (desired.image.clone(), facts.digest.clone()),
-        _ => (desired.image.clone(), String::new()),
+    let image_id = match &c.image {
+        ImageState::Ready(facts) => facts.digest.clone(),
+        _ => String::new(),
     };
     let id = match &c.slot {
         Slot::Running { id, .. } => Some(id.clone()),
@@ -178,7 +178,7 @@ fn container(desired: &DesiredContainer, c: &ContainerState, initialized: bool, 
     let ended_last = c.last.is_some() && matches!(c.slot, Slot::Waiting { .. } | Slot::Starting { .. });
     ContainerStatus {
         name: c.name.clone(),
-        image,
+        image: c.image_name.clone(),
         image_id,
         container_id: id.filter(|id| !id.is_empty()).map(|id| format!("{RUNTIME}://{id}")),
         restart_count: i32::try_from(c.restarts.saturating_sub(u32::from(ended_last))).unwrap_or(i32::MAX),

@@ -9,6 +9,7 @@ mod bad_pod;
 mod bandwidth;
 mod by_hand;
 mod certificates;
+mod changed_image;
 mod copies;
 mod copy;
 mod daemon;
@@ -118,6 +119,7 @@ fn all() -> impl Iterator<Item = &'static Test> {
         follow::TESTS,
         host_path::TESTS,
         images::TESTS,
+        changed_image::TESTS,
         in_place::TESTS,
         bandwidth::TESTS,
         disks::TESTS,

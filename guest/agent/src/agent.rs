@@ -83,7 +83,7 @@ impl Agent {
             Request::Remove { container } => self.remove(&container).map(|()| Response::Done),
             Request::Renew(renewal) => renew::renew(&renewal).map(|()| Response::Done),
             Request::Attached { device } => bus::attached(device).map(|()| Response::Done),
-            Request::Detaching { device } => bus::detaching(device).map(|()| Response::Done),
+            Request::Detaching { device } => bus::detaching(device, &mut lock(&self.images)).map(|()| Response::Done),
             Request::Usage { volumes, above } => self.sandbox().and_then(|s| s.volumes.usage(&volumes, above)).map(Response::Usage),
             Request::Resize { cpus, containers } => self.resize(cpus, containers).map(|()| Response::Done),
             Request::Stats => Ok(Response::Stats(stats::read(&self.containers()))),

@@ -11,6 +11,7 @@
 //! Level-triggered: after any event the whole state is looked at again, so a lost or doubled event does no harm.
 
 mod apply;
+mod changed;
 mod decide;
 mod ephemeral;
 mod health;
@@ -54,6 +55,8 @@ pub enum Event {
     Pulled {
         /// Which container.
         container: usize,
+        /// The image as the pod named it then.
+        image: String,
         /// What came of it.
         result: Result<ImageFacts, PullFailure>,
     },
@@ -187,6 +190,7 @@ pub enum Action {
 pub fn step(state: &mut PodState, desired: &DesiredPod, event: Event, now: Timestamp, new_id: &mut dyn FnMut() -> String) -> Vec<Action> {
     let mut actions = Vec::new();
     ephemeral::take_new(state, desired);
+    changed::complete(state, desired);
     apply::apply(state, desired, event, now, &mut actions);
     decide::decide(state, desired, now, new_id, &mut actions);
     actions
@@ -241,9 +245,9 @@ pub fn is_over(state: &PodState, desired: &DesiredPod) -> bool {
 }
 
 /// Whether a container that ended with this code runs again. One that a probe has failed does, whatever it says itself, unless its policy
-/// says never (the kubelet's computePodActions and shouldRestartOnFailure).
+/// says never; one whose image was changed does in any case (the kubelet's computePodActions and shouldRestartOnFailure).
 fn runs_again(desired: &DesiredPod, container: &DesiredContainer, c: &ContainerState, code: i32) -> bool {
-    desired.restarts(container, code) || c.health.failed && desired.restarts(container, 1)
+    desired.restarts(container, code) || c.health.failed && desired.restarts(container, 1) || c.health.changed
 }
 
 /// Whether all init containers have done what the others wait for.

@@ -1,6 +1,7 @@
 //! The pod's life, step by step, without a machine.
 
 mod any_order;
+mod changed;
 mod ending;
 mod ephemeral;
 mod health;
@@ -84,13 +85,16 @@ impl Life {
         assert_eq!(pulls.len(), self.state.containers.len(), "{pulls:?}");
         let mut last = Vec::new();
         for container in 0..pulls.len() {
-            last = self.on(Event::Pulled {
-                container,
-                result: Ok(facts()),
-            });
+            last = self.pulled(container, Ok(facts()));
         }
         assert_eq!(last, [Action::StartMachine]);
         self.on(Event::MachineStarted(Ok(Room::default())))
+    }
+
+    /// The pull of a container's image as it is named now has ended.
+    fn pulled(&mut self, container: usize, result: Result<ImageFacts, PullFailure>) -> Vec<Action> {
+        let image = self.desired.at(container).image.clone();
+        self.on(Event::Pulled { container, image, result })
     }
 
     fn started(&mut self, container: usize) -> Vec<Action> {
@@ -157,10 +161,7 @@ fn answer(life: &mut Life, action: Action, well: bool) -> Vec<Action> {
                 message: "m".into(),
             };
             assert!(!matches!(life.state.containers[container].image, ImageState::Ready(_)));
-            life.on(Event::Pulled {
-                container,
-                result: if well { Ok(facts()) } else { Err(bad()) },
-            })
+            life.pulled(container, if well { Ok(facts()) } else { Err(bad()) })
         }
         Action::StartMachine => {
             let bad = Failure {
