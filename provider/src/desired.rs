@@ -129,7 +129,7 @@ pub struct ExitCodes {
     pub values: Vec<i32>,
 }
 
-/// imagePullPolicy of a container.
+/// imagePullPolicy of a container, pullPolicy of an image volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PullPolicy {
     /// Asked of the registry at each start.
@@ -406,6 +406,17 @@ impl RestartPolicy {
     }
 }
 
+impl PullPolicy {
+    /// As the API writes it; the API server has filled in a default.
+    pub fn read(name: Option<&str>) -> Self {
+        match name {
+            Some("Never") => Self::Never,
+            Some("IfNotPresent") => Self::IfNotPresent,
+            _ => Self::Always,
+        }
+    }
+}
+
 impl OwnRestart {
     fn read(container: &Container) -> Option<Self> {
         let policy = container.restart_policy.as_deref()?;
@@ -441,11 +452,7 @@ impl DesiredContainer {
             probes: Probes::read(container),
             hooks: Hooks::read(container),
             stop_signal: container.lifecycle.as_ref().and_then(|l| l.stop_signal.clone()),
-            pull: match container.image_pull_policy.as_deref() {
-                Some("Never") => PullPolicy::Never,
-                Some("IfNotPresent") => PullPolicy::IfNotPresent,
-                _ => PullPolicy::Always,
-            },
+            pull: PullPolicy::read(container.image_pull_policy.as_deref()),
             image,
             index,
             ephemeral: None,

@@ -1,6 +1,7 @@
 //! Makes what a pod runs on: network, volumes, disks, machine, surroundings; then each of its containers.
 
 use std::{
+    collections::BTreeMap,
     os::fd::OwnedFd,
     sync::Arc,
     time::{Duration, Instant},
@@ -11,7 +12,7 @@ use k8s_openapi::api::core::v1::ContainerPort;
 use kvmlet_image::PulledImage;
 use kvmlet_network::{HostPort, PodInterface, PodNetwork, PodNetworkRequest, Protocol};
 use kvmlet_protocol::{
-    ErrorKind, Extras, Interface, Request, Response, Route, SANDBOX_VERSION, SHARE_VERSION, STREAMS_VERSION, USAGE_VERSION,
+    ErrorKind, Extras, IMAGE_VERSION, Interface, Request, Response, Route, SANDBOX_VERSION, SHARE_VERSION, STREAMS_VERSION, USAGE_VERSION,
 };
 use tracing::{info, warn};
 
@@ -51,8 +52,9 @@ fn size_of(context: &Context, desired: &DesiredPod, images: &[PulledImage]) -> S
     size::size(desired, &context.config.pod_defaults).with_images(mapped)
 }
 
-/// Makes the machine and its surroundings; the answer is what it can grow to. What was made before a failure is for the caller to destroy.
-pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String]) -> Result<Room, Failure> {
+/// Makes the machine and its surroundings; the answer is what it can grow to. `devices` are those of image volumes, by the volumes' names. What was
+/// made before a failure is for the caller to destroy.
+pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String], devices: &BTreeMap<String, String>) -> Result<Room, Failure> {
     let context = &act.context;
     let mount = |message: String| Failure {
         reason: "FailedMount",
@@ -75,7 +77,9 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String]) ->
     let (pod, config) = (desired.clone(), context.config.clone());
     let opening = tokio::task::spawn_blocking(move || host_path::open_all(&pod, &config.volumes.host_path.allowed));
     let host_paths = opening.await.map_err(|e| mount(e.to_string()))?.map_err(mount)?;
-    let (volumes, delivered, tokens) = volumes::resolve(desired, &facts, &act.objects, &host_paths).await.map_err(mount)?;
+    let (volumes, delivered, tokens) = volumes::resolve(desired, &facts, &act.objects, &host_paths, devices)
+        .await
+        .map_err(mount)?;
     if let Err(error) = context.store.save_delivered(&desired.uid, &delivered) {
         // The next daemon would deliver all of it anew.
         warn!(error = chain(&error), "write what volumes are made of");
@@ -83,8 +87,8 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String]) ->
     *act.holding.lock().expect("no holder panics") = Holding { delivered, tokens };
     let prepared = begun.elapsed();
 
-    let devices: Vec<_> = images.iter().map(|i| &i.device).collect();
-    let pmems = lower::in_place(&devices);
+    let extents: Vec<_> = images.iter().map(|i| &i.device).collect();
+    let pmems = lower::in_place(&extents);
     let dir = machine::directory(context, &desired.uid);
     let (shared, disk, templates) = (context.clone(), lower::scratch_path(&dir), context.config.state_dir.join("scratch"));
     let making = tokio::task::spawn_blocking(move || {
@@ -102,7 +106,7 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String]) ->
         desired,
         (size, (cpus, more)),
         (&context.config.guest, &context.config.machines),
-        &devices,
+        &extents,
         Some((network.interface.mac, mtu, limits)),
         &dir,
         &host_paths.iter().map(|share| share.tag.clone()).collect::<Vec<_>>(),
@@ -117,6 +121,9 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String]) ->
     let mut needed = if host_paths.is_empty() { SANDBOX_VERSION } else { SHARE_VERSION };
     if !eviction::limited(desired).is_empty() {
         needed = needed.max(USAGE_VERSION);
+    }
+    if !devices.is_empty() {
+        needed = needed.max(IMAGE_VERSION);
     }
     let tap = [network.tap].into_iter().chain(network.more_queues).collect();
     let launch = Launch {

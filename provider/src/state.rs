@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 pub use self::image::{ImageFacts, ImageState};
 use crate::{
     desired::{Amounts, DesiredContainer, DesiredPod},
+    image_volumes,
     resize::Resize,
     size::Room,
 };
@@ -35,6 +36,9 @@ pub struct PodState {
     pub machine_failures: u32,
     /// In the order of [`DesiredPod::containers`].
     pub containers: Vec<ContainerState>,
+    /// Images of volumes, in the order of [`image_volumes::all`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volume_images: Vec<ImageState>,
     /// In the order of [`DesiredPod::ephemeral`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ephemeral: Vec<ContainerState>,
@@ -249,6 +253,8 @@ pub struct Ended {
 pub enum Work {
     /// Pulling the image of the container of this index.
     Pull(usize),
+    /// Pulling the image of the volume of this index.
+    PullVolume(usize),
     /// Making or ending the machine.
     Machine,
     /// Bringing what was allocated into force.
@@ -273,6 +279,7 @@ impl PodState {
             ips: Vec::new(),
             machine_failures: 0,
             containers: desired.containers.iter().map(ContainerState::new).collect(),
+            volume_images: image_volumes::all(desired).map(|_| ImageState::Wanted).collect(),
             ephemeral: Vec::new(),
             allocated: desired.containers.iter().map(Allocation::of).collect(),
             in_force: Vec::new(),
@@ -292,27 +299,6 @@ impl PodState {
     /// Whether all that was given is in force.
     pub fn is_in_force(&self) -> bool {
         self.in_force.is_empty() || self.in_force == self.allocated
-    }
-
-    /// The images of the pod's machine by their identifiers, each once, in the order of their devices: those it was made with or, where there is
-    /// none, those it would be made with. Others come later, as ephemeral containers' and changed ones do.
-    pub fn device_images(&self) -> Vec<String> {
-        if !matches!(self.machine, Machine::None { .. }) && !self.machine_images.is_empty() {
-            return self.machine_images.clone();
-        }
-        self.needed_images(false)
-    }
-
-    /// Identifiers of the images that containers are of, each once; with or without ephemeral ones.
-    pub fn needed_images(&self, ephemeral: bool) -> Vec<String> {
-        let others = self.ephemeral.iter().filter(|_| ephemeral);
-        let mut ids: Vec<String> = Vec::new();
-        for id in self.containers.iter().chain(others).filter_map(|c| c.image.id()) {
-            if !ids.iter().any(|known| known == id) {
-                ids.push(id.to_owned());
-            }
-        }
-        ids
     }
 
     /// The container of an identifier, running or starting.

@@ -11,6 +11,7 @@ use k8s_openapi::{
 
 use crate::{
     desired::{DesiredContainer, DesiredPod},
+    image_volumes,
     lifecycle::{is_initialized, is_over},
     state::{ContainerState, Ended, ImageState, Machine, PodState, Slot},
 };
@@ -36,7 +37,8 @@ pub fn status(desired: &DesiredPod, state: &PodState, host_ips: &[String], previ
         pairs
             .filter(|(_, (c, _))| c.init == init)
             .map(|(index, (d, c))| {
-                let status = container(d, c, initialized, desired.containers.iter().any(|c| c.init));
+                let has_init = desired.containers.iter().any(|c| c.init);
+                let status = container(d, c, initialized, has_init, image_volumes::missing(desired, state, d));
                 let has_run = c.is_up() || matches!(c.slot, Slot::Ended(_));
                 ContainerStatus {
                     resources: has_run.then(|| state.in_force(index)).flatten().map(|own| own.resources()),
@@ -142,7 +144,7 @@ fn ephemeral(desired: &DesiredPod, state: &PodState, initialized: bool) -> Vec<C
         .map(|(d, c)| ContainerStatus {
             ready: false,
             started: None,
-            ..container(d, c, initialized, has_init)
+            ..container(d, c, initialized, has_init, image_volumes::missing(desired, state, d))
         })
         .collect()
 }
@@ -163,7 +165,14 @@ fn phase(desired: &DesiredPod, state: &PodState) -> &'static str {
     if mains.all(has_begun) { "Running" } else { "Pending" }
 }
 
-fn container(desired: &DesiredContainer, c: &ContainerState, initialized: bool, has_init: bool) -> ContainerStatus {
+/// `missing` is what an image volume that it mounts lacks.
+fn container(
+    desired: &DesiredContainer,
+    c: &ContainerState,
+    initialized: bool,
+    has_init: bool,
+    missing: Option<(&str, &str)>,
+) -> ContainerStatus {
     let started = c.is_up() && (desired.probes.startup.is_none() || c.health.started);
     let image_id = match &c.image {
         ImageState::Ready(facts) => facts.digest.clone(),
@@ -190,13 +199,13 @@ fn container(desired: &DesiredContainer, c: &ContainerState, initialized: bool, 
         started: Some(started),
         stop_signal: desired.stop_signal.clone(),
         allocated_resources: Some(desired.requests.to_api()).filter(|a| !a.is_empty()),
-        state: Some(state_of(c, initialized, has_init)),
+        state: Some(state_of(c, initialized, has_init, missing)),
         last_state: c.last.as_ref().map(terminated),
         ..ContainerStatus::default()
     }
 }
 
-fn state_of(c: &ContainerState, initialized: bool, has_init: bool) -> ApiState {
+fn state_of(c: &ContainerState, initialized: bool, has_init: bool, missing: Option<(&str, &str)>) -> ApiState {
     let waiting = |reason: &str, message: &str| ApiState {
         waiting: Some(ContainerStateWaiting {
             reason: Some(reason.into()),
@@ -204,6 +213,9 @@ fn state_of(c: &ContainerState, initialized: bool, has_init: bool) -> ApiState {
         }),
         ..ApiState::default()
     };
+    if let (Slot::Waiting { reason: None, .. }, Some((reason, message))) = (&c.slot, missing) {
+        return waiting(reason, message);
+    }
     match (&c.slot, &c.image) {
         (Slot::Running { started, .. }, _) if c.is_up() && c.hook_error.is_empty() => ApiState {
             running: Some(ContainerStateRunning {

@@ -89,6 +89,8 @@ const POD: &[(&str, Rule)] = &[
     ("volumes.emptyDir.sizeLimit", Any),
     ("volumes.hostPath.path", Any),
     ("volumes.hostPath.type", Any),
+    ("volumes.image.pullPolicy", Any),
+    ("volumes.image.reference", Any),
     ("volumes.name", Any),
     ("volumes.projected.defaultMode", Any),
     ("volumes.projected.sources.configMap", Any),

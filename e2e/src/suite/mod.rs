@@ -21,6 +21,7 @@ mod figures;
 mod follow;
 mod hooks;
 mod host_path;
+mod image_volumes;
 mod images;
 mod in_place;
 mod jail;
@@ -120,6 +121,7 @@ fn all() -> impl Iterator<Item = &'static Test> {
         host_path::TESTS,
         images::TESTS,
         changed_image::TESTS,
+        image_volumes::TESTS,
         in_place::TESTS,
         bandwidth::TESTS,
         disks::TESTS,

@@ -110,7 +110,7 @@ impl Agent {
             }
             Some(_) => Err(fail(ErrorKind::Conflict, "the pod was set up differently before")),
             None => {
-                *sandbox = Some(Arc::new(Sandbox::prepare(spec)?));
+                *sandbox = Some(Arc::new(Sandbox::prepare(spec, &mut lock(&self.images))?));
                 Ok(())
             }
         }

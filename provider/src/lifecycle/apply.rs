@@ -46,6 +46,12 @@ pub(super) fn apply(state: &mut PodState, desired: &DesiredPod, event: Event, no
                 pull::ended(&mut c.image, Some(field), result, now, actions);
             }
         }
+        Event::VolumePulled { volume, result } => {
+            state.busy.remove(&Work::PullVolume(volume));
+            if let Some(image) = state.volume_images.get_mut(volume) {
+                pull::ended(image, None, result, now, actions);
+            }
+        }
         Event::Addressed(ips) => state.ips = ips,
         Event::MachineStarted(result) => {
             state.busy.remove(&Work::Machine);

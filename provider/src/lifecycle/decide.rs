@@ -9,6 +9,7 @@ use super::{
 use crate::{
     desired::DesiredPod,
     events::Note,
+    image_volumes,
     state::{ContainerState, DeletionState, Health, ImageState, Machine, PodState, Slot, Verdict, Work},
 };
 
@@ -87,16 +88,17 @@ fn make_progress(
 ) {
     changed::follow(state, desired, now, actions);
     for (index, (c, own)) in state.containers.iter_mut().zip(&desired.containers).enumerate() {
-        if pull::is_due(&mut c.image, own, now, actions) && state.busy.insert(Work::Pull(index)) {
+        if pull::is_due(&mut c.image, &own.image, Some(own.field_path()), now, actions) && state.busy.insert(Work::Pull(index)) {
             actions.push(Action::Pull(index));
         }
     }
+    for (index, (image, own)) in state.volume_images.iter_mut().zip(image_volumes::all(desired)).enumerate() {
+        if pull::is_due(image, own.reference, None, now, actions) && state.busy.insert(Work::PullVolume(index)) {
+            actions.push(Action::PullVolume(index));
+        }
+    }
     match state.machine {
-        Machine::None { not_before }
-            if state.containers.iter().all(|c| matches!(c.image, ImageState::Ready(_)))
-                && not_before.is_none_or(|t| t <= now)
-                && state.busy.insert(Work::Machine) =>
-        {
+        Machine::None { not_before } if state.has_images() && not_before.is_none_or(|t| t <= now) && state.busy.insert(Work::Machine) => {
             state.machine_images = state.needed_images(false);
             state.machine = Machine::Starting;
             // It is made for what is allocated now.

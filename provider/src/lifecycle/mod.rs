@@ -60,6 +60,13 @@ pub enum Event {
         /// What came of it.
         result: Result<ImageFacts, PullFailure>,
     },
+    /// A pull of a volume's image ended.
+    VolumePulled {
+        /// Which volume, as [`crate::image_volumes::all`] counts.
+        volume: usize,
+        /// What came of it.
+        result: Result<ImageFacts, PullFailure>,
+    },
     /// The network stands: the pod has its addresses.
     Addressed(Vec<String>),
     /// The machine is there and set up, with room to grow, or could not be made.
@@ -152,6 +159,8 @@ pub enum StartFailure {
 pub enum Action {
     /// Pull the image of a container; answered by [`Event::Pulled`].
     Pull(usize),
+    /// Pull the image of a volume; answered by [`Event::VolumePulled`].
+    PullVolume(usize),
     /// Make network, disks, machine; answered by [`Event::MachineStarted`].
     StartMachine,
     /// Start a container; answered by [`Event::Started`].
@@ -209,9 +218,12 @@ pub fn next_tick(state: &PodState, desired: &DesiredPod, stepped: Timestamp) -> 
         if let Slot::Waiting { not_before, .. } = &c.slot {
             times.extend(*not_before);
         }
+    }
+    let of_containers = state.containers.iter().chain(&state.ephemeral).map(|c| &c.image);
+    for image in of_containers.chain(&state.volume_images) {
         if let ImageState::Failed {
             at, not_before, reason, ..
-        } = &c.image
+        } = image
         {
             times.push(if reason == "ErrImagePull" {
                 at.saturating_add(PULL_ERROR_SHOWN).unwrap_or(*not_before)

@@ -4,7 +4,6 @@ use jiff::Timestamp;
 
 use super::{Action, FIRST_BACKOFF, MAX_BACKOFF, PULL_ERROR_SHOWN, PullFailure, later};
 use crate::{
-    desired::DesiredContainer,
     events::Note,
     state::{ImageFacts, ImageState},
 };
@@ -41,7 +40,8 @@ pub(super) fn ended(
 }
 
 /// Whether it is time to pull. A failure that has been shown long enough becomes a wait, and is told once.
-pub(super) fn is_due(image: &mut ImageState, container: &DesiredContainer, now: Timestamp, actions: &mut Vec<Action>) -> bool {
+/// `name` is the image's, `field` what of the pod it is for.
+pub(super) fn is_due(image: &mut ImageState, name: &str, field: Option<String>, now: Timestamp, actions: &mut Vec<Action>) -> bool {
     match image {
         ImageState::Wanted => true,
         ImageState::Ready(_) => false,
@@ -53,10 +53,10 @@ pub(super) fn is_due(image: &mut ImageState, container: &DesiredContainer, now: 
             ..
         } => {
             if reason == "ErrImagePull" && at.saturating_add(PULL_ERROR_SHOWN).is_ok_and(|t| t <= now) {
-                let waits = format!("Back-off pulling image {:?}", container.image);
+                let waits = format!("Back-off pulling image {name:?}");
                 *reason = "ImagePullBackOff".into();
                 *message = format!("{waits}: ErrImagePull: {message}");
-                actions.push(Action::Tell(Note::normal("BackOff", Some(container.field_path()), waits)));
+                actions.push(Action::Tell(Note::normal("BackOff", field, waits)));
             }
             *not_before <= now
         }

@@ -5,6 +5,7 @@ mod changed;
 mod ending;
 mod ephemeral;
 mod health;
+mod image_volumes;
 mod progress;
 mod resize;
 
@@ -37,6 +38,13 @@ fn facts() -> ImageFacts {
         digest: "r@sha256:1".into(),
         id: "sha256:2".into(),
         size: 1,
+    }
+}
+
+fn failed_pull() -> PullFailure {
+    PullFailure {
+        reason: "ErrImagePull",
+        message: "m".into(),
     }
 }
 
@@ -156,12 +164,12 @@ fn answer(life: &mut Life, action: Action, well: bool) -> Vec<Action> {
     let now = life.now;
     match action {
         Action::Pull(container) => {
-            let bad = || PullFailure {
-                reason: "ErrImagePull",
-                message: "m".into(),
-            };
             assert!(!matches!(life.state.containers[container].image, ImageState::Ready(_)));
-            life.pulled(container, if well { Ok(facts()) } else { Err(bad()) })
+            life.pulled(container, if well { Ok(facts()) } else { Err(failed_pull()) })
+        }
+        Action::PullVolume(volume) => {
+            let result = if well { Ok(facts()) } else { Err(failed_pull()) };
+            life.on(Event::VolumePulled { volume, result })
         }
         Action::StartMachine => {
             let bad = Failure {
