@@ -12,7 +12,8 @@ use k8s_openapi::api::core::v1::ContainerPort;
 use kvmlet_image::PulledImage;
 use kvmlet_network::{HostPort, PodInterface, PodNetwork, PodNetworkRequest, Protocol};
 use kvmlet_protocol::{
-    ErrorKind, Extras, IMAGE_VERSION, Interface, Request, Response, Route, SANDBOX_VERSION, SHARE_VERSION, STREAMS_VERSION, USAGE_VERSION,
+    ErrorKind, Extras, IMAGE_VERSION, Interface, LIMIT_POD_VERSION, Request, Response, Route, SANDBOX_VERSION, SHARE_VERSION,
+    STREAMS_VERSION, USAGE_VERSION,
 };
 use tracing::{info, warn};
 
@@ -125,6 +126,10 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String], de
     if !devices.is_empty() {
         needed = needed.max(IMAGE_VERSION);
     }
+    let limits = lower::pod_limits(desired);
+    if limits.is_some() {
+        needed = needed.max(LIMIT_POD_VERSION);
+    }
     let tap = [network.tap].into_iter().chain(network.more_queues).collect();
     let launch = Launch {
         spec,
@@ -147,7 +152,13 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String], de
     let setup = lower::sandbox(desired, &context.dns, interfaces, &ips, volumes, &pmems, now_nanoseconds());
     let running = act.machine.lock().expect("no holder panics").clone();
     let running = running.ok_or_else(|| sandbox("the machine is not there".into()))?;
-    let set_up = async { agent.command(&Request::Setup(setup)).await.map_err(|e| chain(&e)) };
+    let set_up = async {
+        agent.command(&Request::Setup(setup)).await.map_err(|e| chain(&e))?;
+        match limits {
+            Some(limits) => agent.command(&Request::LimitPod(limits)).await.map_err(|e| chain(&e)),
+            None => Ok(()),
+        }
+    };
     unless_it_ends(&running, set_up).await.map_err(sandbox)?;
     info!(
         prepared_ms = prepared.as_millis(),

@@ -4,13 +4,13 @@ use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{
         ContainerState as ApiState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, HostIP, Pod,
-        PodCondition, PodIP, PodReadinessGate, PodStatus,
+        PodCondition, PodIP, PodReadinessGate, PodStatus, ResourceRequirements,
     },
     apimachinery::pkg::apis::meta::v1::Time,
 };
 
 use crate::{
-    desired::{DesiredContainer, DesiredPod},
+    desired::{Amounts, DesiredContainer, DesiredPod},
     image_volumes,
     lifecycle::{is_initialized, is_over},
     state::{ContainerState, Ended, ImageState, Machine, PodState, Slot},
@@ -23,6 +23,8 @@ const RUNTIME: &str = "kvmlet";
 pub fn status(desired: &DesiredPod, state: &PodState, host_ips: &[String], previous: Option<&PodStatus>, now: Timestamp) -> PodStatus {
     let old = previous.or(desired.pod.status.as_ref());
     let phase = phase(desired, state);
+    // They are fixed: the API server lets them be changed on nodes alone that say they can (InPlacePodLevelResourcesVerticalScaling).
+    let whole = desired.pod_requests != Amounts::default() || desired.pod_limits != Amounts::default();
     let generation = desired.pod.metadata.generation;
     let initialized = is_initialized(state, desired);
     let statuses = |init: bool| -> Vec<ContainerStatus> {
@@ -127,6 +129,12 @@ pub fn status(desired: &DesiredPod, state: &PodState, host_ips: &[String], previ
         container_statuses: Some(mains).filter(|l| !l.is_empty()),
         ephemeral_container_statuses: Some(ephemeral(desired, state, initialized)).filter(|l| !l.is_empty()),
         qos_class: desired.pod.status.as_ref().and_then(|s| s.qos_class.clone()),
+        allocated_resources: whole.then(|| desired.requests().to_api()),
+        resources: whole.then(|| ResourceRequirements {
+            requests: Some(desired.requests().to_api()),
+            limits: Some(desired.limits().to_api()).filter(|limits| !limits.is_empty()),
+            ..ResourceRequirements::default()
+        }),
         observed_generation: if over {
             old.and_then(|o| o.observed_generation).or(generation)
         } else {

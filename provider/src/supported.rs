@@ -56,6 +56,10 @@ const POD: &[(&str, Rule)] = &[
     ("priority", Any),
     ("priorityClassName", Any),
     ("readinessGates", Any),
+    ("resources.limits.cpu", Any),
+    ("resources.limits.memory", Any),
+    ("resources.requests.cpu", Any),
+    ("resources.requests.memory", Any),
     ("restartPolicy", Any),
     ("runtimeClassName", Only("kvmlet")),
     ("schedulerName", Any),
@@ -319,6 +323,10 @@ mod tests {
             (
                 json!({"containers": [{"resources": {"limits": {"nvidia.com/gpu": "1"}}}]}),
                 "spec.containers[0].resources.limits.nvidia.com/gpu",
+            ),
+            (
+                json!({"resources": {"limits": {"cpu": "1", "hugepages-2Mi": "2Mi"}}}),
+                "spec.resources.limits.hugepages-2Mi",
             ),
             (json!({"runtimeClassName": "gvisor"}), "spec.runtimeClassName"),
             (json!({"somethingNew": {"a": 1}}), "spec.somethingNew"),

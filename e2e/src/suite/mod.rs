@@ -30,6 +30,7 @@ mod machines;
 mod memory;
 mod node;
 mod outage;
+mod pod_resources;
 mod pods;
 mod port_forward;
 mod probes;
@@ -128,6 +129,7 @@ fn all() -> impl Iterator<Item = &'static Test> {
         logs::TESTS,
         machines::TESTS,
         memory::TESTS,
+        pod_resources::TESTS,
         resize::TESTS,
         resize_pods::TESTS,
         exec::TESTS,

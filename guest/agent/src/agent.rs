@@ -12,7 +12,7 @@ use crate::container::{self, Container};
 use crate::device::Images;
 use crate::failure::fail;
 use crate::setup::Sandbox;
-use crate::{attach, bus, renew, resize, stats};
+use crate::{attach, bus, cgroup, renew, resize, stats};
 
 /// How long a watch waits for a change.
 const WATCH: Duration = Duration::from_secs(30);
@@ -86,6 +86,7 @@ impl Agent {
             Request::Detaching { device } => bus::detaching(device, &mut lock(&self.images)).map(|()| Response::Done),
             Request::Usage { volumes, above } => self.sandbox().and_then(|s| s.volumes.usage(&volumes, above)).map(Response::Usage),
             Request::Resize { cpus, containers } => self.resize(cpus, containers).map(|()| Response::Done),
+            Request::LimitPod(limits) => cgroup::limit_pod(&limits).map(|()| Response::Done),
             Request::Stats => Ok(Response::Stats(stats::read(&self.containers()))),
             Request::Figures => Ok(Response::Figures(Box::new(stats::figures(&self.containers())))),
             Request::Exec(_) | Request::Attach(_) | Request::Forward { .. } | Request::PowerOff => {

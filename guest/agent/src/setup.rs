@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use kvmlet_protocol::{ErrorKind, Failure, SandboxSpec};
+use kvmlet_protocol::{ErrorKind, Failure, Resources, SandboxSpec};
 use rustix::time::{ClockId, Timespec, clock_settime};
 
 use crate::device::Images;
@@ -38,7 +38,10 @@ impl Sandbox {
         }
         spec.sysctls.iter().try_for_each(|(name, value)| set_sysctl(name, value))?;
         interface::configure(&spec.interfaces)?;
-        cgroup::limit_pod(spec.memory_max)?;
+        cgroup::limit_pod(&Resources {
+            memory_max: spec.memory_max,
+            ..Resources::default()
+        })?;
         device::mount_scratch(&spec.scratch)?;
         let volumes = Volumes::create(&spec.volumes, |image| images.mount(image, &spec.pmems))?;
         write_etc(&spec)?;

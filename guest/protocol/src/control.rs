@@ -112,6 +112,8 @@ pub enum Request {
         /// Container identifiers and their limits.
         containers: Vec<(String, Resources)>,
     },
+    /// Limits all containers together, besides what each has of its own. Since version 8.
+    LimitPod(Resources),
 }
 
 /// What a machine that was made of a snapshot has to know to be one of its own.

@@ -54,6 +54,8 @@ pub const RESIZE_VERSION: u16 = 7;
 pub const SHARE_VERSION: u16 = 3;
 /// The oldest version that knows [`VolumeKind::Image`].
 pub const IMAGE_VERSION: u16 = 8;
+/// The oldest version that has [`Request::LimitPod`].
+pub const LIMIT_POD_VERSION: u16 = 8;
 /// Name of a file that is shared alone, in a directory that has nothing else.
 pub const SHARED_FILE: &str = "file";
 /// The oldest version still spoken.
