@@ -24,6 +24,7 @@ use crate::{
     context::Context,
     desired::DesiredPod,
     follow::Holding,
+    image_volumes,
     lifecycle::{Action, Event},
     machine::{self, Running},
     objects::PodObjects,
@@ -87,13 +88,22 @@ pub fn begin(act: &Act, desired: &Arc<DesiredPod>, state: &PodState, action: Act
     let desired = desired.clone();
     match action {
         Action::Pull(container) => act.spawn(async move |act| {
-            let result = pull::pull(&act.context, &act.objects, &desired, container).await;
-            Event::Pulled { container, result }
+            let wanted = pull::Wanted::container(&desired, container);
+            let image = wanted.image.clone();
+            let result = pull::pull(&act.context, &act.objects, &desired, wanted).await;
+            Event::Pulled { container, image, result }
+        }),
+        Action::PullVolume(volume) => act.spawn(async move |act| {
+            let own = image_volumes::all(&desired).nth(volume).expect("it was counted there");
+            let result = pull::pull(&act.context, &act.objects, &desired, pull::Wanted::volume(own)).await;
+            Event::VolumePulled { volume, result }
         }),
         Action::StartMachine => {
-            let images = prepare::distinct_images(state);
+            let images = state.device_images();
+            let of_volumes: Vec<String> = state.volume_images.iter().filter_map(|i| i.id().map(str::to_owned)).collect();
+            let devices = image_volumes::devices(&desired, &of_volumes, &images);
             act.spawn(async move |act| {
-                let result = prepare::machine(&act, &desired, &images).await;
+                let result = prepare::machine(&act, &desired, &images, &devices).await;
                 if result.is_err()
                     && let Err(error) = destroy(&act.context, &desired.uid).await
                 {
@@ -119,7 +129,8 @@ pub fn begin(act: &Act, desired: &Arc<DesiredPod>, state: &PodState, action: Act
                 container,
                 id,
                 restarts,
-                images: prepare::distinct_images(state),
+                images: state.device_images(),
+                needed: state.needed_images(true),
                 image: state.at(container).image.id().unwrap_or_default().to_owned(),
                 target: target(&desired, state, container),
                 ips: state.ips.clone(),

@@ -14,9 +14,9 @@ use crate::{
     act::log_directory,
     context::Context,
     driver::{Handle, View},
-    figures,
+    figures, image_volumes,
     kubelet::Pods,
-    state::{ContainerState, ImageState, Machine, Slot},
+    state::{ContainerState, Machine, Slot},
     streams,
 };
 
@@ -131,8 +131,12 @@ impl Backend for Provider {
             })?
         } else {
             let waiting = || {
-                let reason = match (&c.slot, &c.image) {
-                    (Slot::Waiting { reason: Some(reason), .. }, _) | (_, ImageState::Failed { reason, .. }) => reason.clone(),
+                let mut desired = view.desired.containers.iter();
+                let own = desired.find(|own| own.name == container);
+                let volume = own.and_then(|own| image_volumes::missing(&view.desired, &view.state, own));
+                let reason = match (&c.slot, c.image.failure().or(volume)) {
+                    (Slot::Waiting { reason: Some(reason), .. }, _) => reason.clone(),
+                    (_, Some((reason, _))) => reason.to_owned(),
                     _ => "ContainerCreating".into(),
                 };
                 LogError::Waiting {

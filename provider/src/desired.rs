@@ -43,6 +43,10 @@ pub struct DesiredPod {
     pub grace: u64,
     /// activeDeadlineSeconds.
     pub active_deadline: Option<u64>,
+    /// Requests of the pod as a whole (spec.resources, KEP-2837), which count in place of its containers'; zero where it says nothing.
+    pub pod_requests: Amounts,
+    /// Limits of the pod as a whole, the same way.
+    pub pod_limits: Amounts,
     /// What its containers ask for, where that is not what they were given (the `resize` subresource).
     pub asked: Option<Vec<Allocation>>,
 }
@@ -129,7 +133,7 @@ pub struct ExitCodes {
     pub values: Vec<i32>,
 }
 
-/// imagePullPolicy of a container.
+/// imagePullPolicy of a container, pullPolicy of an image volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PullPolicy {
     /// Asked of the registry at each start.
@@ -185,6 +189,17 @@ impl Amounts {
         }
     }
 
+    /// Each that is not zero, else the other's.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        let first = |own: Quantity, other| if own == Quantity::default() { other } else { own };
+        Self {
+            cpu: first(self.cpu, other.cpu),
+            memory: first(self.memory, other.memory),
+            storage: first(self.storage, other.storage),
+        }
+    }
+
     /// The larger of each.
     #[must_use]
     pub fn max(self, other: Self) -> Self {
@@ -209,6 +224,7 @@ impl DesiredPod {
             containers.extend(list.iter().enumerate().map(|(index, c)| DesiredContainer::read(c, init, index)));
         }
         let (ephemeral, ephemeral_specs) = ephemeral(&spec);
+        let whole = spec.resources.clone().unwrap_or_default();
         let grace = spec
             .termination_grace_period_seconds
             .and_then(|s| u64::try_from(s).ok())
@@ -231,6 +247,8 @@ impl DesiredPod {
             deletion,
             grace,
             active_deadline: spec.active_deadline_seconds.and_then(|s| u64::try_from(s).ok()),
+            pod_requests: amounts(&whole.requests.unwrap_or_default()),
+            pod_limits: amounts(&whole.limits.unwrap_or_default()),
             asked: None,
             pod,
         };
@@ -256,13 +274,19 @@ impl DesiredPod {
         }
     }
 
-    /// What the scheduler counts: the larger of the sum of containers and each init container, with the overhead.
+    /// What the scheduler counts: what the pod says of itself, else the larger of the sum of containers and each init container; with the overhead (the
+    /// scheduler's PodRequests).
     pub fn requests(&self) -> Amounts {
-        self.total(|c| c.requests).plus(self.overhead())
+        self.pod_requests.or(self.total(|c| c.requests)).plus(self.overhead())
+    }
+
+    /// What all of it may use: what the pod says of itself, else the sum of limits (PodLimits, without the overhead).
+    pub fn limits(&self) -> Amounts {
+        self.pod_limits.or(self.total(|c| c.limits))
     }
 
     /// `amount` over the pod: the sum of its containers and sidecars, or an init container's with the sidecars before it if that is larger
-    /// (the scheduler's PodRequests).
+    /// (the scheduler's AggregateContainerRequests).
     pub fn total(&self, amount: impl Fn(&DesiredContainer) -> Amounts) -> Amounts {
         let (mut sidecars, mut largest) = (Amounts::default(), Amounts::default());
         for c in self.containers.iter().filter(|c| c.init) {
@@ -406,6 +430,17 @@ impl RestartPolicy {
     }
 }
 
+impl PullPolicy {
+    /// As the API writes it; the API server has filled in a default.
+    pub fn read(name: Option<&str>) -> Self {
+        match name {
+            Some("Never") => Self::Never,
+            Some("IfNotPresent") => Self::IfNotPresent,
+            _ => Self::Always,
+        }
+    }
+}
+
 impl OwnRestart {
     fn read(container: &Container) -> Option<Self> {
         let policy = container.restart_policy.as_deref()?;
@@ -441,11 +476,7 @@ impl DesiredContainer {
             probes: Probes::read(container),
             hooks: Hooks::read(container),
             stop_signal: container.lifecycle.as_ref().and_then(|l| l.stop_signal.clone()),
-            pull: match container.image_pull_policy.as_deref() {
-                Some("Never") => PullPolicy::Never,
-                Some("IfNotPresent") => PullPolicy::IfNotPresent,
-                _ => PullPolicy::Always,
-            },
+            pull: PullPolicy::read(container.image_pull_policy.as_deref()),
             image,
             index,
             ephemeral: None,

@@ -60,7 +60,7 @@ pub fn resource(pod: &DesiredPod, own: &DesiredContainer, facts: &Facts, selecto
         None => own,
     };
     let or_all = |limit: Quantity, all: Quantity| if limit == Quantity::default() { all } else { limit };
-    let (limits, requests, all) = (container.limits, container.requests, facts.allocatable);
+    let (limits, requests, all) = (container.limits, container.requests, pod.pod_limits.or(facts.allocatable));
     let divisor = selector.divisor.as_ref().map(Quantity::of).filter(|d| *d != Quantity::default());
     let amount = match selector.resource.as_str() {
         "limits.cpu" => or_all(limits.cpu, all.cpu),
@@ -146,5 +146,10 @@ mod tests {
         assert_eq!(ask("limits.memory", None, Some("1Mi")).as_deref(), Ok("64"));
         assert_eq!(ask("limits.cpu", Some("d"), None).as_deref(), Ok("4"));
         assert!(ask("limits.cpu", Some("x"), None).is_err());
+        // A limit of the whole pod comes before all of the node.
+        let mut whole = desired.clone();
+        whole.pod_limits.cpu = Quantity::millis(3000);
+        let selector: ResourceFieldSelector = serde_json::from_value(json!({"resource": "limits.cpu", "containerName": "d"})).unwrap();
+        assert_eq!(resource(&whole, &whole.containers[0], &facts, &selector).as_deref(), Ok("3"));
     }
 }

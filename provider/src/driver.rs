@@ -203,7 +203,7 @@ impl Driver {
         let mut wished = (*self.desired).clone();
         wished.give(&asked);
         wished.asked = None;
-        let images = prepare::distinct_images(&self.state);
+        let images = self.state.device_images();
         // An image that is not here yet counts when the machine is made.
         let size =
             prepare::size_with(&self.context, &wished, &images).unwrap_or_else(|_| size::size(&wished, &self.context.config.pod_defaults));

@@ -87,8 +87,10 @@ fn in_use(pods: &Pods) -> HashSet<String> {
     let needing = views.filter(|view| !view.state.released);
     needing
         .flat_map(|view| {
-            let containers = view.state.containers.iter().chain(&view.state.ephemeral);
-            containers.filter_map(|c| c.image.id().map(str::to_owned)).collect::<Vec<_>>()
+            let mut needed = view.state.needed_images(true);
+            // A container may have gone on to another one, which its machine has all the same.
+            needed.extend(view.state.device_images());
+            needed
         })
         .collect()
 }

@@ -1,16 +1,20 @@
-//! An image that a machine has not been started with, for an ephemeral container: attached as a disk while the machine runs.
+//! An image that a machine has not been started with, for an ephemeral container or one whose image was changed: attached as a disk while the machine
+//! runs.
 //!
-//! The daemon opens the image's files and passes them; the machine's process opens nothing. The disk stays until the machine ends.
+//! The daemon opens the image's files and passes them; the machine's process opens nothing. The disk stays until another one comes and no container is of
+//! it any more.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs::File,
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
 };
 
 use kvmlet_image::ImageDevice;
+use kvmlet_machine::Control;
 use kvmlet_protocol::{DEVICES_VERSION, Request};
+use tracing::debug;
 use vmm_lib::{
     Attachment,
     spec::{Disk, DiskEngine, DiskFormat, Extent, FileSource, Limits, MAX_SERIAL},
@@ -56,8 +60,36 @@ fn disk(serial: &str, device: &ImageDevice) -> std::io::Result<(Disk, Vec<OwnedF
     Ok((disk, files))
 }
 
-/// Gives the machine an image that it has not, and has its guest find it; the device's name in the guest. Asked again, it is the same.
-pub async fn attach(running: &Running, image: &str, device: &ImageDevice) -> Result<String, String> {
+/// The serial of a disk that came so, by what its machine calls it.
+fn late(name: &str) -> Option<&str> {
+    name.strip_prefix("block ")
+        .filter(|serial| serial.len() == MAX_SERIAL && serial.starts_with('i'))
+}
+
+/// Takes disks away whose images no container is of any more, so that there are places for others. One that the guest keeps stays.
+async fn take_away(running: &Running, agent: &mut Agent, needed: &[String]) {
+    let needed: HashSet<String> = needed.iter().map(|image| serial(image)).collect();
+    let there = running.with_control(|control| control.devices().map_err(|e| chain(&e))).await;
+    for disk in there.unwrap_or_default() {
+        if late(&disk.name).is_none_or(|serial| needed.contains(serial)) {
+            continue;
+        }
+        let gone = match agent.command(&Request::Detaching { device: disk.slot }).await {
+            Ok(()) => {
+                let detach = move |control: &mut Control| control.detach(disk.slot, false).map_err(|e| chain(&e));
+                running.with_control(detach).await
+            }
+            Err(error) => Err(chain(&error)),
+        };
+        if let Err(error) = gone {
+            debug!(error, disk = disk.name, "a disk that no container needs stays");
+        }
+    }
+}
+
+/// Gives the machine an image that it has not, and has its guest find it; the device's name in the guest. Asked again, it is the same. `needed` are
+/// the images that the pod's containers are of.
+pub async fn attach(running: &Running, image: &str, device: &ImageDevice, needed: &[String]) -> Result<String, String> {
     let mut agent = Agent::connect(&running.vsock).await.map_err(|e| chain(&e))?;
     let version = agent.welcome().version;
     if version < DEVICES_VERSION {
@@ -65,6 +97,7 @@ pub async fn attach(running: &Running, image: &str, device: &ImageDevice) -> Res
             "image {image} is not in the machine, and cannot be attached: its agent speaks version {version} of the protocol, and {DEVICES_VERSION} is needed"
         ));
     }
+    take_away(running, &mut agent, needed).await;
     let (name, own) = (serial(image), device.clone());
     let wanted = name.clone();
     let slot = running
@@ -96,6 +129,10 @@ mod tests {
         let serial = serial("sha256:0123456789abcdef0123456789abcdef");
         assert_eq!(serial, "i0123456789abcdef012");
         assert_eq!(serial.len(), MAX_SERIAL);
+        assert_eq!(late(&format!("block {serial}")), Some(serial.as_str()));
+        for other in ["block img0", "block scratch", "pmem i0123456789abcdef012"] {
+            assert_eq!(late(other), None, "{other} was there from the beginning");
+        }
     }
 
     #[test]

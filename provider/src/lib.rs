@@ -25,6 +25,7 @@ pub mod guard;
 pub mod hooks;
 pub mod host_path;
 pub mod image_gc;
+pub mod image_volumes;
 pub mod kubelet;
 pub mod late_image;
 pub mod ledger;

@@ -14,7 +14,7 @@ use vmm_lib::spec::{
     Share, Vsock, Watchdog, WatchdogAction,
 };
 
-pub use self::container::{container, extras, resources};
+pub use self::container::{container, extras, pod_limits, resources};
 use crate::{
     config::{Guest, Machines},
     desired::DesiredPod,

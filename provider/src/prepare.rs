@@ -1,6 +1,7 @@
 //! Makes what a pod runs on: network, volumes, disks, machine, surroundings; then each of its containers.
 
 use std::{
+    collections::BTreeMap,
     os::fd::OwnedFd,
     sync::Arc,
     time::{Duration, Instant},
@@ -11,7 +12,8 @@ use k8s_openapi::api::core::v1::ContainerPort;
 use kvmlet_image::PulledImage;
 use kvmlet_network::{HostPort, PodInterface, PodNetwork, PodNetworkRequest, Protocol};
 use kvmlet_protocol::{
-    ErrorKind, Extras, Interface, Request, Response, Route, SANDBOX_VERSION, SHARE_VERSION, STREAMS_VERSION, USAGE_VERSION,
+    ErrorKind, Extras, IMAGE_VERSION, Interface, LIMIT_POD_VERSION, Request, Response, Route, SANDBOX_VERSION, SHARE_VERSION,
+    STREAMS_VERSION, USAGE_VERSION,
 };
 use tracing::{info, warn};
 use vmm_lib::spec::{FileSource, Restore};
@@ -33,7 +35,6 @@ use crate::{
     machine::{self, Launch, Running},
     names, scratch,
     size::{self, Room, Size},
-    state::PodState,
     streams,
     template::{self, Start},
     volumes,
@@ -41,17 +42,6 @@ use crate::{
 
 /// How long a guest may take from spawn to its agent's hello. Far above any real boot, also on an emulated KVM under load.
 const BOOT_TIME: Duration = Duration::from_secs(120);
-
-/// The identifiers of a pod's images, each once, in the order of their devices. Those of ephemeral containers come later, if they are others.
-pub fn distinct_images(state: &PodState) -> Vec<String> {
-    let mut ids: Vec<String> = Vec::new();
-    for id in state.containers.iter().filter_map(|c| c.image.id()) {
-        if !ids.iter().any(|known| known == id) {
-            ids.push(id.to_owned());
-        }
-    }
-    ids
-}
 
 /// The pod's size, with room for the images that its guest reads in place.
 pub fn size_with(context: &Context, desired: &DesiredPod, images: &[String]) -> Result<Size, String> {
@@ -64,8 +54,9 @@ fn size_of(context: &Context, desired: &DesiredPod, images: &[PulledImage]) -> S
     size::size(desired, &context.config.pod_defaults).with_images(mapped)
 }
 
-/// Makes the machine and its surroundings; the answer is what it can grow to. What was made before a failure is for the caller to destroy.
-pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String]) -> Result<Room, Failure> {
+/// Makes the machine and its surroundings; the answer is what it can grow to. `devices` are those of image volumes, by the volumes' names. What was
+/// made before a failure is for the caller to destroy.
+pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String], devices: &BTreeMap<String, String>) -> Result<Room, Failure> {
     let context = &act.context;
     let mount = |message: String| Failure {
         reason: "FailedMount",
@@ -88,7 +79,9 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String]) ->
     let (pod, config) = (desired.clone(), context.config.clone());
     let opening = tokio::task::spawn_blocking(move || host_path::open_all(&pod, &config.volumes.host_path.allowed));
     let host_paths = opening.await.map_err(|e| mount(e.to_string()))?.map_err(mount)?;
-    let (volumes, delivered, tokens) = volumes::resolve(desired, &facts, &act.objects, &host_paths).await.map_err(mount)?;
+    let (volumes, delivered, tokens) = volumes::resolve(desired, &facts, &act.objects, &host_paths, devices)
+        .await
+        .map_err(mount)?;
     if let Err(error) = context.store.save_delivered(&desired.uid, &delivered) {
         // The next daemon would deliver all of it anew.
         warn!(error = chain(&error), "write what volumes are made of");
@@ -97,9 +90,9 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String]) ->
     let prepared = begun.elapsed();
 
     let dir = machine::directory(context, &desired.uid);
-    let mut devices = Vec::with_capacity(images.len());
+    let mut own = Vec::with_capacity(images.len());
     for image in &images {
-        devices.push(
+        own.push(
             context
                 .copies
                 .image(&desired.namespace, &dir, &image.device)
@@ -107,8 +100,8 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String]) ->
                 .map_err(sandbox)?,
         );
     }
-    let devices: Vec<_> = devices.iter().collect();
-    let pmems = lower::in_place(&devices);
+    let extents: Vec<_> = own.iter().collect();
+    let pmems = lower::in_place(&extents);
     let (shared, disk, templates) = (context.clone(), lower::scratch_path(&dir), context.config.state_dir.join("scratch"));
     let making = tokio::task::spawn_blocking(move || {
         std::fs::create_dir_all(disk.parent().expect("a disk lies in a directory")).map_err(|e| e.to_string())?;
@@ -125,7 +118,7 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String]) ->
         desired,
         (size, (cpus, more)),
         (&context.config.guest, &context.config.machines),
-        &devices,
+        &extents,
         Some((network.interface.mac, mtu, limits)),
         &dir,
         &host_paths.iter().map(|share| share.tag.clone()).collect::<Vec<_>>(),
@@ -140,6 +133,13 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String]) ->
     let mut needed = if host_paths.is_empty() { SANDBOX_VERSION } else { SHARE_VERSION };
     if !eviction::limited(desired).is_empty() {
         needed = needed.max(USAGE_VERSION);
+    }
+    if !devices.is_empty() {
+        needed = needed.max(IMAGE_VERSION);
+    }
+    let limits = lower::pod_limits(desired);
+    if limits.is_some() {
+        needed = needed.max(LIMIT_POD_VERSION);
     }
     let tap = [network.tap].into_iter().chain(network.more_queues).collect();
     let launch = Launch {
@@ -163,7 +163,13 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String]) ->
     let setup = lower::sandbox(desired, &context.dns, interfaces, &ips, volumes, &pmems, now_nanoseconds());
     let running = act.machine.lock().expect("no holder panics").clone();
     let running = running.ok_or_else(|| sandbox("the machine is not there".into()))?;
-    let set_up = async { agent.command(&Request::Setup(setup)).await.map_err(|e| chain(&e)) };
+    let set_up = async {
+        agent.command(&Request::Setup(setup)).await.map_err(|e| chain(&e))?;
+        match limits {
+            Some(limits) => agent.command(&Request::LimitPod(limits)).await.map_err(|e| chain(&e)),
+            None => Ok(()),
+        }
+    };
     unless_it_ends(&running, set_up).await.map_err(sandbox)?;
     info!(
         prepared_ms = prepared.as_millis(),
@@ -263,8 +269,10 @@ pub struct Instance {
     pub id: String,
     /// Number of its log file.
     pub restarts: u32,
-    /// The pod's images, in the order of their devices.
+    /// The machine's images, in the order of their devices.
     pub images: Vec<String>,
+    /// All images that the pod's containers are of.
+    pub needed: Vec<String>,
     /// Its own image.
     pub image: String,
     /// Identifier of the container whose processes it shares, or why there is none to be had.
@@ -306,7 +314,9 @@ pub async fn container(act: &Act, desired: &Arc<DesiredPod>, instance: Instance)
                 .image(&desired.namespace, &dir, &image.device)
                 .await
                 .map_err(create_error)?;
-            late_image::attach(&running, &instance.image, &own).await.map_err(create_error)?
+            late_image::attach(&running, &instance.image, &own, &instance.needed)
+                .await
+                .map_err(create_error)?
         }
     };
     let spec = lower::container(desired, own, &instance.id, device, &image.config, &variables, &hostname).map_err(config_error)?;

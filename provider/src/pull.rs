@@ -1,4 +1,4 @@
-//! A container's image: policy, credentials, progress in events.
+//! An image that a pod needs: policy, credentials, progress in events.
 
 use std::sync::Arc;
 
@@ -9,22 +9,54 @@ use crate::{
     context::Context,
     desired::{DesiredPod, PullPolicy},
     events::Note,
+    image_volumes::ImageVolume,
     lifecycle::PullFailure,
     objects::PodObjects,
     state::{ImageFacts, PodState},
 };
 
-/// Has the image of a container here, by its pull policy.
-pub async fn pull(context: &Arc<Context>, objects: &PodObjects, desired: &DesiredPod, index: usize) -> Result<ImageFacts, PullFailure> {
-    let container = desired.at(index);
-    let image = &container.image;
+/// An image that is to be here.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// As the pod names it.
+    pub image: String,
+    /// When to pull.
+    pub pull: PullPolicy,
+    /// What of the pod it is for, as events name it; the pod itself for a volume.
+    pub field: Option<String>,
+}
+
+impl Wanted {
+    /// A container's, by its number.
+    pub fn container(desired: &DesiredPod, index: usize) -> Self {
+        let container = desired.at(index);
+        Self {
+            image: container.image.clone(),
+            pull: container.pull,
+            field: Some(container.field_path()),
+        }
+    }
+
+    /// A volume's.
+    pub fn volume(volume: ImageVolume<'_>) -> Self {
+        Self {
+            image: volume.reference.to_owned(),
+            pull: volume.pull,
+            field: None,
+        }
+    }
+}
+
+/// Has an image here, by its pull policy.
+pub async fn pull(context: &Arc<Context>, objects: &PodObjects, desired: &DesiredPod, wanted: Wanted) -> Result<ImageFacts, PullFailure> {
+    let image = &wanted.image;
     let tell = |note: Note| context.recorder.pod(&desired.pod, note);
-    let field = || Some(container.field_path());
+    let field = || wanted.field.clone();
     // A name that is none is told before any registry is asked.
     let reference: ImageReference = image.parse().map_err(|e: PullError| failure(&e))?;
     let mut credentials = None;
     let mut local = None;
-    if container.pull != PullPolicy::Always
+    if wanted.pull != PullPolicy::Always
         && let Some(found) = context.images.get(image)
     {
         // Secrets are read only where they matter.
@@ -37,7 +69,7 @@ pub async fn pull(context: &Arc<Context>, objects: &PodObjects, desired: &Desire
         // To a pod that has not shown that it may have it the image is not there (KEP-2535).
         local = may_use.then_some(found);
     }
-    match (container.pull, local) {
+    match (wanted.pull, local) {
         (PullPolicy::IfNotPresent | PullPolicy::Never, Some(local)) => {
             tell(Note::normal(
                 "Pulled",

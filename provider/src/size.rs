@@ -51,7 +51,7 @@ pub struct Size {
 }
 
 /// The size: the containers' memory limits (a container without one counts with the default class, at least its request), the guest's own
-/// memory and its page descriptors; processors enough for the CPU limits.
+/// memory and its page descriptors; processors enough for the CPU limits. Limits of the pod as a whole count in place of their sum.
 pub fn size(pod: &DesiredPod, defaults: &PodDefaults) -> Size {
     let or_default = |c: &DesiredContainer| {
         let none = Quantity::default();
@@ -69,12 +69,14 @@ pub fn size(pod: &DesiredPod, defaults: &PodDefaults) -> Size {
             },
         }
     };
-    let total = pod.total(or_default);
+    // What the pod says of itself bounds all of its containers; what it only requests is there at the least.
+    let total = pod.pod_limits.or(pod.total(or_default).max(pod.pod_requests));
     let limited = pod
         .containers
         .iter()
         .filter(|c| !c.init || c.sidecar)
-        .all(|c| c.limits.cpu != Quantity::default());
+        .all(|c| c.limits.cpu != Quantity::default())
+        || pod.pod_limits.cpu != Quantity::default();
     let cpu = if limited { total.cpu } else { total.cpu.max(defaults.cpu) };
     let containers = total.memory.value();
     let memory = containers.saturating_add(GUEST_BASE).saturating_add(containers / MEMORY_MAP_SHARE);
@@ -137,7 +139,7 @@ pub fn admit(pod: &DesiredPod, used: Amounts, pods: u32, allocatable: Amounts, c
         });
     }
     let wanted = pod.requests();
-    let limits = pod.total(|c| c.limits);
+    let limits = pod.limits();
     let checks = [
         (
             "cpu",
@@ -215,6 +217,32 @@ mod tests {
     fn a_pod_without_limits_gets_the_default_class() {
         let got = size(&pod(json!([{"name": "c"}]), json!([])), &PodDefaults::default());
         assert_eq!((got.cpus, got.memory), (1, (256 + 64 + 4) << 20));
+    }
+
+    #[test]
+    fn what_a_pod_says_of_itself_counts_in_place_of_the_sum_of_its_containers() {
+        let of = |resources: Value, containers: Value| {
+            let pod = json!({"spec": {"containers": containers, "resources": resources}});
+            DesiredPod::read(Arc::new(serde_json::from_value(pod).unwrap())).0
+        };
+        let own = |pod: &DesiredPod| {
+            let size = size(pod, &PodDefaults::default());
+            (size.cpus, size.memory >> 20)
+        };
+        let both = json!({"limits": {"cpu": "2", "memory": "512Mi"}, "requests": {"cpu": "500m", "memory": "128Mi"}});
+        let whole = of(both.clone(), json!([{"name": "a"}, {"name": "b"}]));
+        assert_eq!(own(&whole), (2, 512 + 64 + 8), "without any of the containers'");
+        assert_eq!(
+            (whole.requests().cpu.milli_value(), whole.requests().memory.value()),
+            (500, 128 << 20)
+        );
+        let more = of(both, json!([limits("2", "400Mi"), limits("2", "400Mi")]));
+        assert_eq!(own(&more), (2, 512 + 64 + 8), "and in place of them");
+        // One of the two, and requests alone.
+        let memory = of(json!({"limits": {"memory": "256Mi"}}), json!([limits("3", "64Mi")]));
+        assert_eq!(own(&memory), (3, 256 + 64 + 4));
+        let requests = of(json!({"requests": {"cpu": "3", "memory": "1Gi"}}), json!([{"name": "a"}]));
+        assert_eq!(own(&requests), (3, 1024 + 64 + 16));
     }
 
     #[test]

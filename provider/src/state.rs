@@ -1,13 +1,17 @@
 //! What this node knows of a pod: plain data, written to disk before each act and read back after a restart of the daemon.
 
+mod image;
+
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ResourceRequirements;
 use serde::{Deserialize, Serialize};
 
+pub use self::image::{ImageFacts, ImageState};
 use crate::{
     desired::{Amounts, DesiredContainer, DesiredPod},
+    image_volumes,
     resize::Resize,
     size::Room,
 };
@@ -23,12 +27,18 @@ pub struct PodState {
     pub verdict: Option<Verdict>,
     /// The pod's machine.
     pub machine: Machine,
+    /// The images that the machine was made with, in the order of their devices; of use while there is one.
+    #[serde(default)]
+    pub machine_images: Vec<String>,
     /// The pod's addresses, once it has a network.
     pub ips: Vec<String>,
     /// Failed attempts at a machine in a row.
     pub machine_failures: u32,
     /// In the order of [`DesiredPod::containers`].
     pub containers: Vec<ContainerState>,
+    /// Images of volumes, in the order of [`image_volumes::all`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volume_images: Vec<ImageState>,
     /// In the order of [`DesiredPod::ephemeral`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ephemeral: Vec<ContainerState>,
@@ -100,8 +110,11 @@ pub struct ContainerState {
     pub name: String,
     /// Whether it is an init container.
     pub init: bool,
-    /// Its image.
+    /// Its image; of an instance that starts or runs, the one it was started with.
     pub image: ImageState,
+    /// That image as the pod named it; empty in a record of a release that did not follow changes.
+    #[serde(default)]
+    pub image_name: String,
     /// Where it stands.
     pub slot: Slot,
     /// The end before this one.
@@ -163,6 +176,9 @@ pub struct Health {
     /// A probe has failed it, or it has to restart for other resources: with whatever code it then ends, that was a failure.
     #[serde(default)]
     pub failed: bool,
+    /// It ends because its image was changed, and runs again whatever its policy says.
+    #[serde(default)]
+    pub changed: bool,
 }
 
 /// A container's end that has begun.
@@ -183,41 +199,6 @@ pub enum Stage {
     Turn,
     /// It was asked to end.
     Signalled,
-}
-
-/// A container's image.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ImageState {
-    /// Not looked at yet.
-    Wanted,
-    /// Not to be had.
-    Failed {
-        /// `ErrImagePull`, `InvalidImageName`, `ErrImageNeverPull`.
-        reason: String,
-        /// For people.
-        message: String,
-        /// When it failed.
-        at: Timestamp,
-        /// Next attempt.
-        not_before: Timestamp,
-        /// Attempts that failed.
-        attempts: u32,
-    },
-    /// Here.
-    Ready(ImageFacts),
-}
-
-/// What a container needs to know of its image.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ImageFacts {
-    /// As the pod asked, with registry and tag written out.
-    pub reference: String,
-    /// `registry/name@sha256:…` (status.imageID).
-    pub digest: String,
-    /// What the store knows it by: the digest of its configuration.
-    pub id: String,
-    /// Bytes.
-    pub size: u64,
 }
 
 /// Where a container stands.
@@ -272,6 +253,8 @@ pub struct Ended {
 pub enum Work {
     /// Pulling the image of the container of this index.
     Pull(usize),
+    /// Pulling the image of the volume of this index.
+    PullVolume(usize),
     /// Making or ending the machine.
     Machine,
     /// Bringing what was allocated into force.
@@ -292,9 +275,11 @@ impl PodState {
             released: verdict.is_some(),
             verdict,
             machine: Machine::None { not_before: None },
+            machine_images: Vec::new(),
             ips: Vec::new(),
             machine_failures: 0,
             containers: desired.containers.iter().map(ContainerState::new).collect(),
+            volume_images: image_volumes::all(desired).map(|_| ImageState::Wanted).collect(),
             ephemeral: Vec::new(),
             allocated: desired.containers.iter().map(Allocation::of).collect(),
             in_force: Vec::new(),
@@ -351,6 +336,7 @@ impl ContainerState {
             name: desired.name.clone(),
             init: desired.init,
             image: ImageState::Wanted,
+            image_name: desired.image.clone(),
             slot: Slot::waiting(),
             last: None,
             restarts: 0,
@@ -364,13 +350,6 @@ impl ContainerState {
     /// Whether it runs and its postStart hook is done.
     pub fn is_up(&self) -> bool {
         matches!(self.slot, Slot::Running { .. }) && !self.health.hook_pending
-    }
-}
-
-impl ImageState {
-    /// What the store knows an image by that is here.
-    pub fn id(&self) -> Option<&str> {
-        if let Self::Ready(facts) = self { Some(&facts.id) } else { None }
     }
 }
 

@@ -4,13 +4,14 @@ use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{
         ContainerState as ApiState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, HostIP, Pod,
-        PodCondition, PodIP, PodReadinessGate, PodStatus,
+        PodCondition, PodIP, PodReadinessGate, PodStatus, ResourceRequirements,
     },
     apimachinery::pkg::apis::meta::v1::Time,
 };
 
 use crate::{
-    desired::{DesiredContainer, DesiredPod},
+    desired::{Amounts, DesiredContainer, DesiredPod},
+    image_volumes,
     lifecycle::{is_initialized, is_over},
     state::{ContainerState, Ended, ImageState, Machine, PodState, Slot},
 };
@@ -22,6 +23,8 @@ const RUNTIME: &str = "kvmlet";
 pub fn status(desired: &DesiredPod, state: &PodState, host_ips: &[String], previous: Option<&PodStatus>, now: Timestamp) -> PodStatus {
     let old = previous.or(desired.pod.status.as_ref());
     let phase = phase(desired, state);
+    // They are fixed: the API server lets them be changed on nodes alone that say they can (InPlacePodLevelResourcesVerticalScaling).
+    let whole = desired.pod_requests != Amounts::default() || desired.pod_limits != Amounts::default();
     let generation = desired.pod.metadata.generation;
     let initialized = is_initialized(state, desired);
     let statuses = |init: bool| -> Vec<ContainerStatus> {
@@ -36,7 +39,8 @@ pub fn status(desired: &DesiredPod, state: &PodState, host_ips: &[String], previ
         pairs
             .filter(|(_, (c, _))| c.init == init)
             .map(|(index, (d, c))| {
-                let status = container(d, c, initialized, desired.containers.iter().any(|c| c.init));
+                let has_init = desired.containers.iter().any(|c| c.init);
+                let status = container(d, c, initialized, has_init, image_volumes::missing(desired, state, d));
                 let has_run = c.is_up() || matches!(c.slot, Slot::Ended(_));
                 ContainerStatus {
                     resources: has_run.then(|| state.in_force(index)).flatten().map(|own| own.resources()),
@@ -125,6 +129,12 @@ pub fn status(desired: &DesiredPod, state: &PodState, host_ips: &[String], previ
         container_statuses: Some(mains).filter(|l| !l.is_empty()),
         ephemeral_container_statuses: Some(ephemeral(desired, state, initialized)).filter(|l| !l.is_empty()),
         qos_class: desired.pod.status.as_ref().and_then(|s| s.qos_class.clone()),
+        allocated_resources: whole.then(|| desired.requests().to_api()),
+        resources: whole.then(|| ResourceRequirements {
+            requests: Some(desired.requests().to_api()),
+            limits: Some(desired.limits().to_api()).filter(|limits| !limits.is_empty()),
+            ..ResourceRequirements::default()
+        }),
         observed_generation: if over {
             old.and_then(|o| o.observed_generation).or(generation)
         } else {
@@ -142,7 +152,7 @@ fn ephemeral(desired: &DesiredPod, state: &PodState, initialized: bool) -> Vec<C
         .map(|(d, c)| ContainerStatus {
             ready: false,
             started: None,
-            ..container(d, c, initialized, has_init)
+            ..container(d, c, initialized, has_init, image_volumes::missing(desired, state, d))
         })
         .collect()
 }
@@ -163,11 +173,18 @@ fn phase(desired: &DesiredPod, state: &PodState) -> &'static str {
     if mains.all(has_begun) { "Running" } else { "Pending" }
 }
 
-fn container(desired: &DesiredContainer, c: &ContainerState, initialized: bool, has_init: bool) -> ContainerStatus {
+/// `missing` is what an image volume that it mounts lacks.
+fn container(
+    desired: &DesiredContainer,
+    c: &ContainerState,
+    initialized: bool,
+    has_init: bool,
+    missing: Option<(&str, &str)>,
+) -> ContainerStatus {
     let started = c.is_up() && (desired.probes.startup.is_none() || c.health.started);
-    let (image, image_id) = match &c.image {
-        ImageState::Ready(facts) => (desired.image.clone(), facts.digest.clone()),
-        _ => (desired.image.clone(), String::new()),
+    let image_id = match &c.image {
+        ImageState::Ready(facts) => facts.digest.clone(),
+        _ => String::new(),
     };
     let id = match &c.slot {
         Slot::Running { id, .. } => Some(id.clone()),
@@ -178,7 +195,7 @@ fn container(desired: &DesiredContainer, c: &ContainerState, initialized: bool, 
     let ended_last = c.last.is_some() && matches!(c.slot, Slot::Waiting { .. } | Slot::Starting { .. });
     ContainerStatus {
         name: c.name.clone(),
-        image,
+        image: c.image_name.clone(),
         image_id,
         container_id: id.filter(|id| !id.is_empty()).map(|id| format!("{RUNTIME}://{id}")),
         restart_count: i32::try_from(c.restarts.saturating_sub(u32::from(ended_last))).unwrap_or(i32::MAX),
@@ -190,13 +207,13 @@ fn container(desired: &DesiredContainer, c: &ContainerState, initialized: bool, 
         started: Some(started),
         stop_signal: desired.stop_signal.clone(),
         allocated_resources: Some(desired.requests.to_api()).filter(|a| !a.is_empty()),
-        state: Some(state_of(c, initialized, has_init)),
+        state: Some(state_of(c, initialized, has_init, missing)),
         last_state: c.last.as_ref().map(terminated),
         ..ContainerStatus::default()
     }
 }
 
-fn state_of(c: &ContainerState, initialized: bool, has_init: bool) -> ApiState {
+fn state_of(c: &ContainerState, initialized: bool, has_init: bool, missing: Option<(&str, &str)>) -> ApiState {
     let waiting = |reason: &str, message: &str| ApiState {
         waiting: Some(ContainerStateWaiting {
             reason: Some(reason.into()),
@@ -204,6 +221,9 @@ fn state_of(c: &ContainerState, initialized: bool, has_init: bool) -> ApiState {
         }),
         ..ApiState::default()
     };
+    if let (Slot::Waiting { reason: None, .. }, Some((reason, message))) = (&c.slot, missing) {
+        return waiting(reason, message);
+    }
     match (&c.slot, &c.image) {
         (Slot::Running { started, .. }, _) if c.is_up() && c.hook_error.is_empty() => ApiState {
             running: Some(ContainerStateRunning {

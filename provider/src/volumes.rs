@@ -41,12 +41,14 @@ pub fn failed(volume: &str, message: &str) -> String {
     format!("MountVolume.SetUp failed for volume {volume:?} : {message}")
 }
 
-/// All volumes, resolved, with those of the host as they are shared, and what they were made of; the error is the sentence of a FailedMount event.
+/// All volumes, resolved, with those of the host as they are shared and those of images on their devices, and what they were made of; the error is the
+/// sentence of a FailedMount event.
 pub async fn resolve(
     pod: &DesiredPod,
     facts: &Facts,
     objects: &PodObjects,
     shared: &[Shared],
+    devices: &BTreeMap<String, String>,
 ) -> Result<(Vec<VolumeSpec>, Delivered, BTreeMap<Wish, Token>), String> {
     let group = pod
         .pod
@@ -61,6 +63,8 @@ pub async fn resolve(
             let (tag, file) = (shared.tag.clone(), shared.file);
             // Owners of files of the host stay, as under the kubelet.
             (VolumeKind::Share { tag, file }, None)
+        } else if let Some(device) = devices.get(&volume.name) {
+            (VolumeKind::Image { device: device.clone() }, None)
         } else if let Some(empty) = &volume.empty_dir {
             let size = empty.size_limit.as_ref().map(Quantity::of).unwrap_or_default().value();
             let in_memory = empty.medium.as_deref() == Some("Memory");

@@ -9,6 +9,7 @@ mod bad_pod;
 mod bandwidth;
 mod by_hand;
 mod certificates;
+mod changed_image;
 mod copies;
 mod copy;
 mod daemon;
@@ -20,6 +21,7 @@ mod figures;
 mod follow;
 mod hooks;
 mod host_path;
+mod image_volumes;
 mod images;
 mod in_place;
 mod jail;
@@ -28,6 +30,7 @@ mod machines;
 mod memory;
 mod node;
 mod outage;
+mod pod_resources;
 mod pods;
 mod port_forward;
 mod probes;
@@ -118,12 +121,15 @@ fn all() -> impl Iterator<Item = &'static Test> {
         follow::TESTS,
         host_path::TESTS,
         images::TESTS,
+        changed_image::TESTS,
+        image_volumes::TESTS,
         in_place::TESTS,
         bandwidth::TESTS,
         disks::TESTS,
         logs::TESTS,
         machines::TESTS,
         memory::TESTS,
+        pod_resources::TESTS,
         resize::TESTS,
         resize_pods::TESTS,
         exec::TESTS,

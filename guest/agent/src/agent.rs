@@ -12,7 +12,7 @@ use crate::container::{self, Container};
 use crate::device::Images;
 use crate::failure::fail;
 use crate::setup::Sandbox;
-use crate::{attach, bus, renew, resize, stats};
+use crate::{attach, bus, cgroup, renew, resize, stats};
 
 /// How long a watch waits for a change.
 const WATCH: Duration = Duration::from_secs(30);
@@ -83,9 +83,10 @@ impl Agent {
             Request::Remove { container } => self.remove(&container).map(|()| Response::Done),
             Request::Renew(renewal) => renew::renew(&renewal).map(|()| Response::Done),
             Request::Attached { device } => bus::attached(device).map(|()| Response::Done),
-            Request::Detaching { device } => bus::detaching(device).map(|()| Response::Done),
+            Request::Detaching { device } => bus::detaching(device, &mut lock(&self.images)).map(|()| Response::Done),
             Request::Usage { volumes, above } => self.sandbox().and_then(|s| s.volumes.usage(&volumes, above)).map(Response::Usage),
             Request::Resize { cpus, containers } => self.resize(cpus, containers).map(|()| Response::Done),
+            Request::LimitPod(limits) => cgroup::limit_pod(&limits).map(|()| Response::Done),
             Request::Stats => Ok(Response::Stats(stats::read(&self.containers()))),
             Request::Figures => Ok(Response::Figures(Box::new(stats::figures(&self.containers())))),
             Request::Exec(_) | Request::Attach(_) | Request::Forward { .. } | Request::PowerOff => {
@@ -110,7 +111,7 @@ impl Agent {
             }
             Some(_) => Err(fail(ErrorKind::Conflict, "the pod was set up differently before")),
             None => {
-                *sandbox = Some(Arc::new(Sandbox::prepare(spec)?));
+                *sandbox = Some(Arc::new(Sandbox::prepare(spec, &mut lock(&self.images))?));
                 Ok(())
             }
         }

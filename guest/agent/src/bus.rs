@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use kvmlet_protocol::{ErrorKind, Failure};
 
-use crate::device::wait_for;
+use crate::device::{Images, wait_for};
 use crate::failure::{Attempt, fail};
 
 fn function(number: u8) -> PathBuf {
@@ -32,10 +32,11 @@ pub(crate) fn attached(number: u8) -> Result<(), Failure> {
     wait_for(driven).ok_or_else(|| fail(ErrorKind::Internal, format!("no driver took device {number}")))
 }
 
-/// Lets go of a device that is about to go. A disk that is mounted, or that a program has for itself, is kept.
-pub(crate) fn detaching(number: u8) -> Result<(), Failure> {
+/// Lets go of a device that is about to go. A disk that a container is of, that is mounted, or that a program has for itself, is kept.
+pub(crate) fn detaching(number: u8, images: &mut Images) -> Result<(), Failure> {
     let function = function(number);
     if let Some(disk) = virtio(&function).and_then(|virtio| fs::read_dir(virtio.join("block")).ok()?.flatten().next()) {
+        images.release(&disk.file_name())?;
         let path = Path::new("/dev").join(disk.file_name());
         let opened = OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(&path);
         match opened.map(drop) {

@@ -23,9 +23,13 @@ pub(crate) fn prepare() -> io::Result<()> {
     fs::write(Path::new(POD).join("cgroup.subtree_control"), CONTROLLERS)
 }
 
-/// Limits all containers together; 0 lifts the limit.
-pub(crate) fn limit_pod(memory_max: u64) -> Result<(), Failure> {
-    fs::write(Path::new(POD).join("memory.max"), or_max(memory_max)).attempt("limit the pod's memory")
+/// Limits all containers together, in memory and processor time; 0 lifts a limit. Processes belong to the containers' groups, so none ends with others but
+/// those of its container.
+pub(crate) fn limit_pod(limits: &Resources) -> Result<(), Failure> {
+    let pod = Path::new(POD);
+    fs::write(pod.join("memory.max"), or_max(limits.memory_max)).attempt("limit the pod's memory")?;
+    let quota = format!("{} 100000", or_max(limits.cpu_quota));
+    fs::write(pod.join("cpu.max"), quota).attempt("limit the pod's processor time")
 }
 
 /// Kills every process of every container, and waits until they are gone.

@@ -250,6 +250,7 @@ fn binds(sandbox: &Sandbox, spec: &ContainerSpec, places: &Places) -> Result<Vec
                 sub_path: String::new(),
                 destination,
                 read_only: false,
+                image: false,
             });
         }
     }
@@ -265,7 +266,8 @@ fn binds(sandbox: &Sandbox, spec: &ContainerSpec, places: &Places) -> Result<Vec
             source: volume.path.clone(),
             sub_path: mount.sub_path.clone(),
             destination: mount.destination.clone(),
-            read_only: mount.read_only || volume.host_only,
+            read_only: mount.read_only || volume.host_only || volume.image,
+            image: volume.image,
         });
     }
     if !spec.termination_message_path.is_empty() {
@@ -275,6 +277,7 @@ fn binds(sandbox: &Sandbox, spec: &ContainerSpec, places: &Places) -> Result<Vec
             sub_path: String::new(),
             destination,
             read_only: false,
+            image: false,
         });
     }
     Ok(binds)

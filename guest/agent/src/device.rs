@@ -1,13 +1,14 @@
 //! Disks by their virtio serial, memory devices by their place on the PCI bus; the scratch disk and the images on them, mounted once each.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use kvmlet_protocol::{ErrorKind, Failure};
-use rustix::mount::{MountFlags, mount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::failure::{Attempt, fail};
 use crate::sys;
@@ -127,6 +128,16 @@ impl Images {
         mount(format!("/dev/{name}"), &path, "erofs", flags, options).attempt(format_args!("mount the image {image:?}"))?;
         self.mounted.insert(image.to_owned(), path.clone());
         Ok(path)
+    }
+
+    /// Unmounts the image on the disk of this name of the kernel's, if there is one. Containers that are of it keep it.
+    pub(crate) fn release(&mut self, disk: &OsStr) -> Result<(), Failure> {
+        let path = Path::new(IMAGES).join(disk);
+        if self.mounted.values().any(|mounted| *mounted == path) {
+            unmount(&path, UnmountFlags::empty()).attempt(format_args!("unmount {}", path.display()))?;
+            self.mounted.retain(|_, mounted| *mounted != path);
+        }
+        Ok(())
     }
 }
 

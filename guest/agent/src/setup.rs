@@ -3,9 +3,10 @@
 use std::fs;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use kvmlet_protocol::{ErrorKind, Failure, SandboxSpec};
+use kvmlet_protocol::{ErrorKind, Failure, Resources, SandboxSpec};
 use rustix::time::{ClockId, Timespec, clock_settime};
 
+use crate::device::Images;
 use crate::failure::{Attempt, fail};
 use crate::spawn::{self, Holder};
 use crate::volume::Volumes;
@@ -29,7 +30,7 @@ pub(crate) struct Sandbox {
 
 impl Sandbox {
     /// Prepares all of it. What fails leaves the machine half prepared: it is of no use but to be powered off.
-    pub(crate) fn prepare(spec: SandboxSpec) -> Result<Self, Failure> {
+    pub(crate) fn prepare(spec: SandboxSpec, images: &mut Images) -> Result<Self, Failure> {
         set_clock(spec.time)?;
         rustix::system::sethostname(spec.hostname.as_bytes()).attempt("set the host name")?;
         if !spec.domain.is_empty() {
@@ -37,9 +38,12 @@ impl Sandbox {
         }
         spec.sysctls.iter().try_for_each(|(name, value)| set_sysctl(name, value))?;
         interface::configure(&spec.interfaces)?;
-        cgroup::limit_pod(spec.memory_max)?;
+        cgroup::limit_pod(&Resources {
+            memory_max: spec.memory_max,
+            ..Resources::default()
+        })?;
         device::mount_scratch(&spec.scratch)?;
-        let volumes = Volumes::create(&spec.volumes)?;
+        let volumes = Volumes::create(&spec.volumes, |image| images.mount(image, &spec.pmems))?;
         write_etc(&spec)?;
         let holder = if spec.share_processes { Some(spawn::holder()?) } else { None };
         Ok(Self { spec, volumes, holder })

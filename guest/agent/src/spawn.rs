@@ -79,12 +79,14 @@ pub(crate) struct Root {
 pub(crate) struct Bind {
     /// In the guest.
     pub(crate) source: PathBuf,
-    /// Path in `source`, created when missing; empty for `source` itself.
+    /// Path in `source`, created when missing (in an image it must be there); empty for `source` itself.
     pub(crate) sub_path: String,
     /// In the container.
     pub(crate) destination: String,
     /// Read only.
     pub(crate) read_only: bool,
+    /// Of an image: no program of it runs.
+    pub(crate) image: bool,
 }
 
 /// What a helper says.

@@ -67,6 +67,8 @@ pub(crate) struct MountAttributes(u64);
 impl MountAttributes {
     /// No device file works.
     pub(crate) const NODEV: Self = Self(libc::MOUNT_ATTR_NODEV);
+    /// No program of it runs.
+    pub(crate) const NOEXEC: Self = Self(libc::MOUNT_ATTR_NOEXEC);
     /// Nothing can be written.
     pub(crate) const READ_ONLY: Self = Self(libc::MOUNT_ATTR_RDONLY);
 

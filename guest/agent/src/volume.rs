@@ -25,6 +25,8 @@ pub(crate) struct Volume {
     pub(crate) path: PathBuf,
     /// Written by the host only: containers see it read-only whatever they ask for, as under the kubelet.
     pub(crate) host_only: bool,
+    /// An image's files: read-only, and no program of them runs.
+    pub(crate) image: bool,
     group: Option<u32>,
 }
 
@@ -37,11 +39,19 @@ pub(crate) struct Volumes {
 }
 
 impl Volumes {
-    /// Makes every volume; the directory of each is named by its number, so a name is never a path.
-    pub(crate) fn create(specs: &[VolumeSpec]) -> Result<Self, Failure> {
+    /// Makes every volume; the directory of each is named by its number, so a name is never a path. `mount` says where the image of a name is.
+    pub(crate) fn create(specs: &[VolumeSpec], mut mount: impl FnMut(&str) -> Result<PathBuf, Failure>) -> Result<Self, Failure> {
         let mut volumes = Self::default();
         for (number, spec) in specs.iter().enumerate() {
-            let volume = create(number, spec)?;
+            let volume = match &spec.kind {
+                VolumeKind::Image { device } => Volume {
+                    path: mount(device)?,
+                    host_only: false,
+                    image: true,
+                    group: None,
+                },
+                kind => create(number, spec, kind)?,
+            };
             if volumes.by_name.insert(spec.name.clone(), volume).is_some() {
                 return Err(fail(ErrorKind::Conflict, format!("two volumes are called {:?}", spec.name)));
             }
@@ -81,16 +91,16 @@ impl Volumes {
     }
 }
 
-fn create(number: usize, spec: &VolumeSpec) -> Result<Volume, Failure> {
+fn create(number: usize, spec: &VolumeSpec, kind: &VolumeKind) -> Result<Volume, Failure> {
     let what = format!("create volume {:?}", spec.name);
-    let parent = match spec.kind {
+    let parent = match kind {
         VolumeKind::Directory => Path::new(SCRATCH).join("volumes"),
-        VolumeKind::Memory { .. } | VolumeKind::Files(_) => PathBuf::from(MEMORY),
         VolumeKind::Share { .. } => PathBuf::from(SHARES),
+        VolumeKind::Memory { .. } | VolumeKind::Files(_) | VolumeKind::Image { .. } => PathBuf::from(MEMORY),
     };
     let mut path = parent.join(number.to_string());
     fs::create_dir_all(&path).attempt(&what)?;
-    match &spec.kind {
+    match kind {
         VolumeKind::Directory => fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).attempt(&what)?,
         VolumeKind::Memory { size: 0 } => mount_memory(&path, "mode=1777").attempt(&what)?,
         VolumeKind::Memory { size } => mount_memory(&path, &format!("mode=1777,size={size}")).attempt(&what)?,
@@ -104,13 +114,16 @@ fn create(number: usize, spec: &VolumeSpec) -> Result<Volume, Failure> {
                 path.push(SHARED_FILE);
             }
         }
+        // Its files are where the image is.
+        VolumeKind::Image { .. } => {}
     }
     if let Some(group) = spec.group {
         hand_to_group(&path, group).attempt(&what)?;
     }
     Ok(Volume {
         path,
-        host_only: matches!(spec.kind, VolumeKind::Files(_)),
+        host_only: matches!(kind, VolumeKind::Files(_)),
+        image: false,
         group: spec.group,
     })
 }

@@ -73,7 +73,8 @@ pub enum Request {
         /// Device number on PCI bus 0.
         device: u8,
     },
-    /// A device is about to go from the machine's bus: the guest lets go of it, unless it is a disk in use. Since version 4.
+    /// A device is about to go from the machine's bus: the guest lets go of it, unless it is a disk in use; an image that
+    /// no container is of is not in use. Since version 4.
     Detaching {
         /// Device number on PCI bus 0.
         device: u8,
@@ -111,6 +112,8 @@ pub enum Request {
         /// Container identifiers and their limits.
         containers: Vec<(String, Resources)>,
     },
+    /// Limits all containers together, besides what each has of its own. Since version 8.
+    LimitPod(Resources),
 }
 
 /// What a machine that was made of a snapshot has to know to be one of its own.

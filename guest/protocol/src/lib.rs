@@ -35,7 +35,7 @@ pub const CONTROL_PORT: u32 = 1024;
 /// vsock port on which the agent hands out the containers' output.
 pub const LOG_PORT: u32 = 1025;
 /// The newest version of this protocol; the agent and the host speak the smaller of their two newest.
-pub const VERSION: u16 = 7;
+pub const VERSION: u16 = 8;
 /// The oldest version that understands today's [`SandboxSpec`]: a guest that is new must speak it.
 pub const SANDBOX_VERSION: u16 = 2;
 /// The oldest version that has [`Request::Renew`].
@@ -52,6 +52,10 @@ pub const USAGE_VERSION: u16 = 6;
 pub const RESIZE_VERSION: u16 = 7;
 /// The oldest version that knows [`VolumeKind::Share`].
 pub const SHARE_VERSION: u16 = 3;
+/// The oldest version that knows [`VolumeKind::Image`].
+pub const IMAGE_VERSION: u16 = 8;
+/// The oldest version that has [`Request::LimitPod`].
+pub const LIMIT_POD_VERSION: u16 = 8;
 /// Name of a file that is shared alone, in a directory that has nothing else.
 pub const SHARED_FILE: &str = "file";
 /// The oldest version still spoken.

@@ -96,6 +96,11 @@ pub enum VolumeKind {
         /// Not the directory, but the one file in it, [`crate::SHARED_FILE`].
         file: bool,
     },
+    /// An image's files, read-only and not executable (KEP-4639). Since version [`crate::IMAGE_VERSION`].
+    Image {
+        /// Name of the image, as [`crate::RootFs::device`].
+        device: String,
+    },
 }
 
 /// All files of a volume, behind a `..data` link that is swapped atomically.

@@ -141,7 +141,7 @@ fn sample(context: &Context, view: &View, figures: GuestFigures) -> GuestSample 
         Some(ContainerSample {
             name: container.name.clone(),
             id: id.clone(),
-            image: desired.image.clone(),
+            image: container.image_name.clone(),
             started: *started,
             group: seen.group,
             limits: [desired.limits.cpu.milli_value(), desired.limits.memory.value()],

@@ -4,14 +4,14 @@ use jiff::Timestamp;
 use kvmlet_protocol as protocol;
 
 use super::{
-    Action, Event, FIRST_BACKOFF, MAX_BACKOFF, StartFailure, ephemeral,
+    Action, Event, MAX_BACKOFF, StartFailure, ephemeral,
     health::{post_started, pre_stopped, probed},
-    is_over, later, resize, stop, timestamp,
+    is_over, later, pull, resize, stop, timestamp,
 };
 use crate::{
     desired::DesiredPod,
     events::Note,
-    state::{DeletionState, Ended, ImageState, Machine, PodState, Slot, Verdict, Work},
+    state::{DeletionState, Ended, Machine, PodState, Slot, Verdict, Work},
 };
 
 /// Seconds that containers have that are evicted for what they hold (the kubelet's immediateEvictionGracePeriodSeconds).
@@ -38,34 +38,19 @@ pub(super) fn apply(state: &mut PodState, desired: &DesiredPod, event: Event, no
                 object_gone: true,
             })
         }
-        Event::Pulled { container, result } => {
+        Event::Pulled { container, image, result } => {
             state.busy.remove(&Work::Pull(container));
-            let c = state.at_mut(container);
-            let attempts = if let ImageState::Failed { attempts, .. } = c.image {
-                attempts
-            } else {
-                0
-            };
-            c.image = match result {
-                Ok(facts) => ImageState::Ready(facts),
-                Err(failure) => {
-                    let wait = (FIRST_BACKOFF << attempts.min(6)).min(MAX_BACKOFF);
-                    let field = Some(desired.at(container).field_path());
-                    actions.push(Action::Tell(Note::warning("Failed", field, failure.message.clone())));
-                    actions.push(Action::Tell(Note::warning(
-                        "Failed",
-                        Some(desired.at(container).field_path()),
-                        format!("Error: {}", failure.reason),
-                    )));
-                    ImageState::Failed {
-                        reason: failure.reason.into(),
-                        message: failure.message,
-                        at: now,
-                        not_before: later(now, wait),
-                        attempts: attempts + 1,
-                    }
-                }
-            };
+            let (c, field) = (state.at_mut(container), desired.at(container).field_path());
+            // Another image may be wanted by now.
+            if c.image_name == image {
+                pull::ended(&mut c.image, Some(field), result, now, actions);
+            }
+        }
+        Event::VolumePulled { volume, result } => {
+            state.busy.remove(&Work::PullVolume(volume));
+            if let Some(image) = state.volume_images.get_mut(volume) {
+                pull::ended(image, None, result, now, actions);
+            }
         }
         Event::Addressed(ips) => state.ips = ips,
         Event::MachineStarted(result) => {

@@ -3,12 +3,13 @@
 use jiff::{SignedDuration, Timestamp};
 
 use super::{
-    Action, FIRST_BACKOFF, KILL_PATIENCE, MAX_BACKOFF, deadline, ephemeral, go_duration, has_passed, is_over, later, pull, resize,
+    Action, FIRST_BACKOFF, KILL_PATIENCE, MAX_BACKOFF, changed, deadline, ephemeral, go_duration, has_passed, is_over, later, pull, resize,
     runs_again, stop,
 };
 use crate::{
     desired::DesiredPod,
     events::Note,
+    image_volumes,
     state::{ContainerState, DeletionState, Health, ImageState, Machine, PodState, Slot, Verdict, Work},
 };
 
@@ -85,17 +86,20 @@ fn make_progress(
     new_id: &mut dyn FnMut() -> String,
     actions: &mut Vec<Action>,
 ) {
+    changed::follow(state, desired, now, actions);
     for (index, (c, own)) in state.containers.iter_mut().zip(&desired.containers).enumerate() {
-        if pull::is_due(&mut c.image, own, now, actions) && state.busy.insert(Work::Pull(index)) {
+        if pull::is_due(&mut c.image, &own.image, Some(own.field_path()), now, actions) && state.busy.insert(Work::Pull(index)) {
             actions.push(Action::Pull(index));
         }
     }
+    for (index, (image, own)) in state.volume_images.iter_mut().zip(image_volumes::all(desired)).enumerate() {
+        if pull::is_due(image, own.reference, None, now, actions) && state.busy.insert(Work::PullVolume(index)) {
+            actions.push(Action::PullVolume(index));
+        }
+    }
     match state.machine {
-        Machine::None { not_before }
-            if state.containers.iter().all(|c| matches!(c.image, ImageState::Ready(_)))
-                && not_before.is_none_or(|t| t <= now)
-                && state.busy.insert(Work::Machine) =>
-        {
+        Machine::None { not_before } if state.has_images() && not_before.is_none_or(|t| t <= now) && state.busy.insert(Work::Machine) => {
+            state.machine_images = state.needed_images(false);
             state.machine = Machine::Starting;
             // It is made for what is allocated now.
             state.in_force = state.allocated.clone();
@@ -136,6 +140,7 @@ fn start_containers(
         let c = &mut state.containers[index];
         if let Slot::Waiting { not_before, .. } = &c.slot
             && not_before.is_none_or(|t| t <= now)
+            && matches!(c.image, ImageState::Ready(_))
             && state.busy.insert(Work::Start(index))
         {
             let id = new_id();

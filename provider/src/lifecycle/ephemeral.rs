@@ -68,7 +68,7 @@ pub(super) fn start(
                 }
             }
             image => {
-                if pull::is_due(image, own, now, actions) && state.busy.insert(Work::Pull(index)) {
+                if pull::is_due(image, &own.image, Some(own.field_path()), now, actions) && state.busy.insert(Work::Pull(index)) {
                     actions.push(Action::Pull(index));
                 }
             }

@@ -11,6 +11,7 @@
 //! Level-triggered: after any event the whole state is looked at again, so a lost or doubled event does no harm.
 
 mod apply;
+mod changed;
 mod decide;
 mod ephemeral;
 mod health;
@@ -54,6 +55,15 @@ pub enum Event {
     Pulled {
         /// Which container.
         container: usize,
+        /// The image as the pod named it then.
+        image: String,
+        /// What came of it.
+        result: Result<ImageFacts, PullFailure>,
+    },
+    /// A pull of a volume's image ended.
+    VolumePulled {
+        /// Which volume, as [`crate::image_volumes::all`] counts.
+        volume: usize,
         /// What came of it.
         result: Result<ImageFacts, PullFailure>,
     },
@@ -149,6 +159,8 @@ pub enum StartFailure {
 pub enum Action {
     /// Pull the image of a container; answered by [`Event::Pulled`].
     Pull(usize),
+    /// Pull the image of a volume; answered by [`Event::VolumePulled`].
+    PullVolume(usize),
     /// Make network, disks, machine; answered by [`Event::MachineStarted`].
     StartMachine,
     /// Start a container; answered by [`Event::Started`].
@@ -187,6 +199,7 @@ pub enum Action {
 pub fn step(state: &mut PodState, desired: &DesiredPod, event: Event, now: Timestamp, new_id: &mut dyn FnMut() -> String) -> Vec<Action> {
     let mut actions = Vec::new();
     ephemeral::take_new(state, desired);
+    changed::complete(state, desired);
     apply::apply(state, desired, event, now, &mut actions);
     decide::decide(state, desired, now, new_id, &mut actions);
     actions
@@ -205,9 +218,12 @@ pub fn next_tick(state: &PodState, desired: &DesiredPod, stepped: Timestamp) -> 
         if let Slot::Waiting { not_before, .. } = &c.slot {
             times.extend(*not_before);
         }
+    }
+    let of_containers = state.containers.iter().chain(&state.ephemeral).map(|c| &c.image);
+    for image in of_containers.chain(&state.volume_images) {
         if let ImageState::Failed {
             at, not_before, reason, ..
-        } = &c.image
+        } = image
         {
             times.push(if reason == "ErrImagePull" {
                 at.saturating_add(PULL_ERROR_SHOWN).unwrap_or(*not_before)
@@ -241,9 +257,9 @@ pub fn is_over(state: &PodState, desired: &DesiredPod) -> bool {
 }
 
 /// Whether a container that ended with this code runs again. One that a probe has failed does, whatever it says itself, unless its policy
-/// says never (the kubelet's computePodActions and shouldRestartOnFailure).
+/// says never; one whose image was changed does in any case (the kubelet's computePodActions and shouldRestartOnFailure).
 fn runs_again(desired: &DesiredPod, container: &DesiredContainer, c: &ContainerState, code: i32) -> bool {
-    desired.restarts(container, code) || c.health.failed && desired.restarts(container, 1)
+    desired.restarts(container, code) || c.health.failed && desired.restarts(container, 1) || c.health.changed
 }
 
 /// Whether all init containers have done what the others wait for.

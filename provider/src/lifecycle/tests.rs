@@ -1,9 +1,11 @@
 //! The pod's life, step by step, without a machine.
 
 mod any_order;
+mod changed;
 mod ending;
 mod ephemeral;
 mod health;
+mod image_volumes;
 mod progress;
 mod resize;
 
@@ -36,6 +38,13 @@ fn facts() -> ImageFacts {
         digest: "r@sha256:1".into(),
         id: "sha256:2".into(),
         size: 1,
+    }
+}
+
+fn failed_pull() -> PullFailure {
+    PullFailure {
+        reason: "ErrImagePull",
+        message: "m".into(),
     }
 }
 
@@ -84,13 +93,16 @@ impl Life {
         assert_eq!(pulls.len(), self.state.containers.len(), "{pulls:?}");
         let mut last = Vec::new();
         for container in 0..pulls.len() {
-            last = self.on(Event::Pulled {
-                container,
-                result: Ok(facts()),
-            });
+            last = self.pulled(container, Ok(facts()));
         }
         assert_eq!(last, [Action::StartMachine]);
         self.on(Event::MachineStarted(Ok(Room::default())))
+    }
+
+    /// The pull of a container's image as it is named now has ended.
+    fn pulled(&mut self, container: usize, result: Result<ImageFacts, PullFailure>) -> Vec<Action> {
+        let image = self.desired.at(container).image.clone();
+        self.on(Event::Pulled { container, image, result })
     }
 
     fn started(&mut self, container: usize) -> Vec<Action> {
@@ -152,15 +164,12 @@ fn answer(life: &mut Life, action: Action, well: bool) -> Vec<Action> {
     let now = life.now;
     match action {
         Action::Pull(container) => {
-            let bad = || PullFailure {
-                reason: "ErrImagePull",
-                message: "m".into(),
-            };
             assert!(!matches!(life.state.containers[container].image, ImageState::Ready(_)));
-            life.on(Event::Pulled {
-                container,
-                result: if well { Ok(facts()) } else { Err(bad()) },
-            })
+            life.pulled(container, if well { Ok(facts()) } else { Err(failed_pull()) })
+        }
+        Action::PullVolume(volume) => {
+            let result = if well { Ok(facts()) } else { Err(failed_pull()) };
+            life.on(Event::VolumePulled { volume, result })
         }
         Action::StartMachine => {
             let bad = Failure {

@@ -6,7 +6,7 @@ use kvmlet_protocol::{ContainerSpec, Extras, Mount, Process, Resources, Rlimit, 
 
 use super::security::{capabilities, is_privileged, seccomp, user};
 use crate::{
-    desired::{DesiredContainer, DesiredPod},
+    desired::{Amounts, DesiredContainer, DesiredPod},
     env::Env,
     quantity::Quantity,
     sub_path::sub_path,
@@ -100,9 +100,27 @@ fn mounts(spec: &Container, env: &Env) -> Result<Vec<Mount>, String> {
     Ok(mounts)
 }
 
+/// Limits of the group of all containers in their guest, where the pod says so itself (spec.resources).
+pub fn pod_limits(pod: &DesiredPod) -> Option<Resources> {
+    let limits = pod.pod_limits;
+    (limits != Amounts::default()).then(|| Resources {
+        memory_max: limits.memory.value(),
+        cpu_quota: quota(limits.cpu),
+        ..Resources::default()
+    })
+}
+
+/// Microseconds of processor time each 100 ms, 1 ms at the least; none for no limit.
+fn quota(cpu: Quantity) -> u64 {
+    if cpu == Quantity::default() {
+        0
+    } else {
+        (cpu.milli_value() * 100).max(1000)
+    }
+}
+
 /// Limits of a container's group in its guest.
 pub fn resources(desired: &DesiredContainer) -> Resources {
-    let none = Quantity::default();
     let weight = |requests: Quantity| {
         // The kubelet's conversion of shares (2 to 262,144) to weights (1 to 10,000).
         let shares = (requests.milli_value() * 1024 / 1000).clamp(2, 262_144);
@@ -110,11 +128,7 @@ pub fn resources(desired: &DesiredContainer) -> Resources {
     };
     Resources {
         memory_max: desired.limits.memory.value(),
-        cpu_quota: if desired.limits.cpu == none {
-            0
-        } else {
-            (desired.limits.cpu.milli_value() * 100).max(1000)
-        },
+        cpu_quota: quota(desired.limits.cpu),
         cpu_weight: weight(desired.requests.cpu),
         pids_max: 0,
     }
@@ -203,6 +217,18 @@ mod tests {
             (resources.memory_max, resources.cpu_quota, resources.cpu_weight),
             (32 << 20, 50_000, 39)
         );
+    }
+
+    #[test]
+    fn limits_of_the_pod_hold_all_of_its_containers_together() {
+        let of = |resources: Value| {
+            let pod = json!({"spec": {"containers": [{"name": "c"}], "resources": resources}});
+            pod_limits(&DesiredPod::read(Arc::new(serde_json::from_value(pod).unwrap())).0)
+        };
+        let limits = of(json!({"limits": {"cpu": "500m", "memory": "32Mi"}})).unwrap();
+        assert_eq!((limits.memory_max, limits.cpu_quota), (32 << 20, 50_000));
+        assert_eq!(of(json!({"limits": {"memory": "1Mi"}})).unwrap().cpu_quota, 0);
+        assert_eq!(of(json!({"requests": {"cpu": "1"}})), None);
     }
 
     #[test]

@@ -44,7 +44,7 @@ impl Order {
         });
         Self {
             allocated: state.allocated.clone(),
-            images: prepare::distinct_images(state),
+            images: state.device_images(),
             running: running.collect(),
             room: state.room,
         }

@@ -17,7 +17,7 @@ pub enum NotNow {
 /// Judges a pod with the amounts that it asks for, of `size` then. `given` is what the node has and what the other pods were given; `room` what the
 /// pod's machine can grow to, if it has one.
 pub fn judge(pod: &DesiredPod, size: Size, given: &Given, room: Option<Room>) -> Result<(), NotNow> {
-    let (wanted, limits) = (pod.requests(), pod.total(|c| c.limits));
+    let (wanted, limits) = (pod.requests(), pod.limits());
     let of = |all: Amounts| [all.cpu.milli_value(), all.memory.value()];
     let numbers = [of(wanted), of(given.used), of(given.allocatable), of(limits), of(given.capacity)];
     for (index, resource) in ["cpu", "memory"].into_iter().enumerate() {

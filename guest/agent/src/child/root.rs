@@ -272,6 +272,10 @@ fn bind(top: &OwnedFd, bind: &Bind) -> Result<(), Failure> {
     let volume = open(&bind.source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).attempt(&what)?;
     let source = if bind.sub_path.is_empty() {
         volume
+    } else if bind.image {
+        // As the kubelet and container runtimes word it.
+        let missing = format!("ImageVolumeMountFailed: {what}: the image has no {:?}", bind.sub_path);
+        files::open(&volume, &bind.sub_path).map_err(io::Error::from).wanted(missing)?
     } else {
         let mode = stat(&bind.source).attempt(&what)?.st_mode & 0o7777;
         let missing = format!("{what}: create {:?} in the volume", bind.sub_path);
@@ -291,7 +295,9 @@ fn bind(top: &OwnedFd, bind: &Bind) -> Result<(), Failure> {
     }
     let copy = clone(&source).attempt(&what)?;
     if bind.read_only {
-        sys::mount_setattr(&copy, MountAttributes::READ_ONLY.and(MountAttributes::NODEV), true).attempt(&what)?;
+        let plain = MountAttributes::READ_ONLY.and(MountAttributes::NODEV);
+        let attributes = if bind.image { plain.and(MountAttributes::NOEXEC) } else { plain };
+        sys::mount_setattr(&copy, attributes, true).attempt(&what)?;
     }
     attach(copy, place).wanted(what)
 }

@@ -49,7 +49,7 @@ fn what_is_due_but_waits_for_something_else_asks_for_no_tick() {
         reason: "ErrImagePull",
         message: "m".into(),
     });
-    life.on(Event::Pulled { container: 0, result });
+    life.pulled(0, result);
     assert_eq!(life.pass(10), [Action::Pull(0)]);
     assert_eq!(next_tick(&life.state, &life.desired, life.now), None);
 }
@@ -86,13 +86,7 @@ fn a_pod_whose_object_is_gone_is_ended_without_grace() {
 fn a_deletion_waits_for_a_machine_that_is_being_made() {
     let mut life = Life::simple("Always", 1);
     life.on(Event::Tick);
-    assert_eq!(
-        life.on(Event::Pulled {
-            container: 0,
-            result: Ok(facts())
-        }),
-        [Action::StartMachine]
-    );
+    assert_eq!(life.pulled(0, Ok(facts())), [Action::StartMachine]);
     assert_eq!(life.delete(30), []);
     assert_eq!(life.on(Event::MachineStarted(Ok(Room::default()))), [Action::Release]);
 }

@@ -39,11 +39,7 @@ fn one_that_comes_later_is_pulled_and_started_once_and_counts_for_nothing() {
     life.desired = Life::new(spec(&json!([{"name": "e", "image": "j", "targetContainerName": "a"}]))).desired;
     assert_eq!(life.on(Event::Tick), [Action::Pull(1)]);
     assert_eq!(life.on(Event::Tick), [], "it is under way");
-    let pulled = Event::Pulled {
-        container: 1,
-        result: Ok(facts()),
-    };
-    assert_eq!(life.on(pulled), [start(1, "id1", 0, None)]);
+    assert_eq!(life.pulled(1, Ok(facts())), [start(1, "id1", 0, None)]);
     let started = Event::Started {
         container: 1,
         result: Ok(life.now),
@@ -94,21 +90,13 @@ fn failures_are_tried_again_and_hold_nothing_back() {
         reason: "ErrImagePull",
         message: "none".into(),
     };
-    let pulled = Event::Pulled {
-        container: 1,
-        result: Err(failure),
-    };
-    assert_eq!(life.on(pulled), []);
+    assert_eq!(life.pulled(1, Err(failure)), []);
     life.now += SignedDuration::from_secs(5);
     assert_eq!(life.on(Event::Tick), []);
     assert!(matches!(&life.own().image, ImageState::Failed { reason, .. } if reason == "ImagePullBackOff"));
     life.now += SignedDuration::from_secs(6);
     assert_eq!(life.on(Event::Tick), [Action::Pull(1)]);
-    let pulled = Event::Pulled {
-        container: 1,
-        result: Ok(facts()),
-    };
-    assert_eq!(life.on(pulled), [start(1, "id1", 0, None)]);
+    assert_eq!(life.pulled(1, Ok(facts())), [start(1, "id1", 0, None)]);
     let failed = Event::Started {
         container: 1,
         result: Err(StartFailure::Config {

@@ -109,13 +109,7 @@ fn a_failed_pull_is_shown_backs_off_and_is_tried_again_without_end() {
         message: "no such image".into(),
     };
     for wait in [10, 20, 40, 80, 160, 300, 300] {
-        assert_eq!(
-            life.on(Event::Pulled {
-                container: 0,
-                result: Err(failure())
-            }),
-            []
-        );
+        assert_eq!(life.pulled(0, Err(failure())), []);
         assert_eq!(life.reason(0), "ErrImagePull");
         assert_eq!(life.pass(2), []);
         assert_eq!(life.reason(0), "ImagePullBackOff");
@@ -128,10 +122,7 @@ fn a_failed_pull_is_shown_backs_off_and_is_tried_again_without_end() {
 fn a_machine_that_cannot_be_made_is_tried_again() {
     let mut life = Life::simple("Always", 1);
     life.on(Event::Tick);
-    life.on(Event::Pulled {
-        container: 0,
-        result: Ok(facts()),
-    });
+    life.pulled(0, Ok(facts()));
     let failed = Failure {
         reason: "FailedMount",
         message: "configmap missing".into(),

@@ -1,0 +1,64 @@
+//! Resources of a pod as a whole (spec.resources).
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+
+use super::{
+    Test,
+    workload::{PATIENCE, STAY, container, line, pod_of, sh, with, within},
+};
+use crate::{Cluster, wait_for};
+
+pub(super) const TESTS: &[Test] = &[Test {
+    name: "resources of a pod as a whole are its machine's size, hold all of its containers together, and are their limits by default",
+    hosts: 1,
+    kvmlet: true,
+    run: whole,
+}];
+
+/// Takes more memory than the pod may have, all of it of its own.
+const TAKE: &str = "tail -c 200m /dev/zero | tail -n 1 > /dev/null";
+const LOOK: &str = "echo cpus=$(nproc); echo limit=$LIMIT
+    echo total=$(sed -n 's/^MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo)";
+
+fn whole(cluster: &Cluster) -> Result<()> {
+    within(cluster, "pod-resources", |place| {
+        let own = json!({"cpu": "1", "memory": "96Mi"});
+        let limit = json!([{"name": "LIMIT", "valueFrom": {"resourceFieldRef": {"resource": "limits.memory"}}}]);
+        let looks = with(sh(&format!("{LOOK}; {STAY}")), &[("/name", json!("looks")), ("/env", limit)]);
+        let takes = with(sh(TAKE), &[("/name", json!("takes"))]);
+        let pod = with(
+            pod_of("whole", json!([looks, takes])),
+            &[
+                ("/spec/restartPolicy", json!("Never")),
+                ("/spec/resources", json!({"limits": own, "requests": own})),
+            ],
+        );
+        place.create(&[pod])?;
+        let found = place.until("whole", "have a container that was ended for its memory", |found| {
+            container(found, "takes")["state"]["terminated"]["reason"] == "OOMKilled"
+        })?;
+        let status = &found["status"];
+        ensure!(status["qosClass"] == "Guaranteed", "{status}");
+        ensure!(
+            status["resources"]["limits"] == own && status["allocatedResources"] == own,
+            "{status}"
+        );
+        ensure!(
+            !container(&found, "looks")["state"]["running"].is_null(),
+            "the other container ended too: {status}"
+        );
+        let said = wait_for("the container to have looked", PATIENCE, || {
+            let logs = place.kubectl(&["logs", "whole", "-c", "looks"])?;
+            Ok(logs.contains("total=").then_some(logs))
+        })?;
+        ensure!(
+            line(&said, "cpus")? == "1" && line(&said, "limit")? == (96u64 << 20).to_string(),
+            "{said}"
+        );
+        // 96 MiB for the containers, the rest for the guest and the images that it reads in place.
+        let total: u64 = line(&said, "total")?.trim().parse()?;
+        ensure!((96 << 10..224 << 10).contains(&total), "{said}");
+        Ok(())
+    })
+}
