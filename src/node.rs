@@ -23,6 +23,7 @@ use kvmlet_provider::{
     names::Dns,
     node::{Host, NodeKeeper, Troubles},
     objects::Objects,
+    pressure::{self, Pressure},
     report::Reporter,
     routes,
     store::Store,
@@ -115,6 +116,7 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
             host: std::fs::read_to_string(&config.resolv_conf).unwrap_or_default(),
         },
         troubles: troubles.clone(),
+        pressure: Pressure::default(),
         uids,
         io,
         executable: std::env::current_exe().context("find this binary")?,
@@ -151,10 +153,12 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
         config: config.clone(),
         host,
         troubles,
+        pressure: context.pressure.subscribe(),
         images,
         network: network.clone(),
     };
     tokio::spawn(image_gc::keep(context.clone(), pods.clone()));
+    tokio::spawn(pressure::keep::keep(context.clone(), pods.clone()));
     let copying = context.clone();
     tokio::spawn(async move { copying.templates.keep(&copying).await });
     let kubelet = Kubelet {

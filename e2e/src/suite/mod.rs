@@ -30,6 +30,7 @@ mod node;
 mod outage;
 mod pods;
 mod port_forward;
+mod pressure;
 mod probes;
 mod resize;
 mod resize_pods;
@@ -126,6 +127,7 @@ fn all() -> impl Iterator<Item = &'static Test> {
         memory::TESTS,
         resize::TESTS,
         resize_pods::TESTS,
+        pressure::TESTS,
         exec::TESTS,
         attached::TESTS,
         debug::TESTS,
