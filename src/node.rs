@@ -23,6 +23,7 @@ use kvmlet_provider::{
     names::Dns,
     node::{Host, NodeKeeper, Troubles},
     objects::Objects,
+    pressure::{self, Pressure},
     report::Reporter,
     routes,
     sharing::Copies,
@@ -116,6 +117,7 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
             host: std::fs::read_to_string(&config.resolv_conf).unwrap_or_default(),
         },
         troubles: troubles.clone(),
+        pressure: Pressure::default(),
         uids,
         io,
         executable: std::env::current_exe().context("find this binary")?,
@@ -153,6 +155,7 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
         config: config.clone(),
         host,
         troubles,
+        pressure: context.pressure.subscribe(),
         images,
         network: network.clone(),
     };
@@ -187,6 +190,7 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
         kubelet.recover().await;
         // Only then is it known what is needed.
         tokio::spawn(image_gc::keep(kubelet.context.clone(), kubelet.pods.clone()));
+        tokio::spawn(pressure::keep::keep(kubelet.context.clone(), kubelet.pods.clone()));
         kubelet.follow().await;
     });
     if let Some(path) = &config.network.routes_kubeconfig {

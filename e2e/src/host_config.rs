@@ -10,6 +10,9 @@ pub const SHARED: &str = "/srv/shared";
 /// See there.
 pub const FIXED: &str = "/srv/fixed";
 
+/// Tests fill disks and memory of hosts, and their pods shall not go for it.
+const NOBODY_IS_EVICTED: &str = "evictionHard: {memory.available: 0%}";
+
 /// `/etc/kvmlet/config.yaml`. Routes to other Nodes' pods need an identity that may list Nodes; the node's own may not.
 pub fn kvmlet(host: &Host) -> String {
     let mirrors: String = ["docker.io", "registry.k8s.io", "quay.io", "ghcr.io"]
@@ -32,6 +35,7 @@ tls:
 clusterDNS: [\"{CLUSTER_DNS}\"]
 clusterDomain: cluster.local
 resolvConf: /etc/kvmlet/resolv.conf
+{NOBODY_IS_EVICTED}
 guest:
   kernel: /usr/lib/kvmlet/vmlinux
   initramfs: /usr/lib/kvmlet/initramfs.cpio

@@ -123,6 +123,11 @@ pub fn usage(uid: &str) -> Option<MachineFigures> {
     })
 }
 
+/// Processes and threads of a pod's machine; `None` where the host does not count them.
+pub fn processes(uid: &str) -> Option<u64> {
+    fs::read_to_string(path(uid).join("pids.current")).ok()?.trim().parse().ok()
+}
+
 /// Removes the group of a pod's machine, whose process is gone. Those of its shared directories end by themselves; one that has not yet is
 /// ended.
 pub fn remove(uid: &str) -> io::Result<()> {

@@ -1,6 +1,7 @@
 //! `/etc/kvmlet/config.yaml`: every key, its default and what it refuses. Unknown keys are errors that name the key and its line.
 
 mod certificates;
+mod eviction;
 mod images;
 mod machines;
 mod sharing;
@@ -14,6 +15,7 @@ use std::{
 use serde::Deserialize;
 
 pub use self::certificates::Tls;
+pub use self::eviction::{Level, Signal, Span, Threshold};
 pub use self::images::{ImageGc, Images, Registry};
 pub use self::machines::{Io, MachineUids, Machines};
 pub use self::sharing::{Sharing, SharingPolicy};
@@ -106,6 +108,24 @@ pub struct Config {
     /// What volumes may be of this host.
     #[serde(default)]
     pub volumes: Volumes,
+    /// Below what pods are evicted; the kubelet's defaults without it.
+    #[serde(default)]
+    eviction_hard: Option<BTreeMap<Signal, Level>>,
+    /// Below what they are when it has been so for a while.
+    #[serde(default)]
+    eviction_soft: BTreeMap<Signal, Level>,
+    /// That while.
+    #[serde(default)]
+    eviction_soft_grace_period: BTreeMap<Signal, Span>,
+    /// Most seconds that a pod has to end when it is evicted for a soft threshold.
+    #[serde(default)]
+    pub eviction_max_pod_grace_period: u32,
+    /// How much more than a threshold there has to be before it is over.
+    #[serde(default)]
+    eviction_minimum_reclaim: BTreeMap<Signal, Level>,
+    /// How long the node says that it is short of something after it last was.
+    #[serde(default = "eviction::default_transition")]
+    pub eviction_pressure_transition_period: Span,
     /// Labels of the Node besides the usual ones.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
@@ -364,6 +384,9 @@ impl Config {
         if let Some((key, message)) = config.machines.mistake() {
             return value(key, message.into());
         }
+        if let Some((key, message)) = config.eviction_mistake() {
+            return value(key, message);
+        }
         let gc = &config.images.gc;
         if gc.high_threshold_percent > 100 || gc.low_threshold_percent >= gc.high_threshold_percent {
             let message = format!(
@@ -390,10 +413,10 @@ impl Config {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    const GOOD: &str = "apiVersion: kvmlet.io/v1alpha1\nkind: KvmletConfiguration\nnodeName: n\nnodeIP: 10.0.0.1\n\
+    pub(crate) const GOOD: &str = "apiVersion: kvmlet.io/v1alpha1\nkind: KvmletConfiguration\nnodeName: n\nnodeIP: 10.0.0.1\n\
         kubeconfig: /k\ntls: {certFile: /c, keyFile: /y, clientCAFile: /a}\n";
 
     fn parse(text: &str) -> Result<Config, String> {

@@ -24,6 +24,7 @@ use crate::{
     names::Dns,
     node::Troubles,
     objects::Objects,
+    pressure::Pressure,
     random,
     report::Reporter,
     sharing::Copies,
@@ -57,6 +58,8 @@ pub struct Context {
     pub dns: Dns,
     /// What is wrong with the node.
     pub troubles: Troubles,
+    /// What it is short of.
+    pub pressure: Pressure,
     /// What machines may read and write.
     pub io: IoLimits,
     /// Who runs which machine.

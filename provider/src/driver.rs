@@ -13,7 +13,7 @@ use crate::{
     act::{self, Act},
     context::Context,
     desired::{Deletion, DesiredPod},
-    eviction::Warden,
+    eviction::{Eviction, Warden},
     follow::{Follower, Holding},
     hooks::Hooks,
     lifecycle::{self, Action, Event},
@@ -48,6 +48,8 @@ pub enum Update {
     Object(Arc<Pod>),
     /// It is gone from the API server.
     Gone,
+    /// The node ends the pod.
+    Evict(Eviction),
 }
 
 /// A pod's task, seen from outside.
@@ -169,6 +171,7 @@ impl Driver {
                 update = api.recv() => match update {
                     Some(Update::Object(pod)) => self.changed(pod, &mut deletion),
                     Some(Update::Gone) => Event::ObjectGone,
+                    Some(Update::Evict(eviction)) => Event::Evicted(eviction),
                     // The daemon ends; the machine stays.
                     None => return,
                 },

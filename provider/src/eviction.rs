@@ -1,7 +1,9 @@
-//! A pod is evicted when an emptyDir on disk holds more than its sizeLimit, as by the kubelet's localStorageEviction (pkg/kubelet/eviction): looked
-//! at every 10 s, in the guest, and only where the whole scratch disk could hold as much. One with medium Memory is bounded by its tmpfs.
+//! A pod is evicted when an emptyDir on disk holds more than its sizeLimit, or when its containers wrote more to disk and logs than their
+//! ephemeral-storage limits allow together, as by the kubelet's localStorageEviction (pkg/kubelet/eviction): looked at every 10 s. Volumes are
+//! looked at only where the whole scratch disk could hold as much; one with medium Memory is bounded by its tmpfs. What one container wrote
+//! apart from the others is not known.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1::EmptyDirVolumeSource;
 use kvmlet_protocol::{Request, Response};
@@ -10,9 +12,10 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, debug};
 
 use crate::{
-    act::{Act, chain},
+    act::{Act, chain, log_directory},
     agent::{Agent, AgentError},
     desired::DesiredPod,
+    figures,
     lifecycle::{Event, is_over},
     quantity::Quantity,
     state::{Machine, PodState},
@@ -20,6 +23,34 @@ use crate::{
 
 /// How often it is looked (the kubelet's monitoringInterval).
 const PERIOD: Duration = Duration::from_secs(10);
+
+/// Seconds that containers have whose pod is evicted at once (the kubelet's immediateEvictionGracePeriodSeconds).
+pub const GRACE: u64 = 1;
+
+/// The node ends a pod: phase Failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Eviction {
+    /// status.reason, and the event's.
+    pub reason: &'static str,
+    /// status.message.
+    pub message: String,
+    /// Seconds that its containers have.
+    pub grace: u64,
+    /// Whether the pod could do nothing for it: condition DisruptionTarget.
+    pub disrupted: bool,
+}
+
+impl Eviction {
+    /// Of a pod that takes more than its own limits allow.
+    pub fn of_limit(message: String) -> Self {
+        Self {
+            reason: "Evicted",
+            message,
+            grace: GRACE,
+            disrupted: false,
+        }
+    }
+}
 
 /// An emptyDir on disk with a limit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,6 +90,51 @@ fn exceeded(limits: &[Limited], usage: &[(String, u64)]) -> Option<String> {
     ))
 }
 
+/// Why a pod is evicted whose containers wrote this much to disk and logs, in the kubelet's words.
+fn exceeds_total(limit: Quantity, used: u64) -> Option<String> {
+    let words = || format!("Pod ephemeral local storage usage exceeds the total limit of containers {limit}. ");
+    (used > limit.value()).then(words)
+}
+
+/// What is looked at of a pod.
+struct Limits {
+    volumes: Vec<Limited>,
+    /// Of all containers together, where one of them has a limit (resourcehelper.PodLimits).
+    total: Option<Quantity>,
+}
+
+impl Limits {
+    fn of(pod: &DesiredPod) -> Option<Self> {
+        let limits = Self {
+            volumes: limited(pod),
+            total: Some(pod.total(|container| container.limits).storage).filter(|limit| *limit != Quantity::default()),
+        };
+        (!limits.volumes.is_empty() || limits.total.is_some()).then_some(limits)
+    }
+
+    /// Why the pod is to be evicted.
+    async fn exceeded(&self, act: &Act, desired: &DesiredPod) -> Result<Option<(&'static str, String)>, AgentError> {
+        let socket = act.socket().map_err(|_| AgentError::Refused)?;
+        if !self.volumes.is_empty() {
+            let usage = usage(&socket, &self.volumes).await?;
+            if let Some(message) = exceeded(&self.volumes, &usage) {
+                return Ok(Some(("emptydirfs.limit", message)));
+            }
+        }
+        let Some(limit) = self.total else { return Ok(None) };
+        // A guest of an older node does not say.
+        let Some(disk) = figures::ask(&socket).await?.disk else {
+            return Ok(None);
+        };
+        let logs = desired
+            .containers
+            .iter()
+            .map(|container| log_directory(&act.context, desired, &container.name));
+        let used = logs.map(|logs| figures::size_of_files(&logs)).fold(disk.used, u64::saturating_add);
+        Ok(exceeds_total(limit, used).map(|message| ("ephemeralpodfs.limit", message)))
+    }
+}
+
 /// The task that looks, while the pod's machine is ready.
 #[derive(Default)]
 pub struct Warden(Option<AbortOnDropHandle<()>>);
@@ -67,41 +143,41 @@ impl Warden {
     /// Begins to look, or ends it.
     pub fn keep(&mut self, act: &Act, desired: &Arc<DesiredPod>, state: &PodState) {
         let runs = matches!(state.machine, Machine::Ready) && state.verdict.is_none() && !is_over(state, desired);
-        let limits = if runs { limited(desired) } else { Vec::new() };
-        if limits.is_empty() {
+        if !runs {
             self.0 = None;
-        } else if self.0.is_none() {
-            let work = watch(act.clone(), limits);
+        } else if self.0.is_none()
+            && let Some(limits) = Limits::of(desired)
+        {
+            let work = watch(act.clone(), desired.clone(), limits);
             self.0 = Some(AbortOnDropHandle::new(tokio::spawn(work.in_current_span())));
         }
     }
 }
 
-async fn watch(act: Act, limits: Vec<Limited>) {
+async fn watch(act: Act, desired: Arc<DesiredPod>, limits: Limits) {
     let mut ticks = tokio::time::interval(PERIOD);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        match usage(&act, &limits).await {
-            Ok(usage) => {
-                if let Some(message) = exceeded(&limits, &usage) {
-                    // The pod may be gone.
-                    let _ = act.events.send(Event::Evicted(message)).await;
-                    return;
-                }
+        match limits.exceeded(&act, &desired).await {
+            Ok(Some((signal, message))) => {
+                act.context.meters.evicted(signal);
+                // The pod may be gone.
+                let _ = act.events.send(Event::Evicted(Eviction::of_limit(message))).await;
+                return;
             }
-            Err(error) => debug!(error = chain(&error), "ask what volumes hold"),
+            Ok(None) => {}
+            Err(error) => debug!(error = chain(&error), "ask what the pod holds"),
         }
     }
 }
 
-async fn usage(act: &Act, limits: &[Limited]) -> Result<Vec<(String, u64)>, AgentError> {
-    let socket = act.socket().map_err(|_| AgentError::Refused)?;
+async fn usage(socket: &Path, limits: &[Limited]) -> Result<Vec<(String, u64)>, AgentError> {
     let request = Request::Usage {
         volumes: limits.iter().map(|limited| limited.volume.clone()).collect(),
         above: limits.iter().map(|limited| limited.limit).min().unwrap_or_default(),
     };
-    match Agent::connect(&socket).await?.ask(&request).await? {
+    match Agent::connect(socket).await?.ask(&request).await? {
         Response::Usage(usage) => Ok(usage),
         _ => Err(AgentError::Unexpected("what volumes hold")),
     }
@@ -138,5 +214,25 @@ mod tests {
         assert_eq!(of(10), None);
         assert_eq!(of(11).as_deref(), Some("Usage of EmptyDir volume \"v\" exceeds the limit \"10\". "));
         assert_eq!(exceeded(&limits, &[]), None);
+    }
+
+    #[test]
+    fn containers_may_write_what_their_limits_allow_together() {
+        let pod = |containers| {
+            DesiredPod::read(Arc::new(
+                serde_json::from_value(json!({"spec": {"containers": containers}})).unwrap(),
+            ))
+            .0
+        };
+        let limits = |limit: &str| json!({"limits": {"ephemeral-storage": limit}});
+        let two = Limits::of(&pod(
+            json!([{"name": "a", "resources": limits("6Mi")}, {"name": "b", "resources": limits("2Mi")}]),
+        ))
+        .unwrap();
+        let limit = two.total.unwrap();
+        assert_eq!(exceeds_total(limit, 8 << 20), None);
+        let words = "Pod ephemeral local storage usage exceeds the total limit of containers 8Mi. ";
+        assert_eq!(exceeds_total(limit, (8 << 20) + 1).as_deref(), Some(words));
+        assert!(Limits::of(&pod(json!([{"name": "a"}]))).is_none());
     }
 }

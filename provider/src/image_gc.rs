@@ -97,15 +97,32 @@ fn in_use(pods: &Pods) -> HashSet<String> {
 
 /// Frees what is to be freed. The error says that there was not enough.
 async fn collect(context: &Context, pods: &Pods) -> Result<(), String> {
-    let (store, gc) = (&context.images, &context.config.images.gc);
-    let here = || store.list().into_iter().map(|image| image.id).collect::<HashSet<_>>();
-    let now = Timestamp::now();
-    let idle = context.image_uses.idle(&here(), &in_use(pods), now);
-    let disk = readings::disk(store.dir()).map_err(|error| format!("look at the images' disk: {error}"))?;
-    let wanted = wanted(disk.capacity, disk.available, gc);
-    if wanted == 0 {
-        return Ok(());
+    let disk = readings::disk(context.images.dir()).map_err(|error| format!("look at the images' disk: {error}"))?;
+    let wanted = wanted(disk.capacity, disk.available, &context.config.images.gc);
+    let freed = free(context, pods, wanted).await?;
+    if freed < wanted {
+        return Err(format!(
+            "Failed to garbage collect required amount of images. Attempted to free {wanted} bytes, but only found {freed} bytes eligible to free."
+        ));
     }
+    Ok(())
+}
+
+/// Removes all images that no pod needs, but none that has been idle for less than it may be; answers with their bytes (the kubelet's
+/// DeleteUnusedImages).
+///
+/// # Errors
+/// What keeps them from being removed, for people.
+pub async fn remove_unneeded(context: &Context, pods: &Pods) -> Result<u64, String> {
+    free(context, pods, u64::MAX).await
+}
+
+/// Removes images until so many bytes are free of them, or none is left that may go; notes which are in use. Answers with the bytes.
+async fn free(context: &Context, pods: &Pods, wanted: u64) -> Result<u64, String> {
+    let (store, gc) = (&context.images, &context.config.images.gc);
+    let here = store.list().into_iter().map(|image| image.id).collect::<HashSet<_>>();
+    let now = Timestamp::now();
+    let idle = context.image_uses.idle(&here, &in_use(pods), now);
     let mut freed = 0;
     for id in choose(idle, now, SignedDuration::from_secs(i64::from(gc.min_age_seconds))) {
         if freed >= wanted {
@@ -122,12 +139,7 @@ async fn collect(context: &Context, pods: &Pods) -> Result<(), String> {
         freed += collected.bytes;
         info!(id, bytes = collected.bytes, "an image that no pod needs is removed");
     }
-    if freed < wanted {
-        return Err(format!(
-            "Failed to garbage collect required amount of images. Attempted to free {wanted} bytes, but only found {freed} bytes eligible to free."
-        ));
-    }
-    Ok(())
+    Ok(freed)
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ use crate::{
     desired::DesiredPod,
     driver::{self, Handle, Start, Update},
     events::Note,
-    host_path,
+    host_path, pressure,
     state::{PodState, Verdict},
 };
 
@@ -158,7 +158,8 @@ impl Kubelet {
         }
         let (desired, refusal) = DesiredPod::read(Arc::new(pod));
         let refusal = match refusal {
-            None => host_path::admit(&desired, &self.context.config.volumes.host_path.allowed)
+            None => pressure::admit::admit(&desired.pod, &self.context.pressure.now())
+                .and_then(|()| host_path::admit(&desired, &self.context.config.volumes.host_path.allowed))
                 .and_then(|()| self.context.ledger.admit(&desired))
                 .err(),
             some => some,
@@ -175,16 +176,13 @@ impl Kubelet {
                 .pod(&desired.pod, Note::warning(refusal.reason, None, refusal.message.clone()));
         }
         let verdict = refusal.map(|r| {
-            // As the kubelet's lifecycle handler words it.
-            let message = if r.reason.starts_with("OutOf") {
+            // As the kubelet's rejectPod words it.
+            let message = if r.reason.starts_with("OutOf") || r.reason == "Evicted" {
                 format!("Pod was rejected: {}", r.message)
             } else {
                 r.message
             };
-            Verdict {
-                reason: r.reason.into(),
-                message,
-            }
+            Verdict::new(r.reason, message)
         });
         let state = PodState::new(&desired, verdict, Timestamp::now());
         self.begin(desired, Start::New(state));

@@ -37,6 +37,7 @@ pub mod names;
 pub mod node;
 pub mod objects;
 pub mod prepare;
+pub mod pressure;
 pub mod probe;
 pub mod pull;
 pub mod quantity;

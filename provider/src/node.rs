@@ -3,7 +3,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::Path,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -26,10 +25,16 @@ use kube::{
 use kvmlet_image::PulledImage;
 use kvmlet_network::PodNetworks;
 use serde_json::json;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, watch};
 use tracing::{info, warn};
 
-use crate::{config::Config, desired::Amounts, quantity::Quantity, readings};
+use crate::{
+    config::Config,
+    desired::Amounts,
+    pressure::{Condition, Conditions},
+    quantity::Quantity,
+    readings,
+};
 
 /// Lease duration and how often it is renewed (the kubelet's).
 const LEASE_SECONDS: i32 = 40;
@@ -120,6 +125,8 @@ pub struct NodeKeeper {
     pub host: Host,
     /// What is wrong.
     pub troubles: Troubles,
+    /// What the host is short of; news of it are written at once.
+    pub pressure: watch::Receiver<Conditions>,
     /// The image store, for the list of images.
     pub images: Arc<kvmlet_image::ImageStore>,
     /// The pods' network, once it stands.
@@ -168,13 +175,17 @@ impl NodeKeeper {
     }
 
     /// Renews the lease and keeps the status until the process ends. A Node or lease that is gone is made again.
-    pub async fn keep(self) {
+    pub async fn keep(mut self) {
         let nodes: Api<Node> = Api::all(self.client.clone());
         let mut last: Option<(serde_json::Value, tokio::time::Instant)> = None;
         let mut every = tokio::time::interval(RENEW);
         every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            every.tick().await;
+            tokio::select! {
+                _ = every.tick() => {}
+                // Whoever looks at the host may have nothing to look for.
+                Ok(()) = self.pressure.changed() => {}
+            }
             let node = match nodes.get_opt(&self.config.node_name).await {
                 Ok(Some(node)) => node,
                 Ok(None) => {
@@ -338,34 +349,18 @@ impl NodeKeeper {
                 last_transition_time: Some(since.unwrap_or_else(|| now.clone())),
             }
         };
-        let disk = disk_is_short(&self.config.state_dir);
-        let memory = memory_is_short();
-        let pids = pids_are_short();
-        let pressure = |kind: &str, short: bool, yes: &str, no: &str, what: &str| {
-            let message = if short {
-                format!("kvmlet has {what} shortage")
-            } else {
-                format!("kvmlet has no {what} shortage")
-            };
-            condition(kind, short, if short { yes } else { no }, message)
-        };
+        let short = self.pressure.borrow().clone();
+        let pressures = Condition::ALL.map(|kind| {
+            let words = kind.words(short.contains(&kind));
+            condition(kind.name(), short.contains(&kind), words.reason, words.message.into())
+        });
         let text: Vec<String> = troubles.iter().map(|(what, why)| format!("{what}: {why}")).collect();
-        vec![
-            pressure(
-                "MemoryPressure",
-                memory,
-                "KvmletHasInsufficientMemory",
-                "KvmletHasSufficientMemory",
-                "memory",
-            ),
-            pressure("DiskPressure", disk, "KvmletHasDiskPressure", "KvmletHasNoDiskPressure", "disk"),
-            pressure("PIDPressure", pids, "KvmletHasInsufficientPID", "KvmletHasSufficientPID", "PID"),
-            if text.is_empty() {
-                condition("Ready", true, "KvmletReady", "kvmlet is posting ready status".into())
-            } else {
-                condition("Ready", false, "KvmletNotReady", text.join("; "))
-            },
-        ]
+        let ready = if text.is_empty() {
+            condition("Ready", true, "KvmletReady", "kvmlet is posting ready status".into())
+        } else {
+            condition("Ready", false, "KvmletNotReady", text.join("; "))
+        };
+        pressures.into_iter().chain([ready]).collect()
     }
 }
 
@@ -384,22 +379,6 @@ fn images(all: Vec<PulledImage>) -> Vec<ContainerImage> {
         size_bytes: i64::try_from(size).ok(),
     };
     listed.into_iter().take(MAX_IMAGES).map(one).collect()
-}
-
-/// Less than a tenth of the state directory's file system is free (the kubelet's nodefs.available default).
-fn disk_is_short(dir: &Path) -> bool {
-    readings::disk(dir).is_ok_and(|disk| disk.available.saturating_mul(10) < disk.capacity)
-}
-
-/// Less than 100 MiB is available (the kubelet's memory.available default).
-fn memory_is_short() -> bool {
-    readings::memory().is_ok_and(|memory| memory.available < 100 << 20)
-}
-
-/// More than nine tenths of the host's process identifiers are in use.
-fn pids_are_short() -> bool {
-    let (used, most) = readings::processes();
-    most > 0 && used * 10 > most * 9
 }
 
 #[cfg(test)]

@@ -14,6 +14,9 @@ use crate::{
 const GUEST_BASE: u64 = 64 << 20;
 /// One `struct page` of 64 bytes for each 4 KiB.
 const MEMORY_MAP_SHARE: u64 = 64;
+/// What a scratch disk has besides what its pod may write: one byte for this many, and so many bytes.
+const SCRATCH_SHARE: u64 = 32;
+const SCRATCH_BASE: u64 = 64 << 20;
 /// Machines are sized in steps of this, bytes.
 const STEP: u64 = 2 << 20;
 
@@ -92,10 +95,11 @@ pub fn size(pod: &DesiredPod, defaults: &PodDefaults) -> Size {
             .div_ceil(STEP)
             .saturating_mul(STEP)
             .clamp(128 << 20, vmm_lib::spec::MAX_MEMORY),
-        // Room for the file system's own structures.
+        // Room for the file system's own structures, and so much more that a pod can be seen to exceed its limit.
         scratch: scratch
             .value()
-            .saturating_add(32 << 20)
+            .saturating_add(scratch.value() / SCRATCH_SHARE)
+            .saturating_add(SCRATCH_BASE)
             .div_ceil(STEP)
             .saturating_mul(STEP)
             .clamp(64 << 20, 8 << 40),

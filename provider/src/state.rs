@@ -76,6 +76,20 @@ pub struct Verdict {
     pub reason: String,
     /// status.message.
     pub message: String,
+    /// Whether the pod has the condition DisruptionTarget: the node ended it, whatever it did itself.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub disrupted: bool,
+}
+
+impl Verdict {
+    /// One for what the pod is or does.
+    pub fn new(reason: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            reason: reason.into(),
+            message: message.into(),
+            disrupted: false,
+        }
+    }
 }
 
 /// The pod's machine.

@@ -114,6 +114,10 @@ pub fn status(desired: &DesiredPod, state: &PodState, host_ips: &[String], previ
         let reason = progress.error.is_some().then_some("Error");
         conditions.set_at(progress.generation, "PodResizeInProgress", reason, progress.error.clone());
     }
+    if let Some(verdict) = state.verdict.as_ref().filter(|verdict| verdict.disrupted) {
+        let message = Some(verdict.message.clone());
+        conditions.set("DisruptionTarget", true, Some("TerminationByKubelet"), message);
+    }
     conditions.keep_foreign(&desired.pod);
     PodStatus {
         phase: Some(phase.into()),
@@ -336,6 +340,10 @@ impl Conditions<'_> {
     /// As they were last seen: whose they are may have written them since this node reported.
     fn keep_foreign(&mut self, pod: &Pod) {
         let foreign = pod.status.as_ref().and_then(|s| s.conditions.as_ref()).into_iter().flatten();
-        self.list.extend(foreign.filter(|c| !OWN.contains(&c.type_.as_str())).cloned());
+        let foreign: Vec<_> = foreign
+            .filter(|c| !OWN.contains(&c.type_.as_str()) && self.list.iter().all(|own| own.type_ != c.type_))
+            .cloned()
+            .collect();
+        self.list.extend(foreign);
     }
 }

@@ -12,7 +12,7 @@ use crate::{Cluster, Host, agent::CommandOutput, host_config, node, wait_for};
 /// The daemon's configuration file.
 pub(super) const CONFIG: &str = "/etc/kvmlet/config.yaml";
 
-/// Runs `body` while the first host's daemon has `extra` (top-level keys) in its configuration.
+/// Runs `body` while the first host's daemon has `extra` (top-level keys) in its configuration, in place of lines of its own with the same keys.
 pub(super) fn with_config(cluster: &Cluster, extra: &str, body: impl FnOnce() -> Result<()>) -> Result<()> {
     let host = cluster.host(0)?;
     let configure = |text: String| -> Result<()> {
@@ -20,7 +20,11 @@ pub(super) fn with_config(cluster: &Cluster, extra: &str, body: impl FnOnce() ->
         host.put(CONFIG, 0o644, text.as_bytes())?;
         restart(cluster)
     };
-    let done = configure(host_config::kvmlet(host) + extra).and_then(|()| body());
+    let key = |line: &str| line.split_once(':').map(|(key, _)| key.to_owned());
+    let own = host_config::kvmlet(host);
+    let kept = own.lines().filter(|line| extra.lines().all(|other| key(other) != key(line)));
+    let text = kept.map(|line| format!("{line}\n")).collect::<String>() + extra;
+    let done = configure(text).and_then(|()| body());
     configure(host_config::kvmlet(host))?;
     done
 }

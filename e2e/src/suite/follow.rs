@@ -41,7 +41,7 @@ pub(super) const TESTS: &[Test] = &[
         run: token,
     },
     Test {
-        name: "a pod is evicted when an emptyDir holds more than its sizeLimit",
+        name: "a pod is evicted when an emptyDir holds more than its sizeLimit, or its containers wrote more than they may",
         hosts: 1,
         kvmlet: true,
         run: evicted,
@@ -257,7 +257,17 @@ fn evicted(cluster: &Cluster) -> Result<()> {
             // What lies elsewhere on the disk does not count.
             with(pod("modest", mounted(&fill("/tmp/g"), mount.clone())), &[volumes("8Mi")]),
             with(pod("greedy", mounted(&fill("/cache/g"), mount)), &[volumes("8Mi")]),
+            with(
+                pod(
+                    "writer",
+                    sh(&format!("dd if=/dev/zero of=/g bs=1M count=40 2>/dev/null; sync; {STAY}")),
+                ),
+                &[("/spec/containers/0/resources", json!({"limits": {"ephemeral-storage": "16Mi"}}))],
+            ),
         ])?;
+        let writer = place.until_phase("writer", "Failed")?["status"].take();
+        let message = "Pod ephemeral local storage usage exceeds the total limit of containers 16Mi. ";
+        ensure!(writer["reason"] == "Evicted" && writer["message"] == message, "{writer}");
         let found = place.until_phase("greedy", "Failed")?;
         let status = &found["status"];
         ensure!(status["reason"] == "Evicted", "{status}");

@@ -33,6 +33,7 @@ mod outage;
 mod pod_resources;
 mod pods;
 mod port_forward;
+mod pressure;
 mod probes;
 mod resize;
 mod resize_pods;
@@ -132,6 +133,7 @@ fn all() -> impl Iterator<Item = &'static Test> {
         pod_resources::TESTS,
         resize::TESTS,
         resize_pods::TESTS,
+        pressure::TESTS,
         exec::TESTS,
         attached::TESTS,
         debug::TESTS,

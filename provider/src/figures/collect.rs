@@ -89,7 +89,8 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     }
 }
 
-async fn ask(vsock: &std::path::Path) -> Result<GuestFigures, AgentError> {
+/// What a guest says of itself.
+pub(crate) async fn ask(vsock: &std::path::Path) -> Result<GuestFigures, AgentError> {
     let mut agent = Agent::connect(vsock).await?;
     if agent.welcome().version >= FIGURES_VERSION {
         return match agent.ask(&Request::Figures).await? {

@@ -102,7 +102,7 @@ fn process_ticks(stat: &str) -> [u64; 2] {
 }
 
 /// Bytes of all files in a directory.
-pub(super) fn size_of_files(directory: &Path) -> u64 {
+pub(crate) fn size_of_files(directory: &Path) -> u64 {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.metadata().ok()).map(|file| file.len()).sum()
 }

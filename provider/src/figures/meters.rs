@@ -17,6 +17,7 @@ pub struct Meters {
     starts: HistogramVec,
     failed_starts: IntCounterVec,
     pulls: Histogram,
+    evictions: IntCounterVec,
 }
 
 impl Meters {
@@ -52,11 +53,17 @@ impl Meters {
             .expect("a metric's name"),
             pulls: Histogram::with_opts(seconds("kvmlet_image_pull_seconds", "Pulls of images that were not here."))
                 .expect("a metric's name"),
+            evictions: IntCounterVec::new(
+                Opts::new("kubelet_evictions", "[ALPHA] Cumulative number of pod evictions by eviction signal"),
+                &["eviction_signal"],
+            )
+            .expect("a metric's name"),
         };
-        let own: [Box<dyn Collector>; 3] = [
+        let own: [Box<dyn Collector>; 4] = [
             Box::new(meters.starts.clone()),
             Box::new(meters.failed_starts.clone()),
             Box::new(meters.pulls.clone()),
+            Box::new(meters.evictions.clone()),
         ];
         for collector in own {
             meters.registry.register(collector).expect("each name once");
@@ -95,6 +102,11 @@ impl Meters {
     /// An image was pulled.
     pub fn pulled(&self, took: Duration) {
         self.pulls.observe(took.as_secs_f64());
+    }
+
+    /// A pod is evicted for this signal.
+    pub fn evicted(&self, signal: &str) {
+        self.evictions.with_label_values(&[signal]).inc();
     }
 
     /// `/metrics/probes`.

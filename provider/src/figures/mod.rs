@@ -17,6 +17,7 @@ mod own;
 mod resource;
 mod summary;
 mod text;
+mod usage;
 
 use std::{sync::Arc, time::Duration};
 
@@ -27,6 +28,8 @@ use tokio::sync::Mutex;
 pub use self::meters::Meters;
 pub use self::model::MachineFigures;
 use self::model::Snapshot;
+pub use self::usage::{PodUsage, usage};
+pub(crate) use self::{collect::ask, host::size_of_files};
 use crate::{context::Context, kubelet::Pods};
 
 /// How long one reading serves.

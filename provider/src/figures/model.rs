@@ -122,6 +122,12 @@ impl Snapshot {
 }
 
 impl GuestSample {
+    /// Bytes that containers wrote to disk, and their logs.
+    pub(super) fn storage(&self) -> u64 {
+        let logs: u64 = self.containers.iter().map(|container| container.logs).sum();
+        self.disk.map_or(0, |disk| disk.used).saturating_add(logs)
+    }
+
     /// The container of an identifier.
     pub(super) fn container(&self, id: &str) -> Option<&ContainerSample> {
         self.containers.iter().find(|container| container.id == id)

@@ -91,9 +91,8 @@ fn of_pod(pod: &PodFigures, guest: &GuestSample, before: Option<&Snapshot>) -> V
         object["network"] = networks(guest.at, std::slice::from_ref(network)).unwrap_or_default();
     }
     if let Some(disk) = guest.disk {
-        let logs: u64 = guest.containers.iter().map(|container| container.logs).sum();
         object["ephemeral-storage"] = filesystem(guest.at, disk);
-        object["ephemeral-storage"]["usedBytes"] = disk.used.saturating_add(logs).into();
+        object["ephemeral-storage"]["usedBytes"] = guest.storage().into();
     }
     object
 }

@@ -11,11 +11,9 @@ use super::{
 use crate::{
     desired::DesiredPod,
     events::Note,
+    eviction::Eviction,
     state::{DeletionState, Ended, Machine, PodState, Slot, Verdict, Work},
 };
-
-/// Seconds that containers have that are evicted for what they hold (the kubelet's immediateEvictionGracePeriodSeconds).
-const EVICTION_GRACE: u64 = 1;
 
 pub(super) fn apply(state: &mut PodState, desired: &DesiredPod, event: Event, now: Timestamp, actions: &mut Vec<Action>) {
     match event {
@@ -90,7 +88,7 @@ pub(super) fn apply(state: &mut PodState, desired: &DesiredPod, event: Event, no
         Event::Probed { id, kind, healthy } => probed(state, desired, &id, kind, healthy, now, actions),
         Event::PostStarted { id, result } => post_started(state, desired, &id, result, now, actions),
         Event::PreStopped { id, well } => pre_stopped(state, desired, &id, well, actions),
-        Event::Evicted(message) => evicted(state, desired, message, now, actions),
+        Event::Evicted(eviction) => evicted(state, desired, eviction, now, actions),
         Event::MachineDied(why) => machine_died(state, desired, &why, now, actions),
         Event::Released(result) => {
             state.busy.remove(&Work::Machine);
@@ -227,17 +225,17 @@ fn machine_died(state: &mut PodState, desired: &DesiredPod, why: &str, now: Time
     }
 }
 
-/// Its containers get a second to end, as the kubelet's evictions for local storage give.
-fn evicted(state: &mut PodState, desired: &DesiredPod, message: String, now: Timestamp, actions: &mut Vec<Action>) {
+fn evicted(state: &mut PodState, desired: &DesiredPod, eviction: Eviction, now: Timestamp, actions: &mut Vec<Action>) {
     if state.verdict.is_some() || state.deletion.is_some() || is_over(state, desired) {
         return;
     }
-    actions.push(Action::Tell(Note::warning("Evicted", None, message.clone())));
+    actions.push(Action::Tell(Note::warning(eviction.reason, None, eviction.message.clone())));
     state.verdict = Some(Verdict {
-        reason: "Evicted".into(),
-        message,
+        reason: eviction.reason.into(),
+        message: eviction.message,
+        disrupted: eviction.disrupted,
     });
-    let kill_at = later(now, EVICTION_GRACE);
+    let kill_at = later(now, eviction.grace);
     for (c, d) in state.containers.iter_mut().zip(&desired.containers) {
         stop::begin(c, d, format!("Stopping container {}", d.name), (kill_at, now), actions);
     }

@@ -25,10 +25,10 @@ pub(super) fn decide(
 ) {
     if state.verdict.is_none() && state.deletion.is_none() && !is_over(state, desired) && deadline(state, desired).is_some_and(|d| d <= now)
     {
-        state.verdict = Some(Verdict {
-            reason: "DeadlineExceeded".into(),
-            message: "Pod was active on the node longer than the specified deadline".into(),
-        });
+        state.verdict = Some(Verdict::new(
+            "DeadlineExceeded",
+            "Pod was active on the node longer than the specified deadline",
+        ));
         actions.push(Action::Tell(Note::normal(
             "DeadlineExceeded",
             None,

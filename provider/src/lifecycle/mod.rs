@@ -27,6 +27,7 @@ use kvmlet_protocol as protocol;
 use crate::{
     desired::{Deletion, DesiredContainer, DesiredPod},
     events::Note,
+    eviction::Eviction,
     probe::spec::Kind,
     resize::judge::NotNow,
     size::Room,
@@ -107,8 +108,8 @@ pub enum Event {
         /// Whether it succeeded.
         well: bool,
     },
-    /// The pod takes more than it may: phase Failed, reason `Evicted`, with these words.
-    Evicted(String),
+    /// The node ends the pod: phase Failed.
+    Evicted(Eviction),
     /// The machine's process ended without having been asked to.
     MachineDied(String),
     /// Machine, network and disks are gone, or could not be released.

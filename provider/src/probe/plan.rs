@@ -131,10 +131,7 @@ mod tests {
         });
         assert_eq!(kinds(&desired, &state), [Kind::Readiness]);
         state.containers[0].stop = None;
-        state.verdict = Some(Verdict {
-            reason: String::new(),
-            message: String::new(),
-        });
+        state.verdict = Some(Verdict::new("", ""));
         assert_eq!(kinds(&desired, &state), [Kind::Readiness]);
         state.containers[0].slot = Slot::waiting();
         assert_eq!(kinds(&desired, &state), []);

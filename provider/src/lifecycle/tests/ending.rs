@@ -1,6 +1,9 @@
 //! Deletion, machines that die, verdicts.
 
+use k8s_openapi::api::core::v1::{PodCondition, PodStatus};
+
 use super::*;
+use crate::eviction::Eviction;
 
 #[test]
 fn a_deleted_pod_gets_its_signal_then_its_kill_then_its_end() {
@@ -126,14 +129,7 @@ fn a_dead_machine_fails_a_pod_that_never_restarts() {
 #[test]
 fn a_refused_pod_only_waits_for_its_deletion() {
     let mut life = Life::simple("Always", 1);
-    life.state = PodState::new(
-        &life.desired,
-        Some(Verdict {
-            reason: "OutOfcpu".into(),
-            message: "m".into(),
-        }),
-        life.now,
-    );
+    life.state = PodState::new(&life.desired, Some(Verdict::new("OutOfcpu", "m")), life.now);
     assert_eq!(life.on(Event::Tick), []);
     assert_eq!(life.phase(), "Failed");
     assert_eq!(life.delete(30), [Action::DeleteObject]);
@@ -172,7 +168,8 @@ fn a_pod_that_takes_too_much_is_evicted_within_a_second_and_says_why() {
         kill,
         container: 0,
     };
-    assert_eq!(life.on(Event::Evicted("too much".into())), [signal(false)]);
+    let eviction = |message: &str| Event::Evicted(Eviction::of_limit(message.into()));
+    assert_eq!(life.on(eviction("too much")), [signal(false)]);
     assert_eq!(life.pass(1), [signal(true)]);
     assert_eq!(life.exit(0, 137), [Action::Release]);
     assert_eq!(life.phase(), "Failed");
@@ -182,6 +179,56 @@ fn a_pod_that_takes_too_much_is_evicted_within_a_second_and_says_why() {
         (Some("Evicted"), Some("too much"))
     );
     // It was decided once.
-    life.on(Event::Evicted("another".into()));
+    life.on(eviction("another"));
     assert_eq!(life.state.verdict.as_ref().map(|v| v.message.as_str()), Some("too much"));
+    assert_eq!(disruption(&told), None, "it was the pod's own doing");
+}
+
+#[test]
+fn a_pod_that_the_node_evicts_has_its_grace_and_is_told_that_it_was_disrupted() {
+    let mut life = Life::simple("Always", 1);
+    life.boot();
+    life.started(0);
+    let signal = |kill| Action::Signal {
+        id: "id1".into(),
+        kill,
+        container: 0,
+    };
+    let eviction = Eviction {
+        reason: "Evicted",
+        message: "The node was low".into(),
+        grace: 5,
+        disrupted: true,
+    };
+    assert_eq!(life.on(Event::Evicted(eviction)), [signal(false)]);
+    assert_eq!(life.pass(4), []);
+    assert_eq!(life.pass(1), [signal(true)]);
+    life.exit(0, 137);
+    let mut told = status(&life.desired, &life.state, &[], None, life.now);
+    let expected = ("True", Some("TerminationByKubelet"), Some("The node was low"), Some(1));
+    let since = disruption(&told).unwrap().last_transition_time.clone();
+    for _ in 0..2 {
+        let found = disruption(&told).unwrap();
+        let said = (
+            &*found.status,
+            found.reason.as_deref(),
+            found.message.as_deref(),
+            found.observed_generation,
+        );
+        assert_eq!((said, &found.last_transition_time), (expected, &since));
+        // The API server has it by now, and sends it back.
+        let mut pod = (*life.desired.pod).clone();
+        pod.status = Some(told.clone());
+        life.desired = DesiredPod::read(Arc::new(pod)).0;
+        life.pass(10);
+        told = status(&life.desired, &life.state, &[], Some(&told), life.now);
+    }
+}
+
+/// The condition that a pod was ended by somebody else, which is there once at most.
+fn disruption(status: &PodStatus) -> Option<&PodCondition> {
+    let all = status.conditions.as_ref().unwrap().iter();
+    let found: Vec<_> = all.filter(|condition| condition.type_ == "DisruptionTarget").collect();
+    assert!(found.len() < 2, "{found:?}");
+    found.first().copied()
 }
