@@ -26,6 +26,7 @@ use kvmlet_provider::{
     pressure::{self, Pressure},
     report::Reporter,
     routes,
+    shutdown::{self, Shutdown},
     store::Store,
     template::Templates,
 };
@@ -117,6 +118,7 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
         },
         troubles: troubles.clone(),
         pressure: Pressure::default(),
+        shutdown: Shutdown::default(),
         uids,
         io,
         executable: std::env::current_exe().context("find this binary")?,
@@ -154,11 +156,13 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
         host,
         troubles,
         pressure: context.pressure.subscribe(),
+        shutdown: context.shutdown.subscribe(),
         images,
         network: network.clone(),
     };
     tokio::spawn(image_gc::keep(context.clone(), pods.clone()));
     tokio::spawn(pressure::keep::keep(context.clone(), pods.clone()));
+    tokio::spawn(shutdown::keep::keep(context.clone(), pods.clone()));
     let copying = context.clone();
     tokio::spawn(async move { copying.templates.keep(&copying).await });
     let kubelet = Kubelet {

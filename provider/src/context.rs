@@ -27,6 +27,7 @@ use crate::{
     pressure::Pressure,
     random,
     report::Reporter,
+    shutdown::Shutdown,
     store::Store,
     template::Templates,
 };
@@ -59,6 +60,8 @@ pub struct Context {
     pub troubles: Troubles,
     /// What it is short of.
     pub pressure: Pressure,
+    /// Whether the host shuts down.
+    pub shutdown: Shutdown,
     /// What machines may read and write.
     pub io: IoLimits,
     /// Who runs which machine.

@@ -46,6 +46,7 @@ pub mod report;
 pub mod resize;
 pub mod routes;
 pub mod scratch;
+pub mod shutdown;
 pub mod size;
 pub mod state;
 pub mod status;
