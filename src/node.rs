@@ -27,6 +27,7 @@ use kvmlet_provider::{
     report::Reporter,
     routes,
     sharing::Copies,
+    shutdown::{self, Shutdown},
     store::Store,
     template::Templates,
 };
@@ -118,6 +119,7 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
         },
         troubles: troubles.clone(),
         pressure: Pressure::default(),
+        shutdown: Shutdown::default(),
         uids,
         io,
         executable: std::env::current_exe().context("find this binary")?,
@@ -156,6 +158,7 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
         host,
         troubles,
         pressure: context.pressure.subscribe(),
+        shutdown: context.shutdown.subscribe(),
         images,
         network: network.clone(),
     };
@@ -191,6 +194,7 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
         // Only then is it known what is needed.
         tokio::spawn(image_gc::keep(kubelet.context.clone(), kubelet.pods.clone()));
         tokio::spawn(pressure::keep::keep(kubelet.context.clone(), kubelet.pods.clone()));
+        tokio::spawn(shutdown::keep::keep(kubelet.context.clone(), kubelet.pods.clone()));
         kubelet.follow().await;
     });
     if let Some(path) = &config.network.routes_kubeconfig {

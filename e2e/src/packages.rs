@@ -30,6 +30,9 @@ const NEEDED: &[&str] = &[
     "curl",
     "iputils-ping",
     "erofs-utils",
+    // Who is told of a host's shutdown.
+    "dbus-daemon",
+    "systemd",
 ];
 /// Before it, the software emulation of several processors let one run what another had just patched: kernels that patch themselves (Linux's
 /// static keys, at the first of something or after its last) panic at an `int3`.

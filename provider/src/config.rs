@@ -5,6 +5,7 @@ mod eviction;
 mod images;
 mod machines;
 mod sharing;
+mod shutdown;
 
 use std::{
     collections::BTreeMap,
@@ -19,6 +20,7 @@ pub use self::eviction::{Level, Signal, Span, Threshold};
 pub use self::images::{ImageGc, Images, Registry};
 pub use self::machines::{Io, MachineUids, Machines};
 pub use self::sharing::{Sharing, SharingPolicy};
+pub use self::shutdown::ShutdownGracePeriod;
 use crate::quantity::Quantity;
 
 /// The node's configuration, kind `KvmletConfiguration` of `kvmlet.io/v1alpha1`.
@@ -126,6 +128,15 @@ pub struct Config {
     /// How long the node says that it is short of something after it last was.
     #[serde(default = "eviction::default_transition")]
     pub eviction_pressure_transition_period: Span,
+    /// How long pods have in all when the host shuts down.
+    #[serde(default)]
+    shutdown_grace_period: Span,
+    /// How much of it is the critical pods'.
+    #[serde(default)]
+    shutdown_grace_period_critical_pods: Span,
+    /// The same for each priority, in its place.
+    #[serde(default)]
+    shutdown_grace_period_by_pod_priority: Vec<ShutdownGracePeriod>,
     /// Labels of the Node besides the usual ones.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
@@ -386,6 +397,9 @@ impl Config {
         }
         if let Some((key, message)) = config.eviction_mistake() {
             return value(key, message);
+        }
+        if let Some((key, message)) = config.shutdown_mistake() {
+            return value(key, message.into());
         }
         let gc = &config.images.gc;
         if gc.high_threshold_percent > 100 || gc.low_threshold_percent >= gc.high_threshold_percent {

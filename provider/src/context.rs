@@ -28,6 +28,7 @@ use crate::{
     random,
     report::Reporter,
     sharing::Copies,
+    shutdown::Shutdown,
     store::Store,
     template::Templates,
 };
@@ -60,6 +61,8 @@ pub struct Context {
     pub troubles: Troubles,
     /// What it is short of.
     pub pressure: Pressure,
+    /// Whether the host shuts down.
+    pub shutdown: Shutdown,
     /// What machines may read and write.
     pub io: IoLimits,
     /// Who runs which machine.

@@ -30,12 +30,14 @@ pub const GRACE: u64 = 1;
 /// The node ends a pod: phase Failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Eviction {
-    /// status.reason, and the event's.
+    /// status.reason, and the event's, if there is one.
     pub reason: &'static str,
     /// status.message.
     pub message: String,
     /// Seconds that its containers have.
     pub grace: u64,
+    /// Whether there is an event of it.
+    pub told: bool,
     /// Whether the pod could do nothing for it: condition DisruptionTarget.
     pub disrupted: bool,
 }
@@ -47,6 +49,7 @@ impl Eviction {
             reason: "Evicted",
             message,
             grace: GRACE,
+            told: true,
             disrupted: false,
         }
     }

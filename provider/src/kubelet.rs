@@ -159,6 +159,7 @@ impl Kubelet {
         let (desired, refusal) = DesiredPod::read(Arc::new(pod));
         let refusal = match refusal {
             None => pressure::admit::admit(&desired.pod, &self.context.pressure.now())
+                .and_then(|()| self.context.shutdown.admit())
                 .and_then(|()| host_path::admit(&desired, &self.context.config.volumes.host_path.allowed))
                 .and_then(|()| self.context.ledger.admit(&desired))
                 .err(),
@@ -177,7 +178,7 @@ impl Kubelet {
         }
         let verdict = refusal.map(|r| {
             // As the kubelet's rejectPod words it.
-            let message = if r.reason.starts_with("OutOf") || r.reason == "Evicted" {
+            let message = if r.reason.starts_with("OutOf") || ["Evicted", "NodeShutdown"].contains(&r.reason) {
                 format!("Pod was rejected: {}", r.message)
             } else {
                 r.message

@@ -48,6 +48,7 @@ pub mod resize;
 pub mod routes;
 pub mod scratch;
 pub mod sharing;
+pub mod shutdown;
 pub mod size;
 pub mod state;
 pub mod status;

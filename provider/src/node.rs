@@ -33,7 +33,7 @@ use crate::{
     desired::Amounts,
     pressure::{Condition, Conditions},
     quantity::Quantity,
-    readings,
+    readings, shutdown,
 };
 
 /// Lease duration and how often it is renewed (the kubelet's).
@@ -127,6 +127,8 @@ pub struct NodeKeeper {
     pub troubles: Troubles,
     /// What the host is short of; news of it are written at once.
     pub pressure: watch::Receiver<Conditions>,
+    /// Whether it shuts down; likewise.
+    pub shutdown: watch::Receiver<bool>,
     /// The image store, for the list of images.
     pub images: Arc<kvmlet_image::ImageStore>,
     /// The pods' network, once it stands.
@@ -185,6 +187,7 @@ impl NodeKeeper {
                 _ = every.tick() => {}
                 // Whoever looks at the host may have nothing to look for.
                 Ok(()) = self.pressure.changed() => {}
+                Ok(()) = self.shutdown.changed() => {}
             }
             let node = match nodes.get_opt(&self.config.node_name).await {
                 Ok(Some(node)) => node,
@@ -354,7 +357,9 @@ impl NodeKeeper {
             let words = kind.words(short.contains(&kind));
             condition(kind.name(), short.contains(&kind), words.reason, words.message.into())
         });
-        let text: Vec<String> = troubles.iter().map(|(what, why)| format!("{what}: {why}")).collect();
+        let shuts_down = self.shutdown.borrow().then(|| shutdown::NOT_READY.to_owned());
+        let troubles = troubles.iter().map(|(what, why)| format!("{what}: {why}"));
+        let text: Vec<String> = shuts_down.into_iter().chain(troubles).collect();
         let ready = if text.is_empty() {
             condition("Ready", true, "KvmletReady", "kvmlet is posting ready status".into())
         } else {

@@ -1,8 +1,8 @@
 //! The node's certificates: the one it shows the API server and the one its port shows, had by CertificateSigningRequest and renewed before they
-//! end, as the kubelet's (k8s.io/client-go/util/certificate, k8s.io/kubernetes/pkg/kubelet/certificate), or read from files and left alone.
+//! end, as the kubelet's (k8s.io/client-go/util/certificate, k8s.io/kubernetes/pkg/kubelet/certificate), or read from files that somebody else renews.
 //!
 //! [`plan`] decides, [`pair`] reads, [`files`] keeps, [`request`] asks, [`keeper`] does these in turn; [`client`] is what the API server's side
-//! is used by.
+//! is used by; [`reload`] looks at files again.
 
 pub mod client;
 pub mod figures;
@@ -10,6 +10,7 @@ pub mod files;
 pub mod keeper;
 pub mod pair;
 pub mod plan;
+mod reload;
 pub mod request;
 #[cfg(test)]
 mod testing;
@@ -18,7 +19,10 @@ mod testing_api;
 #[cfg(test)]
 mod tests;
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::Context as _;
 use jiff::Timestamp;
@@ -32,6 +36,7 @@ use self::{
     keeper::{Holder, Keeper, Teller},
     pair::Pair,
     plan::{Kind, Template},
+    reload::Loaded,
 };
 use crate::config::Config;
 
@@ -59,15 +64,23 @@ impl<H: Holder> Kept<H> {
 pub struct NodeClient {
     /// The client; its requests wait until there is a certificate.
     pub client: Client,
-    kept: Option<Kept<ClientHolder>>,
+    source: ClientSource,
+}
+
+enum ClientSource {
+    /// What the kubeconfig has, without files that could change.
+    Fixed,
+    /// Files that the kubeconfig names.
+    Files(Loaded, Box<ClientHolder>),
+    /// Requests.
+    Asked(Box<Kept<ClientHolder>>),
 }
 
 impl NodeClient {
     /// As the configuration says: with what `kubeconfig` has, or with certificates by request.
     pub async fn open(config: &Config, figures: &Arc<Figures>) -> anyhow::Result<Self> {
         if !config.renews_client_certificate() && config.bootstrap_kubeconfig.is_none() {
-            let client = client::of_kubeconfig(&config.kubeconfig).await?;
-            return Ok(Self { client, kept: None });
+            return Self::of_files(config).await;
         }
         let directory = Directory::new(config.pki_dir(), Kind::Client);
         // Nobody needs it any more once there is a certificate: it may be gone.
@@ -106,14 +119,48 @@ impl NodeClient {
         let keeper = keeper(config, Kind::Client, template, config.renews_client_certificate(), figures);
         Ok(Self {
             client,
-            kept: Some(Kept::new(keeper, holder, present)?),
+            source: ClientSource::Asked(Box::new(Kept::new(keeper, holder, present)?)),
+        })
+    }
+
+    /// As the kubeconfig says, with the files that it names.
+    async fn of_files(config: &Config) -> anyhow::Result<Self> {
+        let (base, _) = client::read(&config.kubeconfig).await?;
+        let user = &base.auth_info;
+        let named = user.client_certificate_data.is_none() && user.client_key_data.is_none() && !client::has_other_credentials(user);
+        let present = if named { client::own_pair(user)? } else { None };
+        let Some(present) = present else {
+            let client = client::of_kubeconfig(&config.kubeconfig).await?;
+            return Ok(Self {
+                client,
+                source: ClientSource::Fixed,
+            });
+        };
+        let (newest, client) = client::switched();
+        let holder = ClientHolder {
+            first: base.clone(),
+            base,
+            newest,
+            kubeconfig: None,
+        };
+        holder.take(&present).map_err(anyhow::Error::msg)?;
+        Ok(Self {
+            client,
+            source: ClientSource::Files(Loaded::new("client certificate", &present), Box::new(holder)),
         })
     }
 
     /// Keeps the certificate from now on.
     pub fn keep(self, teller: Teller) {
-        if let Some(kept) = self.kept {
-            kept.start(teller);
+        match self.source {
+            ClientSource::Fixed => {}
+            ClientSource::Files(loaded, holder) => {
+                tokio::spawn(async move {
+                    let read = || client::own_pair(&holder.base.auth_info).and_then(|pair| pair.context("its files are gone"));
+                    loaded.keep(read, |pair| holder.take(pair).map_err(anyhow::Error::msg)).await;
+                });
+            }
+            ClientSource::Asked(kept) => kept.start(teller),
         }
     }
 }
@@ -129,8 +176,7 @@ impl Holder for ServingHolder {
     }
 
     fn take(&self, pair: &Pair) -> Result<(), String> {
-        let (chain, key) = pair.der();
-        self.certificate.replace(chain, key).map_err(|error| error.to_string())
+        show(&self.certificate, pair).map_err(|error| error.to_string())
     }
 }
 
@@ -139,7 +185,21 @@ impl Holder for ServingHolder {
 pub struct PortCertificate {
     /// What the port shows.
     pub certificate: ServingCertificate,
-    kept: Option<Kept<ServingHolder>>,
+    source: PortSource,
+}
+
+enum PortSource {
+    /// Certificate and key.
+    Files(Loaded, [PathBuf; 2]),
+    /// Requests.
+    Asked(Box<Kept<ServingHolder>>),
+}
+
+/// Reads a certificate and its key.
+fn pair_of_files([certificate, key]: &[PathBuf; 2]) -> anyhow::Result<Pair> {
+    let text = |path: &Path| std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()));
+    let pair = Pair::new(&text(certificate)?, &text(key)?);
+    pair.with_context(|| format!("use {} and {}", certificate.display(), key.display()))
 }
 
 impl PortCertificate {
@@ -147,12 +207,11 @@ impl PortCertificate {
     pub fn open(config: &Config, client: &Client, figures: &Arc<Figures>) -> anyhow::Result<Self> {
         let certificate = ServingCertificate::none();
         if let Some((certificate_file, key_file)) = config.tls.files() {
-            let text = |path: &Path| std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()));
-            let pair = Pair::new(&text(certificate_file)?, &text(key_file)?);
-            let pair = pair.with_context(|| format!("use {} and {}", certificate_file.display(), key_file.display()))?;
-            let (chain, key) = pair.der();
-            certificate.replace(chain, key)?;
-            return Ok(Self { certificate, kept: None });
+            let files = [certificate_file.to_owned(), key_file.to_owned()];
+            let pair = pair_of_files(&files)?;
+            show(&certificate, &pair)?;
+            let source = PortSource::Files(Loaded::new("serving certificate", &pair), files);
+            return Ok(Self { certificate, source });
         }
         let template = Template::serving(&config.node_name, config.node_ip);
         let keeper = keeper(config, Kind::Serving, template, true, figures);
@@ -165,16 +224,26 @@ impl PortCertificate {
         };
         Ok(Self {
             certificate,
-            kept: Some(Kept::new(keeper, holder, present)?),
+            source: PortSource::Asked(Box::new(Kept::new(keeper, holder, present)?)),
         })
     }
 
     /// Keeps the certificate from now on.
     pub fn keep(self, teller: Teller) {
-        if let Some(kept) = self.kept {
-            kept.start(teller);
+        match self.source {
+            PortSource::Files(loaded, files) => {
+                let shown = self.certificate;
+                tokio::spawn(async move { loaded.keep(|| pair_of_files(&files), |pair| show(&shown, pair)).await });
+            }
+            PortSource::Asked(kept) => kept.start(teller),
         }
     }
+}
+
+/// Shows this from now on, to connections to come.
+fn show(shown: &ServingCertificate, pair: &Pair) -> anyhow::Result<()> {
+    let (chain, key) = pair.der();
+    Ok(shown.replace(chain, key)?)
 }
 
 fn keeper(config: &Config, kind: Kind, template: Template, renews: bool, figures: &Arc<Figures>) -> Keeper {

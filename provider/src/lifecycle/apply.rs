@@ -229,7 +229,9 @@ fn evicted(state: &mut PodState, desired: &DesiredPod, eviction: Eviction, now: 
     if state.verdict.is_some() || state.deletion.is_some() || is_over(state, desired) {
         return;
     }
-    actions.push(Action::Tell(Note::warning(eviction.reason, None, eviction.message.clone())));
+    if eviction.told {
+        actions.push(Action::Tell(Note::warning(eviction.reason, None, eviction.message.clone())));
+    }
     state.verdict = Some(Verdict {
         reason: eviction.reason.into(),
         message: eviction.message,

@@ -150,6 +150,7 @@ async fn evict(
             reason: "Evicted",
             message: message(pod, resource, due, seen),
             grace: grace(context, threshold, handle),
+            told: true,
             disrupted: true,
         };
         info!(pod = pod.name, uid = pod.uid, resource = resource.name(), "a pod is evicted");

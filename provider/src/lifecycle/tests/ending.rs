@@ -198,6 +198,7 @@ fn a_pod_that_the_node_evicts_has_its_grace_and_is_told_that_it_was_disrupted() 
         reason: "Evicted",
         message: "The node was low".into(),
         grace: 5,
+        told: true,
         disrupted: true,
     };
     assert_eq!(life.on(Event::Evicted(eviction)), [signal(false)]);

@@ -1,0 +1,95 @@
+//! Certificate files that somebody else renews (`tls.certFile`, the files of a kubeconfig): read again now and then, and used from then on when
+//! they have changed. No connection is cut. Files that do not belong together yet, as while they are being replaced, change nothing.
+
+use std::time::Duration;
+
+use tracing::{info, warn};
+
+use super::pair::Pair;
+
+/// How often they are looked at (the kubelet: at once by inotify, and each minute).
+const PERIOD: Duration = Duration::from_secs(10);
+
+/// What was made of files.
+pub(super) struct Loaded {
+    /// As messages name it.
+    what: &'static str,
+    certificate: String,
+    /// What was told last.
+    trouble: String,
+}
+
+impl Loaded {
+    /// This certificate is in use.
+    pub(super) fn new(what: &'static str, pair: &Pair) -> Self {
+        Self {
+            what,
+            certificate: pair.certificate.clone(),
+            trouble: String::new(),
+        }
+    }
+
+    /// Uses what the files hold now, if that is another certificate; answers whether it is.
+    pub(super) fn look(&mut self, read: anyhow::Result<Pair>, take: impl FnOnce(&Pair) -> anyhow::Result<()>) -> bool {
+        let done = read.and_then(|pair| {
+            if pair.certificate == self.certificate {
+                return Ok(false);
+            }
+            take(&pair)?;
+            info!(ends = %pair.facts.ends, "the {} has changed on disk and is used from now on", self.what);
+            self.certificate = pair.certificate;
+            Ok(true)
+        });
+        let trouble = done.as_ref().err().map(|error| format!("{error:#}")).unwrap_or_default();
+        if !trouble.is_empty() && trouble != self.trouble {
+            warn!(why = trouble, "the {} on disk cannot be used: the old one stays", self.what);
+        }
+        self.trouble = trouble;
+        done.unwrap_or(false)
+    }
+
+    /// Looks for ever.
+    pub(super) async fn keep(mut self, read: impl Fn() -> anyhow::Result<Pair>, take: impl Fn(&Pair) -> anyhow::Result<()>) {
+        loop {
+            tokio::time::sleep(PERIOD).await;
+            self.look(read(), &take);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{pair_of_files, plan::Template, show, testing::Authority},
+        *,
+    };
+
+    #[test]
+    fn files_that_change_are_used_once_they_belong_together() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = ["tls.crt", "tls.key"].map(|name| directory.path().join(name));
+        let authority = Authority::new();
+        let template = Template::serving("n", "10.0.0.1".parse().unwrap());
+        let (first, second) = (authority.pair(&template, 1, 100), authority.pair(&template, 2, 200));
+        let put = |file: usize, text: &str| std::fs::write(&files[file], text).unwrap();
+        put(0, &first.certificate);
+        put(1, &first.key);
+
+        let shown = kvmlet_server::ServingCertificate::none();
+        show(&shown, &first).unwrap();
+        let leaf = |pair: &Pair| pair.der().0[0].clone();
+        let is_shown = |pair: &Pair| shown.present().unwrap().cert[0] == leaf(pair);
+        let mut loaded = Loaded::new("serving certificate", &first);
+        let mut look = || loaded.look(pair_of_files(&files), |pair| show(&shown, pair));
+        assert!(!look(), "nothing has changed");
+        put(0, &second.certificate);
+        assert!(!look() && is_shown(&first), "the key is still the first one's");
+        put(1, &second.key);
+        assert!(look() && is_shown(&second));
+        assert!(!look());
+        put(0, "");
+        assert!(!look() && is_shown(&second));
+        std::fs::remove_file(&files[1]).unwrap();
+        assert!(!look() && is_shown(&second));
+    }
+}
