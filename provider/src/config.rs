@@ -6,6 +6,7 @@ mod images;
 mod machines;
 mod sharing;
 mod shutdown;
+mod surroundings;
 
 use std::{
     collections::BTreeMap,
@@ -21,6 +22,7 @@ pub use self::images::{ImageGc, Images, Registry};
 pub use self::machines::{Io, MachineUids, Machines};
 pub use self::sharing::{Sharing, SharingPolicy};
 pub use self::shutdown::ShutdownGracePeriod;
+pub use self::surroundings::{AllowedPath, HostPath, Network, Volumes};
 use crate::quantity::Quantity;
 
 /// The node's configuration, kind `KvmletConfiguration` of `kvmlet.io/v1alpha1`.
@@ -231,49 +233,6 @@ impl Default for Logs {
     }
 }
 
-/// Volumes.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
-pub struct Volumes {
-    /// Directories and files of the host.
-    pub host_path: HostPath,
-}
-
-/// What pods may mount of the host; nothing by default.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
-pub struct HostPath {
-    /// Of several that hold a path the longest counts.
-    pub allowed: Vec<AllowedPath>,
-}
-
-/// A directory whose content pods may mount, itself included.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct AllowedPath {
-    /// Absolute, without `.` and `..`.
-    pub prefix: PathBuf,
-    /// Only by mounts that are read-only.
-    #[serde(default)]
-    pub read_only: bool,
-}
-
-/// The pods' network.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
-pub struct Network {
-    /// All pods of the cluster, not masqueraded.
-    #[serde(rename = "clusterCIDR")]
-    pub cluster_cidr: Option<String>,
-    /// Bytes; the uplink's by default.
-    pub mtu: Option<u32>,
-    /// Where CNI plugins are, `/usr/lib/cni` and `/opt/cni/bin` by default.
-    pub plugin_dirs: Vec<PathBuf>,
-    /// kubeconfig of an identity that may list and watch Nodes: routes to their pod CIDRs are then kept on this host. The node's own
-    /// identity may not see other Nodes.
-    pub routes_kubeconfig: Option<PathBuf>,
-}
-
 fn default_port() -> u16 {
     10250
 }
@@ -427,85 +386,4 @@ impl Config {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-
-    pub(crate) const GOOD: &str = "apiVersion: kvmlet.io/v1alpha1\nkind: KvmletConfiguration\nnodeName: n\nnodeIP: 10.0.0.1\n\
-        kubeconfig: /k\ntls: {certFile: /c, keyFile: /y, clientCAFile: /a}\n";
-
-    fn parse(text: &str) -> Result<Config, String> {
-        Config::parse(Path::new("config.yaml"), text).map_err(|e| e.to_string())
-    }
-
-    #[test]
-    fn the_smallest_configuration_has_defaults_for_the_rest() {
-        let config = parse(GOOD).unwrap();
-        assert_eq!(config.port, 10250);
-        assert_eq!(config.pod_defaults.memory.value(), 256 << 20);
-    }
-
-    #[test]
-    fn an_unknown_key_is_named_with_its_line() {
-        let error = parse(&format!("{GOOD}nodeNmae: oops\n")).unwrap_err();
-        assert!(error.contains("nodeNmae") && error.contains("line 7"), "{error}");
-        let error = parse(&format!("{GOOD}guest:\n  kernal: /x\n")).unwrap_err();
-        assert!(error.contains("kernal") && error.contains("line 8"), "{error}");
-    }
-
-    #[test]
-    fn users_of_machines_are_enough_and_never_root() {
-        for (users, key) in [
-            ("first: 0", "machineUIDs.first"),
-            ("first: 4294967295", "machineUIDs.first"),
-            ("count: 5", "machineUIDs.count"),
-        ] {
-            let error = parse(&format!("{GOOD}machineUIDs: {{{users}}}\n")).unwrap_err();
-            assert!(error.contains(key), "{error}");
-        }
-    }
-
-    #[test]
-    fn what_machines_have_is_checked_and_named() {
-        let machines = parse(&format!("{GOOD}machines: {{io: {{readBytesPerSecond: 10Mi, weight: 50}}}}\n"))
-            .unwrap()
-            .machines;
-        assert_eq!(
-            (machines.watchdog_seconds, machines.network_queues, machines.io.weight),
-            (0, 1, Some(50))
-        );
-        for (keys, key) in [
-            ("watchdogSeconds: 5", "machines.watchdogSeconds"),
-            ("networkQueues: 0", "machines.networkQueues"),
-            ("networkQueues: 9", "machines.networkQueues"),
-            ("io: {readBytesPerSecond: 1Ki}", "machines.io.readBytesPerSecond"),
-            ("io: {writeBytesPerSecond: 0}", "machines.io.writeBytesPerSecond"),
-            ("io: {readOperationsPerSecond: 9}", "machines.io.readOperationsPerSecond"),
-            ("io: {writeOperationsPerSecond: 0}", "machines.io.writeOperationsPerSecond"),
-            ("io: {weight: 0}", "machines.io.weight"),
-            ("io: {speed: 1}", "speed"),
-        ] {
-            let error = parse(&format!("{GOOD}machines: {{{keys}}}\n")).unwrap_err();
-            assert!(error.contains(key), "{error}");
-        }
-    }
-
-    #[test]
-    fn what_pods_may_mount_of_the_host_is_named_from_its_root() {
-        assert!(parse(GOOD).unwrap().volumes.host_path.allowed.is_empty());
-        let allowed = |prefix: &str| {
-            parse(&format!(
-                "{GOOD}volumes:\n  hostPath:\n    allowed: [{{prefix: {prefix}, readOnly: true}}]\n"
-            ))
-        };
-        assert!(allowed("/srv/data").unwrap().volumes.host_path.allowed[0].read_only);
-        for prefix in ["srv", "/srv/../etc", "''"] {
-            assert!(allowed(prefix).unwrap_err().contains("volumes.hostPath.allowed"), "{prefix}");
-        }
-    }
-
-    #[test]
-    fn an_address_that_the_api_server_cannot_reach_is_refused() {
-        let error = parse(&GOOD.replace("10.0.0.1", "127.0.0.1")).unwrap_err();
-        assert!(error.contains("nodeIP"), "{error}");
-    }
-}
+pub(crate) mod tests;
