@@ -109,17 +109,32 @@ impl Server {
 
     fn work(&self) -> Result<(), ServeError> {
         let (mut request, mut reply) = (Vec::new(), Vec::new());
-        while self.read(&mut request)? {
-            if self.answer(&request, &mut reply) {
-                lock(&self.writing).write_all(&reply).map_err(ServeError::Socket)?;
-            }
+        while self.next(&mut request)? {
+            self.answer(&request, &mut reply);
+            lock(&self.writing).write_all(&reply).map_err(ServeError::Socket)?;
         }
         Ok(())
     }
 
-    /// Reads a whole request; `false` at the end of the stream.
-    fn read(&self, request: &mut Vec<u8>) -> Result<bool, ServeError> {
+    /// Reads the next request that is answered; `false` at the end of the stream. What the guest forgets is forgotten before another thread
+    /// reads what it asks next, which may need the room.
+    fn next(&self, request: &mut Vec<u8>) -> Result<bool, ServeError> {
         let mut stream = lock(&self.reading);
+        while Self::read(&mut stream, request)? {
+            let mut arguments = Arguments(request);
+            let header = Header::read(&mut arguments).expect("a request has a header");
+            // Whatever these say, nobody waits for an answer.
+            let _ = match header.opcode {
+                2 => arguments.u64().map(|times| self.table.forget(header.node, times)),
+                42 => self.forget_many(&mut arguments),
+                _ => return Ok(true),
+            };
+        }
+        Ok(false)
+    }
+
+    /// Reads a whole request; `false` at the end of the stream.
+    fn read(stream: &mut UnixStream, request: &mut Vec<u8>) -> Result<bool, ServeError> {
         let mut length = [0; 4];
         match stream.read_exact(&mut length) {
             Err(error) if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) => return Ok(false),
@@ -138,15 +153,14 @@ impl Server {
         }
     }
 
-    /// Does what a request asks; whether there is an answer.
-    fn answer(&self, request: &[u8], reply: &mut Vec<u8>) -> bool {
+    /// Does what a request asks.
+    fn answer(&self, request: &[u8], reply: &mut Vec<u8>) {
         let mut arguments = Arguments(request);
         let header = Header::read(&mut arguments).expect("a request has a header");
         reply.clear();
         reply.resize(REPLY, 0);
         let error = match self.act(&header, &mut arguments, &mut Reply(reply)) {
-            Ok(Answer::None) => return false,
-            Ok(Answer::Given) => 0,
+            Ok(()) => 0,
             Err(error) => {
                 reply.truncate(REPLY);
                 -error.raw_os_error()
@@ -156,60 +170,47 @@ impl Server {
         reply[..4].copy_from_slice(&length.to_le_bytes());
         reply[4..8].copy_from_slice(&error.to_le_bytes());
         reply[8..16].copy_from_slice(&header.unique.to_le_bytes());
-        true
     }
 
-    fn act(&self, header: &Header, arguments: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<Answer, Errno> {
-        let given = |result: Result<(), Errno>| result.map(|()| Answer::Given);
+    fn act(&self, header: &Header, arguments: &mut Arguments<'_>, reply: &mut Reply<'_>) -> Result<(), Errno> {
         match header.opcode {
-            1 => given(self.lookup(header, arguments, reply)),
-            2 => {
-                // Whatever it says, nobody waits for an answer.
-                if let Ok(times) = arguments.u64() {
-                    self.table.forget(header.node, times);
-                }
-                Ok(Answer::None)
-            }
-            3 => given(self.getattr(header, reply)),
-            4 => given(self.setattr(header, arguments, reply)),
-            5 => given(self.readlink(header, reply)),
-            6 => given(self.symlink(header, arguments, reply)),
-            8 => given(self.mknod(header, arguments, reply)),
-            9 => given(self.mkdir(header, arguments, reply)),
-            10 => given(self.unlink(header, arguments, false)),
-            11 => given(self.unlink(header, arguments, true)),
-            12 => given(self.rename(header, arguments, false)),
-            13 => given(self.link(header, arguments, reply)),
-            14 => given(self.open(header, arguments, reply)),
-            15 => given(self.read_file(arguments, reply)),
-            16 => given(self.write_file(arguments, reply)),
-            17 => given(self.statfs(header, reply)),
-            18 | 29 => given(self.table.close(arguments.u64()?)),
-            20 => given(self.fsync(arguments)),
-            21 => given(self.setxattr(header, arguments)),
-            22 => given(self.getxattr(header, arguments, reply)),
-            23 => given(self.listxattr(header, arguments, reply)),
-            24 => given(self.removexattr(header, arguments)),
+            1 => self.lookup(header, arguments, reply),
+            3 => self.getattr(header, reply),
+            4 => self.setattr(header, arguments, reply),
+            5 => self.readlink(header, reply),
+            6 => self.symlink(header, arguments, reply),
+            8 => self.mknod(header, arguments, reply),
+            9 => self.mkdir(header, arguments, reply),
+            10 => self.unlink(header, arguments, false),
+            11 => self.unlink(header, arguments, true),
+            12 => self.rename(header, arguments, false),
+            13 => self.link(header, arguments, reply),
+            14 => self.open(header, arguments, reply),
+            15 => self.read_file(arguments, reply),
+            16 => self.write_file(arguments, reply),
+            17 => self.statfs(header, reply),
+            18 | 29 => self.table.close(arguments.u64()?),
+            20 => self.fsync(arguments),
+            21 => self.setxattr(header, arguments),
+            22 => self.getxattr(header, arguments, reply),
+            23 => self.listxattr(header, arguments, reply),
+            24 => self.removexattr(header, arguments),
             // What is written is with the kernel already.
-            25 => Ok(Answer::Given),
-            26 => given(self.init(arguments, reply)),
-            27 => given(self.opendir(header, reply)),
-            28 => given(self.readdir(header, arguments, reply, false)),
-            30 => given(self.fsyncdir(arguments)),
-            35 => given(self.create(header, arguments, reply)),
+            25 => Ok(()),
+            26 => self.init(arguments, reply),
+            27 => self.opendir(header, reply),
+            28 => self.readdir(header, arguments, reply, false),
+            30 => self.fsyncdir(arguments),
+            35 => self.create(header, arguments, reply),
             38 => {
                 self.table.clear();
-                Ok(Answer::Given)
+                Ok(())
             }
-            42 => {
-                let _ = self.forget_many(arguments);
-                Ok(Answer::None)
-            }
-            43 => given(self.fallocate(arguments)),
-            44 => given(self.readdir(header, arguments, reply, true)),
-            45 => given(self.rename(header, arguments, true)),
-            46 => given(self.lseek(arguments, reply)),
-            47 => given(self.copy_file_range(arguments, reply)),
+            43 => self.fallocate(arguments),
+            44 => self.readdir(header, arguments, reply, true),
+            45 => self.rename(header, arguments, true),
+            46 => self.lseek(arguments, reply),
+            47 => self.copy_file_range(arguments, reply),
             // The guest's kernel does without, or does it itself.
             _ => Err(Errno::NOSYS),
         }
@@ -251,10 +252,4 @@ impl Server {
     pub(crate) fn writable(&self) -> Result<(), Errno> {
         if self.read_only { Err(Errno::ROFS) } else { Ok(()) }
     }
-}
-
-/// Whether a request is answered.
-enum Answer {
-    Given,
-    None,
 }
