@@ -177,8 +177,8 @@ impl Builder {
         let mut vcpus = Vec::new();
         for index in 0..spec.cpus {
             let vcpu = vm.create_vcpu(u64::from(index)).map_err(step("create a processor"))?;
-            vcpu.set_cpuid2(&cpuid.processor(index, possible_cpus)?)
-                .map_err(step("set a processor's CPUID"))?;
+            let shown = cpuid.processor(index, possible_cpus)?;
+            shown.set(&vcpu).map_err(step("set a processor's CPUID"))?;
             registers::set_msrs(&vcpu)?;
             vcpus.push(vcpu);
         }

@@ -8,6 +8,7 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::arch::board;
 use crate::arch::cpuid::{CpuidError, Template};
+use crate::arch::processor;
 
 /// Capabilities without which no machine of any architecture is made, with their names in KVM's documentation.
 const REQUIRED: &[(Cap, &str)] = &[
@@ -84,17 +85,11 @@ fn checked(kvm: Kvm) -> Result<Kvm, KvmError> {
 /// the model-specific registers that are saved.
 pub fn fingerprint() -> Result<Vec<u8>, FingerprintError> {
     let kvm = open()?;
-    let cpuid = Template::new(&kvm)?.processor(0, 1)?;
-    let mut bytes = Vec::new();
-    for leaf in cpuid.as_slice() {
-        let words = [leaf.function, leaf.index, leaf.flags, leaf.eax, leaf.ebx, leaf.ecx, leaf.edx];
-        bytes.extend(words.into_iter().flat_map(u32::to_le_bytes));
-    }
+    let mut bytes: Vec<u8> = Template::new(&kvm)?.processor(0, 1)?.bytes().collect();
     for number in 0..CAPABILITIES {
         bytes.extend(kvm.check_extension_raw(number).to_le_bytes());
     }
-    let registers = kvm.get_msr_index_list().map_err(FingerprintError::Registers)?;
-    bytes.extend(registers.as_slice().iter().copied().flat_map(u32::to_le_bytes));
+    bytes.extend(processor::numbers(&kvm).map_err(FingerprintError::Registers)?);
     Ok(bytes)
 }
 

@@ -4,9 +4,9 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
-use kvm_bindings::CpuId;
 use kvm_ioctls::{VcpuFd, VmFd};
 
+use crate::arch::cpuid::Shown;
 use crate::arch::processor::Registers;
 use crate::attach::{AttachError, Attachment, Change, DetachError, Ground, Occupied};
 use crate::bus::Bus;
@@ -38,7 +38,7 @@ pub struct Machine {
     pub(crate) interrupts: Arc<Interrupts>,
     pub(crate) layout: Layout,
     pub(crate) log: Option<DirtyLog>,
-    pub(crate) cpuid: CpuId,
+    pub(crate) cpuid: Shown,
     pub(crate) possible_cpus: u8,
     pub(crate) registers: Arc<Registers>,
     pub(crate) restored: bool,
@@ -193,7 +193,7 @@ impl Machine {
             layout: &layout,
             log: log.as_ref(),
             possible_cpus,
-            cpuid: cpuid.as_slice(),
+            cpuid: cpuid.leaves(),
         };
         let one_at_a_time = Mutex::new(());
         let ground = Ground {

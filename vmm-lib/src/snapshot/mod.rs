@@ -21,11 +21,11 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Write};
 
-use kvm_bindings::kvm_cpuid_entry2;
 use rustix::rand::{GetRandomFlags, getrandom};
 use serde::{Deserialize, Serialize};
 
 use crate::arch::board::BoardState;
+use crate::arch::cpuid::Leaf;
 use crate::arch::processor::ProcessorState;
 use crate::pci::state::FunctionState;
 use crate::serial::PortState;
@@ -137,7 +137,7 @@ pub(crate) struct State {
     /// Processors that the tables tell of.
     pub(crate) possible_cpus: u8,
     /// CPUID of the first processor.
-    pub(crate) cpuid: Vec<kvm_cpuid_entry2>,
+    pub(crate) cpuid: Vec<Leaf>,
     pub(crate) processors: Vec<ProcessorState>,
     pub(crate) board: BoardState,
     pub(crate) functions: Vec<FunctionState>,

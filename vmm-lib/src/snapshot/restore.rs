@@ -2,11 +2,10 @@
 
 use std::fs::File;
 
-use kvm_bindings::CpuId;
 use kvm_ioctls::{VcpuFd, VmFd};
 
 use super::{RestoreError, State, WorkingSet, memory, same};
-use crate::arch::processor::same_cpuid;
+use crate::arch::cpuid::Shown;
 use crate::builder::BuildError;
 use crate::bus::Bus;
 use crate::files::Files;
@@ -30,7 +29,7 @@ pub(crate) fn open_snapshot(restore: &Restore, files: &Files) -> Result<(State, 
 }
 
 /// Whether a machine can become what a snapshot was, on this host.
-pub(crate) fn check_shape(state: &State, spec: &MachineSpec, layout: &Layout, cpuid: &CpuId) -> Result<(), RestoreError> {
+pub(crate) fn check_shape(state: &State, spec: &MachineSpec, layout: &Layout, cpuid: &Shown) -> Result<(), RestoreError> {
     same("memory, bytes,", &spec.memory, &state.memory)?;
     same("the device window's address", &layout.mmio64.start, &state.window)?;
     let ports = |there: bool| usize::from(there);
@@ -44,7 +43,7 @@ pub(crate) fn check_shape(state: &State, spec: &MachineSpec, layout: &Layout, cp
     if state.processors.len() > usize::from(spec.cpus) {
         return same("the number of processors", &usize::from(spec.cpus), &state.processors.len());
     }
-    if same_cpuid(cpuid, &state.cpuid) {
+    if cpuid.leaves() == state.cpuid {
         Ok(())
     } else {
         Err(RestoreError::Host)

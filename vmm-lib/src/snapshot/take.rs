@@ -3,11 +3,11 @@
 use std::fs::File;
 use std::io;
 
-use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::VmFd;
 
 use super::{Identity, Pages, State, memory, merge};
 use crate::arch::board::BoardState;
+use crate::arch::cpuid::Leaf;
 use crate::arch::processor::ProcessorState;
 use crate::bus::Bus;
 use crate::dirty::{DirtyLog, runs};
@@ -66,7 +66,7 @@ pub(crate) struct Source<'a> {
     pub(crate) layout: &'a Layout,
     pub(crate) log: Option<&'a DirtyLog>,
     pub(crate) possible_cpus: u8,
-    pub(crate) cpuid: &'a [kvm_cpuid_entry2],
+    pub(crate) cpuid: &'a [Leaf],
 }
 
 /// Stops the devices, asks the processors, which stand, and writes both files.

@@ -2,7 +2,7 @@
 //! machine's own topology (one package, one thread a core). Pure.
 
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
-use kvm_ioctls::{Cap, Kvm};
+use kvm_ioctls::{Cap, Kvm, VcpuFd};
 
 /// Leaf 1, ECX.
 const VMX: u32 = 1 << 5;
@@ -33,6 +33,30 @@ pub enum CpuidError {
     TooMany,
 }
 
+/// One leaf, as a snapshot has it.
+pub(crate) type Leaf = kvm_cpuid_entry2;
+
+/// What a processor shows.
+pub(crate) struct Shown(CpuId);
+
+impl Shown {
+    /// Its leaves, in KVM's order. KVM's own ones name what it can, so that those of another KVM differ, too.
+    pub(crate) fn leaves(&self) -> &[Leaf] {
+        self.0.as_slice()
+    }
+
+    /// Has a processor show it.
+    pub(crate) fn set(&self, vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
+        vcpu.set_cpuid2(&self.0)
+    }
+
+    /// As bytes to be compared.
+    pub(crate) fn bytes(&self) -> impl Iterator<Item = u8> {
+        let words = |leaf: &Leaf| [leaf.function, leaf.index, leaf.flags, leaf.eax, leaf.ebx, leaf.ecx, leaf.edx];
+        self.leaves().iter().flat_map(words).flat_map(u32::to_le_bytes)
+    }
+}
+
 /// The host's leaves, before they become one processor's.
 pub(crate) struct Template {
     leaves: Vec<kvm_cpuid_entry2>,
@@ -58,7 +82,7 @@ impl Template {
     }
 
     /// The CPUID of processor `index` of `cpus`; its APIC identifier is its index.
-    pub(crate) fn processor(&self, index: u8, cpus: u8) -> Result<CpuId, CpuidError> {
+    pub(crate) fn processor(&self, index: u8, cpus: u8) -> Result<Shown, CpuidError> {
         let mut leaves: Vec<_> = self
             .leaves
             .iter()
@@ -69,7 +93,7 @@ impl Template {
             self.adapt(leaf, index, cpus);
         }
         leaves.extend(topology(index, cpus));
-        CpuId::from_entries(&leaves).map_err(|_| CpuidError::TooMany)
+        CpuId::from_entries(&leaves).map(Shown).map_err(|_| CpuidError::TooMany)
     }
 
     fn adapt(&self, leaf: &mut kvm_cpuid_entry2, index: u8, cpus: u8) {
@@ -156,9 +180,9 @@ mod tests {
         }
     }
 
-    fn find(cpuid: &CpuId, function: u32, index: u32) -> kvm_cpuid_entry2 {
+    fn find(cpuid: &Shown, function: u32, index: u32) -> kvm_cpuid_entry2 {
         *cpuid
-            .as_slice()
+            .leaves()
             .iter()
             .find(|leaf| leaf.function == function && leaf.index == index)
             .expect("the leaf is there")

@@ -2,7 +2,7 @@
 //! the system registers, which say where it is, and before the timer's deadline, which it would forget).
 
 use kvm_bindings::{
-    CpuId, Msrs, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+    Msrs, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd};
 use serde::{Deserialize, Serialize};
@@ -55,6 +55,12 @@ impl Registers {
 /// The address of the instruction that a processor is at, which is not in its guest.
 pub(crate) fn place(vcpu: &VcpuFd) -> Result<u64, kvm_ioctls::Error> {
     Ok(vcpu.get_regs()?.rip)
+}
+
+/// The numbers of the registers that are saved on this host, as bytes to be compared.
+pub(crate) fn numbers(kvm: &Kvm) -> Result<Vec<u8>, kvm_ioctls::Error> {
+    let list = kvm.get_msr_index_list()?;
+    Ok(list.as_slice().iter().copied().flat_map(u32::to_le_bytes).collect())
 }
 
 type Step = (&'static str, kvm_ioctls::Error);
@@ -139,9 +145,4 @@ fn entry(index: u32, data: u64) -> kvm_msr_entry {
         data,
         ..Default::default()
     }
-}
-
-/// Whether two processors say the same of themselves. KVM's own leaves name what it can, so that another KVM differs, too.
-pub(crate) fn same_cpuid(one: &CpuId, other: &[kvm_bindings::kvm_cpuid_entry2]) -> bool {
-    one.as_slice() == other
 }
