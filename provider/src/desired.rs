@@ -1,18 +1,16 @@
 //! The pod as the API server has it, read into what this node acts on. Pure: refuses what cannot run here, with the kubelet's reasons.
 
-use std::collections::BTreeMap;
+mod amounts;
+
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use k8s_openapi::{
-    api::core::v1::{Container, Pod, PodSpec, Volume},
-    apimachinery::pkg::api::resource::Quantity as ApiQuantity,
-};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Volume};
 
+pub use self::amounts::Amounts;
 use crate::{
     bandwidth,
     probe::spec::{Hooks, Probes},
-    quantity::Quantity,
     state::Allocation,
     supported::{self, Unsupported},
     template,
@@ -93,17 +91,6 @@ pub struct Ephemeral {
     pub refused: Option<String>,
 }
 
-/// Amounts of what a node gives.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Amounts {
-    /// Processors.
-    pub cpu: Quantity,
-    /// Bytes.
-    pub memory: Quantity,
-    /// Bytes.
-    pub storage: Quantity,
-}
-
 /// restartPolicy of a pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RestartPolicy {
@@ -163,54 +150,6 @@ pub struct Refusal {
     pub message: String,
 }
 
-impl Amounts {
-    pub(crate) fn read([cpu, memory, storage]: [u64; 3]) -> Self {
-        Self {
-            cpu: Quantity::millis(cpu),
-            memory: Quantity::bytes(memory),
-            storage: Quantity::bytes(storage),
-        }
-    }
-
-    /// Those that there are, as the API writes them.
-    pub fn to_api(self) -> BTreeMap<String, ApiQuantity> {
-        let all = [("cpu", self.cpu), ("memory", self.memory), ("ephemeral-storage", self.storage)];
-        let set = all.into_iter().filter(|(_, amount)| *amount != Quantity::default());
-        set.map(|(name, amount)| (name.to_owned(), amount.to_api())).collect()
-    }
-
-    /// The sum of each.
-    #[must_use]
-    pub fn plus(self, other: Self) -> Self {
-        Self {
-            cpu: self.cpu.plus(other.cpu),
-            memory: self.memory.plus(other.memory),
-            storage: self.storage.plus(other.storage),
-        }
-    }
-
-    /// Each that is not zero, else the other's.
-    #[must_use]
-    pub fn or(self, other: Self) -> Self {
-        let first = |own: Quantity, other| if own == Quantity::default() { other } else { own };
-        Self {
-            cpu: first(self.cpu, other.cpu),
-            memory: first(self.memory, other.memory),
-            storage: first(self.storage, other.storage),
-        }
-    }
-
-    /// The larger of each.
-    #[must_use]
-    pub fn max(self, other: Self) -> Self {
-        Self {
-            cpu: self.cpu.max(other.cpu),
-            memory: self.memory.max(other.memory),
-            storage: self.storage.max(other.storage),
-        }
-    }
-}
-
 impl DesiredPod {
     /// Reads a pod; a pod that cannot run here comes with the reason.
     pub fn read(pod: Arc<Pod>) -> (Self, Option<Refusal>) {
@@ -247,8 +186,8 @@ impl DesiredPod {
             deletion,
             grace,
             active_deadline: spec.active_deadline_seconds.and_then(|s| u64::try_from(s).ok()),
-            pod_requests: amounts(&whole.requests.unwrap_or_default()),
-            pod_limits: amounts(&whole.limits.unwrap_or_default()),
+            pod_requests: Amounts::of(&whole.requests.unwrap_or_default()),
+            pod_limits: Amounts::of(&whole.limits.unwrap_or_default()),
             asked: None,
             pod,
         };
@@ -344,7 +283,7 @@ impl DesiredPod {
             .spec
             .as_ref()
             .and_then(|s| s.overhead.as_ref())
-            .map(amounts)
+            .map(Amounts::of)
             .unwrap_or_default()
     }
 
@@ -480,8 +419,8 @@ impl DesiredContainer {
             image,
             index,
             ephemeral: None,
-            requests: amounts(&resources.requests.unwrap_or_default()),
-            limits: amounts(&resources.limits.unwrap_or_default()),
+            requests: Amounts::of(&resources.requests.unwrap_or_default()),
+            limits: Amounts::of(&resources.limits.unwrap_or_default()),
             resize_restarts: [restarts("cpu"), restarts("memory")],
         }
     }
@@ -499,14 +438,5 @@ impl DesiredContainer {
             (None, false) => "containers",
         };
         format!("spec.{list}{{{}}}", self.name)
-    }
-}
-
-fn amounts(map: &BTreeMap<String, ApiQuantity>) -> Amounts {
-    let get = |name| map.get(name).map(Quantity::of).unwrap_or_default();
-    Amounts {
-        cpu: get("cpu"),
-        memory: get("memory"),
-        storage: get("ephemeral-storage"),
     }
 }

@@ -41,6 +41,13 @@ pub struct View {
     pub status: Arc<PodStatus>,
 }
 
+impl View {
+    /// Whether the pod has something that could be ended.
+    pub fn lives(&self) -> bool {
+        !self.state.released && !lifecycle::is_over(&self.state, &self.desired)
+    }
+}
+
 /// News of the object.
 #[derive(Debug)]
 pub enum Update {
@@ -60,6 +67,14 @@ pub struct Handle {
     pub view: watch::Receiver<Arc<View>>,
     /// The machine, for exec.
     pub machine: Arc<std::sync::Mutex<Option<Running>>>,
+}
+
+impl Handle {
+    /// Waits until nothing of the pod is left on the host.
+    pub async fn gone(&self) {
+        // The view is closed when its task has ended.
+        let _ = self.view.clone().wait_for(|view| view.state.released).await;
+    }
 }
 
 /// Where a pod's life begins in this process.

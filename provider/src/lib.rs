@@ -38,6 +38,7 @@ pub mod node;
 pub mod objects;
 pub mod prepare;
 pub mod pressure;
+pub mod priority;
 pub mod probe;
 pub mod pull;
 pub mod quantity;

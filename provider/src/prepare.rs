@@ -9,7 +9,7 @@ use std::{
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ContainerPort;
-use kvmlet_image::PulledImage;
+use kvmlet_image::{ImageDevice, PulledImage};
 use kvmlet_network::{HostPort, PodInterface, PodNetwork, PodNetworkRequest, Protocol};
 use kvmlet_protocol::{
     ErrorKind, Extras, IMAGE_VERSION, Interface, LIMIT_POD_VERSION, Request, Response, Route, SANDBOX_VERSION, SHARE_VERSION,
@@ -92,13 +92,7 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String], de
     let dir = machine::directory(context, &desired.uid);
     let mut own = Vec::with_capacity(images.len());
     for image in &images {
-        own.push(
-            context
-                .copies
-                .image(&desired.namespace, &dir, &image.device)
-                .await
-                .map_err(sandbox)?,
-        );
+        own.push(own_device(context, desired, image).await.map_err(sandbox)?);
     }
     let extents: Vec<_> = own.iter().collect();
     let pmems = lower::in_place(&extents);
@@ -308,12 +302,7 @@ pub async fn container(act: &Act, desired: &Arc<DesiredPod>, instance: Instance)
     let device = match present {
         Some(number) => lower::image_name(number),
         None => {
-            let dir = machine::directory(context, &desired.uid);
-            let own = context
-                .copies
-                .image(&desired.namespace, &dir, &image.device)
-                .await
-                .map_err(create_error)?;
+            let own = own_device(context, desired, &image).await.map_err(create_error)?;
             late_image::attach(&running, &instance.image, &own, &instance.needed)
                 .await
                 .map_err(create_error)?
@@ -367,6 +356,12 @@ fn image(context: &Context, id: &str) -> Result<PulledImage, String> {
         .images
         .get(id)
         .ok_or_else(|| format!("image {id} is no longer in the store"))
+}
+
+/// An image in files whose pages the pod may read.
+async fn own_device(context: &Context, desired: &DesiredPod, image: &PulledImage) -> Result<ImageDevice, String> {
+    let machine = machine::directory(context, &desired.uid);
+    context.copies.image(&desired.namespace, &machine, &image.device).await
 }
 
 fn found(context: &Context, images: &[String]) -> Result<Vec<PulledImage>, String> {

@@ -124,16 +124,25 @@ impl fmt::Display for Quantity {
 
 impl<'de> Deserialize<'de> for Quantity {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Form {
-            Number(u64),
-            Text(String),
-        }
-        match Form::deserialize(deserializer)? {
-            Form::Number(n) => Ok(Self::bytes(n)),
-            Form::Text(text) => Self::parse(&text).map_err(D::Error::custom),
-        }
+        number_or_text(deserializer, Self::bytes, Self::parse)
+    }
+}
+
+/// Reads what may be written as a number or as text.
+pub(crate) fn number_or_text<'de, D: Deserializer<'de>, T>(
+    deserializer: D,
+    number: impl FnOnce(u64) -> T,
+    text: impl FnOnce(&str) -> Result<T, NotAQuantity>,
+) -> Result<T, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Form {
+        Number(u64),
+        Text(String),
+    }
+    match Form::deserialize(deserializer)? {
+        Form::Number(value) => Ok(number(value)),
+        Form::Text(value) => text(&value).map_err(D::Error::custom),
     }
 }
 

@@ -7,7 +7,7 @@ use jiff::SignedDuration;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
 use super::Config;
-use crate::quantity::{NotAQuantity, Quantity};
+use crate::quantity::{NotAQuantity, Quantity, number_or_text};
 
 /// What is looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
@@ -79,16 +79,7 @@ impl Level {
 
 impl<'de> Deserialize<'de> for Level {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Form {
-            Number(u64),
-            Text(String),
-        }
-        match Form::deserialize(deserializer)? {
-            Form::Number(number) => Ok(Self::Amount(Quantity::bytes(number))),
-            Form::Text(text) => Self::read(&text).map_err(D::Error::custom),
-        }
+        number_or_text(deserializer, |number| Self::Amount(Quantity::bytes(number)), Self::read)
     }
 }
 

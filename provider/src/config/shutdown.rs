@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::Config;
+use crate::priority::CRITICAL;
 
 /// Pods from this priority on, up to the next one's, and how long they have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -16,9 +17,6 @@ pub struct ShutdownGracePeriod {
     /// Seconds.
     pub shutdown_grace_period_seconds: u64,
 }
-
-/// The priorities from which on pods are critical ones.
-const CRITICAL: i32 = 2_000_000_000;
 
 impl Config {
     /// How long which pods have, the lowest priority first, as they are ended one after the other; nothing where a shutdown is not waited for.

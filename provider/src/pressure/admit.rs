@@ -2,8 +2,8 @@
 
 use k8s_openapi::api::core::v1::{Pod, Toleration};
 
-use super::{Condition, Conditions, is_critical};
-use crate::desired::Refusal;
+use super::{Condition, Conditions};
+use crate::{desired::Refusal, priority::is_critical};
 
 /// The taint that the node lifecycle controller gives a node that is short of memory.
 const MEMORY_TAINT: (&str, &str) = ("node.kubernetes.io/memory-pressure", "NoSchedule");

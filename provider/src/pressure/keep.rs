@@ -9,13 +9,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{sync::watch, time::timeout};
+use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::{
-    Observation, Observations, Resource, is_critical,
+    Observation, Observations, Resource,
     monitor::Monitor,
-    priority,
     rank::{Candidate, Used, message, rank},
 };
 use crate::{
@@ -28,7 +27,7 @@ use crate::{
     figures::{self, PodUsage},
     image_gc,
     kubelet::Pods,
-    lifecycle::is_over,
+    priority::{is_critical, priority},
     readings,
 };
 
@@ -43,9 +42,8 @@ pub async fn keep(context: Arc<Context>, pods: Pods) {
     let mut monitor = Monitor::new(config.thresholds(), config.eviction_pressure_transition_period.0);
     loop {
         match look(&context, &pods, &mut monitor).await {
-            Some(mut evicted) => {
-                // Closed when nothing of the pod is left.
-                let _ = timeout(CLEANUP, evicted.wait_for(|view| view.state.released)).await;
+            Some(evicted) => {
+                let _ = timeout(CLEANUP, evicted.gone()).await;
             }
             None => tokio::time::sleep(PERIOD).await,
         }
@@ -53,7 +51,7 @@ pub async fn keep(context: Arc<Context>, pods: Pods) {
 }
 
 /// One look; answers with the pod that is evicted.
-async fn look(context: &Arc<Context>, pods: &Pods, monitor: &mut Monitor) -> Option<watch::Receiver<Arc<View>>> {
+async fn look(context: &Arc<Context>, pods: &Pods, monitor: &mut Monitor) -> Option<Arc<Handle>> {
     let seen = observe(context);
     let found = monitor.look(&seen, Instant::now());
     let name = &context.config.node_name;
@@ -131,7 +129,7 @@ async fn evict(
     pods: &Pods,
     threshold: Threshold,
     (due, seen): (&[Threshold], &Observations),
-) -> Option<watch::Receiver<Arc<View>>> {
+) -> Option<Arc<Handle>> {
     let resource = threshold.signal.resource();
     let handles: HashMap<String, Arc<Handle>> = active(pods);
     let usage = figures::usage(context, pods).await;
@@ -157,7 +155,7 @@ async fn evict(
         // A task that is gone has nothing left.
         if handle.updates.send(Update::Evict(eviction)).await.is_ok() {
             context.meters.evicted(threshold.signal.name());
-            return Some(handle.view.clone());
+            return Some(handle.clone());
         }
     }
     warn!(
@@ -182,7 +180,7 @@ fn active(pods: &Pods) -> HashMap<String, Arc<Handle>> {
     let active = |handle: &Handle| {
         let view = handle.view.borrow();
         let state = &view.state;
-        !state.released && state.verdict.is_none() && state.deletion.is_none() && !is_over(state, &view.desired)
+        view.lives() && state.verdict.is_none() && state.deletion.is_none()
     };
     let all = pods.iter().filter(|(_, handle)| active(handle));
     all.map(|(uid, handle)| (uid.clone(), handle.clone())).collect()

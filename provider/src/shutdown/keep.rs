@@ -17,8 +17,7 @@ use crate::{
     driver::{Handle, Update},
     events::Note,
     kubelet::Pods,
-    lifecycle::is_over,
-    pressure::priority,
+    priority::priority,
 };
 
 /// How long it takes until somebody who does not answer is asked again.
@@ -74,13 +73,7 @@ async fn end_pods(pods: &Pods, periods: &[ShutdownGracePeriod]) {
             // A task that is gone has nothing left.
             let _ = handle.updates.send(Update::Evict(termination(grace))).await;
         }
-        let mut views: Vec<_> = group.pods.iter().map(|handle| handle.view.clone()).collect();
-        // Closed when nothing of the pod is left.
-        let gone = join_all(
-            views
-                .iter_mut()
-                .map(|view| async { view.wait_for(|view| view.state.released).await.is_ok() }),
-        );
+        let gone = join_all(group.pods.iter().map(|handle| handle.gone()));
         if timeout(Duration::from_secs(group.seconds), gone).await.is_err() {
             warn!(seconds = group.seconds, "pods have not ended in their time");
         }
@@ -90,11 +83,7 @@ async fn end_pods(pods: &Pods, periods: &[ShutdownGracePeriod]) {
 /// Pods that have something to end, and their priorities.
 fn running(pods: &Pods) -> Vec<(Arc<Handle>, i32)> {
     let pods = pods.lock().expect("no holder panics");
-    let runs = |handle: &Handle| {
-        let view = handle.view.borrow();
-        !view.state.released && !is_over(&view.state, &view.desired)
-    };
-    let running = pods.values().filter(|handle| runs(handle));
+    let running = pods.values().filter(|handle| handle.view.borrow().lives());
     running
         .map(|handle| (handle.clone(), priority(&handle.view.borrow().desired.pod)))
         .collect()

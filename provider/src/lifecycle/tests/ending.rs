@@ -5,28 +5,23 @@ use k8s_openapi::api::core::v1::{PodCondition, PodStatus};
 use super::*;
 use crate::eviction::Eviction;
 
+/// To the only container of a simple pod.
+fn signal(kill: bool) -> Action {
+    Action::Signal {
+        id: "id1".into(),
+        kill,
+        container: 0,
+    }
+}
+
 #[test]
 fn a_deleted_pod_gets_its_signal_then_its_kill_then_its_end() {
     let mut life = Life::simple("Always", 1);
     life.boot();
     life.started(0);
-    assert_eq!(
-        life.delete(30),
-        [Action::Signal {
-            id: "id1".into(),
-            kill: false,
-            container: 0
-        }]
-    );
+    assert_eq!(life.delete(30), [signal(false)]);
     assert_eq!(life.pass(29), []);
-    assert_eq!(
-        life.pass(1),
-        [Action::Signal {
-            id: "id1".into(),
-            kill: true,
-            container: 0
-        }]
-    );
+    assert_eq!(life.pass(1), [signal(true)]);
     assert_eq!(life.exit(0, 137), [Action::Release]);
     assert_eq!(life.on(Event::Released(Ok(()))), [Action::DeleteObject]);
     assert_eq!(life.phase(), "Failed");
@@ -66,14 +61,7 @@ fn a_second_deletion_can_only_shorten_the_grace() {
     life.delete(5);
     life.delete(60);
     assert_eq!(life.pass(4), []);
-    assert_eq!(
-        life.pass(1),
-        [Action::Signal {
-            id: "id1".into(),
-            kill: true,
-            container: 0
-        }]
-    );
+    assert_eq!(life.pass(1), [signal(true)]);
 }
 
 #[test]
@@ -142,14 +130,7 @@ fn the_active_deadline_ends_a_pod() {
     life.boot();
     life.started(0);
     assert_eq!(life.pass(19), []);
-    assert_eq!(
-        life.pass(1),
-        [Action::Signal {
-            id: "id1".into(),
-            kill: false,
-            container: 0
-        }]
-    );
+    assert_eq!(life.pass(1), [signal(false)]);
     assert_eq!(life.exit(0, 143), [Action::Release]);
     assert_eq!(life.phase(), "Failed");
     assert_eq!(
@@ -163,11 +144,6 @@ fn a_pod_that_takes_too_much_is_evicted_within_a_second_and_says_why() {
     let mut life = Life::simple("Always", 1);
     life.boot();
     life.started(0);
-    let signal = |kill| Action::Signal {
-        id: "id1".into(),
-        kill,
-        container: 0,
-    };
     let eviction = |message: &str| Event::Evicted(Eviction::of_limit(message.into()));
     assert_eq!(life.on(eviction("too much")), [signal(false)]);
     assert_eq!(life.pass(1), [signal(true)]);
@@ -189,11 +165,6 @@ fn a_pod_that_the_node_evicts_has_its_grace_and_is_told_that_it_was_disrupted() 
     let mut life = Life::simple("Always", 1);
     life.boot();
     life.started(0);
-    let signal = |kill| Action::Signal {
-        id: "id1".into(),
-        kill,
-        container: 0,
-    };
     let eviction = Eviction {
         reason: "Evicted",
         message: "The node was low".into(),
