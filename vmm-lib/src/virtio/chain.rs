@@ -6,12 +6,12 @@ use std::ops::Range;
 
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use vm_memory::bitmap::Bitmap;
-use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, Permissions};
 
 use super::device::GuestSpace;
 use crate::dirty::{Ram, Slice};
 
-const DESCRIPTOR_SIZE: u64 = 16;
+const DESCRIPTOR_SIZE: usize = 16;
 
 const PAGE: usize = 4096;
 /// What of RAM that is a copy of a file is given back at least at a time, bytes: each piece is a mapping of its own, of which a process has few.
@@ -106,10 +106,14 @@ impl<'m> Segments<'m> {
 
     /// Adds a piece that lies in `memory` as a whole and may be used so.
     pub(crate) fn push(&mut self, memory: &'m Ram, address: GuestAddress, length: u32, access: Permissions) -> Result<(), ChainError> {
-        let slices = memory
-            .get_slices(address, length as usize, access)
-            .map_err(|_| ChainError::Buffer)?;
         self.writable |= access.has_write();
+        // Nearly all lie in one region.
+        if let Ok(slice) = memory.get_slice(address, length as usize) {
+            self.len += slice.len();
+            self.slices.push(slice);
+            return Ok(());
+        }
+        let slices = GuestMemory::get_slices(memory, address, length as usize, access).map_err(|_| ChainError::Buffer)?;
         for slice in slices {
             let slice = slice.map_err(|_| ChainError::Buffer)?;
             self.len += slice.len();
@@ -214,26 +218,25 @@ impl<'m> Chain<'m> {
             readable: Segments::default(),
             writable: Segments::default(),
         };
-        let (mut table, mut entries, mut index, mut indirect) = (table, size, head, false);
+        let own = Table::new(memory, table, size).ok_or(ChainError::Ring)?;
+        let (mut table, mut entries, mut index, mut indirect) = (own, size, head, false);
         let mut total = 0u32;
         let mut left = size;
         loop {
             if index >= entries {
                 return Err(ChainError::Index);
             }
-            let descriptor = Descriptor::read(memory, table, index)?;
+            let descriptor = table.read(index)?;
             if descriptor.has(VRING_DESC_F_INDIRECT) {
                 let count = descriptor.length / DESCRIPTOR_SIZE as u32;
-                let whole = u64::from(descriptor.length) % DESCRIPTOR_SIZE == 0;
+                let whole = (descriptor.length as usize).is_multiple_of(DESCRIPTOR_SIZE);
                 if !may_indirect || indirect || descriptor.has(VRING_DESC_F_NEXT) || !whole || count == 0 || count > u32::from(size) {
                     return Err(ChainError::Indirect);
                 }
                 let (address, length) = (GuestAddress(descriptor.address), descriptor.length as usize);
-                if !memory.check_range(address, length, Permissions::Read) || !memory.is_plugged(address, length) {
-                    return Err(ChainError::Indirect);
-                }
-                (table, index, indirect) = (address, 0, true);
                 entries = u16::try_from(count).expect("not above the queue's size");
+                let other = Table::new(memory, address, entries).filter(|_| memory.is_plugged(address, length));
+                (table, index, indirect) = (other.ok_or(ChainError::Indirect)?, 0, true);
                 continue;
             }
             // Every descriptor that names a buffer counts, wherever it lies; the one of the table is none, and there is one at most.
@@ -273,21 +276,30 @@ struct Descriptor {
     next: u16,
 }
 
-impl Descriptor {
+/// Descriptors one behind the other, in one piece of memory.
+struct Table<'m>(Slice<'m>);
+
+impl<'m> Table<'m> {
+    fn new(memory: &'m Ram, start: GuestAddress, entries: u16) -> Option<Self> {
+        memory.get_slice(start, usize::from(entries) * DESCRIPTOR_SIZE).ok().map(Self)
+    }
+
     /// Reads one once: a guest that changes it meanwhile changes nothing that was checked.
-    fn read(memory: &Ram, table: GuestAddress, index: u16) -> Result<Self, ChainError> {
-        let address = table.0.checked_add(u64::from(index) * DESCRIPTOR_SIZE).ok_or(ChainError::Ring)?;
-        let mut raw = [0u8; DESCRIPTOR_SIZE as usize];
-        memory.read_slice(&mut raw, GuestAddress(address)).map_err(|_| ChainError::Ring)?;
+    fn read(&self, index: u16) -> Result<Descriptor, ChainError> {
+        let mut raw = [0u8; DESCRIPTOR_SIZE];
+        let offset = usize::from(index) * DESCRIPTOR_SIZE;
+        self.0.read_slice(&mut raw, offset).map_err(|_| ChainError::Ring)?;
         let [a0, a1, a2, a3, a4, a5, a6, a7, l0, l1, l2, l3, f0, f1, n0, n1] = raw;
-        Ok(Self {
+        Ok(Descriptor {
             address: u64::from_le_bytes([a0, a1, a2, a3, a4, a5, a6, a7]),
             length: u32::from_le_bytes([l0, l1, l2, l3]),
             flags: u16::from_le_bytes([f0, f1]),
             next: u16::from_le_bytes([n0, n1]),
         })
     }
+}
 
+impl Descriptor {
     fn has(&self, flag: u32) -> bool {
         u32::from(self.flags) & flag != 0
     }
