@@ -1,8 +1,8 @@
 //! The kvmlet binary: dispatches to its subcommands, one file each.
 
 mod cli;
+mod machine;
 mod node;
-mod vm;
 
 use std::process::ExitCode;
 
@@ -14,8 +14,7 @@ fn main() -> ExitCode {
         .expect("nothing has installed a provider before main");
     let result = match cli::Cli::parse().command {
         cli::Command::Node(arguments) => node::run(&arguments),
-        cli::Command::Vm(arguments) => vm::run(&arguments),
-        cli::Command::Fs => kvmlet_machine::run_share().map(|()| ExitCode::SUCCESS).map_err(Into::into),
+        cli::Command::Vm { arguments } => machine::become_it(&arguments).map(|never| match never {}),
     };
     match result {
         Ok(code) => code,

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
 use anyhow::{Context as _, bail};
 use kube::Client;
 use kvmlet_image::{ImageStore, Limits, Mirror, RegistryConfig, RegistryHost, StoreConfig};
-use kvmlet_machine::Uids;
+use kvmlet_machine::{Program, Uids};
 use kvmlet_network::{NetworkConfig, PodNetworks};
 use kvmlet_provider::{
     backend::Provider,
@@ -80,6 +80,8 @@ fn io_limits(config: &Config) -> anyhow::Result<IoLimits> {
 
 async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
     let config = Arc::new(config);
+    let program = crate::machine::path()?;
+    let program = Program::open(&program).with_context(|| format!("open {}, which belongs beside this program", program.display()))?;
     let certificates = Arc::default();
     let identity = NodeClient::open(&config, &certificates).await?;
     let client = identity.client.clone();
@@ -122,7 +124,7 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
         shutdown: Shutdown::default(),
         uids,
         io,
-        executable: std::env::current_exe().context("find this binary")?,
+        program,
         boots: tokio::sync::Semaphore::new(BOOTS_PER_PROCESSOR * std::thread::available_parallelism().map_or(1, usize::from)),
         templates,
         copies: Copies::new(&config, images.dir()),

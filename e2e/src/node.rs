@@ -15,6 +15,8 @@ pub const KUBE_PROXY: &str = "kube-proxy";
 
 /// The program, in a folder that is each host's own, also of native ones.
 pub const PROGRAM: &str = "/usr/local/lib/kvmlet-rig/kvmlet";
+/// The program of machines, beside it.
+pub const MACHINE: &str = "/usr/local/lib/kvmlet-rig/kvmlet-machine";
 
 /// The daemon.
 pub fn kvmlet_service() -> Service {
@@ -56,9 +58,10 @@ pub fn configure(state: &State, host: &Host) -> Result<()> {
     host.put_file("/etc/kube-proxy/kubeconfig", 0o600, &pki.join("kube-proxy.kubeconfig"))
 }
 
-/// Puts the program and the guest on a host. A program that runs keeps its old file.
+/// Puts the programs and the guest on a host. `kvmlet` is one of them, with the other beside it. A program that runs keeps its old file.
 pub fn install(host: &Host, kvmlet: &Path, guest: &Guest) -> Result<()> {
     host.put_file(PROGRAM, 0o755, kvmlet)?;
+    host.put_file(MACHINE, 0o755, &kvmlet.with_file_name("kvmlet-machine"))?;
     host.put_file("/usr/lib/kvmlet/vmlinux", 0o644, &guest.kernel)?;
     host.put_file("/usr/lib/kvmlet/initramfs.cpio", 0o644, &guest.initramfs)
 }

@@ -1,14 +1,13 @@
 //! What all pods' tasks share: the API server, the image store, the network, the records, the configuration.
 
 use std::{
-    path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use kube::Client;
 use kvmlet_image::ImageStore;
-use kvmlet_machine::Uids;
+use kvmlet_machine::{Program, Uids};
 use kvmlet_network::PodNetworks;
 use tokio::sync::{OnceCell, Semaphore};
 
@@ -67,8 +66,8 @@ pub struct Context {
     pub io: IoLimits,
     /// Who runs which machine.
     pub uids: Uids,
-    /// The binary that machines run.
-    pub executable: PathBuf,
+    /// What machines run.
+    pub program: Program,
     /// Guests that boot at once: a boot is all processor time, and more of them than the host can run only make each one late.
     pub boots: Semaphore,
     /// What machines are copies of.

@@ -45,11 +45,11 @@ pub(super) fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(ToString::to_string).collect()
 }
 
-/// `kvmlet vm --probe` with the agent's initramfs, which says itself when the agent has answered, and goes on.
+/// `kvmlet-machine vm --probe` with the agent's initramfs, which says itself when the agent has answered, and goes on.
 pub(super) fn held(more: &[&str]) -> Vec<String> {
     let memory = MEMORY.to_string();
     let mut argv = words(&[
-        node::PROGRAM,
+        node::MACHINE,
         "vm",
         "--probe",
         "--hold",
@@ -67,7 +67,7 @@ pub(super) fn held(more: &[&str]) -> Vec<String> {
 pub(super) fn kvmlet(machine: Machine<'_>) -> CommandLine {
     let socket = format!("{FOLDER}/vsock.sock");
     let memory = MEMORY.to_string();
-    let mut argv = words(&[node::PROGRAM, "vm", "--probe", "--kernel", KERNEL, "--initramfs", machine.initramfs]);
+    let mut argv = words(&[node::MACHINE, "vm", "--probe", "--kernel", KERNEL, "--initramfs", machine.initramfs]);
     argv.extend(words(&["--memory", &memory, "--vsock", &socket]));
     for (option, value) in [("--scratch", machine.disk), ("--tap", machine.tap)] {
         argv.extend(value.into_iter().flat_map(|value| words(&[option, value])));

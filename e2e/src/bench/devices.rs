@@ -13,7 +13,7 @@ use super::{
     command_line::{self, CommandLine, Machine},
     median, stopwatch, traffic,
 };
-use crate::{Cluster, Host, artifacts, progress::say};
+use crate::{Cluster, Host, HostKind, artifacts, progress::say};
 
 /// Times each monitor is measured, in turn; medians.
 const ROUNDS: usize = 3;
@@ -43,10 +43,12 @@ pub(super) fn disk(cluster: &Cluster, _: &Options) -> Result<Vec<Row>> {
         command_line::qemu(machine, "", ""),
         command_line::qemu(machine, ",aio=io_uring", ""),
     ];
-    let mut figures = in_turn(host, &bench, &["--what", "disk"], &lines[..2]);
+    let time = TIME.to_string();
+    let what = ["--what", "disk", "--time", &time];
+    let mut figures = in_turn(host, &bench, &what, &lines[..2]);
     let mut peers = vec![(QEMU, Some(1.0))];
     // Reported beside, where this host's QEMU and kernel have it.
-    match (&mut figures, in_turn(host, &bench, &["--what", "disk"], &lines[2..])) {
+    match (&mut figures, in_turn(host, &bench, &what, &lines[2..])) {
         (Ok(figures), Ok(more)) => {
             figures.extend(more);
             peers.push(("QEMU microvm, io_uring", None));
@@ -61,6 +63,16 @@ pub(super) fn disk(cluster: &Cluster, _: &Options) -> Result<Vec<Row>> {
 }
 
 pub(super) fn net(cluster: &Cluster, _: &Options) -> Result<Vec<Row>> {
+    network(cluster, Some(TIME))
+}
+
+/// The same work, judged by processor time where the clock is an emulator's.
+pub(super) fn net_work(cluster: &Cluster, _: &Options) -> Result<Vec<Row>> {
+    network(cluster, None)
+}
+
+/// Each figure for so many milliseconds, or a given amount of each.
+fn network(cluster: &Cluster, time: Option<u64>) -> Result<Vec<Row>> {
     let (host, bench, initramfs) = prepare(cluster)?;
     let machine = Machine {
         initramfs: &initramfs,
@@ -71,10 +83,14 @@ pub(super) fn net(cluster: &Cluster, _: &Options) -> Result<Vec<Row>> {
     let mut peers = vec![("QEMU microvm, tap without vhost", None)];
     if host.run(&["sh", "-c", "modprobe -q vhost_net; test -c /dev/vhost-net"])?.code == 0 {
         lines.push(command_line::qemu(machine, "", ",vhost=on"));
-        peers.push(("QEMU microvm, vhost-net", Some(LEAST_OF_VHOST)));
+        let judged = time.is_some() == (host.kind == HostKind::Native);
+        peers.push(("QEMU microvm, vhost-net", judged.then_some(LEAST_OF_VHOST)));
     }
-    let figures = in_turn(host, &bench, &["--what", "net", "--tap", TAP], &lines)?;
-    streams(host, "net", &figures, &peers)
+    let words = time.map(|time| ["--time".to_owned(), time.to_string()]);
+    let mut what = vec!["--what", "net", "--tap", TAP];
+    what.extend(words.iter().flatten().map(String::as_str));
+    let figures = in_turn(host, &bench, &what, &lines)?;
+    streams(host, if time.is_some() { "net" } else { "net, a processor second" }, &figures, &peers)
 }
 
 pub(super) fn vsock(cluster: &Cluster, _: &Options) -> Result<Vec<Row>> {
@@ -85,7 +101,7 @@ pub(super) fn vsock(cluster: &Cluster, _: &Options) -> Result<Vec<Row>> {
         tap: None,
     };
     let lines = [command_line::kvmlet(machine), command_line::qemu(machine, "", "")];
-    let figures = in_turn(host, &bench, &["--what", "vsock"], &lines)?;
+    let figures = in_turn(host, &bench, &["--what", "vsock", "--time", &TIME.to_string()], &lines)?;
     streams(host, "vsock", &figures, &[("QEMU microvm, vhost-vsock", None)])
 }
 
@@ -103,11 +119,10 @@ fn scratch(root: &Path) -> PathBuf {
 
 /// Medians of each monitor's figures.
 fn in_turn(host: &Host, bench: &str, what: &[&str], lines: &[CommandLine]) -> Result<Vec<Figures>> {
-    let time = TIME.to_string();
     let mut seen = vec![Vec::new(); lines.len()];
     for round in 1..=ROUNDS {
         for (line, seen) in lines.iter().zip(&mut seen) {
-            let arguments = [&["traffic", "--way", &line.way, "--time", &time], what].concat();
+            let arguments = [&["traffic", "--way", &line.way], what].concat();
             seen.push(stopwatch::<Figures>(host, bench, &arguments, &line.argv)?);
         }
         say(format_args!("round {round} of {ROUNDS}"));

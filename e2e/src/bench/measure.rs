@@ -61,9 +61,9 @@ pub enum Measure {
         /// The tap that the monitor makes.
         #[arg(long)]
         tap: Option<String>,
-        /// Milliseconds for each figure.
+        /// Milliseconds for each figure; without, a given amount of each is measured by the processor time that it takes.
         #[arg(long)]
-        time: u64,
+        time: Option<u64>,
         /// The machine monitor.
         #[arg(last = true, required = true)]
         argv: Vec<String>,
@@ -104,7 +104,7 @@ impl Measure {
                 tap,
                 time,
                 argv,
-            } => serde_json::to_string(&traffic::measure(*what, way, tap.as_deref(), Duration::from_millis(*time), argv)?),
+            } => serde_json::to_string(&traffic::measure(*what, way, tap.as_deref(), time.map(Duration::from_millis), argv)?),
             Self::Resume { program, folder } => serde_json::to_string(&resume::run(program, folder.as_ref())?),
         };
         println!("{}", text?);

@@ -124,7 +124,7 @@ struct Part {
     measure: fn(&Cluster, &Options) -> Result<Vec<Row>>,
 }
 
-const PARTS: [Part; 13] = [
+const PARTS: [Part; 14] = [
     Part {
         name: "exits until the agent's hello",
         counted: false,
@@ -164,6 +164,11 @@ const PARTS: [Part; 13] = [
         name: "network",
         counted: false,
         measure: devices::net,
+    },
+    Part {
+        name: "network by processor time",
+        counted: true,
+        measure: devices::net_work,
     },
     Part {
         name: "vsock",

@@ -99,6 +99,19 @@ impl Monitor {
         fs::read_to_string(&path).with_context(|| format!("read {path}"))
     }
 
+    /// What its threads have run so far: with its guest's processors, and with a vhost thread, which is one of them since Linux 6.4.
+    pub(super) fn processor_seconds(&self) -> Result<f64> {
+        let folder = format!("/proc/{}/task", self.child.id());
+        let mut nanoseconds = 0;
+        for thread in fs::read_dir(&folder).with_context(|| format!("read {folder}"))? {
+            let path = thread?.path().join("schedstat");
+            let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+            let ran = text.split(' ').next().and_then(|word| word.parse::<u64>().ok());
+            nanoseconds += ran.with_context(|| format!("read {text}"))?;
+        }
+        Ok(nanoseconds as f64 / 1e9)
+    }
+
     /// Asks it to end, and waits for that.
     pub(super) fn terminate(mut self) -> Result<()> {
         let pid = Pid::from_raw(i32::try_from(self.child.id())?);

@@ -1,5 +1,5 @@
-//! Runs on a host: starts a monitor whose guest serves `kvmlet-load`, and measures its disk, its network or its vsock, one after the other and
-//! each for so long.
+//! Runs on a host: starts a monitor whose guest serves `kvmlet-load`, and measures its disk, its network or its vsock, one after the other: each
+//! for so long, by the clock, or so much of each, by the processor time that the monitor takes.
 
 use std::{
     collections::BTreeMap,
@@ -23,6 +23,11 @@ const CHUNK: usize = 256 << 10;
 /// A round trip's message, bytes.
 const MESSAGE: usize = 64;
 
+/// What a stream carries where the work is measured: enough that connecting does not count, bytes.
+const STREAMED: u64 = 16 << 20;
+/// Round trips there.
+const TRIPS: u64 = 400;
+
 /// Names of figures, in the order in which they are shown.
 pub(super) const DISK: [&str; 5] = [
     "4 KiB random reads",
@@ -44,8 +49,34 @@ pub enum What {
     Vsock,
 }
 
-/// Starts `argv`, measures, ends it: transfers or round trips a second, or bytes a second.
-pub(super) fn measure(what: What, way: &Way, tap: Option<&str>, time: Duration, argv: &[String]) -> Result<BTreeMap<String, f64>> {
+/// How much of a figure is measured, and in which seconds.
+#[derive(Clone, Copy)]
+enum Extent<'a> {
+    /// For so long, by the clock.
+    Time(Duration),
+    /// A given amount, in processor seconds of the monitor: its guest's and its vhost thread's among them.
+    Work(&'a Monitor),
+}
+
+impl Extent<'_> {
+    fn more(self, done: u64, all: u64, begun: Instant) -> bool {
+        match self {
+            Self::Time(time) => begun.elapsed() < time,
+            Self::Work(_) => done < all,
+        }
+    }
+
+    /// Seconds so far.
+    fn spent(self, begun: Instant) -> Result<f64> {
+        match self {
+            Self::Time(_) => Ok(begun.elapsed().as_secs_f64()),
+            Self::Work(monitor) => monitor.processor_seconds(),
+        }
+    }
+}
+
+/// Starts `argv`, measures, ends it: transfers or round trips a second, or bytes a second. Without a `time` these are processor seconds.
+pub(super) fn measure(what: What, way: &Way, tap: Option<&str>, time: Option<Duration>, argv: &[String]) -> Result<BTreeMap<String, f64>> {
     let mut monitor = Monitor::start(argv, Stdio::inherit())?;
     if let Some(tap) = tap {
         let there = || {
@@ -60,10 +91,14 @@ pub(super) fn measure(what: What, way: &Way, tap: Option<&str>, time: Duration, 
     let tcp = || Connection::tcp(GUEST, PORT).context("reach the guest by TCP");
     // A guest that listens by vsock listens by TCP already.
     monitor.wait(vsock)?;
+    if matches!(what, What::Net) {
+        monitor.wait(tcp)?;
+    }
+    let extent = time.map_or(Extent::Work(&monitor), Extent::Time);
     match what {
-        What::Disk => disk(vsock, time),
-        What::Net => monitor.wait(tcp).and_then(|_| streams(tcp, time)),
-        What::Vsock => streams(vsock, time),
+        What::Disk => disk(vsock, time.context("a disk is measured by the clock")?),
+        What::Net => streams(tcp, extent),
+        What::Vsock => streams(vsock, extent),
     }
 }
 
@@ -98,29 +133,30 @@ fn disk(connect: impl Fn() -> Result<Connection>, time: Duration) -> Result<BTre
     measured.collect()
 }
 
-fn streams(connect: impl Fn() -> Result<Connection>, time: Duration) -> Result<BTreeMap<String, f64>> {
+fn streams(connect: impl Fn() -> Result<Connection>, extent: Extent<'_>) -> Result<BTreeMap<String, f64>> {
     let figures = [
-        to_guest(connect()?, time)?,
-        from_guest(connect()?, time)?,
-        round_trips(connect()?, time)?,
+        to_guest(connect()?, extent)?,
+        from_guest(connect()?, extent)?,
+        round_trips(connect()?, extent)?,
     ];
     Ok(STREAM.iter().map(ToString::to_string).zip(figures).collect())
 }
 
 /// Until the guest has said that it has all.
-fn to_guest(mut stream: Connection, time: Duration) -> Result<f64> {
+fn to_guest(mut stream: Connection, extent: Extent<'_>) -> Result<f64> {
     tell(&mut stream, &Task::Sink)?;
     let chunk = vec![0; CHUNK];
     let begun = Instant::now();
+    let before = extent.spent(begun)?;
     let mut sent = 0;
-    while begun.elapsed() < time {
+    while extent.more(sent, STREAMED, begun) {
         stream.write_all(&chunk).context("send to the guest")?;
         sent += CHUNK as u64;
     }
     stream.end_writing().context("end sending")?;
     let mut total = [0; 8];
     stream.read_exact(&mut total).context("hear how much came")?;
-    let seconds = begun.elapsed().as_secs_f64();
+    let seconds = extent.spent(begun)? - before;
     ensure!(
         u64::from_le_bytes(total) == sent,
         "{sent} bytes were sent, {} came",
@@ -129,28 +165,30 @@ fn to_guest(mut stream: Connection, time: Duration) -> Result<f64> {
     Ok(sent as f64 / seconds)
 }
 
-fn from_guest(mut stream: Connection, time: Duration) -> Result<f64> {
+fn from_guest(mut stream: Connection, extent: Extent<'_>) -> Result<f64> {
     tell(&mut stream, &Task::Source)?;
     let mut chunk = vec![0; CHUNK];
     let begun = Instant::now();
+    let before = extent.spent(begun)?;
     let mut received = 0;
-    while begun.elapsed() < time {
+    while extent.more(received, STREAMED, begun) {
         let length = stream.read(&mut chunk).context("hear the guest")?;
         ensure!(length > 0, "the guest sends no more");
-        received += length;
+        received += length as u64;
     }
-    Ok(received as f64 / begun.elapsed().as_secs_f64())
+    Ok(received as f64 / (extent.spent(begun)? - before))
 }
 
-fn round_trips(mut stream: Connection, time: Duration) -> Result<f64> {
+fn round_trips(mut stream: Connection, extent: Extent<'_>) -> Result<f64> {
     tell(&mut stream, &Task::Echo)?;
     let mut message = [0; MESSAGE];
     let begun = Instant::now();
+    let before = extent.spent(begun)?;
     let mut trips = 0;
-    while begun.elapsed() < time {
+    while extent.more(trips, TRIPS, begun) {
         stream.write_all(&message).context("send to the guest")?;
         stream.read_exact(&mut message).context("hear the guest")?;
         trips += 1;
     }
-    Ok(f64::from(trips) / begun.elapsed().as_secs_f64())
+    Ok(trips as f64 / (extent.spent(begun)? - before))
 }

@@ -1,11 +1,11 @@
 //! Machine processes: what one runs, and how the daemon starts and adopts it.
 //!
 //! ```text
-//!  daemon ── spawn `kvmlet vm` ─▶ process       stdin is a socket: one Start with every open file, one answer
+//!  daemon ── spawn `kvmlet-machine vm` ─▶ process       stdin is a socket: one Start with every open file, one answer
 //!         ── control.sock ──────▶ requests; log files travel as descriptors
 //!         ◀─ control.sock ─────── events: a budget is spent, the machine has ended
 //!         ◀─ exit.json ────────── written by the process, however it ends by itself
-//!  guest  ── FUSE messages ─────▶ `kvmlet fs`, one a shared directory ([`run_share`]), by way of the machine process
+//!  guest  ── FUSE messages ─────▶ `kvmlet-machine fs`, one a shared directory ([`run_share`]), by way of the machine process
 //!  guest  ── vsock LOG_PORT ────▶ CRI lines into the files the daemon has passed
 //! ```
 //!
@@ -28,7 +28,7 @@ mod start;
 mod uids;
 mod wire;
 
-pub use client::{Adoption, ClientError, Control, Events, Machine, Spawned, adopt, spawn};
+pub use client::{Adoption, ClientError, Control, Events, Machine, Program, Spawned, adopt, spawn};
 pub use control::{Event, LinkStatus, LogStatus, MachineState, Memory, Status};
 pub use order::threads;
 pub use process::{ProcessError, run};

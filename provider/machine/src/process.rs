@@ -1,4 +1,4 @@
-//! What `kvmlet vm` runs, from its first to its last moment: leaves the daemon's session, takes its order and is confined ([`crate::order`]), listens, runs the machine, and
+//! What `kvmlet-machine vm` runs, from its first to its last moment: leaves the daemon's session, takes its order and is confined ([`crate::order`]), listens, runs the machine, and
 //! writes how it ended, however it ended. One machine, once.
 
 use std::{

@@ -18,7 +18,7 @@ use rustix::process::{Resource, getrlimit};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    client::spawn_apart,
+    client::{Program, spawn_apart},
     jail::{JailError, Limits, SharedRoot, confine_share},
     order::log_to_stderr,
     process::{chain, open_log},
@@ -88,13 +88,13 @@ fn host<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> ShareError 
 }
 
 /// Spawns the process that serves `what` (a directory or a plain file, opened with O_PATH), for a machine whose directory is `directory`;
-/// `join` gets its pid before it has its order. The answer is the socket that the machine's specification passes. `program` is
-/// `/proc/self/exe` when absent; `arguments` is what makes it call [`run_share`] (`fs`).
+/// `join` gets its pid before it has its order. The answer is the socket that the machine's specification passes. `arguments` is
+/// what makes `program` call [`run_share`] (`fs`).
 pub fn spawn_share(
     directory: &Path,
     share: &Share,
     what: BorrowedFd<'_>,
-    (program, arguments): (Option<&Path>, &[&str]),
+    (program, arguments): (&Program, &[&str]),
     join: impl FnOnce(u32),
 ) -> Result<OwnedFd, ShareError> {
     let handle = open_directory(directory).map_err(host("open the machine's directory"))?;
@@ -119,7 +119,7 @@ pub fn spawn_share(
     }
 }
 
-/// What `kvmlet fs` runs: takes its order over standard input, confines itself, serves until the machine is gone.
+/// What `kvmlet-machine fs` runs: takes its order over standard input, confines itself, serves until the machine is gone.
 pub fn run_share() -> Result<(), ShareError> {
     // A process that leads a group already cannot make a session, and needs none.
     let _ = rustix::process::setsid();

@@ -176,9 +176,9 @@ impl Templates {
     }
 
     async fn have(&self, context: &Arc<Context>) -> Result<Template, String> {
-        let (guest, executable) = (context.config.guest.clone(), context.executable.clone());
+        let (guest, program) = (context.config.guest.clone(), context.program.path().to_owned());
         let of = [&guest.kernel, &guest.initramfs].map(|path| (path.clone(), Stamp::of(path))).into();
-        let key = blocking(move || key(&guest, &executable)).await?;
+        let key = blocking(move || key(&guest, &program)).await?;
         let directory = self.directory.join(&key);
         let looked_at = directory.clone();
         if !blocking(move || Ok(is_whole(&looked_at))).await? {

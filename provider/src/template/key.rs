@@ -17,7 +17,7 @@ use crate::{act::chain, config::Guest};
 const FORM: u32 = 1;
 
 /// The key of templates of this guest by this monitor on this host as it is now, in hexadecimal.
-pub(super) fn key(guest: &Guest, executable: &Path) -> Result<String, String> {
+pub(super) fn key(guest: &Guest, program: &Path) -> Result<String, String> {
     let mut all = Sha256::new();
     let mut part = |name: &str, content: &[u8]| {
         // With its length, so that nothing can slip from one part into the next.
@@ -27,7 +27,7 @@ pub(super) fn key(guest: &Guest, executable: &Path) -> Result<String, String> {
     part("form", &FORM.to_le_bytes());
     part("shape", format!("{MEMORY} {:?}", comb()).as_bytes());
     part("command line", command_line(&guest_command_line(guest)).as_bytes());
-    for path in [executable, &guest.kernel, &guest.initramfs] {
+    for path in [program, &guest.kernel, &guest.initramfs] {
         part("file", &digest(path).map_err(|error| format!("read {}: {error}", path.display()))?);
     }
     let system = rustix::system::uname();

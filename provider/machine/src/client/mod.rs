@@ -2,6 +2,7 @@
 //! time and boot agree with the record written before the start, and the control socket is that process's.
 
 mod conversation;
+mod program;
 
 use std::{
     fs::{self, File},
@@ -23,7 +24,10 @@ use rustix::{
     process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions},
 };
 
-pub use self::conversation::{Control, Events};
+pub use self::{
+    conversation::{Control, Events},
+    program::Program,
+};
 use crate::{
     process::open_log,
     record::{ExitRecord, ProcessRecord, RecordError, open_directory},
@@ -81,9 +85,9 @@ pub struct Spawned {
 }
 
 /// Spawns a machine process in `directory`, which exists, as the first process of a new pid namespace; it will run as the user `uid`, which
-/// is recorded here and told it by the order. `program` is `/proc/self/exe` when absent; `arguments` is what makes it
+/// is recorded here and told it by the order. `arguments` is what makes `program`
 /// call [`crate::run`] (`vm`). Writes `machine.json`.
-pub fn spawn(directory: &Path, uid: u32, program: Option<&Path>, arguments: &[&str]) -> Result<Spawned, ClientError> {
+pub fn spawn(directory: &Path, uid: u32, program: &Program, arguments: &[&str]) -> Result<Spawned, ClientError> {
     let handle = open_directory(directory).map_err(host("open the machine's directory"))?;
     let log = open_log(&handle).map_err(host("open machine.log"))?;
     let copy = log.try_clone().map_err(host("open machine.log"))?;
@@ -119,12 +123,8 @@ pub fn spawn(directory: &Path, uid: u32, program: Option<&Path>, arguments: &[&s
 
 /// Spawns the first process of a new pid namespace. A thread of its own does it: where a thread's children go cannot be taken back, and no
 /// thread can be made by one whose children go elsewhere.
-pub(crate) fn spawn_apart(
-    program: Option<&Path>,
-    arguments: &[&str],
-    (order, log, copy): (OwnedFd, File, File),
-) -> Result<Child, ClientError> {
-    let mut command = Command::new(program.unwrap_or(Path::new("/proc/self/exe")));
+pub(crate) fn spawn_apart(program: &Program, arguments: &[&str], (order, log, copy): (OwnedFd, File, File)) -> Result<Child, ClientError> {
+    let mut command = Command::new(program.path());
     command
         .arg0("kvmlet")
         .args(arguments)

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kvmlet_machine::{Machine, MachineState, Spawned, Start, VERSION, jail::Jail, run, spawn};
+use kvmlet_machine::{Machine, MachineState, Program, Spawned, Start, VERSION, jail::Jail, run, spawn};
 use vmm_lib::spec::{Boot, FileSource, MachineSpec, SPEC_VERSION};
 
 pub(crate) const SOON: Option<Duration> = Some(Duration::from_secs(20));
@@ -44,6 +44,11 @@ pub(crate) fn main(tests: &[Test]) {
     let word = if failed == 0 { "ok" } else { "FAILED" };
     println!("\ntest result: {word}. {passed} passed; {failed} failed; 0 ignored; 0 measured; 0 filtered out\n");
     assert!(failed == 0, "{failed} failed");
+}
+
+/// This program.
+pub(crate) fn own() -> Program {
+    Program::open(Path::new("/proc/self/exe")).expect("it can be read")
 }
 
 fn attempt(test: impl FnOnce() + UnwindSafe) -> bool {
@@ -110,7 +115,7 @@ pub(crate) fn order(kernel: FileSource, uid: u32) -> Start {
 }
 
 pub(crate) fn spawned(directory: &Path, uid: u32) -> Spawned {
-    spawn(directory, uid, None, &["vm"]).expect("a process is spawned")
+    spawn(directory, uid, &own(), &["vm"]).expect("a process is spawned")
 }
 
 /// A kernel in the directory.
