@@ -90,7 +90,12 @@ fn network(cluster: &Cluster, time: Option<u64>) -> Result<Vec<Row>> {
     let mut what = vec!["--what", "net", "--tap", TAP];
     what.extend(words.iter().flatten().map(String::as_str));
     let figures = in_turn(host, &bench, &what, &lines)?;
-    streams(host, if time.is_some() { "net" } else { "net, a processor second" }, &figures, &peers)
+    streams(
+        host,
+        if time.is_some() { "net" } else { "net, a processor second" },
+        &figures,
+        &peers,
+    )
 }
 
 pub(super) fn vsock(cluster: &Cluster, _: &Options) -> Result<Vec<Row>> {

@@ -104,7 +104,13 @@ impl Measure {
                 tap,
                 time,
                 argv,
-            } => serde_json::to_string(&traffic::measure(*what, way, tap.as_deref(), time.map(Duration::from_millis), argv)?),
+            } => serde_json::to_string(&traffic::measure(
+                *what,
+                way,
+                tap.as_deref(),
+                time.map(Duration::from_millis),
+                argv,
+            )?),
             Self::Resume { program, folder } => serde_json::to_string(&resume::run(program, folder.as_ref())?),
         };
         println!("{}", text?);
