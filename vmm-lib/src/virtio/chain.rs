@@ -211,15 +211,15 @@ pub struct Chain<'m> {
 }
 
 impl<'m> Chain<'m> {
-    /// Walks the chain that starts at descriptor `head` of a table of `size` descriptors; `may_indirect`: VIRTIO_F_INDIRECT_DESC is agreed on.
-    pub fn walk(memory: &'m GuestSpace, table: GuestAddress, size: u16, head: u16, may_indirect: bool) -> Result<Self, ChainError> {
+    /// Walks the chain that starts at descriptor `head` of a queue's own table of `size` descriptors; `may_indirect`: VIRTIO_F_INDIRECT_DESC is
+    /// agreed on.
+    pub(super) fn walk(memory: &'m GuestSpace, own: &Table<'m>, size: u16, head: u16, may_indirect: bool) -> Result<Self, ChainError> {
         let mut chain = Self {
             head,
             readable: Segments::default(),
             writable: Segments::default(),
         };
-        let own = Table::new(memory, table, size).ok_or(ChainError::Ring)?;
-        let (mut table, mut entries, mut index, mut indirect) = (own, size, head, false);
+        let (mut table, mut entries, mut index, mut indirect) = (own.clone(), size, head, false);
         let mut total = 0u32;
         let mut left = size;
         loop {
@@ -277,10 +277,11 @@ struct Descriptor {
 }
 
 /// Descriptors one behind the other, in one piece of memory.
-struct Table<'m>(Slice<'m>);
+#[derive(Clone)]
+pub(super) struct Table<'m>(Slice<'m>);
 
 impl<'m> Table<'m> {
-    fn new(memory: &'m Ram, start: GuestAddress, entries: u16) -> Option<Self> {
+    pub(super) fn new(memory: &'m Ram, start: GuestAddress, entries: u16) -> Option<Self> {
         memory.get_slice(start, usize::from(entries) * DESCRIPTOR_SIZE).ok().map(Self)
     }
 
@@ -327,7 +328,8 @@ mod tests {
         descriptor.extend(length.to_le_bytes());
         descriptor.extend(flags.to_le_bytes());
         space.write_slice(&descriptor, GuestAddress(TABLE)).unwrap();
-        Chain::walk(space, GuestAddress(TABLE), 16, 0, true)
+        let table = Table::new(space, GuestAddress(TABLE), 16).unwrap();
+        Chain::walk(space, &table, 16, 0, true)
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::device::GuestSpace;
 use crate::dirty::Ram;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::chain::{Chain, ChainError};
+use super::chain::{Chain, ChainError, Table};
 use super::device::{ActiveQueue, Interrupt};
 use super::queue::{QueueRegisters, ready};
 use super::ring::Ring;
@@ -181,7 +181,7 @@ proptest! {
         }
         rig.advance(ahead);
         let room = rig.size - held;
-        let taken = if ahead > rig.size { 0 } else { ahead.min(room) };
+        let taken = if ahead > room { 0 } else { ahead };
         for _ in 0..taken {
             prop_assert!(rig.pop().unwrap().is_some());
         }
@@ -295,7 +295,8 @@ proptest! {
             expected.extend_from_slice(&bytes[(start - BUFFERS) as usize..(end - BUFFERS) as usize]);
             end = start;
         }
-        let chain = Chain::walk(&memory, GuestAddress(TABLE), 8, 0, false).unwrap();
+        let table = Table::new(&memory, GuestAddress(TABLE), 8).unwrap();
+        let chain = Chain::walk(&memory, &table, 8, 0, false).unwrap();
         prop_assert_eq!((chain.readable.len(), chain.writable.len()), (0, expected.len()));
         let offset = if far { usize::MAX - offset } else { offset };
         let inside = offset.checked_add(length).is_some_and(|end| end <= expected.len());

@@ -4,27 +4,56 @@
 use std::sync::atomic::{Ordering, fence};
 
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress};
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{AtomicAccess, Bytes, GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{
-    chain::{Chain, ChainError},
+    chain::{Chain, ChainError, Table},
     device::{ActiveQueue, GuestSpace, Interrupt},
 };
+use crate::dirty::Slice;
 
 /// VIRTIO_F_INDIRECT_DESC, VIRTIO_F_EVENT_IDX and VIRTIO_F_VERSION_1: what every device here offers.
 pub const RING_FEATURES: u64 = INDIRECT | EVENT_IDX | 1 << 32;
 const INDIRECT: u64 = 1 << 28;
 const EVENT_IDX: u64 = 1 << 29;
 
+/// Where a ring lies in guest memory, looked up once.
+struct Parts<'m> {
+    table: Table<'m>,
+    available: Slice<'m>,
+    used: Slice<'m>,
+}
+
+impl<'m> Parts<'m> {
+    fn of(queue: &Queue, memory: &'m GuestSpace) -> Option<Self> {
+        let size = usize::from(queue.size());
+        // Flags and index before the entries, the other side's event behind them.
+        let ring = |address, entry: usize| memory.get_slice(GuestAddress(address), 6 + entry * size).ok();
+        Some(Self {
+            table: Table::new(memory, GuestAddress(queue.desc_table()), queue.size())?,
+            available: ring(queue.avail_ring(), 2)?,
+            used: ring(queue.used_ring(), 8)?,
+        })
+    }
+
+    fn load<T: AtomicAccess>(slice: &Slice<'m>, offset: usize) -> Result<T, ChainError> {
+        slice.load(offset, Ordering::Acquire).map_err(|_| ChainError::Ring)
+    }
+}
+
 /// A ring and its driver's ear.
 pub struct Ring<'m> {
     memory: &'m GuestSpace,
+    /// `None`: it is not where it can be used.
+    parts: Option<Parts<'m>>,
     queue: Queue,
     interrupt: Interrupt,
     kick: EventFd,
     may_indirect: bool,
+    /// The driver's index when it was last looked at.
+    seen: u16,
     next_used: u16,
     published: u16,
     signalled: u16,
@@ -42,6 +71,8 @@ impl<'m> Ring<'m> {
         let used = queue.next_used();
         Self {
             memory,
+            parts: Parts::of(&queue, memory),
+            seen: queue.next_avail(),
             queue,
             interrupt,
             kick,
@@ -64,18 +95,31 @@ impl<'m> Ring<'m> {
 
     /// The next chain the driver has made available.
     pub fn pop(&mut self) -> Result<Option<Chain<'m>>, ChainError> {
-        let head = match self.queue.iter(&**self.memory) {
-            Ok(mut available) => available.next().map(|chain| chain.head_index()),
-            Err(virtio_queue::Error::InvalidAvailRingIndex) => return Err(ChainError::AvailableIndex),
-            Err(_) => return Err(ChainError::Ring),
-        };
-        let Some(head) = head else { return Ok(None) };
-        let size = self.queue.size();
-        // virtio-queue counts from the last chain taken. Counted from the last one given back, more than all descriptors cannot be out.
-        if self.queue.next_avail().wrapping_sub(self.next_used) > size {
+        let (next, size) = (self.queue.next_avail(), self.queue.size());
+        if self.seen == next {
+            self.seen = self.index()?;
+            if self.seen == next {
+                return Ok(None);
+            }
+        }
+        // Counted from the last one given back, more than all descriptors cannot be out.
+        if self.seen.wrapping_sub(self.next_used) > size {
             return Err(ChainError::AvailableIndex);
         }
-        Chain::walk(self.memory, GuestAddress(self.queue.desc_table()), size, head, self.may_indirect).map(Some)
+        let parts = self.parts()?;
+        let head = Parts::load::<u16>(&parts.available, 4 + 2 * usize::from(next % size))?;
+        let chain = Chain::walk(self.memory, &parts.table, size, u16::from_le(head), self.may_indirect)?;
+        self.queue.set_next_avail(next.wrapping_add(1));
+        Ok(Some(chain))
+    }
+
+    fn parts(&self) -> Result<&Parts<'m>, ChainError> {
+        self.parts.as_ref().ok_or(ChainError::Ring)
+    }
+
+    /// The driver's index: where its next chain will be.
+    fn index(&self) -> Result<u16, ChainError> {
+        Parts::load(&self.parts()?.available, 2).map(u16::from_le)
     }
 
     /// The next chain; where there is none, the driver has heard of all that was given back, and its next chain kicks.
@@ -97,7 +141,7 @@ impl<'m> Ring<'m> {
 
     /// How far the driver's index is ahead of what was taken.
     pub fn available(&self) -> Result<u16, ChainError> {
-        Ok(self.load(self.queue.avail_ring(), 2)?.wrapping_sub(self.queue.next_avail()))
+        Ok(self.index()?.wrapping_sub(self.queue.next_avail()))
     }
 
     /// Asks to be kicked at the next chain. `true`: there is one already, and the kick may not come.
@@ -112,14 +156,12 @@ impl<'m> Ring<'m> {
 
     /// Gives a chain back with `written` bytes in its writable part; seen by the driver after [`Ring::publish`].
     pub fn give_back(&mut self, head: u16, written: u32) -> Result<(), ChainError> {
-        let slot = u64::from(self.next_used % self.queue.size());
+        let slot = usize::from(self.next_used % self.queue.size());
         let mut element = [0u8; 8];
         element[..4].copy_from_slice(&u32::from(head).to_le_bytes());
         element[4..].copy_from_slice(&written.to_le_bytes());
-        let address = self.queue.used_ring().checked_add(4 + 8 * slot).ok_or(ChainError::Ring)?;
-        self.memory
-            .write_slice(&element, GuestAddress(address))
-            .map_err(|_| ChainError::Ring)?;
+        let used = &self.parts()?.used;
+        used.write_slice(&element, 4 + 8 * slot).map_err(|_| ChainError::Ring)?;
         self.next_used = self.next_used.wrapping_add(1);
         Ok(())
     }
@@ -127,9 +169,8 @@ impl<'m> Ring<'m> {
     /// Shows the driver what was given back.
     pub fn publish(&mut self) -> Result<(), ChainError> {
         if self.published != self.next_used {
-            let index = self.queue.used_ring().checked_add(2).ok_or(ChainError::Ring)?;
-            self.memory
-                .store(self.next_used.to_le(), GuestAddress(index), Ordering::Release)
+            let used = &self.parts()?.used;
+            used.store(self.next_used.to_le(), 2, Ordering::Release)
                 .map_err(|_| ChainError::Ring)?;
             self.published = self.next_used;
             self.queue.set_next_used(self.next_used);
@@ -146,12 +187,12 @@ impl<'m> Ring<'m> {
         }
         // The driver writes its wish, then looks at the used index; here it is the other way round.
         fence(Ordering::SeqCst);
-        let available = self.queue.avail_ring();
+        let available = &self.parts()?.available;
         let wanted = if self.queue.event_idx_enabled() {
-            let event = self.load(available, 4 + 2 * u64::from(self.queue.size()))?;
+            let event = u16::from_le(Parts::load(available, 4 + 2 * usize::from(self.queue.size()))?);
             new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
         } else {
-            u32::from(self.load(available, 0)?) & VRING_AVAIL_F_NO_INTERRUPT == 0
+            u32::from(u16::from_le(Parts::load(available, 0)?)) & VRING_AVAIL_F_NO_INTERRUPT == 0
         };
         self.signalled = new;
         if wanted {
@@ -167,14 +208,5 @@ impl<'m> Ring<'m> {
             self.rekick();
         }
         Ok(())
-    }
-
-    fn load(&self, base: u64, offset: u64) -> Result<u16, ChainError> {
-        let address = base.checked_add(offset).ok_or(ChainError::Ring)?;
-        let value: u16 = self
-            .memory
-            .load(GuestAddress(address), Ordering::Acquire)
-            .map_err(|_| ChainError::Ring)?;
-        Ok(u16::from_le(value))
     }
 }

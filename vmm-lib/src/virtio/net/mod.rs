@@ -28,7 +28,7 @@ use self::{
 };
 use super::placeholder::Placeholder;
 use super::{
-    device::{ActivateError, Activation, ActiveQueue, GuestSpace, VirtioDevice},
+    device::{ActivateError, Activation, ActiveQueue, VirtioDevice},
     pace::Pace,
     ring::{RING_FEATURES, Ring},
     worker::{Poller, STOP, WorkError, Worker, broke, host},
@@ -146,16 +146,21 @@ impl Net {
     /// Starts the thread of a pair, the first of which has the control queue, if there is one.
     fn serve(&mut self, pair: usize, activation: Activation, control: Option<(ActiveQueue, usize)>) -> Result<(), ActivateError> {
         let (taps, paces, features) = (Arc::clone(&self.taps), Arc::clone(&self.paces), activation.features);
-        let work = move |poller: Poller, [receive, transmit]: [Ring<'_>; 2], memory: &GuestSpace| {
-            let control = control.map(|(queue, enabled)| Control::new(Ring::new(memory, queue, features), Arc::clone(&taps), enabled));
-            work(
-                &poller,
-                (Receiver::new(receive, features), transmit, control),
-                taps.queue(pair),
-                &paces,
-            )
-        };
-        let worker = Worker::over(&self.name, ThreadKind::Net, activation, work)?;
+        // Written here, so that rings and memory are known to live as long as each other.
+        let worker = Worker::over(
+            &self.name,
+            ThreadKind::Net,
+            activation,
+            move |poller, [receive, transmit], memory| {
+                let control = control.map(|(queue, enabled)| Control::new(Ring::new(memory, queue, features), Arc::clone(&taps), enabled));
+                work(
+                    &poller,
+                    (Receiver::new(receive, features), transmit, control),
+                    taps.queue(pair),
+                    &paces,
+                )
+            },
+        )?;
         self.workers.push(worker);
         Ok(())
     }
