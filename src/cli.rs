@@ -16,6 +16,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Runs the node: registers it, takes pods, serves the kubelet port.
     Node(NodeArguments),
+    /// Ends all machines of this host and takes their networks away, for the time without a node; what pods keep on disk stays.
+    Cleanup(CleanupArguments),
     /// Runs one machine: by hand with `vm run`; without arguments, as the node starts it.
     Vm(Box<VmArguments>),
     /// Serves a directory to a machine, as the node starts it.
@@ -31,6 +33,13 @@ pub(crate) struct NodeArguments {
     /// Checks the configuration and this host's KVM, then ends.
     #[arg(long)]
     pub(crate) check: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CleanupArguments {
+    /// The node's configuration; without such a file the defaults count.
+    #[arg(long, default_value = "/etc/kvmlet/config.yaml")]
+    pub(crate) config: PathBuf,
 }
 
 #[derive(Debug, Args)]

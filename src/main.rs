@@ -1,7 +1,9 @@
 //! The kvmlet binary: dispatches to its subcommands, one file each.
 
+mod cleanup;
 mod cli;
 mod node;
+mod systemd;
 mod vm;
 
 use std::process::ExitCode;
@@ -14,6 +16,7 @@ fn main() -> ExitCode {
         .expect("nothing has installed a provider before main");
     let result = match cli::Cli::parse().command {
         cli::Command::Node(arguments) => node::run(&arguments),
+        cli::Command::Cleanup(arguments) => cleanup::run(&arguments.config),
         cli::Command::Vm(arguments) => vm::run(&arguments),
         cli::Command::Fs => kvmlet_machine::run_share().map(|()| ExitCode::SUCCESS).map_err(Into::into),
     };
