@@ -11,7 +11,7 @@ TARGET = $(or $(CARGO_TARGET_DIR),target)
 # Built together: apart, cargo would settle on other features of what they share and build it twice.
 E2E = $(CARGO) build --release --workspace && $(TARGET)/release/kvmlet-e2e
 
-.PHONY: help demo test conformance bench fuzz lint cluster cluster-down
+.PHONY: help demo test conformance bench deb fuzz lint cluster cluster-down
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -34,6 +34,9 @@ conformance: ## Kubernetes' own specifications of a node; with FILTER=s those wh
 
 bench: ## speed and memory, beside peers
 	@$(E2E) bench
+
+deb: ## a Debian package with program, guest and systemd unit, in target/deb
+	@$(E2E) deb $(TARGET)/deb
 
 fuzz: ## what guests can say, made up by libFuzzer for MINUTES=n in all
 	@.ci/fuzz "$(MINUTES)"

@@ -16,6 +16,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Runs the node: registers it, takes pods, serves the kubelet port.
     Node(NodeArguments),
+    /// Ends all machines of this host and takes their networks away, for the time without a node; what pods keep on disk stays.
+    Cleanup(CleanupArguments),
     /// Runs one machine by hand: `kvmlet vm run`.
     #[command(disable_help_flag = true)]
     Vm {
@@ -33,4 +35,11 @@ pub(crate) struct NodeArguments {
     /// Checks the configuration and this host's KVM, then ends.
     #[arg(long)]
     pub(crate) check: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CleanupArguments {
+    /// The node's configuration; without such a file the defaults count.
+    #[arg(long, default_value = "/etc/kvmlet/config.yaml")]
+    pub(crate) config: PathBuf,
 }

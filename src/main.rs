@@ -1,8 +1,10 @@
 //! The kvmlet binary: dispatches to its subcommands, one file each.
 
+mod cleanup;
 mod cli;
 mod machine;
 mod node;
+mod systemd;
 
 use std::process::ExitCode;
 
@@ -14,6 +16,7 @@ fn main() -> ExitCode {
         .expect("nothing has installed a provider before main");
     let result = match cli::Cli::parse().command {
         cli::Command::Node(arguments) => node::run(&arguments),
+        cli::Command::Cleanup(arguments) => cleanup::run(&arguments.config),
         cli::Command::Vm { arguments } => machine::become_it(&arguments).map(|never| match never {}),
     };
     match result {

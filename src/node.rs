@@ -35,11 +35,11 @@ use kvmlet_server::{CachedReviews, CachedTokens, Server, ServerConfig, ServingCe
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::OnceCell,
+    sync::{OnceCell, oneshot},
 };
 use tracing::{error, info, warn};
 
-use crate::cli::NodeArguments;
+use crate::{cli::NodeArguments, systemd};
 
 /// What `/logs/` of the kubelet port shows.
 const NODE_LOGS: &str = "/var/log";
@@ -79,6 +79,7 @@ fn io_limits(config: &Config) -> anyhow::Result<IoLimits> {
 }
 
 async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
+    systemd::status("looking at the host and for the API server");
     let config = Arc::new(config);
     let program = crate::machine::path()?;
     let program = Program::open(&program).with_context(|| format!("open {}, which belongs beside this program", program.display()))?;
@@ -168,8 +169,10 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
     tokio::spawn(async move { copying.templates.keep(&copying).await });
     let kubelet = Kubelet {
         context: context.clone(),
-        pods,
+        pods: pods.clone(),
     };
+    let (is_registered, registered) = oneshot::channel();
+    let (has_recovered, recovered) = oneshot::channel();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let stop = tokio_util::sync::CancellationToken::new();
@@ -181,6 +184,7 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
         let (config, client, network) = (config.clone(), client.clone(), network.clone());
         async move {
             keeper.register().await;
+            let _ = is_registered.send(());
             let addresses = tokio::spawn(async move {
                 if let Err(error) = join_network(&config, &client, &network).await {
                     error!("{error:#}");
@@ -193,6 +197,7 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
     });
     let following = tokio::spawn(async move {
         kubelet.recover().await;
+        let _ = has_recovered.send(());
         // Only then is it known what is needed.
         tokio::spawn(image_gc::keep(kubelet.context.clone(), kubelet.pods.clone()));
         tokio::spawn(pressure::keep::keep(kubelet.context.clone(), kubelet.pods.clone()));
@@ -204,15 +209,30 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
         tokio::spawn(routes::keep(other, config.node_name.clone()));
     }
     info!(node = config.node_name, address = %config.node_ip, port = config.port, "kvmlet is up");
+    let name = config.node_name.clone();
+    tokio::spawn(async move {
+        // A sender that is gone ends the daemon by itself.
+        if registered.await.is_ok() && recovered.await.is_ok() {
+            systemd::ready(&format!("node {name} is registered and serves"));
+        }
+    });
     tokio::select! {
         _ = terminate.recv() => info!("SIGTERM: the daemon ends, its machines go on"),
         _ = interrupt.recv() => info!("SIGINT: the daemon ends, its machines go on"),
         result = serving => bail!("the kubelet port ended: {result:?}"),
         result = nodes => bail!("the node's upkeep ended: {result:?}"),
         result = following => bail!("the watch of pods ended: {result:?}"),
+        () = systemd::live(async || works(&pods).await) => {}
     }
+    systemd::stopping();
     stop.cancel();
     Ok(())
+}
+
+/// Comes to its end where the daemon does its work: its main task runs, as do threads for others, and nobody keeps the table of pods.
+async fn works(pods: &Pods) {
+    let pods = pods.clone();
+    let _ = tokio::spawn(async move { drop(pods.lock()) }).await;
 }
 
 fn image_config(config: &Config) -> StoreConfig {

@@ -2,16 +2,19 @@
 # Builds what an emulated KVM host boots: Debian's kernel, an initramfs that
 # mounts the root disk, and the root disk itself (an ext4 image that hosts open
 # copy-on-write), into the cache, by hash of its inputs.
+# Usage: build.sh [systemd]. With it the root has systemd, logind and D-Bus, and rig-init ends by becoming systemd.
 set -eu
 
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
-kind=host
+variant=${1:-}
+kind=host${variant:+-$variant}
 . "$here/../cached.sh"
 export LC_ALL=C.UTF-8
 
 # What kvmlet itself needs on a host, then what the tests and the bench run there.
 packages=iproute2,nftables,iptables,conntrack,kmod,e2fsprogs,containernetworking-plugins,ca-certificates
 packages=$packages,busybox-static,curl,iputils-ping,procps,psmisc,util-linux,erofs-utils,attr,openssl,qemu-system-x86,strace,tcpdump,time
+[ "$variant" != systemd ] || packages=$packages,systemd,systemd-sysv,dbus
 # Subtrees of the kernel's modules that no emulated host can use.
 unused="sound drivers/gpu drivers/media drivers/infiniband drivers/staging drivers/net/ethernet drivers/net/wireless
 drivers/net/usb drivers/net/can drivers/net/phy drivers/usb drivers/scsi drivers/ata drivers/iio drivers/hid drivers/input
@@ -22,7 +25,10 @@ fs/xfs fs/btrfs fs/ocfs2 fs/gfs2 fs/nfs fs/nfsd fs/ceph fs/smb fs/jfs fs/f2fs fs
 # What the initramfs loads to reach the root disk.
 early="virtio_pci virtio_blk ext4"
 
-begin "$(cat "$here/build.sh" "$here/rig-init" "$here/initramfs-init" | digest)"
+inputs="$here/build.sh $here/rig-init $here/initramfs-init"
+[ "$variant" != systemd ] || inputs="$inputs $here/systemd-units"
+# shellcheck disable=SC2086 # one argument a file
+begin "$(cat $inputs | digest)"
 work=$partial
 mkdir -p "$work/kernel" "$work/initramfs/bin"
 
@@ -63,6 +69,7 @@ mv "$modules" "$work/root/lib/modules/$release"
 depmod -b "$work/root" "$release"
 install -m 0755 "$here/rig-init" "$work/root/sbin/rig-init"
 rm -f "$work/root/etc/resolv.conf" "$work/root/etc/hostname"
+[ "$variant" != systemd ] || "$here/systemd-units" "$work/root"
 mv "$work"/kernel/tree/boot/vmlinuz-* "$work/vmlinuz"
 
 say "writing the initramfs and the root disk"

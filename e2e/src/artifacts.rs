@@ -66,6 +66,29 @@ pub fn host_image() -> Result<PathBuf> {
     script("emulated host's image", "e2e/host/build.sh", &[])
 }
 
+/// The same of one that boots systemd, with logind and D-Bus.
+pub fn systemd_host_image() -> Result<PathBuf> {
+    script(
+        "image of an emulated host with systemd",
+        "e2e/host/build.sh",
+        &[Path::new("systemd")],
+    )
+}
+
+/// A Debian package of this version in `folder`. `quick`: larger, and sooner made.
+pub fn deb(version: &str, folder: &Path, quick: bool) -> Result<PathBuf> {
+    let (kvmlet, guest) = (kvmlet()?, guest()?);
+    let guest = guest.kernel.parent().context("the guest's kernel has no folder")?;
+    step("Debian package", || {
+        let mut script = Command::new(repository().join("packaging/deb/build.sh"));
+        script.arg(&kvmlet).arg(guest).arg(version).arg(folder);
+        if quick {
+            script.env("DEB_LEVEL", "0");
+        }
+        last_line(&mut script).map(PathBuf::from)
+    })
+}
+
 /// The program that holds Kubernetes' own specifications.
 pub fn specs() -> Result<PathBuf> {
     let folder = script("Kubernetes' own specifications", "e2e/controlplane/specs/build.sh", &[])?;

@@ -47,6 +47,14 @@ enum Command {
         #[arg(long)]
         list: bool,
     },
+    /// Make a Debian package of kvmlet and its guest.
+    Deb {
+        /// Its version.
+        #[arg(long, default_value = env!("CARGO_PKG_VERSION"))]
+        version: String,
+        /// The folder that it is put in.
+        folder: PathBuf,
+    },
     /// Say which kind of KVM host this machine can be, and why.
     ProbeHost {
         /// A kvmlet program to boot a canary machine with.
@@ -164,6 +172,10 @@ fn run(command: Command) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Test { all, filter, keep, .. } => Ok(test(all, &filter, keep)),
+        Command::Deb { version, folder } => {
+            println!("{}", artifacts::deb(&version, &folder, false)?.display());
+            Ok(ExitCode::SUCCESS)
+        }
         Command::ProbeHost { kvmlet, kernel, initramfs } => {
             let guest = kernel
                 .zip(initramfs)

@@ -25,6 +25,9 @@ pub const API_SERVICE: &str = "10.96.0.1";
 /// The address promised to the cluster's DNS.
 pub const CLUSTER_DNS: &str = "10.96.0.10";
 
+/// The number of a host beside the cluster's that a test starts for itself and ends: no cluster has as many.
+pub const APART: usize = 11;
+
 /// The address of host `index`, counted from 1.
 pub fn host_address(index: usize) -> Ipv4Addr {
     let last = u8::try_from(10 + index).expect("a rig has few hosts");

@@ -143,6 +143,28 @@ pub fn remove(uid: &str) -> io::Result<()> {
     }
 }
 
+/// Ends the processes of all machines of this host, and removes their groups; how many there were.
+///
+/// # Errors
+/// When processes do not go, or the host's cgroup v2 cannot be changed.
+pub fn clear() -> io::Result<usize> {
+    let slice: PathBuf = [ROOT, SLICE].iter().collect();
+    let entries = match fs::read_dir(&slice) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        entries => entries?,
+    };
+    let mut groups = 0;
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove(&entry.file_name().to_string_lossy())?;
+            groups += 1;
+        }
+    }
+    fs::remove_dir(slice)?;
+    Ok(groups)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -75,7 +75,7 @@ impl Drop for Counted {
 }
 
 /// Ends the host, if it runs, and removes what it had.
-fn end(state: &State, host: &Host) -> Result<()> {
+pub(super) fn end(state: &State, host: &Host) -> Result<()> {
     let recorded = Process::recorded(state)?;
     let Some(process) = recorded.iter().find(|process| process.name == host.name) else {
         return Ok(());

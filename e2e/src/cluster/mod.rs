@@ -1,9 +1,10 @@
 //! A whole cluster: what a test holds in its hand. How it comes and goes is `lifecycle`'s.
 
+mod apart;
 mod counted;
 mod lifecycle;
 
-pub use self::counted::Counted;
+pub use self::{apart::Apart, counted::Counted};
 
 use std::{
     fs,

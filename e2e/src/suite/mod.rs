@@ -30,6 +30,7 @@ mod machines;
 mod memory;
 mod node;
 mod outage;
+mod package;
 mod pod_resources;
 mod pods;
 mod port_forward;
@@ -105,6 +106,9 @@ pub fn build(tests: &[&'static Test]) -> Result<()> {
     if tests.iter().any(is_of_specs) {
         artifacts::specs()?;
     }
+    if tests.iter().any(|test| package::TESTS.iter().any(|one| one.name == test.name)) {
+        artifacts::systemd_host_image()?;
+    }
     Ok(())
 }
 
@@ -150,6 +154,7 @@ fn all() -> impl Iterator<Item = &'static Test> {
         jail::TESTS,
         survival::TESTS,
         outage::TESTS,
+        package::TESTS,
         specs::TESTS,
         bad_host::TESTS,
         bad_pod::TESTS,

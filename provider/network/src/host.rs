@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::process::Stdio;
+use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use ipnet::Ipv4Net;
@@ -59,6 +60,32 @@ pub async fn prepare(config: &NetworkConfig) -> Result<(), HostError> {
     tokio::fs::write("/proc/sys/net/ipv4/ip_forward", "1")
         .await
         .map_err(HostError::Forward)?;
+    nft(&masquerade_rules(config), config.timeout).await
+}
+
+/// Takes away what pods' networks had in common on this host: the rule, the routes to other nodes' pods, the bridge. What each pod has must be
+/// gone. Forwarding stays on, as others may count on it. May be repeated.
+///
+/// # Errors
+///
+/// When nft is missing or refuses, or a route or the bridge cannot be removed; the rest was still tried.
+pub async fn clear(config: &NetworkConfig) -> Result<(), HostError> {
+    let rules = nft(&no_rules(), config.timeout).await;
+    let routes = sync_node_routes(&[]).await;
+    let handle = rtnl::open()?;
+    match rtnl::link(&handle, &config.bridge).await {
+        Err(RtnlError::NoInterface(_)) => {}
+        Err(error) => return Err(error.into()),
+        Ok(link) => {
+            let removed = handle.link().del(link.index).execute().await;
+            removed.map_err(attempt(format!("remove the bridge {}", config.bridge)))?;
+        }
+    }
+    rules.and(routes)
+}
+
+/// Has nft carry out `rules`, in one transaction.
+async fn nft(rules: &str, timeout: Duration) -> Result<(), HostError> {
     let mut nft = Command::new("nft")
         .args(["-f", "-"])
         .stdin(Stdio::piped())
@@ -69,11 +96,11 @@ pub async fn prepare(config: &NetworkConfig) -> Result<(), HostError> {
         .map_err(HostError::RunNft)?;
     let mut stdin = nft.stdin.take().expect("standard input was asked to be a pipe");
     let talk = async {
-        stdin.write_all(masquerade_rules(config).as_bytes()).await?;
+        stdin.write_all(rules.as_bytes()).await?;
         drop(stdin);
         nft.wait_with_output().await
     };
-    let output = tokio::time::timeout(config.timeout, talk)
+    let output = tokio::time::timeout(timeout, talk)
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
         .map_err(HostError::RunNft)?;
@@ -84,19 +111,23 @@ pub async fn prepare(config: &NetworkConfig) -> Result<(), HostError> {
     }
 }
 
-/// The whole table, replaced in one transaction. Named once before it is deleted, so that deleting always succeeds.
+/// The whole table, replaced in one transaction.
 fn masquerade_rules(config: &NetworkConfig) -> String {
     let (pods, cluster) = (config.pod_cidr.trunc(), config.cluster_cidr.trunc());
     format!(
-        "add table ip {TABLE}\n\
-         delete table ip {TABLE}\n\
-         table ip {TABLE} {{\n\
+        "{}table ip {TABLE} {{\n\
              chain postrouting {{\n\
                  type nat hook postrouting priority srcnat; policy accept;\n\
                  ip saddr {pods} ip daddr != {cluster} ip daddr != 224.0.0.0/4 masquerade\n\
              }}\n\
-         }}\n"
+         }}\n",
+        no_rules()
     )
+}
+
+/// Named once before it is deleted, so that deleting always succeeds.
+fn no_rules() -> String {
+    format!("add table ip {TABLE}\ndelete table ip {TABLE}\n")
 }
 
 /// The MTU of the interface that has `address`.

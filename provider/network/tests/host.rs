@@ -53,6 +53,25 @@ fn routes_to_other_nodes_follow_the_list_and_leave_foreign_ones_alone() {
 }
 
 #[test]
+fn what_a_host_had_for_pods_can_be_taken_away_and_nothing_else() {
+    on_a_host(async |config| {
+        uplink();
+        run("ip", &["route", "add", "10.250.0.0/24", "via", "10.89.0.99"]);
+        run("nft", &["add", "table", "ip", "other"]);
+        host::prepare(&config).await.unwrap();
+        run("ip", &["link", "add", "kvmlet0", "type", "bridge"]);
+        host::sync_node_routes(&[route("10.244.1.0/24", "10.89.0.12")]).await.unwrap();
+        for _ in 0..2 {
+            host::clear(&config).await.unwrap();
+            assert_eq!(run("nft", &["list", "tables"]).trim(), "table ip other");
+            assert_eq!(run("ip", &["route", "show", "proto", &host::ROUTE_PROTOCOL.to_string()]), "");
+            assert!(!run("ip", &["link"]).contains("kvmlet0"));
+        }
+        assert!(run("ip", &["route"]).contains("10.250.0.0/24 via 10.89.0.99"));
+    });
+}
+
+#[test]
 fn a_host_is_prepared_twice_with_one_masquerading_rule() {
     on_a_host(async |config| {
         host::prepare(&config).await.unwrap();

@@ -17,6 +17,13 @@ fn the_smallest_configuration_has_defaults_for_the_rest() {
 }
 
 #[test]
+fn the_example_of_the_package_is_a_configuration() {
+    let config = parse(include_str!("../../../manifests/systemd/config.yaml.example")).unwrap();
+    assert!(config.server_tls_bootstrap && config.bootstrap_kubeconfig.is_some());
+    assert_eq!(config.shutdown_grace_periods().len(), 2);
+}
+
+#[test]
 fn an_unknown_key_is_named_with_its_line() {
     let error = parse(&format!("{GOOD}nodeNmae: oops\n")).unwrap_err();
     assert!(error.contains("nodeNmae") && error.contains("line 7"), "{error}");
