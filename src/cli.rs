@@ -1,6 +1,6 @@
 //! Flags. What a node does is in its configuration file; flags are for the few things one sets by hand.
 
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
@@ -16,6 +16,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Runs the node: registers it, takes pods, serves the kubelet port.
     Node(NodeArguments),
+    /// Runs the admission webhook, which sends pods of labelled namespaces to virtual nodes.
+    Webhook(WebhookArguments),
     /// Runs one machine: by hand with `vm run`; without arguments, as the node starts it.
     Vm(Box<VmArguments>),
     /// Serves a directory to a machine, as the node starts it.
@@ -31,6 +33,19 @@ pub(crate) struct NodeArguments {
     /// Checks the configuration and this host's KVM, then ends.
     #[arg(long)]
     pub(crate) check: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WebhookArguments {
+    /// Its configuration; without one, certificates live as docs/burst.md says.
+    #[arg(long)]
+    pub(crate) config: Option<PathBuf>,
+    /// Where it listens.
+    #[arg(long, default_value = "0.0.0.0:8443", value_name = "ADDRESS:PORT")]
+    pub(crate) listen: SocketAddr,
+    /// The name of its Service, its Lease and its MutatingWebhookConfiguration.
+    #[arg(long, default_value = "kvmlet-webhook")]
+    pub(crate) name: String,
 }
 
 #[derive(Debug, Args)]

@@ -3,6 +3,7 @@
 mod cli;
 mod node;
 mod vm;
+mod webhook;
 
 use std::process::ExitCode;
 
@@ -14,6 +15,7 @@ fn main() -> ExitCode {
         .expect("nothing has installed a provider before main");
     let result = match cli::Cli::parse().command {
         cli::Command::Node(arguments) => node::run(&arguments),
+        cli::Command::Webhook(arguments) => webhook::run(&arguments),
         cli::Command::Vm(arguments) => vm::run(&arguments),
         cli::Command::Fs => kvmlet_machine::run_share().map(|()| ExitCode::SUCCESS).map_err(Into::into),
     };
