@@ -1,6 +1,6 @@
 //! Flags. What a node does is in its configuration file; flags are for the few things one sets by hand.
 
-use std::{ffi::OsString, path::PathBuf};
+use std::{ffi::OsString, net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -18,6 +18,8 @@ pub(crate) enum Command {
     Node(NodeArguments),
     /// Ends all machines of this host and takes their networks away, for the time without a node; what pods keep on disk stays.
     Cleanup(CleanupArguments),
+    /// Runs the admission webhook, which sends pods of labelled namespaces to virtual nodes.
+    Webhook(WebhookArguments),
     /// Runs one machine by hand: `kvmlet vm run`.
     #[command(disable_help_flag = true)]
     Vm {
@@ -42,4 +44,17 @@ pub(crate) struct CleanupArguments {
     /// The node's configuration; without such a file the defaults count.
     #[arg(long, default_value = "/etc/kvmlet/config.yaml")]
     pub(crate) config: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WebhookArguments {
+    /// Its configuration; without one, certificates live as docs/burst.md says.
+    #[arg(long)]
+    pub(crate) config: Option<PathBuf>,
+    /// Where it listens.
+    #[arg(long, default_value = "0.0.0.0:8443", value_name = "ADDRESS:PORT")]
+    pub(crate) listen: SocketAddr,
+    /// The name of its Service, its Lease and its MutatingWebhookConfiguration.
+    #[arg(long, default_value = "kvmlet-webhook")]
+    pub(crate) name: String,
 }

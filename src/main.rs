@@ -5,6 +5,7 @@ mod cli;
 mod machine;
 mod node;
 mod systemd;
+mod webhook;
 
 use std::process::ExitCode;
 
@@ -17,6 +18,7 @@ fn main() -> ExitCode {
     let result = match cli::Cli::parse().command {
         cli::Command::Node(arguments) => node::run(&arguments),
         cli::Command::Cleanup(arguments) => cleanup::run(&arguments.config),
+        cli::Command::Webhook(arguments) => webhook::run(&arguments),
         cli::Command::Vm { arguments } => machine::become_it(&arguments).map(|never| match never {}),
     };
     match result {

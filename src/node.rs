@@ -48,12 +48,7 @@ const BOOTS_PER_PROCESSOR: usize = 3;
 
 /// Runs the node until SIGTERM or SIGINT.
 pub(crate) fn run(arguments: &NodeArguments) -> anyhow::Result<ExitCode> {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .init();
+    log_to_stderr();
     let config = Config::load(&arguments.config)?;
     vmm_lib::kvm::check().context("this host cannot run machines")?;
     for (what, path) in [("guest.kernel", &config.guest.kernel), ("guest.initramfs", &config.guest.initramfs)] {
@@ -70,6 +65,16 @@ pub(crate) fn run(arguments: &NodeArguments) -> anyhow::Result<ExitCode> {
         .build()?
         .block_on(serve(config, io))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What the log says, by `RUST_LOG` or from `info` on.
+pub(crate) fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
 }
 
 /// What machines may read and write, if this host can hold them to it.

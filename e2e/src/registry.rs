@@ -1,7 +1,11 @@
 //! The real registries: a public one, which stands for every public name as their mirror, and one that asks for a password.
-//! What is in them is made by `e2e/images`.
+//! What is in them is made by `e2e/images`; the cluster has links to it in a folder of its own, to which the image of kvmlet itself is added.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use anyhow::{Result, ensure};
 
@@ -28,11 +32,27 @@ pub fn private() -> String {
     format!("{GATEWAY}:{}", REGISTRY_PORT + 1)
 }
 
+/// Where the cluster's registries have their storage.
+fn storage(state: &State) -> PathBuf {
+    state.root.join("registry")
+}
+
 /// Starts both.
 pub fn start(state: &State, images: &Path) -> Result<()> {
     ensure!(images.join("public").exists(), "{} holds no public images", images.display());
-    start_one(state, images, PUBLIC)?;
-    start_one(state, images, PRIVATE)
+    let storage = storage(state);
+    command::call("cp", [Path::new("-rs"), images, &storage])?;
+    start_one(state, &storage, PUBLIC)?;
+    start_one(state, &storage, PRIVATE)
+}
+
+/// Makes the image of this kvmlet program and puts it into the public registry, as `kvmlet/kvmlet` of the program's version.
+pub fn add_kvmlet(state: &State, program: &Path) -> Result<()> {
+    let folder = repository().join("e2e/images");
+    let mut python = Command::new("python3");
+    python.env("PYTHONPATH", &folder).env("PYTHONDONTWRITEBYTECODE", "1");
+    python.arg(folder.join("own/kvmlet.py")).arg(storage(state)).arg(program);
+    command::run(&mut python).map(drop)
 }
 
 fn start_one(state: &State, images: &Path, name: &str) -> Result<()> {

@@ -322,7 +322,7 @@ impl DesiredPod {
         }
         Some(Refusal {
             reason: "PodFeatureUnsupported",
-            message: not_supported(unsupported),
+            message: not_supported(&unsupported),
         })
     }
 }
@@ -339,7 +339,7 @@ fn ephemeral(spec: &PodSpec) -> (Vec<DesiredContainer>, Vec<Container>) {
         let desired = DesiredContainer {
             ephemeral: Some(Ephemeral {
                 target: container.target_container_name.clone().filter(|name| !name.is_empty()),
-                refused: (!unsupported.is_empty()).then(|| not_supported(unsupported)),
+                refused: (!unsupported.is_empty()).then(|| not_supported(&unsupported)),
             }),
             ..DesiredContainer::read(&own, false, index)
         };
@@ -348,14 +348,8 @@ fn ephemeral(spec: &PodSpec) -> (Vec<DesiredContainer>, Vec<Container>) {
     read.unzip()
 }
 
-fn not_supported(fields: Vec<Unsupported>) -> String {
-    let fields: Vec<String> = fields
-        .into_iter()
-        .map(|u| match u.why {
-            Some(why) => format!("{} ({why})", u.path),
-            None => u.path,
-        })
-        .collect();
+fn not_supported(fields: &[Unsupported]) -> String {
+    let fields: Vec<String> = fields.iter().map(ToString::to_string).collect();
     format!("This node does not support: {}", fields.join(", "))
 }
 

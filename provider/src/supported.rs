@@ -12,6 +12,13 @@ pub struct Unsupported {
     pub why: Option<&'static str>,
 }
 
+impl std::fmt::Display for Unsupported {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.path)?;
+        self.why.map_or(Ok(()), |why| write!(f, " ({why})"))
+    }
+}
+
 /// What is accepted at a path (indices left out).
 enum Rule {
     /// Anything in it.
@@ -30,6 +37,8 @@ const NO_APPARMOR: &str = "the pod's own kernel has no AppArmor; only Unconfined
 const NO_PROFILES: &str = "profiles of a host are not brought into the pod's own kernel; RuntimeDefault and Unconfined can be had";
 const NO_PROPAGATION: &str = "a pod's mounts are its own kernel's, and no other sees them; only None can be had";
 const NO_HOST: &str = "the pod has a kernel of its own, there is no host to share";
+
+const NO_RUNTIME: &str = "each pod here is a machine; the classes kvmlet and kvmlet-no-overhead say so";
 
 /// Paths below `spec`, most of them prefixes of what follows them.
 const POD: &[(&str, Rule)] = &[
@@ -61,7 +70,7 @@ const POD: &[(&str, Rule)] = &[
     ("resources.requests.cpu", Any),
     ("resources.requests.memory", Any),
     ("restartPolicy", Any),
-    ("runtimeClassName", Only("kvmlet")),
+    ("runtimeClassName", OneOf(&["kvmlet", "kvmlet-no-overhead"], NO_RUNTIME)),
     ("schedulerName", Any),
     ("securityContext.appArmorProfile.type", OneOf(&["Unconfined"], NO_APPARMOR)),
     ("securityContext.fsGroup", Any),

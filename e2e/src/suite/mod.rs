@@ -1,6 +1,7 @@
 //! The end-to-end tests and what runs them: one cluster for all, one line a test, a dump for each that fails. A test is a
 //! plain function whose name is a sentence; it leaves nothing behind and does not count on another having run.
 
+mod admission;
 mod attach;
 mod attached;
 mod bad_host;
@@ -116,6 +117,7 @@ fn all() -> impl Iterator<Item = &'static Test> {
     [
         rig::TESTS,
         two_hosts::TESTS,
+        admission::TESTS,
         node::TESTS,
         pods::TESTS,
         restarts::TESTS,

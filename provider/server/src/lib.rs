@@ -17,6 +17,7 @@ mod exec;
 #[doc(hidden)]
 pub mod fuzz;
 mod guard;
+mod listen;
 pub mod logs;
 mod node_logs;
 mod port_forward;
@@ -34,6 +35,7 @@ pub use backend::{
     AttachRequest, Backend, ContainerTarget, ExecExit, ExecRequest, ExecSession, Figures, FiguresPage, LogError, LogSource, LogTarget,
     PortConnection, PortForwardRequest, StreamError, TerminalSize, Wanted,
 };
+pub use listen::Listener;
 pub use review::{CachedReviews, Reviewer};
 pub use server::{BindError, Server, ServerConfig};
 pub use tls::{ServingCertificate, TlsError};

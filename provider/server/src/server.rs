@@ -1,7 +1,4 @@
-//! The listener: binds, takes TLS connections, serves each, stops.
-//!
-//! Owns limits on what a client may hold before it is known: a number of connections, and time for the handshake and
-//! for a request's head.
+//! The kubelet port: binds, puts guard and paths together. How connections come and go is `listen`'s.
 
 use std::future::Future;
 use std::io;
@@ -10,36 +7,20 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
-use axum::extract::Request;
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::pki_types::CertificateDer;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio::time::{sleep, timeout};
-use tokio_rustls::TlsAcceptor;
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower::ServiceExt as _;
 
 use crate::auth::{Authenticator, Authorizer};
 use crate::backend::Backend;
 use crate::guard::Guard;
+use crate::listen::Listener;
 use crate::routes::{Shared, router};
-use crate::tls::{ServingCertificate, TlsError, identity, server_config};
+use crate::tls::{ServingCertificate, TlsError, server_config};
 
-/// Connections at once; further ones wait in the kernel's queue.
-const CONNECTIONS: usize = 1024;
-const HANDSHAKE: Duration = Duration::from_secs(10);
-const REQUEST_HEAD: Duration = Duration::from_secs(30);
 /// A remote command ends when its client sent nothing, not even a ping, for so long.
 const IDLE: Duration = Duration::from_secs(4 * 60 * 60);
-/// How long connections have to end when the server stops.
-const DRAIN: Duration = Duration::from_secs(5);
-/// The pause after a failed accept, which is mostly a lack of descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What the port needs besides its backend.
 pub struct ServerConfig {
@@ -78,19 +59,8 @@ pub enum BindError {
 }
 
 /// The kubelet port, bound and not served yet.
-pub struct Server {
-    listener: TcpListener,
-    acceptor: TlsAcceptor,
-    router: Router,
-    shutdown: CancellationToken,
-    sessions: TaskTracker,
-}
-
-impl std::fmt::Debug for Server {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Server").field("listener", &self.listener).finish_non_exhaustive()
-    }
-}
+#[derive(Debug)]
+pub struct Server(Listener);
 
 impl Server {
     /// Listens on `address`.
@@ -113,109 +83,17 @@ impl Server {
             authorizer: config.authorizer,
         };
         let router = router(shared, guard, config.node_logs);
-        Ok(Self {
-            listener,
-            acceptor: TlsAcceptor::from(Arc::new(tls)),
-            router,
-            shutdown,
-            sessions,
-        })
+        let listener = Listener::new("kubelet port", listener, tls, router);
+        Ok(Self(listener.sharing(shutdown, sessions)))
     }
 
     /// The address it listens on, with the port the kernel chose if it was 0.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
+        self.0.local_addr()
     }
 
     /// Serves until `stop` is ready, then ends the connections.
     pub async fn serve(self, stop: impl Future<Output = ()> + Send) {
-        let Self {
-            listener,
-            acceptor,
-            router,
-            shutdown,
-            sessions,
-        } = self;
-        let accepting = accept_all(&listener, &acceptor, &router, &shutdown, &sessions);
-        tokio::select! {
-            () = accepting => {}
-            () = stop => {}
-        }
-        drop(listener);
-        shutdown.cancel();
-        sessions.close();
-        if timeout(DRAIN, sessions.wait()).await.is_err() {
-            tracing::warn!(left = sessions.len(), "connections of the kubelet port did not end in time");
-        }
+        self.0.serve(stop).await;
     }
-}
-
-/// Never returns.
-async fn accept_all(listener: &TcpListener, acceptor: &TlsAcceptor, router: &Router, shutdown: &CancellationToken, sessions: &TaskTracker) {
-    let permits = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        let permit = permits.clone().acquire_owned().await.expect("the semaphore is never closed");
-        let (stream, peer) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                tracing::warn!(%error, "accept connection of the kubelet port");
-                sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
-        let connection = serve_connection(stream, acceptor.clone(), router.clone(), shutdown.clone());
-        sessions.spawn(async move {
-            connection
-                .await
-                .unwrap_or_else(|error| tracing::debug!(%error, %peer, "connection of the kubelet port"));
-            drop(permit);
-        });
-    }
-}
-
-#[derive(Debug, thiserror::Error)]
-enum ConnectionError {
-    #[error("TLS handshake: {0}")]
-    Handshake(io::Error),
-    #[error("TLS handshake took too long")]
-    HandshakeTimeout,
-    #[error("HTTP: {0}")]
-    Http(hyper::Error),
-}
-
-async fn serve_connection(
-    stream: TcpStream,
-    acceptor: TlsAcceptor,
-    router: Router,
-    shutdown: CancellationToken,
-) -> Result<(), ConnectionError> {
-    // Interactive streams send small pieces; without this each waits for an acknowledgement.
-    let _ = stream.set_nodelay(true);
-    let handshake = timeout(HANDSHAKE, acceptor.accept(stream));
-    let stream = tokio::select! {
-        stream = handshake => stream.map_err(|_| ConnectionError::HandshakeTimeout)?.map_err(ConnectionError::Handshake)?,
-        () = shutdown.cancelled() => return Ok(()),
-    };
-    let identity = identity(stream.get_ref().1.peer_certificates());
-    let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
-        let mut request: Request = request.map(axum::body::Body::new);
-        if let Some(identity) = &identity {
-            request.extensions_mut().insert(identity.clone());
-        }
-        router.clone().oneshot(request)
-    });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(REQUEST_HEAD)
-        .serve_connection(TokioIo::new(stream), service)
-        .with_upgrades();
-    tokio::pin!(connection);
-    let served = tokio::select! {
-        served = connection.as_mut() => served,
-        () = shutdown.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    served.map_err(ConnectionError::Http)
 }

@@ -1,0 +1,296 @@
+//! The admission webhook, with its own pods on kvmlet's nodes: which pods it sends there, what it says of others, and that none is refused
+//! while its certificates change.
+
+use std::{
+    fs,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use super::{
+    Test,
+    workload::{PATIENCE, Place, STAY, pod, sh, with, within},
+};
+use crate::{Cluster, artifacts, cluster::LANE, command, paths::repository, paths::write, registry, wait_for};
+
+pub(super) const TESTS: &[Test] = &[
+    Test {
+        name: "pods of a labelled namespace run here by the guide's own commands; opt-outs, hostNetwork and a pod's own tolerations are respected",
+        hosts: 1,
+        kvmlet: true,
+        run: sent,
+    },
+    Test {
+        name: "no pod is refused and none is missed while the webhook's authority and certificate are replaced",
+        hosts: 1,
+        kvmlet: true,
+        run: rotated,
+    },
+    Test {
+        name: "ordinary nodes are full before a pod overflows to here, and a Deployment that shrinks gives those up first",
+        hosts: 1,
+        kvmlet: true,
+        run: overflowed,
+    },
+];
+
+/// The webhook is one for the whole cluster.
+static ONE: Mutex<()> = Mutex::new(());
+const SYSTEM: &str = "kvmlet-system";
+const SECRET: &str = "kvmlet-webhook-certificates";
+/// Sends a namespace's pods.
+const LABEL: &str = "virtual-node-affinity-injection=enabled";
+
+/// Installs the webhook as its manifests say, but on this test's host, does what `body` does and takes it away.
+fn with_webhook(cluster: &Cluster, body: impl FnOnce() -> Result<()>) -> Result<()> {
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    registry::add_kvmlet(&cluster.state, &artifacts::kvmlet()?)?;
+    let overlay = cluster.state.root.join("webhook");
+    let _ = fs::remove_dir_all(&overlay);
+    fs::create_dir_all(&overlay).context("create the overlay's folder")?;
+    command::call(
+        "cp",
+        [
+            "-r".as_ref(),
+            repository().join("manifests/webhook").as_os_str(),
+            overlay.join("base").as_os_str(),
+        ],
+    )?;
+    let patch = json!([{"op": "add", "path": "/spec/template/spec/nodeSelector",
+        "value": {"kubernetes.io/hostname": cluster.host(0)?.name}}]);
+    let kustomization = json!({"resources": ["base"], "patches": [{"target": {"kind": "Deployment"}, "patch": patch.to_string()}]});
+    write(&overlay.join("kustomization.yaml"), kustomization.to_string())?;
+    let overlay = overlay.to_string_lossy();
+    cluster.kubectl(&["apply", "-k", &overlay])?;
+    cluster.kubectl(&["label", "namespace", SYSTEM, &format!("{LANE}={}", cluster.host(0)?.name)])?;
+    cluster.kubectl(&["-n", SYSTEM, "rollout", "status", "deployment/kvmlet-webhook", "--timeout=110s"])?;
+    let done = body();
+    if done.is_ok() {
+        cluster.kubectl(&["-n", SYSTEM, "delete", "deployment", "kvmlet-webhook"])?;
+        cluster.kubectl(&["-n", SYSTEM, "delete", "pods", "--all", "--timeout=110s"])?;
+    }
+    // Whatever became of it: other tests' pods must not wait for it.
+    cluster.kubectl(&["delete", "mutatingwebhookconfiguration", "kvmlet-webhook"])?;
+    if done.is_ok() {
+        cluster.kubectl(&["delete", "-k", &overlay, "--ignore-not-found", "--timeout=110s"])?;
+    }
+    done
+}
+
+/// A pod that says nothing of nodes itself.
+fn plain(name: &str) -> Value {
+    let mut pod = pod(name, sh(STAY));
+    let spec = pod["spec"].as_object_mut().expect("a pod has a spec");
+    spec.remove("nodeSelector");
+    spec.remove("tolerations");
+    pod
+}
+
+/// The guide's first commands, as its readers see them.
+fn guide() -> Result<Vec<String>> {
+    let text = fs::read_to_string(repository().join("docs/burst.md")).context("read docs/burst.md")?;
+    let block = text
+        .split("```sh\n")
+        .find(|block| block.starts_with("kubectl create namespace vk\n"));
+    let block = block
+        .and_then(|block| block.split("```").next())
+        .context("the guide has lost its first commands")?;
+    Ok(block.lines().map(str::to_owned).collect())
+}
+
+fn sent(cluster: &Cluster) -> Result<()> {
+    with_webhook(cluster, || {
+        for line in guide()? {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            ensure!(words.first() == Some(&"kubectl"), "{line:?} is no command for kubectl");
+            cluster.kubectl(&words[1..])?;
+        }
+        cluster.kubectl(&["label", "namespace", "vk", &format!("{LANE}={}", cluster.host(0)?.name)])?;
+        let vk = Place {
+            cluster,
+            name: "vk".into(),
+        };
+        let nginx = vk.until_ready("nginx")?;
+        ensure!(nginx["spec"]["nodeSelector"]["type"] == "virtual-kubelet", "{}", nginx["spec"]);
+        let kernel = vk.kubectl(&["exec", "nginx", "--", "cat", "/proc/1/cmdline"])?;
+        ensure!(kernel.contains("nginx"), "{kernel:?}");
+
+        let out = with(plain("out"), &[("/metadata/labels", json!({"kvmlet.io/inject": "false"}))]);
+        let own = json!([{"key": "virtual-kubelet.io/provider", "operator": "Equal", "value": "kvmlet", "effect": "NoSchedule"}]);
+        vk.create(&[out, with(plain("own"), &[("/spec/tolerations", own.clone())])])?;
+        let out = vk.get("out")?;
+        ensure!(out["spec"].get("nodeSelector").is_none(), "{}", out["spec"]);
+        let found = vk.get("own")?;
+        let tolerations = found["spec"]["tolerations"].as_array().context("no tolerations")?;
+        let of_provider: Vec<_> = tolerations
+            .iter()
+            .filter(|one| one["key"] == "virtual-kubelet.io/provider")
+            .collect();
+        ensure!(of_provider == [&own[0]], "{of_provider:?}");
+        ensure!(found["spec"]["nodeSelector"]["type"] == "virtual-kubelet", "{}", found["spec"]);
+
+        let overrides = r#"--overrides={"spec": {"hostNetwork": true}}"#;
+        let warned = cluster.kubectl_output(&["-n", "vk", "run", "shared", "--image", "nginx", overrides])?;
+        let said = command::text(&warned.stderr);
+        ensure!(
+            warned.status.success() && said.contains("Warning: kvmlet: this pod is left to ordinary nodes: spec.hostNetwork"),
+            "kubectl said {said:?}"
+        );
+        let shared = vk.get("shared")?;
+        ensure!(shared["spec"].get("nodeSelector").is_none(), "{}", shared["spec"]);
+        vk.kubectl(&["delete", "pods", "--all", "--timeout=110s"])?;
+        cluster.kubectl(&["delete", "namespace", "vk", "--wait=false"]).map(drop)
+    })
+}
+
+/// Pods at once, of which none is really made.
+const MANY: usize = 40;
+
+fn rotated(cluster: &Cluster) -> Result<()> {
+    with_webhook(cluster, || {
+        within(cluster, "rotation", |place| {
+            cluster.kubectl(&["label", "namespace", &place.name, LABEL])?;
+            let items: Vec<Value> = (0..MANY)
+                .map(|number| with(plain(&format!("p{number}")), &[("/metadata/namespace", place.name.as_str().into())]))
+                .collect();
+            let file = cluster.state.root.join("rotation.json");
+            write(&file, json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string())?;
+            let file = file.to_string_lossy();
+            let batch = || -> Result<()> {
+                let each = "jsonpath={.spec.nodeSelector.type}{\"\\n\"}";
+                let made = cluster.kubectl(&["create", "--dry-run=server", "-f", &file, "-o", each])?;
+                let sent = made.lines().filter(|line| *line == "virtual-kubelet").count();
+                ensure!(sent == MANY, "{sent} of {MANY} pods were sent");
+                Ok(())
+            };
+            let shown = || {
+                cluster.kubectl(&[
+                    "-n",
+                    SYSTEM,
+                    "get",
+                    "secret",
+                    SECRET,
+                    "--ignore-not-found",
+                    "-o",
+                    "jsonpath={.data.tls\\.crt}",
+                ])
+            };
+            batch()?;
+            let before = shown()?;
+            cluster.kubectl(&["-n", SYSTEM, "delete", "secret", SECRET])?;
+            let mut broken = None;
+            wait_for("another certificate to be shown", PATIENCE, || {
+                if let Err(error) = batch() {
+                    broken = Some(error);
+                    return Ok(Some(()));
+                }
+                let now = shown()?;
+                Ok((!now.is_empty() && now != before).then_some(()))
+            })?;
+            broken.map_or(Ok(()), Err)?;
+            for _ in 0..5 {
+                batch()?;
+            }
+            Ok(())
+        })
+    })
+}
+
+/// A Node without a kubelet: the scheduler counts its room, and pods that it is given stay as the test sets them. Nobody tells that it lives, so
+/// its pods tolerate the taints of that.
+const ORDINARY: &str = "ordinary-1";
+/// How many of the test's pods it has room for.
+const ROOM: usize = 3;
+
+fn add_ordinary_node(cluster: &Cluster) -> Result<()> {
+    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": ORDINARY, "labels": {"kubernetes.io/hostname": ORDINARY}}});
+    cluster.apply(&node.to_string())?;
+    let amounts = json!({"cpu": "64", "memory": "64Gi", "pods": ROOM.to_string()});
+    let status = json!({"status": {"capacity": amounts, "allocatable": amounts, "conditions": [{"type": "Ready", "status": "True"}]}});
+    cluster
+        .kubectl(&[
+            "patch",
+            "node",
+            ORDINARY,
+            "--subresource=status",
+            "--type=merge",
+            "-p",
+            &status.to_string(),
+        ])
+        .map(drop)
+}
+
+/// The names of the Deployment's pods that are on a node, or on none.
+fn on(place: &Place<'_>, node: Option<&str>) -> Result<Vec<String>> {
+    let pods = place.cluster.kubectl_json(&["-n", &place.name, "get", "pods"])?;
+    let items = pods["items"].as_array().into_iter().flatten();
+    Ok(items
+        .filter(|pod| pod["metadata"]["deletionTimestamp"].is_null() && pod["spec"]["nodeName"].as_str() == node)
+        .filter_map(|pod| pod["metadata"]["name"].as_str().map(str::to_owned))
+        .collect())
+}
+
+fn deployment(replicas: usize) -> Value {
+    let mut template = plain("burst");
+    template["metadata"] = json!({"labels": {"app": "burst"}});
+    template["spec"]["tolerations"] = ["not-ready", "unreachable"]
+        .map(|taint| json!({"key": format!("node.kubernetes.io/{taint}"), "operator": "Exists"}))
+        .to_vec()
+        .into();
+    let spec = json!({"replicas": replicas, "selector": {"matchLabels": {"app": "burst"}},
+        "template": {"metadata": template["metadata"], "spec": template["spec"]}});
+    json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "burst"}, "spec": spec})
+}
+
+fn overflowed(cluster: &Cluster) -> Result<()> {
+    let here = cluster.host(0)?.name.clone();
+    let done = with_webhook(cluster, || {
+        within(cluster, "overflow", |place| {
+            cluster.kubectl(&["label", "namespace", &place.name, LABEL, "kvmlet.io/burst-policy=normalNodePrefer"])?;
+            add_ordinary_node(cluster)?;
+            place.create(&[deployment(ROOM)])?;
+            wait_for("the ordinary node to be full", Duration::from_secs(60), || {
+                let found = on(place, Some(ORDINARY))?;
+                ensure!(found.len() == ROOM, "{} pods there", found.len());
+                Ok(Some(()))
+            })?;
+            place.kubectl(&["scale", "deployment", "burst", &format!("--replicas={}", ROOM + 2)])?;
+            let both = || Ok((on(place, Some(ORDINARY))?, on(place, Some(&here))?));
+            let (stay, overflow) = wait_for("two pods to overflow", Duration::from_secs(60), || {
+                let found: (Vec<_>, Vec<_>) = both()?;
+                ensure!(found.0.len() == ROOM && found.1.len() == 2, "{found:?}");
+                Ok(Some(found))
+            })?;
+            for name in &overflow {
+                place.until_ready(name)?;
+                place.until(name, "have a lower deletion cost", |pod| {
+                    pod["metadata"]["annotations"]["controller.kubernetes.io/pod-deletion-cost"] == "-1000"
+                })?;
+            }
+            // Those that run are removed last whatever their cost, so the others have to run too; no kubelet says so.
+            let conditions = ["Ready", "ContainersReady"].map(|name| json!({"type": name, "status": "True"}));
+            let running = json!({"status": {"phase": "Running", "conditions": conditions}}).to_string();
+            for name in &stay {
+                place.kubectl(&["patch", "pod", name, "--subresource=status", "--type=strategic", "-p", &running])?;
+            }
+            place.kubectl(&["scale", "deployment", "burst", &format!("--replicas={ROOM}")])?;
+            wait_for("the pods that overflowed to be removed first", Duration::from_secs(60), || {
+                let (ordinary, virtual_) = both()?;
+                ensure!(virtual_.is_empty(), "{virtual_:?} are still there");
+                let all = ordinary.iter().all(|name| stay.contains(name)) && ordinary.len() == ROOM;
+                ensure!(all, "left are {ordinary:?} of {stay:?}");
+                Ok(Some(()))
+            })?;
+            place.kubectl(&["delete", "deployment", "burst"])?;
+            // Nobody else confirms the end of pods without a kubelet.
+            place
+                .kubectl(&["delete", "pods", "--all", "--force", "--grace-period=0", "--timeout=60s"])
+                .map(drop)
+        })
+    });
+    cluster.kubectl(&["delete", "node", ORDINARY, "--ignore-not-found"])?;
+    done
+}

@@ -1,0 +1,23 @@
+//! Pods of labelled namespaces go to virtual nodes: an admission webhook that adds what the scheduler needs to send them there, and what follows up
+//! on pods that may go to either kind of node.
+//!
+//! Happy path of a pod: `server` takes the review, `review` reads it, `namespaces` has the labels of its namespace, `policy` says in which way the
+//! pod goes, `decide` what is added. `certificates` keeps what the API server trusts, `lease` says which replica writes, `overflow` is what it
+//! writes to pods. Refuses to know what a virtual node can run: it is handed a function that says so.
+
+#![forbid(unsafe_code)]
+
+pub mod certificates;
+pub mod decide;
+pub mod lease;
+pub mod namespaces;
+pub mod overflow;
+pub mod policy;
+pub mod review;
+pub mod server;
+pub mod webhook;
+
+pub use certificates::{CertConfig, Conflicts, Span};
+pub use decide::{Decision, Unfit, decide};
+pub use policy::{Labels, Policy};
+pub use webhook::{Config, ConfigError, Webhook};

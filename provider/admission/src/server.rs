@@ -1,0 +1,116 @@
+//! The webhook's port: reviews at `/mutate`, `/readyz` and `/healthz` for probes. Knows namespaces only by what it is handed.
+
+use std::{future::Future, net::SocketAddr, pin::Pin, sync::Arc};
+
+use axum::{
+    Router,
+    body::Bytes,
+    extract::{DefaultBodyLimit, State},
+    http::{StatusCode, header::CONTENT_TYPE},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use kvmlet_server::{Listener, ServingCertificate};
+use tokio::net::TcpListener;
+use tracing::{debug, warn};
+
+use crate::{
+    decide::{Decision, Unfit, decide},
+    policy::Labels,
+    review,
+};
+
+/// Largest body: the API server takes objects of up to 3 MiB, and a review has more around them.
+const LARGEST: usize = 8 << 20;
+
+/// A future of a namespace's labels.
+pub type LabelsFuture<'a> = Pin<Box<dyn Future<Output = Result<Labels, String>> + Send + 'a>>;
+
+/// Who knows the labels of namespaces.
+pub trait Namespaces: Send + Sync + 'static {
+    /// Whether they are known by now.
+    fn is_ready(&self) -> bool;
+    /// The labels of a namespace that, as the API server asks for its pod, may have been labelled just now.
+    fn labels<'a>(&'a self, namespace: &'a str, pod: &'a Labels) -> LabelsFuture<'a>;
+}
+
+/// What all requests share.
+struct Shared {
+    namespaces: Arc<dyn Namespaces>,
+    certificate: ServingCertificate,
+    unfit: Unfit,
+}
+
+/// Makes the port's paths.
+pub fn router(namespaces: Arc<dyn Namespaces>, certificate: ServingCertificate, unfit: Unfit) -> Router {
+    let shared = Arc::new(Shared {
+        namespaces,
+        certificate,
+        unfit,
+    });
+    Router::new()
+        .route("/mutate", post(mutate))
+        .route("/readyz", get(ready))
+        .route("/healthz", get(|| async { "ok" }))
+        .layer(DefaultBodyLimit::max(LARGEST))
+        .with_state(shared)
+}
+
+/// Listens on `address`. The API server shows no certificate to webhooks, so none is asked for.
+pub async fn bind(address: SocketAddr, router: Router, certificate: ServingCertificate) -> std::io::Result<Listener> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut tls = rustls::ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+        .map_err(std::io::Error::other)?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(certificate));
+    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let listener = TcpListener::bind(address).await?;
+    Ok(Listener::new("webhook", listener, tls, router))
+}
+
+async fn ready(State(shared): State<Arc<Shared>>) -> Response {
+    if shared.certificate.present().is_none() {
+        (StatusCode::SERVICE_UNAVAILABLE, "there is no serving certificate yet").into_response()
+    } else if !shared.namespaces.is_ready() {
+        (StatusCode::SERVICE_UNAVAILABLE, "namespaces are not known yet").into_response()
+    } else {
+        "ok".into_response()
+    }
+}
+
+async fn mutate(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
+    let request = match review::read(&body) {
+        Ok(request) => request,
+        Err(error) => {
+            warn!(%error, "a review cannot be read");
+            return (StatusCode::BAD_REQUEST, error.to_string()).into_response();
+        }
+    };
+    drop(body);
+    let decision = match review::not_ours(&request) {
+        Some(warning) => Decision {
+            warnings: vec![warning],
+            ..Decision::default()
+        },
+        None => {
+            let pod = crate::decide::labels(&request.object);
+            match shared.namespaces.labels(&request.namespace, &pod).await {
+                Ok(labels) => decide(&request.object, &labels, shared.unfit),
+                Err(error) => {
+                    let text = format!("read namespace {}: {error}", request.namespace);
+                    warn!("{text}");
+                    // The API server then does what failurePolicy says; nothing is let through unseen.
+                    return (StatusCode::INTERNAL_SERVER_ERROR, text).into_response();
+                }
+            }
+        }
+    };
+    debug!(namespace = request.namespace, operations = decision.patch.len(), warnings = ?decision.warnings, "decided");
+    let answer = review::answer(&request.uid, &decision).to_string();
+    ([(CONTENT_TYPE, "application/json")], answer).into_response()
+}
+
+#[cfg(test)]
+#[path = "server_tests.rs"]
+mod tests;

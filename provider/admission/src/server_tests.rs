@@ -1,0 +1,101 @@
+use axum::{body::Body, http::Request};
+use http_body_util::BodyExt as _;
+use serde_json::{Value, json};
+use tower::ServiceExt as _;
+
+use super::*;
+use crate::policy::NAMESPACE_LABEL;
+
+/// Namespaces of which `labelled` sends its pods and `gone` cannot be read.
+struct Known(bool);
+
+impl Namespaces for Known {
+    fn is_ready(&self) -> bool {
+        self.0
+    }
+
+    fn labels<'a>(&'a self, namespace: &'a str, _: &'a Labels) -> LabelsFuture<'a> {
+        let (key, value) = NAMESPACE_LABEL;
+        let labels = match namespace {
+            "labelled" => Ok([(key.to_owned(), value.to_owned())].into()),
+            "gone" => Err("not found".to_owned()),
+            _ => Ok(Labels::new()),
+        };
+        Box::pin(async move { labels })
+    }
+}
+
+fn router_of(certificate: ServingCertificate, known: bool) -> Router {
+    router(Arc::new(Known(known)), certificate, |_| Vec::new())
+}
+
+async fn call(router: Router, request: Request<Body>) -> (StatusCode, String) {
+    let response = router.oneshot(request).await.unwrap();
+    let status = response.status();
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    (status, String::from_utf8(body.to_vec()).unwrap())
+}
+
+async fn posted(body: impl Into<Body>) -> (StatusCode, String) {
+    let request = Request::post("/mutate").body(body.into()).unwrap();
+    call(router_of(ServingCertificate::none(), true), request).await
+}
+
+fn review(namespace: &str, object: &Value) -> String {
+    let request = json!({"uid": "u", "resource": {"version": "v1", "resource": "pods"}, "operation": "CREATE",
+        "namespace": namespace, "object": object});
+    json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": request}).to_string()
+}
+
+#[tokio::test]
+async fn a_review_of_a_labelled_namespace_is_answered_with_a_patch_and_another_without() {
+    let pod = json!({"metadata": {}, "spec": {"containers": []}});
+    let (status, body) = posted(review("labelled", &pod)).await;
+    let answer: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!((status, &answer["response"]["uid"]), (StatusCode::OK, &json!("u")));
+    assert!(answer["response"]["patch"].is_string());
+    let (_, body) = posted(review("plain", &pod)).await;
+    let answer: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(answer["response"], json!({"uid": "u", "allowed": true}));
+}
+
+#[tokio::test]
+async fn a_malformed_review_is_told_what_is_wrong_with_it() {
+    let (status, body) = posted("nonsense").await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(body.starts_with("the body is no AdmissionReview: "), "{body}");
+}
+
+#[tokio::test]
+async fn a_pod_of_three_megabytes_is_answered_and_a_body_beyond_the_limit_is_refused() {
+    let pod = |length: usize| json!({"metadata": {"annotations": {"a": "x".repeat(length)}}, "spec": {}});
+    let (status, body) = posted(review("labelled", &pod(3 << 20))).await;
+    assert_eq!(status, StatusCode::OK);
+    assert!(body.contains("\"patch\"") && body.len() < 1000, "{} bytes", body.len());
+    let (status, body) = posted(review("labelled", &pod(LARGEST))).await;
+    assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
+    assert!(body.contains("limit"), "{body}");
+}
+
+#[tokio::test]
+async fn a_pod_whose_namespace_cannot_be_read_is_not_let_through_unseen() {
+    let (status, body) = posted(review("gone", &json!({"spec": {}}))).await;
+    assert_eq!(
+        (status, body.as_str()),
+        (StatusCode::INTERNAL_SERVER_ERROR, "read namespace gone: not found")
+    );
+}
+
+#[tokio::test]
+async fn it_is_ready_once_it_has_a_certificate_and_knows_namespaces() {
+    let get = || Request::get("/readyz").body(Body::empty()).unwrap();
+    let none = ServingCertificate::none();
+    let (status, body) = call(router_of(none, true), get()).await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(body, "there is no serving certificate yet");
+    let pair = rcgen::generate_simple_self_signed(["n".to_owned()]).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::try_from(pair.signing_key.serialize_der()).unwrap();
+    let some = ServingCertificate::new(vec![pair.cert.der().clone()], key).unwrap();
+    assert_eq!(call(router_of(some.clone(), false), get()).await.1, "namespaces are not known yet");
+    assert_eq!(call(router_of(some, true), get()).await.0, StatusCode::OK);
+}
