@@ -172,10 +172,10 @@ async fn credentials(context: &Arc<Context>, objects: &PodObjects, desired: &Des
 
 /// The signal that asks a container to end: its own, else its image's, else SIGTERM.
 pub fn stop_signal(context: &Context, desired: &DesiredPod, state: &PodState, container: usize) -> i32 {
-    if let Some(own) = desired.containers[container].stop_signal.as_deref().and_then(signal_number) {
+    if let Some(own) = desired.at(container).stop_signal.as_deref().and_then(signal_number) {
         return own;
     }
-    let Some(id) = state.containers[container].image.id() else {
+    let Some(id) = state.at(container).image.id() else {
         return 15;
     };
     let name = context.images.get(id).map(|i| i.config.stop_signal).unwrap_or_default();
