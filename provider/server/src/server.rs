@@ -15,7 +15,6 @@ use axum::extract::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use rustls::pki_types::CertificateDer;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
@@ -28,7 +27,7 @@ use crate::auth::{Authenticator, Authorizer};
 use crate::backend::Backend;
 use crate::guard::Guard;
 use crate::routes::{Shared, router};
-use crate::tls::{ServingCertificate, TlsError, identity, server_config};
+use crate::tls::{ClientAuthority, Door, ServingCertificate, TlsError, identity};
 
 /// Connections at once; further ones wait in the kernel's queue.
 const CONNECTIONS: usize = 1024;
@@ -48,7 +47,7 @@ pub struct ServerConfig {
     /// What the port shows.
     pub certificate: ServingCertificate,
     /// The authority of client certificates.
-    pub client_authority: Vec<CertificateDer<'static>>,
+    pub client_authority: ClientAuthority,
     /// Who knows tokens.
     pub authenticator: Arc<dyn Authenticator>,
     /// Who decides.
@@ -80,7 +79,7 @@ pub enum BindError {
 /// The kubelet port, bound and not served yet.
 pub struct Server {
     listener: TcpListener,
-    acceptor: TlsAcceptor,
+    door: Door,
     router: Router,
     shutdown: CancellationToken,
     sessions: TaskTracker,
@@ -95,7 +94,7 @@ impl std::fmt::Debug for Server {
 impl Server {
     /// Listens on `address`.
     pub async fn bind<B: Backend>(address: SocketAddr, config: ServerConfig, backend: B) -> Result<Self, BindError> {
-        let tls = server_config(config.certificate, config.client_authority)?;
+        let door = Door::new(config.certificate, config.client_authority)?;
         let listener = TcpListener::bind(address).await.map_err(|source| match source.kind() {
             io::ErrorKind::AddrInUse => BindError::InUse(address),
             _ => BindError::Listen { address, source },
@@ -115,7 +114,7 @@ impl Server {
         let router = router(shared, guard, config.node_logs);
         Ok(Self {
             listener,
-            acceptor: TlsAcceptor::from(Arc::new(tls)),
+            door,
             router,
             shutdown,
             sessions,
@@ -131,12 +130,12 @@ impl Server {
     pub async fn serve(self, stop: impl Future<Output = ()> + Send) {
         let Self {
             listener,
-            acceptor,
+            mut door,
             router,
             shutdown,
             sessions,
         } = self;
-        let accepting = accept_all(&listener, &acceptor, &router, &shutdown, &sessions);
+        let accepting = accept_all(&listener, &mut door, &router, &shutdown, &sessions);
         tokio::select! {
             () = accepting => {}
             () = stop => {}
@@ -151,7 +150,7 @@ impl Server {
 }
 
 /// Never returns.
-async fn accept_all(listener: &TcpListener, acceptor: &TlsAcceptor, router: &Router, shutdown: &CancellationToken, sessions: &TaskTracker) {
+async fn accept_all(listener: &TcpListener, door: &mut Door, router: &Router, shutdown: &CancellationToken, sessions: &TaskTracker) {
     let permits = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let permit = permits.clone().acquire_owned().await.expect("the semaphore is never closed");
@@ -163,7 +162,7 @@ async fn accept_all(listener: &TcpListener, acceptor: &TlsAcceptor, router: &Rou
                 continue;
             }
         };
-        let connection = serve_connection(stream, acceptor.clone(), router.clone(), shutdown.clone());
+        let connection = serve_connection(stream, door.acceptor(), router.clone(), shutdown.clone());
         sessions.spawn(async move {
             connection
                 .await
