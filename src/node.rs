@@ -9,13 +9,13 @@ use kvmlet_machine::{Program, Uids};
 use kvmlet_network::{NetworkConfig, PodNetworks};
 use kvmlet_provider::{
     backend::Provider,
-    certificates::{self, NodeClient, PortCertificate, keeper::Teller},
+    certificates::{self, NodeClient, PortCertificate, authority::Clients, keeper::Teller},
     cgroup::{self, IoLimits},
     config::Config,
     context::Context,
     downward::Facts,
     events::Recorder,
-    figures::{Meters, Readings},
+    figures::{self, Meters, Readings},
     guard::AccessReviews,
     image_gc::{self, Uses},
     kubelet::{Kubelet, Pods},
@@ -32,7 +32,6 @@ use kvmlet_provider::{
     template::Templates,
 };
 use kvmlet_server::{CachedReviews, CachedTokens, Server, ServerConfig, ServingCertificate};
-use rustls_pki_types::{CertificateDer, pem::PemObject};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{OnceCell, oneshot},
@@ -90,7 +89,8 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
     let program = Program::open(&program).with_context(|| format!("open {}, which belongs beside this program", program.display()))?;
     let certificates = Arc::default();
     let identity = NodeClient::open(&config, &certificates).await?;
-    let client = identity.client.clone();
+    let meters = Meters::new();
+    let client = figures::counted(identity.client.clone(), meters.requests());
     let store = Store::open(&config.state_dir)?;
     let templates = Templates::new(&config);
     let directories = store.machine_dirs()?.into_iter().chain([templates.machine_dir()]);
@@ -134,10 +134,10 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
         boots: tokio::sync::Semaphore::new(BOOTS_PER_PROCESSOR * std::thread::available_parallelism().map_or(1, usize::from)),
         templates,
         copies: Copies::new(&config, images.dir()),
-        http: kvmlet_provider::probe::client().context("make the client of HTTP probes")?,
+        http: kvmlet_provider::probe::HttpClients::new().context("make the clients of HTTP probes")?,
         readings: Readings::default(),
         image_uses: Uses::default(),
-        meters: Meters::new(),
+        meters,
         certificates,
         scratch: std::sync::Mutex::default(),
         config: config.clone(),
@@ -277,13 +277,9 @@ fn image_config(config: &Config) -> StoreConfig {
 }
 
 async fn server(config: &Config, client: &Client, certificate: ServingCertificate, backend: Provider) -> anyhow::Result<Server> {
-    let authority = &config.tls.client_ca_file;
-    let client_authority: Vec<_> = CertificateDer::pem_file_iter(authority)
-        .and_then(Iterator::collect)
-        .with_context(|| format!("read certificates of {}", authority.display()))?;
-    if client_authority.is_empty() {
-        bail!("{} holds no certificate", authority.display());
-    }
+    let clients = Clients::open(&config.tls.client_ca_file)?;
+    let client_authority = clients.authority.clone();
+    tokio::spawn(clients.keep());
     let server_config = ServerConfig {
         node: config.node_name.clone(),
         certificate,

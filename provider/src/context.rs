@@ -24,6 +24,7 @@ use crate::{
     node::Troubles,
     objects::Objects,
     pressure::Pressure,
+    probe::HttpClients,
     random,
     report::Reporter,
     sharing::Copies,
@@ -75,7 +76,7 @@ pub struct Context {
     /// Files that pods may not share, once for each who may.
     pub copies: Copies,
     /// What probes and hooks over HTTP are asked with.
-    pub http: reqwest::Client,
+    pub http: HttpClients,
     /// The last readings of pods' and the node's figures.
     pub readings: Readings,
     /// When images were last needed.

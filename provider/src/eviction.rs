@@ -1,12 +1,12 @@
 //! A pod is evicted when an emptyDir on disk holds more than its sizeLimit, or when its containers wrote more to disk and logs than their
-//! ephemeral-storage limits allow together, as by the kubelet's localStorageEviction (pkg/kubelet/eviction): looked at every 10 s. Volumes are
-//! looked at only where the whole scratch disk could hold as much; one with medium Memory is bounded by its tmpfs. What one container wrote
-//! apart from the others is not known.
+//! ephemeral-storage limits allow together, or one of them alone more than its own, as by the kubelet's localStorageEviction
+//! (pkg/kubelet/eviction): looked at every 10 s. Volumes and containers' layers are looked at only where the whole scratch disk could hold as
+//! much; a volume with medium Memory is bounded by its tmpfs. A guest of an older node does not say what one container wrote apart from the others.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1::EmptyDirVolumeSource;
-use kvmlet_protocol::{Request, Response};
+use kvmlet_protocol::{Request, Response, STORAGE_VERSION, StorageFigures};
 use tokio::time::MissedTickBehavior;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, debug};
@@ -99,17 +99,31 @@ fn exceeds_total(limit: Quantity, used: u64) -> Option<String> {
     (used > limit.value()).then(words)
 }
 
+/// Why a pod is evicted whose containers wrote this much each to disk and logs, in the kubelet's words.
+fn exceeds_own(limits: &[(String, Quantity)], used: &[(String, u64)]) -> Option<String> {
+    let over = limits.iter().find(|(name, limit)| {
+        let mut used = used.iter();
+        used.any(|(of, bytes)| of == name && *bytes > limit.value())
+    });
+    over.map(|(name, limit)| format!("Container {name} exceeded its local ephemeral storage limit \"{limit}\". "))
+}
+
 /// What is looked at of a pod.
 struct Limits {
     volumes: Vec<Limited>,
+    /// Of each container, none of init containers, as the kubelet.
+    own: Vec<(String, Quantity)>,
     /// Of all containers together, where one of them has a limit (resourcehelper.PodLimits).
     total: Option<Quantity>,
 }
 
 impl Limits {
     fn of(pod: &DesiredPod) -> Option<Self> {
+        let main = pod.containers.iter().filter(|container| !container.init);
+        let own = main.map(|container| (container.name.clone(), container.limits.storage));
         let limits = Self {
             volumes: limited(pod),
+            own: own.filter(|(_, limit)| *limit != Quantity::default()).collect(),
             total: Some(pod.total(|container| container.limits).storage).filter(|limit| *limit != Quantity::default()),
         };
         (!limits.volumes.is_empty() || limits.total.is_some()).then_some(limits)
@@ -129,12 +143,25 @@ impl Limits {
         let Some(disk) = figures::ask(&socket).await?.disk else {
             return Ok(None);
         };
-        let logs = desired
-            .containers
-            .iter()
-            .map(|container| log_directory(&act.context, desired, &container.name));
-        let used = logs.map(|logs| figures::size_of_files(&logs)).fold(disk.used, u64::saturating_add);
-        Ok(exceeds_total(limit, used).map(|message| ("ephemeralpodfs.limit", message)))
+        let logs = |name: &str| figures::size_of_files(&log_directory(&act.context, desired, name));
+        let all = desired.containers.iter().map(|container| logs(&container.name));
+        let used = all.fold(disk.used, u64::saturating_add);
+        if let Some(message) = exceeds_total(limit, used) {
+            return Ok(Some(("ephemeralpodfs.limit", message)));
+        }
+        // None can have written more than all.
+        if !self.own.iter().any(|(_, limit)| used > limit.value()) {
+            return Ok(None);
+        }
+        let Some(storage) = storage(&socket, Vec::new()).await? else {
+            return Ok(None);
+        };
+        let written = storage.containers.into_iter().map(|one| {
+            let used = one.layer.used.saturating_add(logs(&one.name));
+            (one.name, used)
+        });
+        let message = exceeds_own(&self.own, &written.collect::<Vec<_>>());
+        Ok(message.map(|message| ("ephemeralcontainerfs.limit", message)))
     }
 }
 
@@ -172,6 +199,18 @@ async fn watch(act: Act, desired: Arc<DesiredPod>, limits: Limits) {
             Ok(None) => {}
             Err(error) => debug!(error = chain(&error), "ask what the pod holds"),
         }
+    }
+}
+
+/// What these volumes and all containers' layers hold; nothing from a guest of an older node.
+pub(crate) async fn storage(socket: &Path, volumes: Vec<String>) -> Result<Option<StorageFigures>, AgentError> {
+    let mut agent = Agent::connect(socket).await?;
+    if agent.welcome().version < STORAGE_VERSION {
+        return Ok(None);
+    }
+    match agent.ask(&Request::Storage { volumes }).await? {
+        Response::Storage(storage) => Ok(Some(*storage)),
+        _ => Err(AgentError::Unexpected("what is where on its disk")),
     }
 }
 
@@ -232,6 +271,15 @@ mod tests {
             json!([{"name": "a", "resources": limits("6Mi")}, {"name": "b", "resources": limits("2Mi")}]),
         ))
         .unwrap();
+        let own = |a, b| exceeds_own(&two.own, &[("a".to_owned(), a), ("b".to_owned(), b)]);
+        assert_eq!(own(6 << 20, 2 << 20), None);
+        let words = "Container b exceeded its local ephemeral storage limit \"2Mi\". ";
+        assert_eq!(
+            own(1, (2 << 20) + 1).as_deref(),
+            Some(words),
+            "all of them wrote less than they may together"
+        );
+        assert_eq!(exceeds_own(&[], &[("a".to_owned(), u64::MAX)]), None);
         let limit = two.total.unwrap();
         assert_eq!(exceeds_total(limit, 8 << 20), None);
         let words = "Pod ephemeral local storage usage exceeds the total limit of containers 8Mi. ";

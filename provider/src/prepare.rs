@@ -16,7 +16,6 @@ use kvmlet_protocol::{
     STREAMS_VERSION, USAGE_VERSION,
 };
 use tracing::{info, warn};
-use vmm_lib::spec::{FileSource, Restore};
 
 use crate::{
     act::{self, Act, chain, now_nanoseconds},
@@ -28,6 +27,7 @@ use crate::{
     env,
     events::Note,
     eviction,
+    figures::{Lap, Phase, turn},
     follow::Holding,
     host_path, late_image,
     lifecycle::{Event, Failure, StartFailure},
@@ -88,6 +88,8 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String], de
     }
     *act.holding.lock().expect("no holder panics") = Holding { delivered, tokens };
     let prepared = begun.elapsed();
+    let mut lap = Lap::of(context, begun);
+    lap.passed(Phase::Surroundings);
 
     let dir = machine::directory(context, &desired.uid);
     let mut own = Vec::with_capacity(images.len());
@@ -123,7 +125,9 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String], de
         beside: cgroup::beside(&spec),
     };
     let file_size = size.scratch.max(context.config.logs.max_size.value());
-    let permit = context.boots.acquire().await.map_err(|e| sandbox(e.to_string()))?;
+    lap.passed(Phase::Disks);
+    let permit = turn(context).await.map_err(sandbox)?;
+    lap.passed(Phase::Queue);
     let mut needed = if host_paths.is_empty() { SANDBOX_VERSION } else { SHARE_VERSION };
     if !eviction::limited(desired).is_empty() {
         needed = needed.max(USAGE_VERSION);
@@ -146,6 +150,7 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String], de
     };
     let mut agent = up(act, desired, launch).await.map_err(sandbox)?;
     drop(permit);
+    lap.passed(Phase::Guest);
     let hello = begun.elapsed();
     let version = agent.welcome().version;
     if version < needed {
@@ -165,6 +170,7 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String], de
         }
     };
     unless_it_ends(&running, set_up).await.map_err(sandbox)?;
+    lap.passed(Phase::Setup);
     info!(
         prepared_ms = prepared.as_millis(),
         hello_ms = hello.as_millis(),
@@ -185,23 +191,19 @@ async fn up(act: &Act, desired: &Arc<DesiredPod>, boot: Launch) -> Result<Agent,
     };
     let mut begun = Instant::now();
     let wanted = template::wanted(desired.pod.metadata.annotations.as_ref())?;
-    let (mut offered, mut start) = match context.copies.no_template() {
+    let (offered, mut start) = match context.copies.no_template() {
         Some(why) => (boot.spec.clone(), Start::Boot(why.into())),
-        None if wanted => context.templates.offer(boot.spec.clone()),
+        None if wanted => {
+            let dir = machine::directory(context, &desired.uid);
+            let offered = context.templates.offer(boot.spec.clone());
+            context.copies.own_template((&desired.namespace, &dir), &boot.spec, offered).await
+        }
         None => (
             boot.spec.clone(),
             Start::Boot(format!("the pod's {} is \"none\"", template::ANNOTATION)),
         ),
     };
     if let Start::Copy(number) = start {
-        if let Some(Restore {
-            memory: FileSource::Path(memory),
-            ..
-        }) = &mut offered.restore
-        {
-            let dir = machine::directory(context, &desired.uid);
-            *memory = context.copies.template(&desired.namespace, &dir, memory).await?;
-        }
         let own: Result<_, _> = boot.tap.iter().map(OwnedFd::try_clone).collect();
         let copy = Launch {
             spec: offered,

@@ -49,6 +49,22 @@ impl Wanted {
 
 /// Has an image here, by its pull policy.
 pub async fn pull(context: &Arc<Context>, objects: &PodObjects, desired: &DesiredPod, wanted: Wanted) -> Result<ImageFacts, PullFailure> {
+    let had = have(context, objects, desired, wanted).await;
+    context.meters.image(match &had {
+        Ok((_, true)) => "pulled",
+        Ok((_, false)) => "present",
+        Err(_) => "failed",
+    });
+    had.map(|(facts, _)| facts)
+}
+
+/// The same, and whether a registry was asked for it.
+async fn have(
+    context: &Arc<Context>,
+    objects: &PodObjects,
+    desired: &DesiredPod,
+    wanted: Wanted,
+) -> Result<(ImageFacts, bool), PullFailure> {
     let image = &wanted.image;
     let tell = |note: Note| context.recorder.pod(&desired.pod, note);
     let field = || wanted.field.clone();
@@ -76,7 +92,7 @@ pub async fn pull(context: &Arc<Context>, objects: &PodObjects, desired: &Desire
                 field(),
                 format!("Container image {image:?} already present on machine"),
             ));
-            return Ok(facts(context, local));
+            return Ok((facts(context, local), false));
         }
         (PullPolicy::Never, None) => {
             let message = format!("Container image {image:?} is not present with pull policy of Never");
@@ -102,7 +118,7 @@ pub async fn pull(context: &Arc<Context>, objects: &PodObjects, desired: &Desire
         pulled.size
     );
     tell(Note::normal("Pulled", field(), message));
-    Ok(facts(context, pulled))
+    Ok((facts(context, pulled), true))
 }
 
 fn facts(context: &Context, image: PulledImage) -> ImageFacts {
@@ -172,10 +188,10 @@ async fn credentials(context: &Arc<Context>, objects: &PodObjects, desired: &Des
 
 /// The signal that asks a container to end: its own, else its image's, else SIGTERM.
 pub fn stop_signal(context: &Context, desired: &DesiredPod, state: &PodState, container: usize) -> i32 {
-    if let Some(own) = desired.containers[container].stop_signal.as_deref().and_then(signal_number) {
+    if let Some(own) = desired.at(container).stop_signal.as_deref().and_then(signal_number) {
         return own;
     }
-    let Some(id) = state.containers[container].image.id() else {
+    let Some(id) = state.at(container).image.id() else {
         return 15;
     };
     let name = context.images.get(id).map(|i| i.config.stop_signal).unwrap_or_default();

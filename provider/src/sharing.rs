@@ -18,10 +18,12 @@ use kvmlet_image::ImageDevice;
 use rustix::fs::{SeekFrom, ioctl_ficlone, seek};
 use tokio::sync::Mutex;
 use tracing::{info, warn};
+use vmm_lib::spec::{FileSource, MachineSpec, Restore};
 
 use crate::{
     act::chain,
     config::{Config, Sharing, SharingPolicy},
+    template::Start,
 };
 
 /// Bytes of one step of a copy.
@@ -66,9 +68,31 @@ impl Copies {
         (self.policy.templates == Sharing::None).then_some("the node's configuration shares no templates (sharing.templates)")
     }
 
-    /// A template's memory, for such a pod; errors as for [`Copies::image`].
-    pub async fn template(&self, namespace: &str, machine: &Path, memory: &Path) -> Result<PathBuf, String> {
-        self.file(self.policy.templates, namespace, machine, memory).await
+    /// What a pod of this namespace whose machine has that directory is offered, as a copy of the template or not, with the template's memory in
+    /// a file that it may read. Where that cannot be had the machine is what it was, and boots.
+    pub async fn own_template(
+        &self,
+        (namespace, machine): (&str, &Path),
+        booted: &MachineSpec,
+        (mut offered, start): (MachineSpec, Start),
+    ) -> (MachineSpec, Start) {
+        let Some(Restore {
+            memory: FileSource::Path(memory),
+            ..
+        }) = &mut offered.restore
+        else {
+            return (offered, start);
+        };
+        match self.file(self.policy.templates, namespace, machine, memory).await {
+            Ok(own) => {
+                *memory = own;
+                (offered, start)
+            }
+            Err(why) => {
+                warn!(why, "a pod does without the node's template");
+                (booted.clone(), Start::Boot(why))
+            }
+        }
     }
 
     async fn file(&self, sharing: Sharing, namespace: &str, machine: &Path, original: &Path) -> Result<PathBuf, String> {
@@ -162,12 +186,21 @@ fn make(original: &Path, copy: &Path) -> io::Result<()> {
     let partial = partial(copy);
     let from = File::open(original)?;
     let to = File::options().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
-    if ioctl_ficlone(&to, &from).is_err() {
-        // The file system cannot, or the two are not on the same one.
-        to.set_len(from.metadata()?.len())?;
-        copy_data(&from, &to)?;
+    let made = fill(&from, &to).and_then(|()| fs::rename(&partial, copy));
+    if made.is_err() {
+        // The disk may be full of it.
+        let _ = fs::remove_file(&partial);
     }
-    fs::rename(&partial, copy)
+    made
+}
+
+fn fill(from: &File, to: &File) -> io::Result<()> {
+    if ioctl_ficlone(to, from).is_ok() {
+        return Ok(());
+    }
+    // The file system cannot, or the two are not on the same one.
+    to.set_len(from.metadata()?.len())?;
+    copy_data(from, to)
 }
 
 /// Copies what is no hole.

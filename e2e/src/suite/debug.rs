@@ -1,6 +1,11 @@
 //! `kubectl debug`: ephemeral containers beside those of a pod that runs.
 
-use anyhow::{Result, ensure};
+use std::{
+    io::{BufRead, BufReader},
+    process::Stdio,
+};
+
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::{
@@ -11,7 +16,7 @@ use super::{
 use crate::Cluster;
 
 pub(super) const TESTS: &[Test] = &[Test {
-    name: "kubectl debug joins a pod that runs with an image of its own, sees a container's processes, and changes nothing of the pod",
+    name: "kubectl debug joins a pod that runs with an image of its own, sees a container's processes, changes nothing of the pod, and is asked to end with it",
     hosts: 1,
     kvmlet: true,
     run: debug,
@@ -70,8 +75,32 @@ fn debug(cluster: &Cluster) -> Result<()> {
         })?;
         let log = place.kubectl(&["logs", "both", "-c", "own"])?;
         ensure!(log == "1", "{log:?}");
-        place.until_ready("both").map(drop)
+        place.until_ready("both")?;
+        ends(place)
     })
+}
+
+/// One that still runs when its pod is deleted is asked to end, and has the time for it.
+fn ends(place: &Place<'_>) -> Result<()> {
+    let script = "trap 'echo was asked; sleep 2; echo has ended; exit 0' TERM; echo waits; while :; do sleep 1; done";
+    place.kubectl(&["debug", "both", "-q", "-c", "ends", "--image=busybox", "--", "sh", "-c", script])?;
+    place.until("both", "run the ephemeral container", |found| {
+        !ephemeral(found, "ends")["state"]["running"].is_null()
+    })?;
+    let mut follower = place.cluster.kubectl_command();
+    follower.args(["-n", &place.name, "logs", "-f", "both", "-c", "ends"]);
+    let mut follower = follower
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("follow the log")?;
+    let mut lines = BufReader::new(follower.stdout.take().context("kubectl has no output")?).lines();
+    let mut next = || lines.next().transpose().context("read the log");
+    ensure!(next()?.as_deref() == Some("waits"));
+    place.kubectl(&["delete", "pod", "both", "--grace-period=60", "--timeout=110s"])?;
+    let rest: Vec<_> = std::iter::from_fn(|| next().transpose()).collect::<Result<_>>()?;
+    ensure!(rest == ["was asked", "has ended"], "{rest:?}");
+    follower.wait().context("wait for the follower").map(drop)
 }
 
 /// What cannot be stays waiting and says why; the pod goes on.

@@ -5,7 +5,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use kvmlet_protocol::{
-    ContainerSpec, ContainerState, ContainerStatus, ErrorKind, ExitStatus, Extras, Failure, Request, Resources, Response, SandboxSpec,
+    ContainerSpec, ContainerState, ContainerStatus, ErrorKind, ExitStatus, Extras, Failure, LayerFigures, Request, Resources, Response,
+    SandboxSpec, StorageFigures,
 };
 
 use crate::container::{self, Container};
@@ -85,6 +86,7 @@ impl Agent {
             Request::Attached { device } => bus::attached(device).map(|()| Response::Done),
             Request::Detaching { device } => bus::detaching(device, &mut lock(&self.images)).map(|()| Response::Done),
             Request::Usage { volumes, above } => self.sandbox().and_then(|s| s.volumes.usage(&volumes, above)).map(Response::Usage),
+            Request::Storage { volumes } => self.storage(&volumes).map(|storage| Response::Storage(Box::new(storage))),
             Request::Resize { cpus, containers } => self.resize(cpus, containers).map(|()| Response::Done),
             Request::LimitPod(limits) => cgroup::limit_pod(&limits).map(|()| Response::Done),
             Request::Stats => Ok(Response::Stats(stats::read(&self.containers()))),
@@ -121,6 +123,20 @@ impl Agent {
         lock(&self.sandbox)
             .clone()
             .ok_or_else(|| fail(ErrorKind::Conflict, "the pod is not set up yet"))
+    }
+
+    /// What volumes and containers' layers hold. A container that goes meanwhile is left out.
+    fn storage(&self, volumes: &[String]) -> Result<StorageFigures, Failure> {
+        let volumes = self.sandbox()?.volumes.storage(volumes)?;
+        let of = |container: Arc<Container>| {
+            Some(LayerFigures {
+                id: container.spec.id.clone(),
+                name: container.spec.name.clone(),
+                layer: stats::directory(&container.layer()).ok()?,
+            })
+        };
+        let containers = self.containers().into_iter().filter_map(of).collect();
+        Ok(StorageFigures { volumes, containers })
     }
 
     fn containers(&self) -> Vec<Arc<Container>> {

@@ -91,6 +91,13 @@ impl Places {
     }
 }
 
+impl Container {
+    /// Where what it writes is.
+    pub(crate) fn layer(&self) -> PathBuf {
+        self.places.layer.join("upper")
+    }
+}
+
 /// Starts a container; what was made for one that cannot start is removed again.
 /// `target` is the container whose process name space it shares.
 pub(crate) fn start(

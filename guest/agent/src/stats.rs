@@ -1,14 +1,16 @@
 //! Figures of the guest: /proc/meminfo, the containers' control groups, the scratch disk's file system, the pod's interface.
 
 use std::fs;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use kvmlet_protocol::{ContainerFigures, DiskFigures, GuestFigures, GuestStats, NetworkFigures};
+use kvmlet_protocol::{ContainerFigures, DirectoryFigures, DiskFigures, GuestFigures, GuestStats, NetworkFigures};
 
 use crate::cgroup;
 use crate::container::Container;
 use crate::device::SCRATCH;
+use crate::usage;
 
 /// The pod's interface.
 const INTERFACE: &str = "eth0";
@@ -25,7 +27,7 @@ pub(crate) fn figures(containers: &[Arc<Container>]) -> GuestFigures {
         memory_available: bytes(&meminfo, "MemAvailable:"),
         pod: cgroup::pod_figures(),
         containers: containers.iter().map(of).collect(),
-        disk: disk(Path::new(SCRATCH)),
+        disk: disk(Path::new(SCRATCH)).ok(),
         network: network(Path::new("/sys/class/net")),
     }
 }
@@ -56,10 +58,20 @@ fn bytes(meminfo: &str, name: &str) -> u64 {
     meminfo.lines().find_map(value).unwrap_or(0).saturating_mul(1024)
 }
 
-fn disk(path: &Path) -> Option<DiskFigures> {
-    let seen = rustix::fs::statvfs(path).ok()?;
+/// What a directory holds, and of what.
+pub(crate) fn directory(path: &Path) -> io::Result<DirectoryFigures> {
+    let used = usage::of_directory(path)?;
+    Ok(DirectoryFigures {
+        used: used.bytes,
+        inodes_used: used.inodes,
+        disk: disk(path)?,
+    })
+}
+
+fn disk(path: &Path) -> io::Result<DiskFigures> {
+    let seen = rustix::fs::statvfs(path)?;
     let in_bytes = |blocks: u64| blocks.saturating_mul(seen.f_frsize);
-    Some(DiskFigures {
+    Ok(DiskFigures {
         capacity: in_bytes(seen.f_blocks),
         available: in_bytes(seen.f_bavail),
         used: in_bytes(seen.f_blocks.saturating_sub(seen.f_bfree)),
@@ -111,6 +123,11 @@ mod tests {
     fn what_is_free_and_what_is_used_is_no_more_than_there_is() {
         let found = disk(Path::new("/")).expect("a file system");
         assert!(found.used + found.available <= found.capacity && found.capacity > 0);
-        assert_eq!(disk(Path::new("/nowhere")), None);
+        assert!(disk(Path::new("/nowhere")).is_err());
+        let own = tempfile::tempdir().expect("a directory");
+        fs::write(own.path().join("file"), vec![1; 100 << 10]).expect("written");
+        let figures = directory(own.path()).expect("it is there");
+        assert!(figures.used >= 100 << 10 && figures.inodes_used == 2, "{figures:?}");
+        assert!(figures.disk.capacity > figures.used, "{figures:?}");
     }
 }

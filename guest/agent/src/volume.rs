@@ -7,13 +7,13 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use kvmlet_protocol::{ErrorKind, Failure, SHARED_FILE, VolumeContent, VolumeKind, VolumeSpec};
+use kvmlet_protocol::{DirectoryFigures, ErrorKind, Failure, SHARED_FILE, VolumeContent, VolumeKind, VolumeSpec};
 use rustix::mount::{MountFlags, mount};
 
 use crate::atomic;
 use crate::device::SCRATCH;
 use crate::failure::{Attempt, fail};
-use crate::usage;
+use crate::{stats, usage};
 
 const MEMORY: &str = "/run/kvmlet/volumes";
 const SHARES: &str = "/run/kvmlet/shares";
@@ -85,9 +85,18 @@ impl Volumes {
         let used = |name: &String| {
             let path = &self.get(name)?.path;
             let used = usage::of_directory(path).attempt(format_args!("look at volume {name:?}"))?;
-            Ok((name.clone(), used))
+            Ok((name.clone(), used.bytes))
         };
         names.iter().map(used).collect()
+    }
+
+    /// What each of these volumes holds.
+    pub(crate) fn storage(&self, names: &[String]) -> Result<Vec<(String, DirectoryFigures)>, Failure> {
+        let figures = |name: &String| {
+            let figures = stats::directory(&self.get(name)?.path).attempt(format_args!("look at volume {name:?}"))?;
+            Ok((name.clone(), figures))
+        };
+        names.iter().map(figures).collect()
     }
 }
 

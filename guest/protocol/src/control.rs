@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{AttachSpec, ContainerSpec, ContainerStatus, ExecSpec, Extras, GuestFigures, Resources, SandboxSpec, VolumeContent};
+use crate::{
+    AttachSpec, ContainerSpec, ContainerStatus, ExecSpec, Extras, GuestFigures, Resources, SandboxSpec, StorageFigures, VolumeContent,
+};
 
 /// First frame of each connection, from the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -114,6 +116,11 @@ pub enum Request {
     },
     /// Limits all containers together, besides what each has of its own. Since version 8.
     LimitPod(Resources),
+    /// What volumes and containers' writable layers hold, each for itself; answered by [`Response::Storage`]. Since version 9.
+    Storage {
+        /// The volumes' names.
+        volumes: Vec<String>,
+    },
 }
 
 /// What a machine that was made of a snapshot has to know to be one of its own.
@@ -170,6 +177,8 @@ pub enum Response {
     Figures(Box<GuestFigures>),
     /// Bytes that volumes take on the scratch disk, by name.
     Usage(Vec<(String, u64)>),
+    /// What volumes and containers' writable layers hold. Since version 9.
+    Storage(Box<StorageFigures>),
 }
 
 /// Why a request failed: a kind for the program, a sentence for people.

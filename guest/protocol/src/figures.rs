@@ -70,6 +70,37 @@ pub struct DiskFigures {
     pub inodes_free: u64,
 }
 
+/// What is where on the guest's file systems.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StorageFigures {
+    /// The volumes that were asked for, by name.
+    pub volumes: Vec<(String, DirectoryFigures)>,
+    /// The writable layer of each container that has not been removed, in the order of their starts.
+    pub containers: Vec<LayerFigures>,
+}
+
+/// A container's writable layer.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerFigures {
+    /// The container's identifier.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// What it wrote.
+    pub layer: DirectoryFigures,
+}
+
+/// A directory with all in it, as `du` counts, and the file system that it is on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DirectoryFigures {
+    /// Bytes.
+    pub used: u64,
+    /// Inodes, its own too.
+    pub inodes_used: u64,
+    /// All of the file system.
+    pub disk: DiskFigures,
+}
+
 /// An interface.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkFigures {

@@ -24,7 +24,9 @@ pub mod sandbox;
 pub use container::{ContainerSpec, ContainerState, ContainerStatus, ExitStatus, Extras, Mount, Process, Resources, Rlimit, RootFs, User};
 pub use control::{ErrorKind, Failure, GuestStats, Hello, Renewal, Request, Response, Welcome};
 pub use exec::{AttachSpec, ExecInput, ExecOutput, ExecSpec};
-pub use figures::{ContainerFigures, DiskFigures, GroupFigures, GuestFigures, NetworkFigures};
+pub use figures::{
+    ContainerFigures, DirectoryFigures, DiskFigures, GroupFigures, GuestFigures, LayerFigures, NetworkFigures, StorageFigures,
+};
 pub use forward::Forwarded;
 pub use frame::{FrameError, decode, encode, read_frame, write_frame};
 pub use log::{LogAck, LogRecord, LogStream};
@@ -35,7 +37,7 @@ pub const CONTROL_PORT: u32 = 1024;
 /// vsock port on which the agent hands out the containers' output.
 pub const LOG_PORT: u32 = 1025;
 /// The newest version of this protocol; the agent and the host speak the smaller of their two newest.
-pub const VERSION: u16 = 8;
+pub const VERSION: u16 = 9;
 /// The oldest version that understands today's [`SandboxSpec`]: a guest that is new must speak it.
 pub const SANDBOX_VERSION: u16 = 2;
 /// The oldest version that has [`Request::Renew`].
@@ -56,6 +58,8 @@ pub const SHARE_VERSION: u16 = 3;
 pub const IMAGE_VERSION: u16 = 8;
 /// The oldest version that has [`Request::LimitPod`].
 pub const LIMIT_POD_VERSION: u16 = 8;
+/// The oldest version that has [`Request::Storage`].
+pub const STORAGE_VERSION: u16 = 9;
 /// Name of a file that is shared alone, in a directory that has nothing else.
 pub const SHARED_FILE: &str = "file";
 /// The oldest version still spoken.

@@ -38,5 +38,5 @@ pub use backend::{
 pub use listen::Listener;
 pub use review::{CachedReviews, Reviewer};
 pub use server::{BindError, Server, ServerConfig};
-pub use tls::{ServingCertificate, TlsError};
+pub use tls::{ClientAuthority, ServingCertificate, TlsError};
 pub use token::{CachedTokens, TokenReviewer};

@@ -38,7 +38,8 @@ pub struct Listener {
     /// As messages name it.
     name: &'static str,
     listener: TcpListener,
-    acceptor: TlsAcceptor,
+    /// Of the next connection.
+    acceptor: Box<dyn FnMut() -> TlsAcceptor + Send>,
     router: Router,
     shutdown: CancellationToken,
     sessions: TaskTracker,
@@ -53,10 +54,16 @@ impl std::fmt::Debug for Listener {
 impl Listener {
     /// Will serve what comes to `listener`. `name` is what messages call it. HTTP/1.1 is spoken, so `tls` must offer no other by ALPN.
     pub fn new(name: &'static str, listener: TcpListener, tls: rustls::ServerConfig, router: Router) -> Self {
+        let acceptor = TlsAcceptor::from(Arc::new(tls));
+        Self::by(name, listener, move || acceptor.clone(), router)
+    }
+
+    /// The same, whose connections are taken by what `acceptor` answers when they come.
+    pub(crate) fn by(name: &'static str, listener: TcpListener, acceptor: impl FnMut() -> TlsAcceptor + Send + 'static, router: Router) -> Self {
         Self {
             name,
             listener,
-            acceptor: TlsAcceptor::from(Arc::new(tls)),
+            acceptor: Box::new(acceptor),
             router,
             shutdown: CancellationToken::new(),
             sessions: TaskTracker::new(),
@@ -78,7 +85,7 @@ impl Listener {
     }
 
     /// Serves until `stop` is ready, then ends the connections.
-    pub async fn serve(self, stop: impl Future<Output = ()> + Send) {
+    pub async fn serve(mut self, stop: impl Future<Output = ()> + Send) {
         tokio::select! {
             () = self.accept_all() => {}
             () = stop => {}
@@ -99,7 +106,7 @@ impl Listener {
     }
 
     /// Never returns.
-    async fn accept_all(&self) {
+    async fn accept_all(&mut self) {
         let name = self.name;
         let permits = Arc::new(Semaphore::new(CONNECTIONS));
         loop {
@@ -112,7 +119,7 @@ impl Listener {
                     continue;
                 }
             };
-            let connection = serve_connection(stream, self.acceptor.clone(), self.router.clone(), self.shutdown.clone());
+            let connection = serve_connection(stream, (self.acceptor)(), self.router.clone(), self.shutdown.clone());
             self.sessions.spawn(async move {
                 connection
                     .await

@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::pki_types::CertificateDer;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -17,7 +16,7 @@ use crate::backend::Backend;
 use crate::guard::Guard;
 use crate::listen::Listener;
 use crate::routes::{Shared, router};
-use crate::tls::{ServingCertificate, TlsError, server_config};
+use crate::tls::{ClientAuthority, Door, ServingCertificate, TlsError};
 
 /// A remote command ends when its client sent nothing, not even a ping, for so long.
 const IDLE: Duration = Duration::from_secs(4 * 60 * 60);
@@ -29,7 +28,7 @@ pub struct ServerConfig {
     /// What the port shows.
     pub certificate: ServingCertificate,
     /// The authority of client certificates.
-    pub client_authority: Vec<CertificateDer<'static>>,
+    pub client_authority: ClientAuthority,
     /// Who knows tokens.
     pub authenticator: Arc<dyn Authenticator>,
     /// Who decides.
@@ -65,7 +64,7 @@ pub struct Server(Listener);
 impl Server {
     /// Listens on `address`.
     pub async fn bind<B: Backend>(address: SocketAddr, config: ServerConfig, backend: B) -> Result<Self, BindError> {
-        let tls = server_config(config.certificate, config.client_authority)?;
+        let mut door = Door::new(config.certificate, config.client_authority)?;
         let listener = TcpListener::bind(address).await.map_err(|source| match source.kind() {
             io::ErrorKind::AddrInUse => BindError::InUse(address),
             _ => BindError::Listen { address, source },
@@ -83,7 +82,7 @@ impl Server {
             authorizer: config.authorizer,
         };
         let router = router(shared, guard, config.node_logs);
-        let listener = Listener::new("kubelet port", listener, tls, router);
+        let listener = Listener::by("kubelet port", listener, move || door.acceptor(), router);
         Ok(Self(listener.sharing(shutdown, sessions)))
     }
 

@@ -1,17 +1,18 @@
 //! TLS of the port: TLS 1.2 at least, a serving certificate that can be replaced while connections last, and client
-//! certificates of one authority.
+//! certificates of one authority, which can be replaced too.
 //!
 //! A client without a certificate gets through the handshake, so that it reads `401 Unauthorized` instead of an alert
 //! (and as it may have a bearer token instead); one with a certificate of another authority does not.
 
 use std::sync::Arc;
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, ServerConfig};
+use tokio_rustls::TlsAcceptor;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::auth::Identity;
@@ -75,16 +76,80 @@ impl ResolvesServerCert for ServingCertificate {
     }
 }
 
-/// The configuration of new connections.
-pub(crate) fn server_config(serving: ServingCertificate, client_authority: Vec<CertificateDer<'static>>) -> Result<ServerConfig, TlsError> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+/// The authority of client certificates, shared with whoever renews it. New connections are judged by a new one at once; those that are
+/// there stay.
+#[derive(Debug, Clone)]
+pub struct ClientAuthority(Arc<ArcSwap<Judge>>);
+
+/// What judges client certificates.
+#[derive(Debug)]
+struct Judge(Arc<dyn ClientCertVerifier>);
+
+impl ClientAuthority {
+    /// Of these certificates.
+    ///
+    /// # Errors
+    /// When there is none, or one is malformed.
+    pub fn new(certificates: Vec<CertificateDer<'static>>) -> Result<Self, TlsError> {
+        Ok(Self(Arc::new(ArcSwap::from_pointee(judge(certificates)?))))
+    }
+
+    /// Of others from now on. On an error the old ones stay.
+    ///
+    /// # Errors
+    /// As for [`Self::new`].
+    pub fn replace(&self, certificates: Vec<CertificateDer<'static>>) -> Result<(), TlsError> {
+        self.0.store(Arc::new(judge(certificates)?));
+        Ok(())
+    }
+}
+
+fn judge(certificates: Vec<CertificateDer<'static>>) -> Result<Judge, TlsError> {
     let mut roots = RootCertStore::empty();
-    for certificate in client_authority {
+    for certificate in certificates {
         roots.add(certificate).map_err(TlsError::ClientAuthority)?;
     }
-    let verifier: Arc<dyn ClientCertVerifier> = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-        .allow_unauthenticated()
-        .build()?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).allow_unauthenticated();
+    Ok(Judge(verifier.build()?))
+}
+
+/// Takes connections by what is there when they come.
+pub(crate) struct Door {
+    serving: ServingCertificate,
+    authority: ClientAuthority,
+    judge: Arc<Judge>,
+    acceptor: TlsAcceptor,
+}
+
+impl Door {
+    pub(crate) fn new(serving: ServingCertificate, authority: ClientAuthority) -> Result<Self, TlsError> {
+        let judge = authority.0.load_full();
+        let acceptor = TlsAcceptor::from(Arc::new(server_config(serving.clone(), judge.0.clone())?));
+        Ok(Self {
+            serving,
+            authority,
+            judge,
+            acceptor,
+        })
+    }
+
+    /// For the next connection. One configuration serves while the authority is the same, as sessions are resumed within it; of
+    /// another authority no session is resumed.
+    pub(crate) fn acceptor(&mut self) -> TlsAcceptor {
+        if !Arc::ptr_eq(&self.judge, &self.authority.0.load()) {
+            match Self::new(self.serving.clone(), self.authority.clone()) {
+                Ok(door) => *self = door,
+                Err(error) => tracing::error!(%error, "use another authority of client certificates"),
+            }
+        }
+        self.acceptor.clone()
+    }
+}
+
+/// The configuration of new connections.
+fn server_config(serving: ServingCertificate, verifier: Arc<dyn ClientCertVerifier>) -> Result<ServerConfig, TlsError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
         .map_err(TlsError::Versions)?

@@ -2,8 +2,9 @@
 //! end, as the kubelet's (k8s.io/client-go/util/certificate, k8s.io/kubernetes/pkg/kubelet/certificate), or read from files that somebody else renews.
 //!
 //! [`plan`] decides, [`pair`] reads, [`files`] keeps, [`request`] asks, [`keeper`] does these in turn; [`client`] is what the API server's side
-//! is used by; [`reload`] looks at files again.
+//! is used by; [`reload`] and [`authority`] look at files again.
 
+pub mod authority;
 pub mod client;
 pub mod figures;
 pub mod files;

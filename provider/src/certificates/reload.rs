@@ -8,7 +8,7 @@ use tracing::{info, warn};
 use super::pair::Pair;
 
 /// How often they are looked at (the kubelet: at once by inotify, and each minute).
-const PERIOD: Duration = Duration::from_secs(10);
+pub(super) const PERIOD: Duration = Duration::from_secs(10);
 
 /// What was made of files.
 pub(super) struct Loaded {

@@ -23,25 +23,23 @@ use crate::{
 };
 
 /// Guests that are asked at once.
-const AT_ONCE: usize = 32;
+pub(super) const AT_ONCE: usize = 32;
 
-/// A pod that has a machine, and where that is reached.
-struct Asked {
-    view: Arc<View>,
-    vsock: PathBuf,
+/// The pods that have a machine, and where that is reached.
+pub(super) fn machines(pods: &Pods) -> Vec<(Arc<View>, PathBuf)> {
+    let pods = pods.lock().expect("no holder panics");
+    let machines = pods.values().filter_map(|handle| {
+        let view = handle.view.borrow().clone();
+        let vsock = handle.machine.lock().expect("no holder panics").as_ref()?.vsock.clone();
+        matches!(view.state.machine, Machine::Ready).then_some((view, vsock))
+    });
+    machines.collect()
 }
 
 pub(super) async fn collect(context: &Arc<Context>, pods: &Pods) -> Snapshot {
-    let asked: Vec<Asked> = {
-        let pods = pods.lock().expect("no holder panics");
-        let asked = pods.values().filter_map(|handle| {
-            let view = handle.view.borrow().clone();
-            let vsock = handle.machine.lock().expect("no holder panics").as_ref()?.vsock.clone();
-            matches!(view.state.machine, Machine::Ready).then_some(Asked { view, vsock })
-        });
-        asked.collect()
-    };
-    let pods = stream::iter(asked).map(|asked| pod(context, asked)).buffer_unordered(AT_ONCE);
+    let pods = stream::iter(machines(pods))
+        .map(|asked| pod(context, asked))
+        .buffer_unordered(AT_ONCE);
     let mut pods: Vec<PodFigures> = pods.collect().await;
     pods.sort_by(|a, b| (&a.namespace, &a.name, &a.uid).cmp(&(&b.namespace, &b.name, &b.uid)));
     let host = context.clone();
@@ -53,7 +51,7 @@ pub(super) async fn collect(context: &Arc<Context>, pods: &Pods) -> Snapshot {
     }
 }
 
-async fn pod(context: &Arc<Context>, Asked { view, vsock }: Asked) -> PodFigures {
+async fn pod(context: &Arc<Context>, (view, vsock): (Arc<View>, PathBuf)) -> PodFigures {
     let desired = &view.desired;
     let guest = match timeout(PATIENCE, ask(&vsock)).await {
         Ok(Ok(figures)) => {

@@ -1,18 +1,49 @@
-//! What this daemon counts while it works: probes, machines' starts, pulls.
+//! What this daemon counts while it works: probes, machines' starts and their phases, images, requests, evictions.
 
 use std::time::Duration;
 
-use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry, core::Collector, proto::MetricFamily};
+use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry, core::Collector, proto::MetricFamily};
 
 use crate::probe::spec::Kind;
 
 /// Seconds, from what a copy takes on hardware to what a large image does.
 const BUCKETS: [f64; 14] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
 
+/// What making a pod's machine is made of, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Network and what is in volumes.
+    Surroundings,
+    /// Files of images that it may read, and its scratch disk.
+    Disks,
+    /// Waiting until a guest may boot.
+    Queue,
+    /// From its process to its agent's answer.
+    Guest,
+    /// The agent makes volumes, network and names.
+    Setup,
+}
+
+impl Phase {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Surroundings => "surroundings",
+            Self::Disks => "disks",
+            Self::Queue => "queue",
+            Self::Guest => "guest",
+            Self::Setup => "setup",
+        }
+    }
+}
+
 /// The counts.
 #[derive(Debug)]
 pub struct Meters {
     registry: Registry,
+    phases: HistogramVec,
+    queue: IntGauge,
+    images: IntCounterVec,
+    requests: IntCounterVec,
     probes: IntCounterVec,
     starts: HistogramVec,
     failed_starts: IntCounterVec,
@@ -53,13 +84,42 @@ impl Meters {
             .expect("a metric's name"),
             pulls: Histogram::with_opts(seconds("kvmlet_image_pull_seconds", "Pulls of images that were not here."))
                 .expect("a metric's name"),
+            phases: HistogramVec::new(
+                seconds(
+                    "kvmlet_machine_phase_seconds",
+                    "Phases of making pods' machines, one after the other.",
+                ),
+                &["phase"],
+            )
+            .expect("a metric's name"),
+            queue: IntGauge::new("kvmlet_boots_waiting", "Machines that wait until they may begin to boot.").expect("a metric's name"),
+            images: IntCounterVec::new(
+                Opts::new(
+                    "kvmlet_image_requests_total",
+                    "Images that pods needed, by whether they were present, were pulled, or could not be had.",
+                ),
+                &["result"],
+            )
+            .expect("a metric's name"),
+            requests: IntCounterVec::new(
+                Opts::new(
+                    "rest_client_requests_total",
+                    "[ALPHA] Number of HTTP requests, partitioned by status code and method.",
+                ),
+                &["code", "method"],
+            )
+            .expect("a metric's name"),
             evictions: IntCounterVec::new(
                 Opts::new("kubelet_evictions", "[ALPHA] Cumulative number of pod evictions by eviction signal"),
                 &["eviction_signal"],
             )
             .expect("a metric's name"),
         };
-        let own: [Box<dyn Collector>; 4] = [
+        let own: [Box<dyn Collector>; 8] = [
+            Box::new(meters.phases.clone()),
+            Box::new(meters.queue.clone()),
+            Box::new(meters.images.clone()),
+            Box::new(meters.requests.clone()),
             Box::new(meters.starts.clone()),
             Box::new(meters.failed_starts.clone()),
             Box::new(meters.pulls.clone()),
@@ -99,9 +159,29 @@ impl Meters {
         }
     }
 
+    /// A phase of a machine's making is over.
+    pub fn passed(&self, phase: Phase, took: Duration) {
+        self.phases.with_label_values(&[phase.name()]).observe(took.as_secs_f64());
+    }
+
+    /// How many machines wait until they may boot.
+    pub fn queue(&self) -> &IntGauge {
+        &self.queue
+    }
+
+    /// Requests to the API server, by code and method.
+    pub fn requests(&self) -> IntCounterVec {
+        self.requests.clone()
+    }
+
     /// An image was pulled.
     pub fn pulled(&self, took: Duration) {
         self.pulls.observe(took.as_secs_f64());
+    }
+
+    /// A pod needed an image: it was `present`, was `pulled`, or could not be had, `failed`.
+    pub fn image(&self, result: &str) {
+        self.images.with_label_values(&[result]).inc();
     }
 
     /// A pod is evicted for this signal.
@@ -148,6 +228,22 @@ mod tests {
         meters.forget("u");
         let text = encode(meters.probes()).unwrap();
         assert!(!text.contains("pod_uid=\"u\"") && text.contains(&line("v", 1)), "{text}");
+    }
+
+    #[test]
+    fn phases_queue_and_images_have_names_of_their_own() {
+        let meters = Meters::new();
+        meters.passed(Phase::Guest, Duration::from_millis(200));
+        meters.queue().inc();
+        meters.image("present");
+        let text = encode(meters.own()).unwrap();
+        for line in [
+            "kvmlet_machine_phase_seconds_count{phase=\"guest\"} 1",
+            "kvmlet_boots_waiting 1",
+            "kvmlet_image_requests_total{result=\"present\"} 1",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+        }
     }
 
     #[test]

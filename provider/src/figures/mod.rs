@@ -5,16 +5,20 @@
 //! ```text
 //!  guests (collect) ┐
 //!  host (host) ─────┴▶ Snapshot (model) ─▶ pages, each a pure function: resource, cadvisor, summary, own
+//!  guests (stored) ──▶ what lies in volumes and containers, for summary alone
 //! ```
 
 mod cadvisor;
 mod certificates;
 mod collect;
 mod host;
+mod lap;
 mod meters;
 mod model;
 mod own;
+mod requests;
 mod resource;
+mod stored;
 mod summary;
 mod text;
 mod usage;
@@ -25,9 +29,11 @@ use jiff::Timestamp;
 use kvmlet_server::{Figures, FiguresPage};
 use tokio::sync::Mutex;
 
-pub use self::meters::Meters;
+pub use self::lap::{Lap, turn};
+pub use self::meters::{Meters, Phase};
 pub use self::model::MachineFigures;
 use self::model::Snapshot;
+pub use self::requests::counted;
 pub use self::usage::{PodUsage, usage};
 pub(crate) use self::{collect::ask, host::size_of_files};
 use crate::{context::Context, kubelet::Pods};
@@ -41,7 +47,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The last readings.
 #[derive(Debug, Default)]
-pub struct Readings(Mutex<Vec<Arc<Snapshot>>>);
+pub struct Readings(Mutex<Vec<Arc<Snapshot>>>, Mutex<stored::All>);
 
 /// Two readings: the last, and the one before it, for rates.
 #[derive(Debug)]
@@ -51,6 +57,13 @@ struct Pair {
 }
 
 impl Readings {
+    /// What pods have stored, looked at not long ago.
+    async fn stored(&self, pods: &Pods) -> stored::All {
+        let mut kept = self.1.lock().await;
+        stored::renew(&mut kept, pods).await;
+        kept.clone()
+    }
+
     /// A reading that is fresh. Who asks while one is made waits for it.
     async fn fresh(&self, context: &Arc<Context>, pods: &Pods) -> Pair {
         let mut kept = self.0.lock().await;
@@ -76,7 +89,11 @@ pub async fn page(context: &Arc<Context>, pods: &Pods, page: FiguresPage) -> Res
         FiguresPage::Probes => context.meters.probes(),
         FiguresPage::Metrics => own::families(context, &own::Counts::of(pods), &read().await.now),
         FiguresPage::Summary { only_cpu_and_memory } => {
-            return Ok(Figures::Json(summary::summary(&read().await, only_cpu_and_memory)));
+            let stored = match only_cpu_and_memory {
+                true => None,
+                false => Some(context.readings.stored(pods).await),
+            };
+            return Ok(Figures::Json(summary::summary(&read().await, stored.as_ref())));
         }
         FiguresPage::Configz => return Ok(Figures::Json(own::configz(&context.config))),
     };

@@ -1,7 +1,7 @@
 //! What was seen at one moment: plain data, from which each page is made.
 
 use jiff::Timestamp;
-use kvmlet_protocol::{DiskFigures, GroupFigures, NetworkFigures};
+use kvmlet_protocol::{DirectoryFigures, DiskFigures, GroupFigures, NetworkFigures};
 
 /// The node and its pods at one moment.
 #[derive(Debug, Clone)]
@@ -88,6 +88,28 @@ pub(super) struct GuestSample {
     pub(super) network: Option<NetworkFigures>,
     /// Containers that run.
     pub(super) containers: Vec<ContainerSample>,
+}
+
+/// What a pod has stored where.
+#[derive(Debug, Clone)]
+pub(super) struct Stored {
+    /// When it was looked at.
+    pub(super) at: Timestamp,
+    /// Its volumes.
+    pub(super) volumes: Vec<StoredVolume>,
+    /// What each container wrote, by its identifier.
+    pub(super) layers: Vec<(String, DirectoryFigures)>,
+}
+
+/// A volume that is counted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct StoredVolume {
+    /// Its name in the pod.
+    pub(super) name: String,
+    /// The name of the claim that it is of.
+    pub(super) claim: Option<String>,
+    /// What it holds.
+    pub(super) figures: DirectoryFigures,
 }
 
 /// A container that runs.

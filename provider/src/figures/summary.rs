@@ -1,22 +1,23 @@
 //! `/stats/summary` (k8s.io/kubelet/pkg/apis/stats/v1alpha1). What is not known is not there, never zero.
 
 use jiff::Timestamp;
-use kvmlet_protocol::{DiskFigures, GroupFigures, NetworkFigures};
+use kvmlet_protocol::{DirectoryFigures, DiskFigures, GroupFigures, NetworkFigures};
 use serde_json::{Map, Value, json};
 
 use super::{
     Pair,
-    model::{ContainerSample, GuestSample, NodeFigures, PodFigures, Snapshot, rate},
+    model::{ContainerSample, GuestSample, NodeFigures, PodFigures, Snapshot, Stored, rate},
+    stored::All,
 };
 
-/// The whole page, or of each thing only processor time and memory.
-pub(super) fn summary(pair: &Pair, only_cpu_and_memory: bool) -> Value {
+/// The whole page, or, without what pods have stored, of each thing only processor time and memory.
+pub(super) fn summary(pair: &Pair, stored: Option<&All>) -> Value {
     let now = &pair.now;
     let mut page = json!({
         "node": node(&now.node, now.at, pair.before.as_deref()),
-        "pods": now.answered().map(|(pod, guest)| of_pod(pod, guest, pair.before.as_deref())).collect::<Vec<_>>(),
+        "pods": now.answered().map(|(pod, guest)| of_pod(pod, guest, pair.before.as_deref(), stored)).collect::<Vec<_>>(),
     });
-    if only_cpu_and_memory {
+    if stored.is_none() {
         reduce(&mut page);
     }
     page
@@ -73,11 +74,23 @@ fn node(node: &NodeFigures, at: Timestamp, before: Option<&Snapshot>) -> Value {
     object
 }
 
-fn of_pod(pod: &PodFigures, guest: &GuestSample, before: Option<&Snapshot>) -> Value {
+fn of_pod(pod: &PodFigures, guest: &GuestSample, before: Option<&Snapshot>, stored: Option<&All>) -> Value {
+    let stored = stored.and_then(|all| all.get(&pod.uid));
     let earlier = before.and_then(|before| before.pod(&pod.uid)).and_then(|pod| pod.guest.as_ref());
     let containers = guest.containers.iter().map(|container| {
         let earlier = earlier.and_then(|guest| Some((guest.at, guest.container(&container.id)?.group.cpu)));
-        of_container(container, guest.at, earlier)
+        let mut object = of_container(container, guest.at, earlier);
+        let layer = |stored: &Stored| {
+            stored
+                .layers
+                .iter()
+                .find(|(id, _)| *id == container.id)
+                .map(|(_, layer)| directory(stored.at, layer))
+        };
+        if let Some(layer) = stored.and_then(layer) {
+            object["rootfs"] = layer;
+        }
+        object
     });
     let mut object = json!({
         "podRef": {"name": pod.name, "namespace": pod.namespace, "uid": pod.uid},
@@ -93,6 +106,20 @@ fn of_pod(pod: &PodFigures, guest: &GuestSample, before: Option<&Snapshot>) -> V
     if let Some(disk) = guest.disk {
         object["ephemeral-storage"] = filesystem(guest.at, disk);
         object["ephemeral-storage"]["usedBytes"] = guest.storage().into();
+    }
+    if let Some(stored) = stored.filter(|stored| !stored.volumes.is_empty()) {
+        object["volume"] = stored
+            .volumes
+            .iter()
+            .map(|volume| {
+                let mut object = directory(stored.at, &volume.figures);
+                object["name"] = volume.name.as_str().into();
+                if let Some(claim) = &volume.claim {
+                    object["pvcRef"] = json!({"name": claim, "namespace": pod.namespace});
+                }
+                object
+            })
+            .collect();
     }
     object
 }
@@ -143,6 +170,14 @@ fn filesystem(at: Timestamp, disk: DiskFigures) -> Value {
     })
 }
 
+/// A directory of a file system: what is used is its own.
+fn directory(at: Timestamp, directory: &DirectoryFigures) -> Value {
+    let mut object = filesystem(at, directory.disk);
+    object["usedBytes"] = directory.used.into();
+    object["inodesUsed"] = directory.inodes_used.into();
+    object
+}
+
 /// The first of these interfaces, and all of them.
 fn networks(at: Timestamp, all: &[NetworkFigures]) -> Option<Value> {
     let one = |network: &NetworkFigures| {
@@ -165,6 +200,7 @@ pub(super) mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::figures::model::StoredVolume;
 
     /// A node with one pod, seen at this second, whose container has used so many nanoseconds.
     pub(in crate::figures) fn snapshot(second: i64, cpu: u64) -> Snapshot {
@@ -227,7 +263,29 @@ pub(super) mod tests {
             now: Arc::new(snapshot(2_000, 1_000_000_000)),
             before: None,
         };
-        let page = summary(&first, false);
+        let disk = DiskFigures {
+            capacity: 100,
+            available: 40,
+            used: 60,
+            inodes: 10,
+            inodes_free: 4,
+        };
+        let of = |used| DirectoryFigures {
+            used,
+            inodes_used: 3,
+            disk,
+        };
+        let volume = |name: &str, claim: Option<&str>, used| StoredVolume {
+            name: name.into(),
+            claim: claim.map(Into::into),
+            figures: of(used),
+        };
+        let stored = Stored {
+            at: Timestamp::from_second(1_990).unwrap(),
+            volumes: vec![volume("cache", None, 7), volume("data", Some("mine"), 8)],
+            layers: vec![("1".into(), of(9))],
+        };
+        let page = summary(&first, Some(&All::from([("u".to_owned(), stored)])));
         let pod = &page["pods"][0];
         assert_eq!(pod["podRef"], json!({"name": "p", "namespace": "n", "uid": "u"}));
         let container = &pod["containers"][0];
@@ -241,6 +299,15 @@ pub(super) mod tests {
         assert_eq!(pod["ephemeral-storage"]["usedBytes"], 71, "what is written and the logs");
         assert_eq!((&pod["network"]["rxErrors"], &pod["network"]["txBytes"]), (&json!(3), &json!(5)));
         assert_eq!(pod["process_stats"]["process_count"], 3);
+        let figures = |used: u64| {
+            json!({"time": "1970-01-01T00:33:10Z", "capacityBytes": 100, "availableBytes": 40, "usedBytes": used,
+                "inodes": 10, "inodesFree": 4, "inodesUsed": 3})
+        };
+        assert_eq!(container["rootfs"], figures(9));
+        let mut cache = figures(7);
+        cache["name"] = "cache".into();
+        assert_eq!(pod["volume"][0], cache);
+        assert_eq!(pod["volume"][1]["pvcRef"], json!({"name": "mine", "namespace": "n"}));
         assert_eq!(page["node"]["nodeName"], "node");
     }
 
@@ -250,7 +317,7 @@ pub(super) mod tests {
             now: Arc::new(snapshot(2_010, 6_000_000_000)),
             before: Some(Arc::new(snapshot(2_000, 1_000_000_000))),
         };
-        let page = summary(&pair, false);
+        let page = summary(&pair, Some(&All::new()));
         for cpu in [
             &page["node"]["cpu"],
             &page["pods"][0]["cpu"],
@@ -266,7 +333,7 @@ pub(super) mod tests {
             now: Arc::new(snapshot(2_000, 1)),
             before: None,
         };
-        let page = summary(&pair, true);
+        let page = summary(&pair, None);
         let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
         assert_eq!(keys(&page["pods"][0]), ["containers", "cpu", "memory", "podRef", "startTime"]);
         assert_eq!(keys(&page["pods"][0]["containers"][0]), ["cpu", "memory", "name", "startTime"]);

@@ -26,9 +26,7 @@ pub(super) fn apply(state: &mut PodState, desired: &DesiredPod, event: Event, no
                 kill_at,
                 object_gone: old.is_some_and(|d| d.object_gone),
             });
-            for stop in state.containers.iter_mut().filter_map(|c| c.stop.as_mut()) {
-                stop.kill_at = stop.kill_at.min(kill_at);
-            }
+            stop::hasten(state, kill_at);
         }
         Event::ObjectGone => {
             state.deletion = Some(DeletionState {
@@ -238,12 +236,8 @@ fn evicted(state: &mut PodState, desired: &DesiredPod, eviction: Eviction, now: 
         disrupted: eviction.disrupted,
     });
     let kill_at = later(now, eviction.grace);
-    for (c, d) in state.containers.iter_mut().zip(&desired.containers) {
-        stop::begin(c, d, format!("Stopping container {}", d.name), (kill_at, now), actions);
-    }
-    for stop in state.containers.iter_mut().filter_map(|c| c.stop.as_mut()) {
-        stop.kill_at = stop.kill_at.min(kill_at);
-    }
+    stop::begin_all(state, desired, (kill_at, now), actions);
+    stop::hasten(state, kill_at);
 }
 
 fn lose_containers(state: &mut PodState, why: &str, now: Timestamp) {

@@ -50,7 +50,7 @@ fn wind_down(state: &mut PodState, desired: &DesiredPod, now: Timestamp, actions
         let at_once = state.deletion.as_ref().is_some_and(|d| d.object_gone || unheard(d));
         if matches!(state.machine, Machine::Ready) && !at_once {
             stop_containers(state, desired, now, actions);
-            if state.containers.iter().any(|c| c.slot.is_alive()) {
+            if state.containers.iter().chain(&state.ephemeral).any(|c| c.slot.is_alive()) {
                 return;
             }
         }
@@ -72,9 +72,7 @@ fn wind_down(state: &mut PodState, desired: &DesiredPod, now: Timestamp, actions
 fn stop_containers(state: &mut PodState, desired: &DesiredPod, now: Timestamp, actions: &mut Vec<Action>) {
     let limit = state.deletion.as_ref().map(|d| d.kill_at);
     let kill_at = limit.unwrap_or_else(|| later(now, desired.grace));
-    for (c, d) in state.containers.iter_mut().zip(&desired.containers) {
-        stop::begin(c, d, format!("Stopping container {}", d.name), (kill_at, now), actions);
-    }
+    stop::begin_all(state, desired, (kill_at, now), actions);
     stop::advance(state, desired, now, actions);
 }
 

@@ -1,5 +1,5 @@
 //! Ephemeral containers: they come while the pod runs, start as soon as its machine is ready, never start again, and count for nothing
-//! of the pod: neither its phase nor whether it is ready. They end with the machine.
+//! of the pod: neither its phase nor whether it is ready. Where the whole pod ends, they are asked to end as the others are.
 
 use jiff::Timestamp;
 use kvmlet_protocol as protocol;

@@ -37,10 +37,31 @@ pub(super) fn begin(
     c.stop = Some(Stop { kill_at, stage });
 }
 
+/// Begins to end all that run, ephemeral ones too, side by side (the kubelet's killContainersWithSyncResult).
+pub(super) fn begin_all(state: &mut PodState, desired: &DesiredPod, when: (Timestamp, Timestamp), actions: &mut Vec<Action>) {
+    for (c, d) in pairs(state, desired) {
+        begin(c, d, format!("Stopping container {}", d.name), when, actions);
+    }
+}
+
+/// None that is being ended has longer than this.
+pub(super) fn hasten(state: &mut PodState, kill_at: Timestamp) {
+    let stopping = state.containers.iter_mut().chain(&mut state.ephemeral);
+    for stop in stopping.filter_map(|c| c.stop.as_mut()) {
+        stop.kill_at = stop.kill_at.min(kill_at);
+    }
+}
+
+/// Containers and ephemeral ones, in the order by which actions number them.
+fn pairs<'a>(state: &'a mut PodState, desired: &'a DesiredPod) -> impl Iterator<Item = (&'a mut ContainerState, &'a DesiredContainer)> {
+    let containers = state.containers.iter_mut().zip(&desired.containers);
+    containers.chain(state.ephemeral.iter_mut().zip(&desired.ephemeral))
+}
+
 /// Goes on with the containers that are being ended.
 pub(super) fn advance(state: &mut PodState, desired: &DesiredPod, now: Timestamp, actions: &mut Vec<Action>) {
     let waiting = waiting_for_others(state, desired);
-    for (index, (c, d)) in state.containers.iter_mut().zip(&desired.containers).enumerate() {
+    for (index, (c, d)) in pairs(state, desired).enumerate() {
         let Slot::Running { id, .. } = &c.slot else { continue };
         let Some(stop) = &mut c.stop else { continue };
         let over = stop.kill_at <= now;

@@ -76,7 +76,7 @@ pub async fn tell(target: &Target<'_>, handler: &Handler, limit: Duration) -> Re
         Handler::Http(get) => {
             let address = target.ips.first().map(String::as_str).unwrap_or_default();
             let deadline = tokio::time::Instant::now() + limit;
-            match http::send(&target.act.context.http, get, address, "lifecycle", deadline).await {
+            match http::send(target.act.context.http.of_hooks(), get, address, "lifecycle", deadline).await {
                 Ok(_) => Outcome::Success,
                 Err(outcome) => outcome,
             }

@@ -1,10 +1,11 @@
 //! An HTTP request, for the status it is answered with. Certificates are not verified, proxies not asked, redirects followed only to the same
-//! host, connections not kept (pkg/probe/http).
+//! host, connections not kept (pkg/probe/http). Over TLS a probe speaks HTTP/2 where the server offers it, as the kubelet's transport
+//! (SetTransportDefaults of k8s.io/apimachinery/pkg/util/net); a hook does not, as that of its hooks is Go's with a TLS configuration of its own.
 
 use std::{error::Error, time::Duration};
 
 use reqwest::{
-    Client, Response, Url,
+    Client, ClientBuilder, Response, Url,
     header::{ACCEPT, CONNECTION, HeaderMap, HeaderName, HeaderValue, USER_AGENT},
     redirect::Policy,
 };
@@ -20,11 +21,44 @@ use crate::node::KUBELET_VERSION;
 /// Redirects that are followed at most.
 const REDIRECTS: usize = 10;
 
-/// The client of all probes and hooks.
-///
-/// # Errors
-/// When there is no TLS.
-pub fn client() -> Result<Client, reqwest::Error> {
+/// The clients of all probes and hooks.
+#[derive(Debug, Clone)]
+pub struct HttpClients {
+    /// Speaks HTTP/2 where it is offered over TLS.
+    newest: Client,
+    /// Does not.
+    first: Client,
+}
+
+impl HttpClients {
+    /// New ones.
+    ///
+    /// # Errors
+    /// When there is no TLS.
+    pub fn new() -> Result<Self, reqwest::Error> {
+        Ok(Self {
+            newest: builder().build()?,
+            first: builder().http1_only().build()?,
+        })
+    }
+
+    /// For a probe. One with a header `Host` speaks HTTP/1.1: in HTTP/2 a request's host is that of its address (`:authority`), and servers
+    /// refuse two that differ.
+    fn of_probe(&self, get: &HttpGet) -> &Client {
+        if get.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) {
+            &self.first
+        } else {
+            &self.newest
+        }
+    }
+
+    /// For a hook.
+    pub(super) fn of_hooks(&self) -> &Client {
+        &self.first
+    }
+}
+
+fn builder() -> ClientBuilder {
     let redirects = Policy::custom(|attempt| {
         let elsewhere = attempt
             .previous()
@@ -45,14 +79,13 @@ pub fn client() -> Result<Client, reqwest::Error> {
         .redirect(redirects)
         .retry(reqwest::retry::never())
         .pool_max_idle_per_host(0)
-        .build()
 }
 
 /// Asks once, and judges by the answer.
-pub(super) async fn get(client: &Client, get: &HttpGet, address: &str, limit: Duration) -> Outcome {
+pub(super) async fn get(clients: &HttpClients, get: &HttpGet, address: &str, limit: Duration) -> Outcome {
     let deadline = Instant::now() + limit;
     let host = get.host.as_deref().unwrap_or(address);
-    let mut response = match send(client, get, address, "probe", deadline).await {
+    let mut response = match send(clients.of_probe(get), get, address, "probe", deadline).await {
         Ok(response) => response,
         Err(outcome) => return outcome,
     };
@@ -151,6 +184,9 @@ fn describe(error: &reqwest::Error, host: &str, port: u16) -> String {
 }
 
 #[cfg(test)]
+mod tls_tests;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use tokio::{
@@ -159,7 +195,7 @@ mod tests {
     };
 
     /// A server that answers each request with the next of these, and tells what it was asked.
-    async fn server(answers: Vec<String>) -> (u16, tokio::sync::mpsc::UnboundedReceiver<String>) {
+    pub(super) async fn server(answers: Vec<String>) -> (u16, tokio::sync::mpsc::UnboundedReceiver<String>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let (asked, asked_of) = tokio::sync::mpsc::unbounded_channel();
@@ -192,10 +228,10 @@ mod tests {
             path: path.into(),
             headers: headers.iter().map(|(n, v)| ((*n).into(), (*v).into())).collect(),
         };
-        get(&client().unwrap(), &spec, "127.0.0.1", Duration::from_secs(1)).await
+        get(&HttpClients::new().unwrap(), &spec, "127.0.0.1", Duration::from_secs(1)).await
     }
 
-    fn answer(status: &str, more: &str) -> String {
+    pub(super) fn answer(status: &str, more: &str) -> String {
         format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n{more}\r\n")
     }
 
@@ -271,41 +307,5 @@ mod tests {
         )])
         .await;
         assert_eq!(ask(port, "/", &[]).await, Outcome::Success);
-    }
-
-    #[tokio::test]
-    async fn a_certificate_that_nobody_vouches_for_is_good_enough_and_a_server_without_tls_is_not() {
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let own = rcgen::generate_simple_self_signed(["elsewhere.example".to_owned()]).unwrap();
-        let key = rustls::pki_types::PrivateKeyDer::try_from(own.signing_key.serialize_der()).unwrap();
-        let config = rustls::ServerConfig::builder()
-            .with_no_client_auth()
-            .with_single_cert(vec![own.cert.der().clone()], key)
-            .unwrap();
-        let acceptor = tokio_rustls::TlsAcceptor::from(std::sync::Arc::new(config));
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        tokio::spawn(async move {
-            let (stream, _) = listener.accept().await.unwrap();
-            let mut stream = acceptor.accept(stream).await.unwrap();
-            let mut request = [0; 1024];
-            let _ = stream.read(&mut request).await.unwrap();
-            stream.write_all(answer("200 OK", "").as_bytes()).await.unwrap();
-            stream.shutdown().await.unwrap();
-        });
-        let over_tls = |port| HttpGet {
-            tls: true,
-            host: None,
-            port,
-            path: "/".into(),
-            headers: vec![],
-        };
-        let limit = Duration::from_secs(5);
-        assert_eq!(get(&client().unwrap(), &over_tls(port), "127.0.0.1", limit).await, Outcome::Success);
-        let (port, _asked) = server(vec![answer("200 OK", "")]).await;
-        assert!(matches!(
-            get(&client().unwrap(), &over_tls(port), "127.0.0.1", Duration::from_secs(1)).await,
-            Outcome::Failure(_)
-        ));
     }
 }

@@ -24,7 +24,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
 
-pub use self::http::client;
+pub use self::http::HttpClients;
 use self::{
     ask::{Outcome, Target},
     plan::Planned,

@@ -9,9 +9,13 @@ use std::{
 
 use kvmlet_image::{Extent, ImageDevice};
 use tempfile::TempDir;
+use vmm_lib::spec::{FileSource, MachineSpec, Restore};
 
 use super::Copies;
-use crate::config::{Sharing, SharingPolicy};
+use crate::{
+    config::{Guest, Sharing, SharingPolicy},
+    template::{Start, original},
+};
 
 struct Node {
     state: TempDir,
@@ -84,8 +88,60 @@ async fn a_host_shares_files_a_namespace_those_of_its_pods_and_nobody_none() {
         }
         let template = node.state.path().join("templates/key/memory");
         let machine = node.state.path().join("machines/1");
-        assert_eq!(node.copies.template("a", &machine, &template).await.unwrap(), template);
+        let place = ("a", machine.as_path());
+        let (found, start) = node.copies.own_template(place, &booted(), offered(&template)).await;
+        assert_eq!((memory(&found), start), (Some(template.as_path()), Start::Copy(7)));
     }
+}
+
+fn booted() -> MachineSpec {
+    original(&Guest::default(), Path::new("/m/vsock.sock"))
+}
+
+/// A machine as a copy of a template with this memory.
+fn offered(memory: &Path) -> (MachineSpec, Start) {
+    let restore = Restore {
+        state: FileSource::Path(memory.with_file_name("state")),
+        memory: FileSource::Path(memory.to_owned()),
+        working_set: None,
+        verify: false,
+    };
+    let spec = MachineSpec {
+        restore: Some(restore),
+        ..booted()
+    };
+    (spec, Start::Copy(7))
+}
+
+fn memory(spec: &MachineSpec) -> Option<&Path> {
+    match &spec.restore.as_ref()?.memory {
+        FileSource::Path(path) => Some(path),
+        FileSource::Passed(_) => None,
+    }
+}
+
+#[tokio::test]
+async fn a_template_that_cannot_be_copied_leaves_the_machine_to_boot_and_says_why() {
+    let node = Node::new(Sharing::Host, Sharing::Namespace);
+    let template = node.state.path().join("templates/key/memory");
+    let machine = node.state.path().join("machines/1");
+    let place = ("a", machine.as_path());
+    let (found, start) = node.copies.own_template(place, &booted(), offered(&template)).await;
+    assert_eq!(found, booted());
+    assert!(
+        matches!(&start, Start::Boot(why) if why.contains("key/memory, which this pod may not share: No such file")),
+        "{start:?}"
+    );
+    fs::create_dir_all(template.parent().unwrap()).unwrap();
+    fs::write(&template, "all of it").unwrap();
+    let (found, start) = node.copies.own_template(place, &booted(), offered(&template)).await;
+    let own = memory(&found).unwrap();
+    assert!(start == Start::Copy(7) && own != template && fs::read(own).unwrap() == b"all of it");
+    let (found, start) = node
+        .copies
+        .own_template(place, &booted(), (booted(), Start::Boot("so".into())))
+        .await;
+    assert_eq!((found, start), (booted(), Start::Boot("so".into())));
 }
 
 #[tokio::test]
@@ -114,6 +170,12 @@ async fn what_cannot_be_copied_is_named_and_leaves_no_copy() {
     );
     let elsewhere = node.image("a", "1", Path::new("/etc/hostname")).await.unwrap_err();
     assert_eq!(elsewhere, "/etc/hostname is neither an image's nor a template's");
+    // One that fails while it is written.
+    let unreadable = node.state.path().join("images/layers/directory");
+    fs::create_dir_all(unreadable.join("inside")).unwrap();
+    assert!(node.image("a", "1", &unreadable).await.is_err());
+    let left = fs::read_dir(node.state.path().join("copies/a/images/layers")).unwrap();
+    assert_eq!(left.count(), 0, "a part of a copy is left");
     let layer = node.layer("late");
     let copy = node.image("a", "1", &layer).await.unwrap();
     assert_eq!(fs::read(copy).unwrap(), fs::read(layer).unwrap());

@@ -10,7 +10,8 @@ use hyper::client::conn::http1;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use kvmlet_server::{
-    Attributes, Authenticator, AuthorizeError, Authorizer, BoxFuture, Decision, Identity, Server, ServerConfig, ServingCertificate,
+    Attributes, Authenticator, AuthorizeError, Authorizer, BoxFuture, ClientAuthority, Decision, Identity, Server, ServerConfig,
+    ServingCertificate,
 };
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -39,7 +40,7 @@ pub(crate) async fn reach(sessions: &mut watch::Receiver<usize>, number: usize, 
 
 /// A certificate authority.
 pub(crate) struct Authority {
-    certificate: CertificateDer<'static>,
+    pub(crate) certificate: CertificateDer<'static>,
     issuer: Issuer<'static, KeyPair>,
 }
 
@@ -127,7 +128,7 @@ pub(crate) fn config() -> ServerConfig {
     ServerConfig {
         node: "node-1".into(),
         certificate: ServingCertificate::new(chain, key).expect("own certificate"),
-        client_authority: vec![AUTHORITY.certificate.clone()],
+        client_authority: ClientAuthority::new(vec![AUTHORITY.certificate.clone()]).expect("an authority"),
         authenticator: Arc::new(ByName),
         authorizer: Arc::new(ByName),
         node_logs: None,

@@ -111,7 +111,45 @@ fn failures_are_tried_again_and_hold_nothing_back() {
 }
 
 #[test]
-fn a_deleted_pod_does_not_wait_for_it_and_a_lost_machine_ends_it() {
+fn a_deleted_pod_asks_it_to_end_and_waits_for_the_grace_before_it_kills() {
+    let mut life = Life::running(&json!([{"name": "e", "image": "j"}]));
+    life.on(Event::Tick);
+    life.state.busy.clear();
+    life.state.ephemeral[0].slot = Slot::Running {
+        id: "id1".into(),
+        started: life.now,
+    };
+    let signal = |id: &str, kill, container| Action::Signal {
+        id: id.into(),
+        kill,
+        container,
+    };
+    let signals = |actions: Vec<Action>| actions.into_iter().filter(|a| !matches!(a, Action::Tell(_))).collect::<Vec<_>>();
+    let deletion = Deletion { grace: 30, at: life.now };
+    let asked = signals(life.on(Event::Delete(deletion)));
+    assert_eq!(asked, [signal("main", false, 0), signal("id1", false, 1)]);
+    let exited = |id: &str| {
+        let exit = ExitStatus {
+            code: 0,
+            signal: 0,
+            oom_killed: false,
+            started: 1,
+            finished: 2,
+            message: String::new(),
+        };
+        Event::Containers(vec![ContainerStatus {
+            id: id.into(),
+            state: Seen::Exited(exit),
+        }])
+    };
+    assert_eq!(life.on(exited("main")), [], "its end is waited for");
+    life.now += SignedDuration::from_secs(30);
+    assert_eq!(life.on(Event::Tick), [signal("id1", true, 1)]);
+    assert_eq!(life.on(exited("id1")), [Action::Release]);
+}
+
+#[test]
+fn a_pod_whose_containers_have_ended_asks_it_to_end() {
     let mut life = Life::running(&json!([{"name": "e", "image": "j"}]));
     life.on(Event::Tick);
     life.state.busy.clear();
@@ -128,8 +166,19 @@ fn a_deleted_pod_does_not_wait_for_it_and_a_lost_machine_ends_it() {
         started: life.now,
         finished: life.now,
     });
-    let deletion = Deletion { grace: 30, at: life.now };
-    assert_eq!(life.on(Event::Delete(deletion)), [Action::Release]);
+    let actions = life.on(Event::Tick);
+    let asked = |a: &Action| matches!(a, Action::Signal { id, kill: false, container: 1 } if id == "id1");
+    assert!(actions.iter().any(asked) && !actions.contains(&Action::Release), "{actions:?}");
+}
+
+#[test]
+fn a_lost_machine_ends_it() {
+    let mut life = Life::running(&json!([{"name": "e", "image": "j"}]));
+    life.on(Event::Tick);
+    life.state.ephemeral[0].slot = Slot::Running {
+        id: "id1".into(),
+        started: life.now,
+    };
     life.on(Event::Released(Ok(())));
     assert!(matches!(&life.own().slot, Slot::Ended(ended) if ended.code == 137));
 }
