@@ -1,6 +1,6 @@
 #!/bin/sh
 # Puts a Debian package together. The same inputs give the same bytes: times are those of $SOURCE_DATE_EPOCH, by default the last commit's.
-# Usage: build.sh KVMLET GUEST VERSION FOLDER. KVMLET: the program; GUEST: the folder of guest/build.sh. The last line of stdout is the package.
+# Usage: build.sh KVMLET GUEST VERSION FOLDER. KVMLET: the program, with kvmlet-machine beside it; GUEST: the folder of guest/build.sh. The last line of stdout is the package.
 # $DEB_LEVEL: how hard xz tries, 0 to 9 (6).
 set -eu
 umask 022
@@ -17,7 +17,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 root=$work/root
 doc=$root/usr/share/doc/kvmlet
-install -D -m 0755 "$kvmlet" "$root/usr/bin/kvmlet"
+install -D -m 0755 -t "$root/usr/bin" "$kvmlet" "$(dirname -- "$kvmlet")/kvmlet-machine"
 install -D -m 0644 -t "$root/usr/lib/kvmlet" "$guest/vmlinux" "$guest/initramfs.cpio"
 install -D -m 0644 -t "$root/lib/systemd/system" "$top/manifests/systemd/kvmlet.service"
 install -D -m 0644 -t "$root/etc/kvmlet" "$top/manifests/systemd/config.yaml.example"
@@ -28,7 +28,7 @@ cp -r "$top/manifests/examples" "$doc/examples"
 # What the program is linked with, as Debian's own tool says it.
 mkdir -p "$work/debian" "$root/DEBIAN"
 printf 'Source: kvmlet\n\nPackage: kvmlet\nArchitecture: amd64\n' >"$work/debian/control"
-libraries=$(cd "$work" && dpkg-shlibdeps -O "$root/usr/bin/kvmlet" 2>/dev/null | sed -n 's/^shlibs:Depends=//p')
+libraries=$(cd "$work" && dpkg-shlibdeps -O "$root/usr/bin/kvmlet" "$root/usr/bin/kvmlet-machine" 2>/dev/null | sed -n 's/^shlibs:Depends=//p')
 [ -n "$libraries" ] || { echo "deb: dpkg-shlibdeps says nothing of $kvmlet" >&2; exit 1; }
 size=$(find "$root" -type f ! -path '*/DEBIAN/*' -printf '%s\n' | awk '{ sum += int(($1 + 1023) / 1024) } END { print sum }')
 sed -e "s/@VERSION@/$version/" -e "s/@LIBRARIES@/$libraries/" -e "s/@SIZE@/$size/" "$here/control" >"$root/DEBIAN/control"

@@ -37,7 +37,7 @@ const PATIENCE: Duration = Duration::from_secs(180);
 /// Pods of this priority end last.
 const CLASS: (&str, i32) = ("kvmlet-e2e-last", 1000);
 /// One line for each thing of kvmlet's on a host.
-const LEFT: &str = "ls -d /usr/bin/kvmlet /usr/lib/kvmlet /usr/share/doc/kvmlet /etc/kvmlet /var/lib/kvmlet /sys/fs/cgroup/kvmlet.slice \
+const LEFT: &str = "ls -d /usr/bin/kvmlet /usr/bin/kvmlet-machine /usr/lib/kvmlet /usr/share/doc/kvmlet /etc/kvmlet /var/lib/kvmlet /sys/fs/cgroup/kvmlet.slice \
     /etc/systemd/logind.conf.d/99-kvmlet.conf /etc/systemd/system/kvmlet.service /etc/systemd/system/*/kvmlet.service \
     /var/lib/systemd/deb-systemd-helper-*/kvmlet* /var/log/pods/* /run/netns/* 2>/dev/null
     systemctl cat kvmlet 2>/dev/null
