@@ -7,15 +7,18 @@ use std::{
     net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use kvmlet_machine::Adoption;
 use kvmlet_network::{NetworkConfig, PodNetworks, host};
 use kvmlet_provider::{cgroup, config::Config, store::Store};
 
 /// The default of `stateDir`.
 const STATE_DIR: &str = "/var/lib/kvmlet";
+/// How long a killed process may take to be gone.
+const KILL_TIME: Duration = Duration::from_secs(30);
 
 /// Cleans up. Every part is tried; errors name those that are left.
 pub(crate) fn run(config: &Path) -> anyhow::Result<ExitCode> {
@@ -63,9 +66,10 @@ fn end_machines(state_dir: &Path) -> anyhow::Result<()> {
     }
     for directory in Store::open(state_dir)?.machine_dirs()? {
         if let Adoption::Running(machine) | Adoption::Unresponsive(machine, _) = kvmlet_machine::adopt(&directory)? {
-            machine
-                .kill_process()
-                .with_context(|| format!("end machine process {}", machine.pid()))?;
+            let what = || format!("end machine process {}", machine.pid());
+            machine.kill_process().with_context(what)?;
+            let gone = machine.wait(Some(KILL_TIME)).with_context(what)?;
+            ensure!(gone, "machine process {} does not end after SIGKILL", machine.pid());
         }
     }
     Ok(())

@@ -173,6 +173,7 @@ fn run(command: Command) -> Result<ExitCode> {
         }
         Command::Test { all, filter, keep, .. } => Ok(test(all, &filter, keep)),
         Command::Deb { version, folder } => {
+            packages::ensure()?;
             println!("{}", artifacts::deb(&version, &folder, false)?.display());
             Ok(ExitCode::SUCCESS)
         }

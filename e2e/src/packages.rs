@@ -30,6 +30,8 @@ const NEEDED: &[&str] = &[
     "curl",
     "iputils-ping",
     "erofs-utils",
+    // What a package depends on, in its words.
+    "dpkg-dev",
     // Who is told of a host's shutdown.
     "dbus-daemon",
     "systemd",

@@ -133,7 +133,9 @@ pub fn processes(uid: &str) -> Option<u64> {
 pub fn remove(uid: &str) -> io::Result<()> {
     if fs::write(path(uid).join("cgroup.kill"), "1").is_ok() {
         let deadline = Instant::now() + EMPTY_TIME;
-        while fs::read_to_string(path(uid).join("cgroup.procs")).is_ok_and(|left| !left.is_empty()) && Instant::now() < deadline {
+        // A process that is about to be gone is in no list any more, and still keeps the group.
+        let populated = || fs::read_to_string(path(uid).join("cgroup.events")).is_ok_and(|events| events.contains("populated 1"));
+        while populated() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
