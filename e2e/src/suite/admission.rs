@@ -1,11 +1,7 @@
 //! The admission webhook, with its own pods on kvmlet's nodes: which pods it sends there, what it says of others, and that none is refused
-//! while its certificates change.
+//! while its certificates change. There is one for the whole cluster, so these tests have it for themselves.
 
-use std::{
-    fs,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{fs, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -19,52 +15,35 @@ use crate::{Cluster, artifacts, cluster::LANE, command, paths::repository, paths
 pub(super) const TESTS: &[Test] = &[
     Test {
         name: "pods of a labelled namespace run here by the guide's own commands; opt-outs, hostNetwork and a pod's own tolerations are respected",
-        hosts: 1,
+        hosts: 2,
         kvmlet: true,
         run: sent,
     },
     Test {
         name: "no pod is refused and none is missed while the webhook's authority and certificate are replaced",
-        hosts: 1,
+        hosts: 2,
         kvmlet: true,
         run: rotated,
     },
     Test {
         name: "ordinary nodes are full before a pod overflows to here, and a Deployment that shrinks gives those up first",
-        hosts: 1,
+        hosts: 2,
         kvmlet: true,
         run: overflowed,
     },
 ];
 
-/// The webhook is one for the whole cluster.
-static ONE: Mutex<()> = Mutex::new(());
 const SYSTEM: &str = "kvmlet-system";
 const SECRET: &str = "kvmlet-webhook-certificates";
 /// Sends a namespace's pods.
 const LABEL: &str = "virtual-node-affinity-injection=enabled";
 
-/// Installs the webhook as its manifests say, but on this test's host, does what `body` does and takes it away.
+/// Installs the webhook as its manifests say, does what `body` does and takes it away.
 fn with_webhook(cluster: &Cluster, body: impl FnOnce() -> Result<()>) -> Result<()> {
-    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     registry::add_kvmlet(&cluster.state, &artifacts::kvmlet()?)?;
-    let overlay = cluster.state.root.join("webhook");
-    let _ = fs::remove_dir_all(&overlay);
-    fs::create_dir_all(&overlay).context("create the overlay's folder")?;
-    command::call(
-        "cp",
-        [
-            "-r".as_ref(),
-            repository().join("manifests/webhook").as_os_str(),
-            overlay.join("base").as_os_str(),
-        ],
-    )?;
-    let patch = json!([{"op": "add", "path": "/spec/template/spec/nodeSelector",
-        "value": {"kubernetes.io/hostname": cluster.host(0)?.name}}]);
-    let kustomization = json!({"resources": ["base"], "patches": [{"target": {"kind": "Deployment"}, "patch": patch.to_string()}]});
-    write(&overlay.join("kustomization.yaml"), kustomization.to_string())?;
-    let overlay = overlay.to_string_lossy();
-    cluster.kubectl(&["apply", "-k", &overlay])?;
+    let manifests = repository().join("manifests/webhook");
+    let manifests = manifests.to_string_lossy();
+    cluster.kubectl(&["apply", "-k", &manifests])?;
     cluster.kubectl(&["label", "namespace", SYSTEM, &format!("{LANE}={}", cluster.host(0)?.name)])?;
     cluster.kubectl(&["-n", SYSTEM, "rollout", "status", "deployment/kvmlet-webhook", "--timeout=110s"])?;
     let done = body();
@@ -75,7 +54,7 @@ fn with_webhook(cluster: &Cluster, body: impl FnOnce() -> Result<()>) -> Result<
     // Whatever became of it: other tests' pods must not wait for it.
     cluster.kubectl(&["delete", "mutatingwebhookconfiguration", "kvmlet-webhook"])?;
     if done.is_ok() {
-        cluster.kubectl(&["delete", "-k", &overlay, "--ignore-not-found", "--timeout=110s"])?;
+        cluster.kubectl(&["delete", "-k", &manifests, "--ignore-not-found", "--timeout=110s"])?;
     }
     done
 }
@@ -223,14 +202,20 @@ fn add_ordinary_node(cluster: &Cluster) -> Result<()> {
         .map(drop)
 }
 
-/// The names of the Deployment's pods that are on a node, or on none.
-fn on(place: &Place<'_>, node: Option<&str>) -> Result<Vec<String>> {
+/// The names of the Deployment's pods on the ordinary node, and on others.
+fn both(place: &Place<'_>) -> Result<(Vec<String>, Vec<String>)> {
     let pods = place.cluster.kubectl_json(&["-n", &place.name, "get", "pods"])?;
     let items = pods["items"].as_array().into_iter().flatten();
-    Ok(items
-        .filter(|pod| pod["metadata"]["deletionTimestamp"].is_null() && pod["spec"]["nodeName"].as_str() == node)
-        .filter_map(|pod| pod["metadata"]["name"].as_str().map(str::to_owned))
-        .collect())
+    let names = |ordinary: bool| {
+        let there = items
+            .clone()
+            .filter(|pod| pod["metadata"]["deletionTimestamp"].is_null())
+            .filter(|pod| pod["spec"]["nodeName"].as_str().is_some_and(|node| (node == ORDINARY) == ordinary));
+        there
+            .filter_map(|pod| pod["metadata"]["name"].as_str().map(str::to_owned))
+            .collect()
+    };
+    Ok((names(true), names(false)))
 }
 
 fn deployment(replicas: usize) -> Value {
@@ -246,21 +231,19 @@ fn deployment(replicas: usize) -> Value {
 }
 
 fn overflowed(cluster: &Cluster) -> Result<()> {
-    let here = cluster.host(0)?.name.clone();
     let done = with_webhook(cluster, || {
         within(cluster, "overflow", |place| {
             cluster.kubectl(&["label", "namespace", &place.name, LABEL, "kvmlet.io/burst-policy=normalNodePrefer"])?;
             add_ordinary_node(cluster)?;
             place.create(&[deployment(ROOM)])?;
             wait_for("the ordinary node to be full", Duration::from_secs(60), || {
-                let found = on(place, Some(ORDINARY))?;
-                ensure!(found.len() == ROOM, "{} pods there", found.len());
+                let found = both(place)?;
+                ensure!(found.0.len() == ROOM && found.1.is_empty(), "{found:?}");
                 Ok(Some(()))
             })?;
             place.kubectl(&["scale", "deployment", "burst", &format!("--replicas={}", ROOM + 2)])?;
-            let both = || Ok((on(place, Some(ORDINARY))?, on(place, Some(&here))?));
             let (stay, overflow) = wait_for("two pods to overflow", Duration::from_secs(60), || {
-                let found: (Vec<_>, Vec<_>) = both()?;
+                let found = both(place)?;
                 ensure!(found.0.len() == ROOM && found.1.len() == 2, "{found:?}");
                 Ok(Some(found))
             })?;
@@ -278,7 +261,7 @@ fn overflowed(cluster: &Cluster) -> Result<()> {
             }
             place.kubectl(&["scale", "deployment", "burst", &format!("--replicas={ROOM}")])?;
             wait_for("the pods that overflowed to be removed first", Duration::from_secs(60), || {
-                let (ordinary, virtual_) = both()?;
+                let (ordinary, virtual_) = both(place)?;
                 ensure!(virtual_.is_empty(), "{virtual_:?} are still there");
                 let all = ordinary.iter().all(|name| stay.contains(name)) && ordinary.len() == ROOM;
                 ensure!(all, "left are {ordinary:?} of {stay:?}");
