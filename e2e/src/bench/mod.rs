@@ -1,6 +1,7 @@
 //! What kvmlet costs in time and memory, beside a peer where there is one: measured in the rig's own hosts, printed as a table, kept as
 //! `target/bench.json`. Each part measures one thing and answers rows; a row knows its limit, and a bench over a limit fails.
 
+mod burst;
 mod command_line;
 mod copies;
 mod devices;
@@ -124,7 +125,7 @@ struct Part {
     measure: fn(&Cluster, &Options) -> Result<Vec<Row>>,
 }
 
-const PARTS: [Part; 13] = [
+const PARTS: [Part; 14] = [
     Part {
         name: "exits until the agent's hello",
         counted: false,
@@ -189,6 +190,11 @@ const PARTS: [Part; 13] = [
         name: "pods created at once",
         counted: false,
         measure: pods::rows,
+    },
+    Part {
+        name: "burst",
+        counted: false,
+        measure: burst::rows,
     },
 ];
 
