@@ -61,6 +61,11 @@ pub fn control_plane() -> Result<PathBuf> {
     script("control plane programs", "e2e/controlplane/build.sh", &[])
 }
 
+/// The node that the bench compares the daemon with.
+pub fn peer() -> Result<PathBuf> {
+    Ok(script("the peer's node", "e2e/peer/build.sh", &[])?.join("peer"))
+}
+
 /// The folder with an emulated host's vmlinuz, initramfs.cpio and root.ext4.
 pub fn host_image() -> Result<PathBuf> {
     script("emulated host's image", "e2e/host/build.sh", &[])

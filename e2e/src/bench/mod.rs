@@ -1,6 +1,7 @@
 //! What kvmlet costs in time and memory, beside a peer where there is one: measured in the rig's own hosts, printed as a table, kept as
 //! `target/bench.json`. Each part measures one thing and answers rows; a row knows its limit, and a bench over a limit fails.
 
+mod burst;
 mod command_line;
 mod copies;
 mod devices;
@@ -194,6 +195,11 @@ const PARTS: [Part; 14] = [
         name: "pods created at once",
         counted: false,
         measure: pods::rows,
+    },
+    Part {
+        name: "burst",
+        counted: false,
+        measure: burst::rows,
     },
 ];
 

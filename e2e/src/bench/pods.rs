@@ -151,7 +151,7 @@ fn daemon(host: &Host) -> Result<u32> {
     text.parse().with_context(|| format!("{} runs no daemon", host.name))
 }
 
-fn cpu_seconds(host: &Host, pid: u32) -> Result<f64> {
+pub(super) fn cpu_seconds(host: &Host, pid: u32) -> Result<f64> {
     let text = host.sh(&format!("cat /proc/{pid}/stat"))?;
     let fields: Vec<f64> = text
         .rsplit(')')

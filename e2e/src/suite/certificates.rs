@@ -20,12 +20,51 @@ use crate::{
     pki, wait_for,
 };
 
-pub(super) const TESTS: &[Test] = &[Test {
-    name: "a node has its certificates by request and bootstrap token, and renews them while streams and watches go on",
-    hosts: 1,
-    kvmlet: true,
-    run: by_request,
-}];
+pub(super) const TESTS: &[Test] = &[
+    Test {
+        name: "a node has its certificates by request and bootstrap token, and renews them while streams and watches go on",
+        hosts: 1,
+        kvmlet: true,
+        run: by_request,
+    },
+    Test {
+        name: "another authority of clients in its file is used without a restart",
+        hosts: 1,
+        kvmlet: true,
+        run: authority,
+    },
+];
+
+/// The host's `tls.clientCAFile`.
+const AUTHORITY: &str = "/etc/kvmlet/ca.crt";
+
+fn authority(cluster: &Cluster) -> Result<()> {
+    let host = cluster.host(0)?;
+    let own = fs::read(cluster.state.pki().join("ca.crt")).context("read ca.crt")?;
+    let other = fs::read(cluster.state.pki().join("front-proxy-ca.crt")).context("read front-proxy-ca.crt")?;
+    let url = format!("https://{}:10250/healthz", host.address);
+    let pki = cluster.state.pki();
+    // On a connection of its own, as a client that the cluster's authority vouches for.
+    let asks = || -> Result<bool> {
+        let mut curl = cluster.inside("curl");
+        curl.args(["-sS", "--max-time", "20", "--cacert"]).arg(pki.join("ca.crt"));
+        curl.arg("--cert")
+            .arg(pki.join("admin.crt"))
+            .arg("--key")
+            .arg(pki.join("admin.key"));
+        Ok(curl.arg(&url).output().context("run curl")?.stdout == b"ok")
+    };
+    let shown = || -> Result<()> {
+        ensure!(asks()?, "the port does not answer");
+        host.put(AUTHORITY, 0o644, &*other)?;
+        wait_for("the old authority to count no longer", PATIENCE, || Ok((!asks()?).then_some(())))?;
+        host.put(AUTHORITY, 0o644, &*[other.as_slice(), b"\n", own.as_slice()].concat())?;
+        wait_for("both to count", PATIENCE, || Ok(asks()?.then_some(())))
+    };
+    let shown = shown();
+    host.put(AUTHORITY, 0o644, &*own)?;
+    shown
+}
 
 /// Where the daemon keeps them.
 const PKI: &str = "/var/lib/kvmlet/pki";

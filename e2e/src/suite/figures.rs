@@ -73,7 +73,9 @@ fn pages(cluster: &Cluster) -> Result<()> {
                 ("/resources", json!({"limits": {"memory": "160Mi"}})),
             ],
         );
-        place.create(&[pod("busy", busy)])?;
+        let written = with(busy, &[("/volumeMounts", json!([{"name": "cache", "mountPath": "/cache"}]))]);
+        let volumes = json!([{"name": "cache", "emptyDir": {}}, {"name": "told", "downwardAPI": {"items": []}}]);
+        place.create(&[with(pod("busy", written), &[("/spec/volumes", volumes)])])?;
         let found = place.until_ready("busy")?;
         let of_busy = ["container=\"main\"", "pod=\"busy\"", "namespace=\"figures-pages\""];
         let held = f64::from(64 << 20);
@@ -94,7 +96,8 @@ fn pages(cluster: &Cluster) -> Result<()> {
             sample(&first, "node_memory_working_set_bytes", &[])? > held,
             "the node has less than its pod"
         );
-        place.exec("busy", "touch /rest")?;
+        let files = "dd if=/dev/zero of=/own bs=1M count=3 2>/dev/null; dd if=/dev/zero of=/cache/f bs=1M count=5 2>/dev/null";
+        place.exec("busy", &format!("touch /rest; {files}; sync"))?;
 
         let summary: Value = serde_json::from_str(&page(place, "stats/summary")?)?;
         let uid = &found["metadata"]["uid"];
@@ -111,6 +114,13 @@ fn pages(cluster: &Cluster) -> Result<()> {
         ensure!(main["cpu"]["usageNanoCores"].is_u64(), "a rate, as it was read before: {main}");
         ensure!(pod["network"]["interfaces"][0]["name"] == "eth0", "{pod}");
         ensure!(pod["ephemeral-storage"]["capacityBytes"].as_u64() > Some(0), "{pod}");
+        let used = |what: &Value| what["usedBytes"].as_u64().unwrap_or_default() >> 20;
+        ensure!((3..5).contains(&used(&main["rootfs"])), "{main}");
+        let volume = |name: &str| pod["volume"].as_array().into_iter().flatten().find(|volume| volume["name"] == name);
+        let cache = volume("cache").context("the volume in the summary")?;
+        ensure!(used(cache) == 5 && cache["inodesUsed"] == 2, "{cache}");
+        ensure!(cache["capacityBytes"] == pod["ephemeral-storage"]["capacityBytes"], "{pod}");
+        ensure!(volume("told").is_some_and(|told| used(told) == 0), "{pod}");
         ensure!(summary["node"]["fs"]["capacityBytes"].as_u64() > Some(0), "{}", summary["node"]);
 
         let cadvisor = page(place, "metrics/cadvisor")?;
@@ -132,6 +142,12 @@ fn pages(cluster: &Cluster) -> Result<()> {
         );
         ensure!(sample(&own, "kubelet_running_pods", &[])? >= 1.0, "{own}");
         sample(&own, "process_resident_memory_bytes", &[])?;
+        for phase in ["surroundings", "disks", "queue", "guest", "setup"] {
+            sample(&own, "kvmlet_machine_phase_seconds_count", &[&format!("phase=\"{phase}\"")])?;
+        }
+        sample(&own, "kvmlet_boots_waiting", &[])?;
+        sample(&own, "kvmlet_image_requests_total", &[])?;
+        sample(&own, "rest_client_requests_total", &["method=\"PATCH\"", "code=\"200\""])?;
         let probes = page(place, "metrics/probes")?;
         sample(
             &probes,

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{
     Test,
     daemon::{Identity, restart},
-    workload::{Place, STAY, container, pod, sh, with, within},
+    workload::{Place, STAY, container, pod, pod_of, sh, with, within},
 };
 use crate::{Cluster, wait_for};
 
@@ -264,7 +264,30 @@ fn evicted(cluster: &Cluster) -> Result<()> {
                 ),
                 &[("/spec/containers/0/resources", json!({"limits": {"ephemeral-storage": "16Mi"}}))],
             ),
+            // Together they may write more than one of them alone.
+            pod_of(
+                "unequal",
+                json!([
+                    with(
+                        sh(&format!("dd if=/dev/zero of=/g bs=1M count=24 2>/dev/null; sync; {STAY}")),
+                        &[
+                            ("/name", json!("first")),
+                            ("/resources", json!({"limits": {"ephemeral-storage": "8Mi"}}))
+                        ],
+                    ),
+                    with(
+                        sh(STAY),
+                        &[
+                            ("/name", json!("second")),
+                            ("/resources", json!({"limits": {"ephemeral-storage": "512Mi"}}))
+                        ]
+                    ),
+                ]),
+            ),
         ])?;
+        let unequal = place.until_phase("unequal", "Failed")?["status"].take();
+        let message = "Container first exceeded its local ephemeral storage limit \"8Mi\". ";
+        ensure!(unequal["reason"] == "Evicted" && unequal["message"] == message, "{unequal}");
         let writer = place.until_phase("writer", "Failed")?["status"].take();
         let message = "Pod ephemeral local storage usage exceeds the total limit of containers 16Mi. ";
         ensure!(writer["reason"] == "Evicted" && writer["message"] == message, "{writer}");

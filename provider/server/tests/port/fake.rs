@@ -20,7 +20,7 @@ pub(crate) struct Fake {
     pub(crate) log_running: watch::Sender<bool>,
     /// Sessions that are there now.
     pub(crate) sessions: watch::Sender<usize>,
-    /// Bytes that the command `flood` has got rid of.
+    /// Bytes that the command `flood` has got rid of, or `sink` has taken.
     pub(crate) flooded: Arc<AtomicU64>,
 }
 
@@ -133,6 +133,16 @@ impl Backend for Fake {
                     }
                     flooded.fetch_add(4096, Ordering::Relaxed);
                 },
+                "sink" => {
+                    let mut bytes = vec![0; 64 << 10];
+                    loop {
+                        match input.read(&mut bytes).await {
+                            Ok(0) => break Ok(ExecExit::Code(0)),
+                            Ok(read) => flooded.fetch_add(read as u64, Ordering::Relaxed),
+                            Err(error) => break Err(error),
+                        };
+                    }
+                }
                 // Ends when it is given up; reads nothing.
                 "hang" => {
                     exited.closed().await;

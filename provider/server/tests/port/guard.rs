@@ -3,7 +3,7 @@
 use hyper::client::conn::http1;
 use hyper::{Method, StatusCode};
 use hyper_util::rt::TokioIo;
-use kvmlet_server::{BindError, Server, ServingCertificate};
+use kvmlet_server::{BindError, Server, ServerConfig, ServingCertificate};
 use rcgen::ExtendedKeyUsagePurpose;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -50,6 +50,39 @@ async fn a_client_of_another_authority_or_purpose_does_not_get_through_tls() {
         assert!(port.request(Some(stranger), request).await.is_err());
     }
     assert_eq!(port.get("/healthz").await, (200, "ok".into()), "others are still served");
+    port.stop().await;
+}
+
+#[tokio::test]
+async fn another_authority_counts_for_connections_to_come_and_those_that_are_there_stay() {
+    let (authority, other) = (config().client_authority, Authority::new("the next one"));
+    let port = Port::serve_config(
+        Fake::new(),
+        ServerConfig {
+            client_authority: authority.clone(),
+            ..config()
+        },
+    )
+    .await;
+    let request = || {
+        let request = hyper::Request::builder().uri("/healthz").header("host", "node-1");
+        request
+            .body(http_body_util::Empty::<hyper::body::Bytes>::new())
+            .expect("valid request")
+    };
+    assert!(port.request(Some(other.client("admin")), request()).await.is_err());
+    let stream = port.tls(Some(AUTHORITY.client("admin"))).await.expect("connects");
+    let (mut present, connection) = http1::handshake(hyper_util::rt::TokioIo::new(stream)).await.expect("HTTP");
+    tokio::spawn(connection);
+
+    assert!(authority.replace(Vec::new()).is_err(), "nobody could get in");
+    authority.replace(vec![other.certificate.clone()]).expect("an authority");
+    let answer = port.request(Some(other.client("admin")), request()).await.expect("an answer");
+    assert_eq!(answer.status(), StatusCode::OK);
+    assert!(port.request(Some(AUTHORITY.client("admin")), request()).await.is_err());
+    let answer = soon("an answer", present.send_request(request())).await.expect("an answer");
+    assert_eq!(answer.status(), StatusCode::OK);
+    drop(present);
     port.stop().await;
 }
 

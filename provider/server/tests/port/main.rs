@@ -5,6 +5,7 @@ mod exec_spdy;
 mod exec_websocket;
 mod fake;
 mod guard;
+mod large;
 mod logs;
 mod node_logs;
 mod port_forward;

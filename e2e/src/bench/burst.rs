@@ -1,0 +1,297 @@
+//! What a node costs for its pods' sake besides running them: the daemon's own processor time, memory and requests, for pods created at once, for
+//! pods that just run, and for their deletion. Beside it, in the same host, a node of virtual-kubelet whose pods are nothing at all
+//! (`e2e/peer`), each with the host to itself for that time.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use super::{FOLDER, Options, Row, median, percentile, pods::cpu_seconds};
+use nix::sys::signal::Signal;
+
+use crate::{Cluster, Host, agent::Service, artifacts, node, wait_for};
+
+const NAMESPACE: &str = "bench-burst";
+/// The peer's service and node.
+const PEER: &str = "peer";
+/// Where the peer tells the number of its requests.
+const REQUESTS: &str = "127.0.0.1:10260";
+/// How long pods just run while that is measured.
+const IDLE: Duration = Duration::from_secs(30);
+/// For each pod; emulated machines take seconds of all processors.
+const DEADLINE_A_POD: Duration = Duration::from_secs(30);
+/// Pods that are deleted one after the other.
+const DELETIONS: usize = 8;
+/// Commands that are run one after the other.
+const COMMANDS: usize = 10;
+/// Until kvmlet asks nothing of the last burst any more.
+const REST: Duration = Duration::from_secs(5);
+
+/// What a node spent on one burst.
+struct Cost {
+    /// Seconds of processor time from creation until all ran.
+    creation: f64,
+    /// The same for the time from deletion until all were gone.
+    deletion: f64,
+    /// Of one processor, while all just ran.
+    idle: f64,
+    /// Bytes, most.
+    memory: f64,
+    /// From creation until all ran.
+    creating: f64,
+    /// From deletion until all were gone.
+    deleting: f64,
+}
+
+/// A node that is measured.
+struct Node<'a> {
+    cluster: &'a Cluster,
+    host: &'a Host,
+    /// Its label `type`.
+    kind: &'static str,
+    pid: u32,
+}
+
+pub(super) fn rows(cluster: &Cluster, options: &Options) -> Result<Vec<Row>> {
+    let host = cluster.host(0)?;
+    cluster.create_namespace(NAMESPACE)?;
+    let measured = measure(cluster, host, options.pods);
+    let stopped = host.stop_service(PEER, Signal::SIGTERM, Duration::from_secs(10));
+    // Its node may never have come to be.
+    cluster.kubectl(&["delete", "node", PEER, "--ignore-not-found"])?;
+    cluster.delete_namespace(NAMESPACE)?;
+    let measured = measured?;
+    stopped.map(|_| measured)
+}
+
+fn measure(cluster: &Cluster, host: &Host, count: usize) -> Result<Vec<Row>> {
+    let ours = Node {
+        cluster,
+        host,
+        kind: "virtual-kubelet",
+        pid: pid(host, &format!("{} node ", node::PROGRAM))?,
+    };
+    // Image and template are there before anything counts, and the guest's first reading of both.
+    ours.burst(&["first".to_owned()])?;
+    let deletions = deletions(&ours)?;
+    let commands = commands(&ours)?;
+    let names: Vec<_> = (0..count).map(|number| format!("pod-{number}")).collect();
+    thread::sleep(REST);
+    let before = own_requests(cluster, host)?;
+    let own = ours.burst(&names)?;
+    let requests = own_requests(cluster, host)? - before;
+
+    let peer = start_peer(cluster, host)?;
+    peer.burst(&["first".to_owned()])?;
+    let before = peer_requests(host)?;
+    let theirs = peer.burst(&names)?;
+    let peer_requests = peer_requests(host)? - before;
+
+    let row = |name: &str, unit, value: f64| Row::new(host.kind, format!("{count} pods: {name}"), unit, value);
+    const MOCK: &str = "virtual-kubelet, pods that are nothing";
+    let pods = count as f64;
+    Ok(vec![
+        row("processor time, creation to Running", "s", own.creation)
+            .beside(MOCK, theirs.creation)
+            .at_most(4.0),
+        row("processor time, deletion to gone", "s", own.deletion)
+            .beside(MOCK, theirs.deletion)
+            .at_most(1.0),
+        row("processor time while they run", "share of one processor", own.idle)
+            .beside(MOCK, theirs.idle)
+            .at_most(1.0),
+        row("peak memory", "bytes", own.memory).beside(MOCK, theirs.memory),
+        row("requests to the API server", "a pod", requests / pods).beside(MOCK, peer_requests / pods),
+        row("creation to all Running", "s", own.creating).beside(MOCK, theirs.creating),
+        row("deletion to all gone", "s", own.deleting).beside(MOCK, theirs.deleting),
+        Row::new(
+            host.kind,
+            "deletion to gone, grace 30, a program that ends on TERM, P95",
+            "s",
+            percentile(&deletions, 95),
+        )
+        .at_most(3.0),
+        Row::new(host.kind, "exec true, by kubectl, median", "s", median(commands)),
+    ])
+}
+
+impl Node<'_> {
+    /// Creates all at once, lets them run, deletes all at once.
+    fn burst(&self, names: &[String]) -> Result<Cost> {
+        let deadline = DEADLINE_A_POD * u32::try_from(names.len())? + Duration::from_secs(90);
+        // Its peak counts from here.
+        self.host.sh(&format!("echo 5 >/proc/{}/clear_refs", self.pid))?;
+        let cpu = || cpu_seconds(self.host, self.pid);
+        let (begun, at_first) = (Instant::now(), cpu()?);
+        self.create(names)?;
+        wait_for("all pods to run", deadline, || {
+            let running = self.phases()?.iter().filter(|phase| *phase == "Running").count();
+            ensure!(running == names.len(), "{running} of {} run", names.len());
+            Ok(Some(()))
+        })?;
+        let (creating, running) = (begun.elapsed().as_secs_f64(), cpu()?);
+        let mut idle = 0.0;
+        if names.len() > 1 {
+            thread::sleep(REST);
+            let (begun, before) = (Instant::now(), cpu()?);
+            thread::sleep(IDLE);
+            idle = (cpu()? - before) / begun.elapsed().as_secs_f64();
+        }
+        let (begun, before) = (Instant::now(), cpu()?);
+        self.cluster
+            .kubectl(&["-n", NAMESPACE, "delete", "pods", "--all", "--grace-period=1", "--wait=false"])?;
+        wait_for("all pods to be gone", deadline, || {
+            let left = self.phases()?.len();
+            ensure!(left == 0, "{left} are left");
+            Ok(Some(()))
+        })?;
+        let peak = self
+            .host
+            .sh(&format!("awk '/VmHWM/ {{print $2 * 1024}}' /proc/{}/status", self.pid))?;
+        Ok(Cost {
+            creation: running - at_first,
+            deletion: cpu()? - before,
+            idle,
+            memory: peak.parse().with_context(|| format!("read {peak}"))?,
+            creating,
+            deleting: begun.elapsed().as_secs_f64(),
+        })
+    }
+
+    fn create(&self, names: &[String]) -> Result<()> {
+        let items: Vec<_> = names.iter().map(|name| pod(name, self.kind)).collect();
+        self.cluster
+            .apply(&json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string())
+    }
+
+    fn phases(&self) -> Result<Vec<String>> {
+        let text = self.cluster.kubectl(&[
+            "-n",
+            NAMESPACE,
+            "get",
+            "pods",
+            "-o",
+            "jsonpath={range .items[*]}{.status.phase}{\"\\n\"}{end}",
+        ])?;
+        Ok(text.lines().map(str::to_owned).collect())
+    }
+}
+
+/// A program that ends on TERM, with the longest of usual graces.
+fn pod(name: &str, kind: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": NAMESPACE},
+        "spec": {
+            "nodeSelector": {"type": kind},
+            "tolerations": [{"operator": "Exists"}],
+            "terminationGracePeriodSeconds": 30,
+            "automountServiceAccountToken": false,
+            "containers": [{
+                "name": "c", "image": "busybox",
+                "command": ["sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1000 & wait $!; done"],
+                "resources": {"requests": {"cpu": "10m"}, "limits": {"memory": "64Mi"}}
+            }]
+        }
+    })
+}
+
+/// Seconds from deletion to gone, one pod after the other, sorted.
+fn deletions(node: &Node<'_>) -> Result<Vec<f64>> {
+    let mut seconds = Vec::with_capacity(DELETIONS);
+    for number in 0..DELETIONS {
+        let name = format!("deleted-{number}");
+        node.create(std::slice::from_ref(&name))?;
+        node.cluster.wait_for_phase(NAMESPACE, &name, "Running", DEADLINE_A_POD * 4)?;
+        let begun = Instant::now();
+        node.cluster.kubectl(&["-n", NAMESPACE, "delete", "pod", &name, "--timeout=60s"])?;
+        seconds.push(begun.elapsed().as_secs_f64());
+    }
+    seconds.sort_by(f64::total_cmp);
+    Ok(seconds)
+}
+
+/// Seconds of commands that do nothing, kubectl's own start and end included.
+fn commands(node: &Node<'_>) -> Result<Vec<f64>> {
+    node.create(&["asked".to_owned()])?;
+    node.cluster.wait_for_phase(NAMESPACE, "asked", "Running", DEADLINE_A_POD * 4)?;
+    let once = || {
+        let begun = Instant::now();
+        node.cluster.kubectl(&["-n", NAMESPACE, "exec", "asked", "--", "true"])?;
+        Ok(begun.elapsed().as_secs_f64())
+    };
+    // The first one finds the way.
+    once()?;
+    let seconds = (0..COMMANDS).map(|_| once()).collect::<Result<_>>()?;
+    node.cluster
+        .kubectl(&["-n", NAMESPACE, "delete", "pod", "asked", "--grace-period=1", "--timeout=60s"])?;
+    Ok(seconds)
+}
+
+fn pid(host: &Host, command: &str) -> Result<u32> {
+    let text = host.sh(&format!("pgrep -o -f '^{command}'"))?;
+    text.parse().with_context(|| format!("{} runs no {command}", host.name))
+}
+
+fn start_peer<'a>(cluster: &'a Cluster, host: &'a Host) -> Result<Node<'a>> {
+    host.sh(&format!("mkdir -p {FOLDER}"))?;
+    let (program, kubeconfig) = (format!("{FOLDER}/peer"), format!("{FOLDER}/peer.kubeconfig"));
+    host.put_file(&program, 0o755, &artifacts::peer()?)?;
+    host.put_file(&kubeconfig, 0o600, &cluster.state.kubeconfig())?;
+    let argv = [&*program, "-name", PEER, "-kubeconfig", &kubeconfig, "-requests", REQUESTS];
+    host.start_service(&Service {
+        name: PEER.into(),
+        argv: argv.map(str::to_owned).to_vec(),
+        env: Vec::new(),
+        log: "/var/log/peer.log".into(),
+    })?;
+    wait_for("the peer's node to be ready", Duration::from_secs(90), || {
+        let ready = "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}";
+        let status = cluster.kubectl(&["get", "node", PEER, "-o", ready])?;
+        ensure!(status == "True", "it is {status:?}");
+        Ok(Some(()))
+    })?;
+    Ok(Node {
+        cluster,
+        host,
+        kind: PEER,
+        pid: pid(host, &format!("{program} -name"))?,
+    })
+}
+
+fn own_requests(cluster: &Cluster, host: &Host) -> Result<f64> {
+    let page = cluster.kubectl(&["get", "--raw", &format!("/api/v1/nodes/{}/proxy/metrics", host.name)])?;
+    sum(&page, "rest_client_requests_total")
+}
+
+fn peer_requests(host: &Host) -> Result<f64> {
+    let text = host.sh(&format!("curl -sS --max-time 5 http://{REQUESTS}/"))?;
+    text.trim().parse().with_context(|| format!("read {text}"))
+}
+
+/// A counter's samples of all labels, added up.
+fn sum(page: &str, name: &str) -> Result<f64> {
+    let samples = page
+        .lines()
+        .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with('{')));
+    let values: Vec<f64> = samples
+        .filter_map(|line| line.rsplit_once("} ")?.1.split(' ').next()?.parse().ok())
+        .collect();
+    ensure!(!values.is_empty(), "no {name} in:\n{page}");
+    Ok(values.iter().sum())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_counter_is_all_its_samples_and_no_other_names() {
+        let page = "# TYPE a counter\na{code=\"200\"} 3\na{code=\"<error>\"} 4\na_sum{x=\"y\"} 50\nb 6\n";
+        assert_eq!(sum(page, "a").unwrap(), 7.0);
+        assert!(sum(page, "c").is_err());
+    }
+}
