@@ -125,7 +125,7 @@ struct Part {
     measure: fn(&Cluster, &Options) -> Result<Vec<Row>>,
 }
 
-const PARTS: [Part; 14] = [
+const PARTS: [Part; 15] = [
     Part {
         name: "exits until the agent's hello",
         counted: false,

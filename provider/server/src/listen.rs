@@ -59,7 +59,12 @@ impl Listener {
     }
 
     /// The same, whose connections are taken by what `acceptor` answers when they come.
-    pub(crate) fn by(name: &'static str, listener: TcpListener, acceptor: impl FnMut() -> TlsAcceptor + Send + 'static, router: Router) -> Self {
+    pub(crate) fn by(
+        name: &'static str,
+        listener: TcpListener,
+        acceptor: impl FnMut() -> TlsAcceptor + Send + 'static,
+        router: Router,
+    ) -> Self {
         Self {
             name,
             listener,
