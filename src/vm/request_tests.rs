@@ -12,7 +12,7 @@ fn arguments(words: &[&str]) -> Box<RunArguments> {
             Some(VmCommand::Run(run)) => run,
             _ => panic!("`run` was not seen"),
         },
-        Command::Node(_) | Command::Fs => panic!("`vm` was not seen"),
+        Command::Node(_) | Command::Webhook(_) | Command::Fs => panic!("`vm` was not seen"),
     }
 }
 
