@@ -85,7 +85,7 @@ pub fn deb(version: &str, folder: &Path, quick: bool) -> Result<PathBuf> {
     let (kvmlet, guest) = (kvmlet()?, guest()?);
     let guest = guest.kernel.parent().context("the guest's kernel has no folder")?;
     step("Debian package", || {
-        let mut script = Command::new(repository().join("packaging/deb/build.sh"));
+        let mut script = Command::new(repository().join("manifests/deb/build.sh"));
         script.arg(&kvmlet).arg(guest).arg(version).arg(folder);
         if quick {
             script.env("DEB_LEVEL", "0");
