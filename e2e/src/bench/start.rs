@@ -5,7 +5,7 @@
 use anyhow::Result;
 
 use super::{
-    Options, Row,
+    FOLDER, Options, Row,
     command_line::{self, CommandLine, MEMORY, Machine},
     guest::Sample,
     median, stopwatch,
@@ -30,10 +30,18 @@ pub(super) fn rows(cluster: &Cluster, options: &Options) -> Result<Vec<Row>> {
     })
 }
 
-/// Where the daemon runs: what a machine's process shares with it is not its own.
+/// Beside another machine, which runs the same program: what they share is there once a host.
 pub(super) fn memory(cluster: &Cluster, _: &Options) -> Result<Vec<Row>> {
     let host = cluster.host(0)?;
-    let (ours, theirs) = in_turn(host, 1)?;
+    let said = format!("{FOLDER}/other");
+    let other = command_line::held(&[]).join(" ");
+    let begin = format!(
+        "mkdir -p {FOLDER}; sleep 300 | {other} >/dev/null 2>{said} & echo $(jobs -p) $!; until grep -q answered {said}; do sleep 0.2; done"
+    );
+    let processes = host.sh(&begin)?;
+    let measured = in_turn(host, 1);
+    host.sh(&format!("kill {processes}; rm {said}"))?;
+    let (ours, theirs) = measured?;
     let row = |name: &str, figure: fn(&Sample) -> f64| beside(host, name, "bytes", (&ours, &theirs), figure);
     let beside = row("the same, beside the peer", |sample| sample.memory.private as f64);
     Ok(vec![
