@@ -9,6 +9,7 @@
 
 pub mod certificates;
 pub mod decide;
+mod followed;
 pub mod lease;
 pub mod namespaces;
 pub mod overflow;

@@ -1,19 +1,17 @@
 //! Labels of namespaces, by a watch of all of them.
 
-use futures_util::{StreamExt as _, future::ready};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{
     Api, Client, ResourceExt as _,
     core::PartialObjectMeta,
     runtime::{
-        WatchStreamExt as _,
-        reflector::{self, ObjectRef, Store},
+        reflector::{ObjectRef, Store},
         watcher,
     },
 };
-use tracing::warn;
 
 use crate::{
+    followed::followed,
     policy::{self, Labels},
     server::{LabelsFuture, Namespaces},
 };
@@ -27,15 +25,7 @@ pub struct Watched {
 impl Watched {
     /// Begins to follow them.
     pub fn start(client: Client) -> Self {
-        let (store, writer) = reflector::store();
-        let watch =
-            watcher::watcher(Api::<PartialObjectMeta<Namespace>>::all(client.clone()), watcher::Config::default()).default_backoff();
-        tokio::spawn(reflector::reflector(writer, watch).for_each(|event| {
-            if let Err(error) = event {
-                warn!(%error, "watch namespaces");
-            }
-            ready(())
-        }));
+        let store = followed(Api::all(client.clone()), watcher::Config::default(), "namespaces");
         Self { client, store }
     }
 }

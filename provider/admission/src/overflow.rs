@@ -4,7 +4,7 @@
 //! one change of scheduling that the API allows then; so ordinary nodes are full before a pod comes to a virtual one. And whichever pod was put
 //! on a virtual node gets a lower pod-deletion-cost, so that a ReplicaSet that shrinks removes it first.
 
-use futures_util::{StreamExt as _, TryStreamExt as _, future::ready};
+use futures_util::TryStreamExt as _;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
     Api, Client, ResourceExt as _,
@@ -12,7 +12,7 @@ use kube::{
     core::PartialObjectMeta,
     runtime::{
         WatchStreamExt as _,
-        reflector::{self, ObjectRef, Store},
+        reflector::{ObjectRef, Store},
         watcher,
     },
 };
@@ -22,6 +22,7 @@ use tracing::{info, warn};
 
 use crate::{
     decide::{Toleration, Unfit, tolerate, toleration},
+    followed::followed,
     policy::{NODE_LABEL, POLICY, Policy},
 };
 
@@ -76,19 +77,8 @@ fn has_no_room(status: &Value) -> bool {
 
 /// Follows pods while `leads` says so.
 pub async fn keep(client: Client, mut leads: watch::Receiver<bool>, unfit: Unfit) {
-    let (nodes, writer) = reflector::store();
     let label = format!("{}={}", NODE_LABEL.0, NODE_LABEL.1);
-    let watch = watcher::watcher(
-        Api::<PartialObjectMeta<Node>>::all(client.clone()),
-        watcher::Config::default().labels(&label),
-    )
-    .default_backoff();
-    tokio::spawn(reflector::reflector(writer, watch).for_each(|event| {
-        if let Err(error) = event {
-            warn!(%error, "watch nodes");
-        }
-        ready(())
-    }));
+    let nodes = followed(Api::all(client.clone()), watcher::Config::default().labels(&label), "nodes");
     loop {
         if leads.wait_for(|leads| *leads).await.is_err() {
             return;

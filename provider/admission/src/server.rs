@@ -58,15 +58,8 @@ pub fn router(namespaces: Arc<dyn Namespaces>, certificate: ServingCertificate, 
 
 /// Listens on `address`. The API server shows no certificate to webhooks, so none is asked for.
 pub async fn bind(address: SocketAddr, router: Router, certificate: ServingCertificate) -> std::io::Result<Listener> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut tls = rustls::ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
-        .map_err(std::io::Error::other)?
-        .with_no_client_auth()
-        .with_cert_resolver(Arc::new(certificate));
-    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
     let listener = TcpListener::bind(address).await?;
-    Ok(Listener::new("webhook", listener, tls, router))
+    Listener::new("webhook", listener, certificate, router).map_err(std::io::Error::other)
 }
 
 async fn ready(State(shared): State<Arc<Shared>>) -> Response {

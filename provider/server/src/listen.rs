@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
-use crate::tls::identity;
+use crate::tls::{ServingCertificate, TlsError, anonymous, identity};
 
 /// Connections at once; further ones wait in the kernel's queue.
 const CONNECTIONS: usize = 1024;
@@ -52,13 +52,16 @@ impl std::fmt::Debug for Listener {
 }
 
 impl Listener {
-    /// Will serve what comes to `listener`. `name` is what messages call it. HTTP/1.1 is spoken, so `tls` must offer no other by ALPN.
-    pub fn new(name: &'static str, listener: TcpListener, tls: rustls::ServerConfig, router: Router) -> Self {
-        let acceptor = TlsAcceptor::from(Arc::new(tls));
-        Self::by(name, listener, move || acceptor.clone(), router)
+    /// Will serve what comes to `listener`, and ask no client for a certificate. `name` is what messages call it.
+    ///
+    /// # Errors
+    /// When TLS cannot be set up.
+    pub fn new(name: &'static str, listener: TcpListener, certificate: ServingCertificate, router: Router) -> Result<Self, TlsError> {
+        let acceptor = anonymous(certificate)?;
+        Ok(Self::by(name, listener, move || acceptor.clone(), router))
     }
 
-    /// The same, whose connections are taken by what `acceptor` answers when they come.
+    /// The same, whose connections are taken by what `acceptor` answers when they come. HTTP/1.1 is spoken, so it must offer no other by ALPN.
     pub(crate) fn by(
         name: &'static str,
         listener: TcpListener,

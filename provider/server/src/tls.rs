@@ -125,7 +125,7 @@ pub(crate) struct Door {
 impl Door {
     pub(crate) fn new(serving: ServingCertificate, authority: ClientAuthority) -> Result<Self, TlsError> {
         let judge = authority.0.load_full();
-        let acceptor = TlsAcceptor::from(Arc::new(server_config(serving.clone(), judge.0.clone())?));
+        let acceptor = acceptor(serving.clone(), judge.0.clone())?;
         Ok(Self {
             serving,
             authority,
@@ -147,8 +147,12 @@ impl Door {
     }
 }
 
-/// The configuration of new connections.
-fn server_config(serving: ServingCertificate, verifier: Arc<dyn ClientCertVerifier>) -> Result<ServerConfig, TlsError> {
+/// Takes connections of clients that are asked for no certificate.
+pub(crate) fn anonymous(serving: ServingCertificate) -> Result<TlsAcceptor, TlsError> {
+    acceptor(serving, WebPkiClientVerifier::no_client_auth())
+}
+
+fn acceptor(serving: ServingCertificate, verifier: Arc<dyn ClientCertVerifier>) -> Result<TlsAcceptor, TlsError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
@@ -157,7 +161,7 @@ fn server_config(serving: ServingCertificate, verifier: Arc<dyn ClientCertVerifi
         .with_cert_resolver(Arc::new(serving));
     // Upgrades exist in HTTP/1.1 only.
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(config)
+    Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
 /// Who a verified client certificate names; nobody if it has no common name.
