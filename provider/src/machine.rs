@@ -79,7 +79,7 @@ pub async fn launch(context: &Arc<Context>, name: &str, dir: PathBuf, launch: La
         for socket in ["vsock.sock", "control.sock", "exit.json"] {
             let _ = fs::remove_file(dir.join(socket));
         }
-        let spawned = process::spawn(&dir, jail.uid, &context.program, &["vm"]).map_err(|e| chain(&e))?;
+        let spawned = process::spawn(&dir, jail.uid, &context.program).map_err(|e| chain(&e))?;
         match cgroup::confine(&name, spawned.pid(), (&spec, cpus), process::threads(&spec), &context.io) {
             Ok(missing) if missing.is_empty() => {}
             Ok(missing) => debug!(?missing, "the host's cgroup v2 lacks controllers"),
@@ -116,8 +116,7 @@ fn serve(context: &Context, uid: &str, dir: &Path, order: &Start, shared: &Share
             debug!(%error, "the process of a shared directory stays in the daemon's control group");
         }
     };
-    let program = (&context.program, &["fs"][..]);
-    process::spawn_share(dir, &share, shared.what.as_fd(), program, join)
+    process::spawn_share(dir, &share, shared.what.as_fd(), &context.program, join)
         .map_err(|error| format!("share {}: {}", shared.path.display(), chain(&error)))
 }
 

@@ -88,13 +88,13 @@ fn host<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> ShareError 
 }
 
 /// Spawns the process that serves `what` (a directory or a plain file, opened with O_PATH), for a machine whose directory is `directory`;
-/// `join` gets its pid before it has its order. The answer is the socket that the machine's specification passes. `arguments` is
-/// what makes `program` call [`run_share`] (`fs`).
+/// `join` gets its pid before it has its order. The answer is the socket that the machine's specification passes. `program`, with
+/// `fs` as its argument, calls [`run_share`].
 pub fn spawn_share(
     directory: &Path,
     share: &Share,
     what: BorrowedFd<'_>,
-    (program, arguments): (&Program, &[&str]),
+    program: &Program,
     join: impl FnOnce(u32),
 ) -> Result<OwnedFd, ShareError> {
     let handle = open_directory(directory).map_err(host("open the machine's directory"))?;
@@ -105,7 +105,7 @@ pub fn spawn_share(
     for set in [UnixStream::set_read_timeout, UnixStream::set_write_timeout] {
         set(&order, Some(DEADLINE)).map_err(host("set a deadline"))?;
     }
-    let child = spawn_apart(program, arguments, (theirs.into(), log, copy));
+    let child = spawn_apart(program, "fs", (theirs.into(), log, copy));
     let mut child = child.map_err(|error| ShareError::Refused(chain(&error)))?;
     join(child.id());
     let outcome = send(&order, share, &[what, served.as_fd()]).and_then(|()| Receiver::new(order).receive());

@@ -71,7 +71,7 @@ fn rig(what: &str, order: &Share) -> Rig {
     fs::create_dir(top.path().join("machine")).expect("it is made");
     let shared = path_to(&top.path().join(what));
     let mut pid = 0;
-    let socket = spawn_share(&top.path().join("machine"), order, shared.as_fd(), (&own(), &["fs"]), |it| pid = it);
+    let socket = spawn_share(&top.path().join("machine"), order, shared.as_fd(), &own(), |it| pid = it);
     let socket = socket.unwrap_or_else(|error| panic!("{error:?}: {}", log(top.path())));
     Rig {
         guest: Guest::new(socket.into()),
@@ -224,7 +224,7 @@ fn what_is_mounted_below_is_not_shared() {
         fs::write(below.join("inside"), "").expect("it is written");
         let shared = path_to(&top.path().join("shared"));
         let order = order(false);
-        let socket = spawn_share(top.path(), &order, shared.as_fd(), (&own(), &["fs"]), |_| {}).expect("it is shared");
+        let socket = spawn_share(top.path(), &order, shared.as_fd(), &own(), |_| {}).expect("it is shared");
         let mut guest = Guest::new(socket.into());
         let below = guest.lookup(ROOT, "below").expect("the place is there");
         let listed = guest.list(below, false, 4096).expect("listed");
@@ -254,6 +254,6 @@ fn an_order_of_another_version_is_refused() {
         ..order(false)
     };
     let what = path_to(top.path());
-    let error = spawn_share(top.path(), &order, what.as_fd(), (&own(), &["fs"]), |_| {}).expect_err("too new");
+    let error = spawn_share(top.path(), &order, what.as_fd(), &own(), |_| {}).expect_err("too new");
     assert!(matches!(error, ShareError::Refused(why) if why.contains("in versions")));
 }

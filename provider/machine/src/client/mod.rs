@@ -85,9 +85,8 @@ pub struct Spawned {
 }
 
 /// Spawns a machine process in `directory`, which exists, as the first process of a new pid namespace; it will run as the user `uid`, which
-/// is recorded here and told it by the order. `arguments` is what makes `program`
-/// call [`crate::run`] (`vm`). Writes `machine.json`.
-pub fn spawn(directory: &Path, uid: u32, program: &Program, arguments: &[&str]) -> Result<Spawned, ClientError> {
+/// is recorded here and told it by the order. `program`, with `vm` as its argument, calls [`crate::run`]. Writes `machine.json`.
+pub fn spawn(directory: &Path, uid: u32, program: &Program) -> Result<Spawned, ClientError> {
     let handle = open_directory(directory).map_err(host("open the machine's directory"))?;
     let log = open_log(&handle).map_err(host("open machine.log"))?;
     let copy = log.try_clone().map_err(host("open machine.log"))?;
@@ -95,7 +94,7 @@ pub fn spawn(directory: &Path, uid: u32, program: &Program, arguments: &[&str]) 
     for set in [UnixStream::set_read_timeout, UnixStream::set_write_timeout] {
         set(&order, Some(DEADLINE)).map_err(host("set a deadline"))?;
     }
-    let child = spawn_apart(program, arguments, (theirs.into(), log, copy))?;
+    let child = spawn_apart(program, "vm", (theirs.into(), log, copy))?;
     let pid = child.id();
     // An unreaped child keeps its pid, so this is that process.
     let pidfd = pidfd(pid).map_err(host("open a pidfd"))?;
@@ -123,11 +122,11 @@ pub fn spawn(directory: &Path, uid: u32, program: &Program, arguments: &[&str]) 
 
 /// Spawns the first process of a new pid namespace. A thread of its own does it: where a thread's children go cannot be taken back, and no
 /// thread can be made by one whose children go elsewhere.
-pub(crate) fn spawn_apart(program: &Program, arguments: &[&str], (order, log, copy): (OwnedFd, File, File)) -> Result<Child, ClientError> {
+pub(crate) fn spawn_apart(program: &Program, argument: &str, (order, log, copy): (OwnedFd, File, File)) -> Result<Child, ClientError> {
     let mut command = Command::new(program.path());
     command
         .arg0("kvmlet")
-        .args(arguments)
+        .arg(argument)
         .env_clear()
         // With more arenas glibc opens files in /sys and /proc to find how many to make and how to shrink them, in whichever thread
         // allocates or frees; those may open nothing. The monitor allocates too little for more arenas to be worth their memory.

@@ -115,7 +115,7 @@ pub(crate) fn order(kernel: FileSource, uid: u32) -> Start {
 }
 
 pub(crate) fn spawned(directory: &Path, uid: u32) -> Spawned {
-    spawn(directory, uid, &own(), &["vm"]).expect("a process is spawned")
+    spawn(directory, uid, &own()).expect("a process is spawned")
 }
 
 /// A kernel in the directory.
