@@ -13,10 +13,12 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 use kvmlet_machine::Adoption;
 use kvmlet_network::{NetworkConfig, PodNetworks, host};
-use kvmlet_provider::{cgroup, config::Config, store::Store};
+use kvmlet_provider::{
+    cgroup,
+    config::{Config, default_state_dir, network_dir},
+    store::Store,
+};
 
-/// The default of `stateDir`.
-const STATE_DIR: &str = "/var/lib/kvmlet";
 /// How long a killed process may take to be gone.
 const KILL_TIME: Duration = Duration::from_secs(30);
 
@@ -26,7 +28,7 @@ pub(crate) fn run(config: &Path) -> anyhow::Result<ExitCode> {
     if let Some(config) = &config {
         refuse_beside_a_daemon(SocketAddr::new(config.node_ip, config.port))?;
     }
-    let state_dir = config.as_ref().map_or_else(|| STATE_DIR.into(), |config| config.state_dir.clone());
+    let state_dir = config.as_ref().map_or_else(default_state_dir, |config| config.state_dir.clone());
     let mut failed = Vec::new();
     if let Err(error) = end_machines(&state_dir) {
         failed.push(format!("{error:#}"));
@@ -77,9 +79,8 @@ fn end_machines(state_dir: &Path) -> anyhow::Result<()> {
 
 /// Addresses play no part in taking a network away.
 fn network(config: Option<&Config>, state_dir: &Path) -> NetworkConfig {
-    let directory = config.map_or_else(|| state_dir.join("network"), Config::network_dir);
     let none = "0.0.0.0/0".parse().expect("it is a network");
-    let mut network = NetworkConfig::new(none, none, 0, directory);
+    let mut network = NetworkConfig::new(none, none, 0, network_dir(state_dir));
     let plugin_dirs: Option<&Vec<PathBuf>> = config.map(|config| &config.network.plugin_dirs);
     if let Some(plugin_dirs) = plugin_dirs.filter(|dirs| !dirs.is_empty()) {
         network.plugin_dirs.clone_from(plugin_dirs);

@@ -242,8 +242,13 @@ fn default_domain() -> String {
 fn default_resolv_conf() -> PathBuf {
     "/etc/resolv.conf".into()
 }
-fn default_state_dir() -> PathBuf {
+/// Where a node keeps what it has, unless its configuration says otherwise.
+pub fn default_state_dir() -> PathBuf {
     "/var/lib/kvmlet".into()
+}
+/// Where the records of pods' networks are below that.
+pub fn network_dir(state_dir: &Path) -> PathBuf {
+    state_dir.join("network")
 }
 fn default_log_dir() -> PathBuf {
     "/var/log/pods".into()
@@ -299,7 +304,7 @@ pub enum ConfigError {
 impl Config {
     /// Where the records of pods' networks are.
     pub fn network_dir(&self) -> PathBuf {
-        self.state_dir.join("network")
+        network_dir(&self.state_dir)
     }
 
     /// Reads and checks a configuration file.
