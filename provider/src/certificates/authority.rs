@@ -6,18 +6,15 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, ensure};
 use kvmlet_server::ClientAuthority;
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
-use tracing::{info, warn};
 
-use super::reload::PERIOD;
+use super::reload::Loaded;
 
 /// Who vouches for the port's clients, and the file that says so.
 pub struct Clients {
     /// What the port uses.
     pub authority: ClientAuthority,
     file: PathBuf,
-    certificates: Vec<CertificateDer<'static>>,
-    /// What was told last.
-    trouble: String,
+    loaded: Loaded<Vec<CertificateDer<'static>>>,
 }
 
 impl Clients {
@@ -31,39 +28,16 @@ impl Clients {
         Ok(Self {
             authority,
             file: file.to_owned(),
-            certificates,
-            trouble: String::new(),
+            loaded: Loaded::new("clientCAFile", certificates),
         })
     }
 
     /// Looks for ever.
-    pub async fn keep(mut self) {
-        loop {
-            tokio::time::sleep(PERIOD).await;
-            self.look();
-        }
-    }
-
-    /// Uses what the file holds now; answers whether that is something else.
-    fn look(&mut self) -> bool {
-        let done = read(&self.file).and_then(|certificates| {
-            if certificates == self.certificates {
-                return Ok(false);
-            }
-            self.authority.replace(certificates.clone())?;
-            info!(
-                number = certificates.len(),
-                "clientCAFile has changed on disk and is used from now on"
-            );
-            self.certificates = certificates;
-            Ok(true)
-        });
-        let trouble = done.as_ref().err().map(|error| format!("{error:#}")).unwrap_or_default();
-        if !trouble.is_empty() && trouble != self.trouble {
-            warn!(why = trouble, "clientCAFile cannot be used: the old one stays");
-        }
-        self.trouble = trouble;
-        done.unwrap_or(false)
+    pub async fn keep(self) {
+        let Self { authority, file, loaded } = self;
+        loaded
+            .keep(|| read(&file), |certificates| Ok(authority.replace(certificates.clone())?))
+            .await;
     }
 }
 
@@ -87,16 +61,20 @@ mod tests {
         let [first, second] = [Authority::new().certificate, Authority::new().certificate];
         assert!(Clients::open(&file).is_err());
         put(&first);
-        let mut clients = Clients::open(&file).unwrap();
-        assert!(!clients.look(), "nothing has changed");
+        let Clients { authority, mut loaded, .. } = Clients::open(&file).unwrap();
+        let mut look = || loaded.look(read(&file), |certificates| Ok(authority.replace(certificates.clone())?));
+        assert!(!look(), "nothing has changed");
         put("");
-        assert!(!clients.look() && clients.trouble.contains("holds no certificate"));
+        assert!(!look());
+        assert!(read(&file).unwrap_err().to_string().contains("holds no certificate"));
         put(&format!("{first}{second}"));
-        assert!(clients.look() && clients.trouble.is_empty());
-        assert_eq!(clients.certificates.len(), 2);
+        assert!(look());
+        assert_eq!(read(&file).unwrap().len(), 2);
         put(&second);
-        assert!(clients.look() && clients.certificates.len() == 1);
+        assert!(look());
         std::fs::remove_file(&file).unwrap();
-        assert!(!clients.look() && clients.certificates.len() == 1);
+        assert!(!look());
+        put(&second);
+        assert!(!look(), "it is what is used");
     }
 }

@@ -72,7 +72,7 @@ enum ClientSource {
     /// What the kubeconfig has, without files that could change.
     Fixed,
     /// Files that the kubeconfig names.
-    Files(Loaded, Box<ClientHolder>),
+    Files(Box<Loaded<Pair>>, Box<ClientHolder>),
     /// Requests.
     Asked(Box<Kept<ClientHolder>>),
 }
@@ -147,7 +147,7 @@ impl NodeClient {
         holder.take(&present).map_err(anyhow::Error::msg)?;
         Ok(Self {
             client,
-            source: ClientSource::Files(Loaded::new("client certificate", &present), Box::new(holder)),
+            source: ClientSource::Files(Box::new(Loaded::new("client certificate", present)), Box::new(holder)),
         })
     }
 
@@ -191,7 +191,7 @@ pub struct PortCertificate {
 
 enum PortSource {
     /// Certificate and key.
-    Files(Loaded, [PathBuf; 2]),
+    Files(Box<Loaded<Pair>>, [PathBuf; 2]),
     /// Requests.
     Asked(Box<Kept<ServingHolder>>),
 }
@@ -211,7 +211,7 @@ impl PortCertificate {
             let files = [certificate_file.to_owned(), key_file.to_owned()];
             let pair = pair_of_files(&files)?;
             show(&certificate, &pair)?;
-            let source = PortSource::Files(Loaded::new("serving certificate", &pair), files);
+            let source = PortSource::Files(Box::new(Loaded::new("serving certificate", pair)), files);
             return Ok(Self { certificate, source });
         }
         let template = Template::serving(&config.node_name, config.node_ip);

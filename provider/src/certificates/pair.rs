@@ -27,6 +27,13 @@ pub struct Pair {
     private: PrivateKeyDer<'static>,
 }
 
+/// The same certificate: its key is no other.
+impl PartialEq for Pair {
+    fn eq(&self, other: &Self) -> bool {
+        self.certificate == other.certificate
+    }
+}
+
 /// Why certificate and key cannot be used. Nothing of the key is in it.
 #[derive(Debug, thiserror::Error)]
 pub enum PairError {

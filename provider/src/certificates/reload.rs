@@ -5,39 +5,37 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
-use super::pair::Pair;
-
 /// How often they are looked at (the kubelet: at once by inotify, and each minute).
-pub(super) const PERIOD: Duration = Duration::from_secs(10);
+const PERIOD: Duration = Duration::from_secs(10);
 
 /// What was made of files.
-pub(super) struct Loaded {
+pub(super) struct Loaded<T> {
     /// As messages name it.
     what: &'static str,
-    certificate: String,
+    used: T,
     /// What was told last.
     trouble: String,
 }
 
-impl Loaded {
-    /// This certificate is in use.
-    pub(super) fn new(what: &'static str, pair: &Pair) -> Self {
+impl<T: PartialEq> Loaded<T> {
+    /// This is in use.
+    pub(super) fn new(what: &'static str, used: T) -> Self {
         Self {
             what,
-            certificate: pair.certificate.clone(),
+            used,
             trouble: String::new(),
         }
     }
 
-    /// Uses what the files hold now, if that is another certificate; answers whether it is.
-    pub(super) fn look(&mut self, read: anyhow::Result<Pair>, take: impl FnOnce(&Pair) -> anyhow::Result<()>) -> bool {
-        let done = read.and_then(|pair| {
-            if pair.certificate == self.certificate {
+    /// Uses what the files hold now, if that is something else; answers whether it is.
+    pub(super) fn look(&mut self, read: anyhow::Result<T>, take: impl FnOnce(&T) -> anyhow::Result<()>) -> bool {
+        let done = read.and_then(|held| {
+            if held == self.used {
                 return Ok(false);
             }
-            take(&pair)?;
-            info!(ends = %pair.facts.ends, "the {} has changed on disk and is used from now on", self.what);
-            self.certificate = pair.certificate;
+            take(&held)?;
+            info!("the {} has changed on disk and is used from now on", self.what);
+            self.used = held;
             Ok(true)
         });
         let trouble = done.as_ref().err().map(|error| format!("{error:#}")).unwrap_or_default();
@@ -49,7 +47,7 @@ impl Loaded {
     }
 
     /// Looks for ever.
-    pub(super) async fn keep(mut self, read: impl Fn() -> anyhow::Result<Pair>, take: impl Fn(&Pair) -> anyhow::Result<()>) {
+    pub(super) async fn keep(mut self, read: impl Fn() -> anyhow::Result<T>, take: impl Fn(&T) -> anyhow::Result<()>) {
         loop {
             tokio::time::sleep(PERIOD).await;
             self.look(read(), &take);
@@ -60,7 +58,7 @@ impl Loaded {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::{pair_of_files, plan::Template, show, testing::Authority},
+        super::{pair::Pair, pair_of_files, plan::Template, show, testing::Authority},
         *,
     };
 
@@ -79,7 +77,7 @@ mod tests {
         show(&shown, &first).unwrap();
         let leaf = |pair: &Pair| pair.der().0[0].clone();
         let is_shown = |pair: &Pair| shown.present().unwrap().cert[0] == leaf(pair);
-        let mut loaded = Loaded::new("serving certificate", &first);
+        let mut loaded = Loaded::new("serving certificate", pair_of_files(&files).unwrap());
         let mut look = || loaded.look(pair_of_files(&files), |pair| show(&shown, pair));
         assert!(!look(), "nothing has changed");
         put(0, &second.certificate);
