@@ -20,6 +20,17 @@ impl Life {
         life
     }
 
+    /// A pod whose one container runs, and an ephemeral one beside it.
+    fn beside() -> Self {
+        let mut life = Self::running(&json!([{"name": "e", "image": "j"}]));
+        life.on(Event::Tick);
+        life.state.ephemeral[0].slot = Slot::Running {
+            id: "id1".into(),
+            started: life.now,
+        };
+        life
+    }
+
     fn own(&self) -> &ContainerState {
         &self.state.ephemeral[0]
     }
@@ -112,13 +123,8 @@ fn failures_are_tried_again_and_hold_nothing_back() {
 
 #[test]
 fn a_deleted_pod_asks_it_to_end_and_waits_for_the_grace_before_it_kills() {
-    let mut life = Life::running(&json!([{"name": "e", "image": "j"}]));
-    life.on(Event::Tick);
+    let mut life = Life::beside();
     life.state.busy.clear();
-    life.state.ephemeral[0].slot = Slot::Running {
-        id: "id1".into(),
-        started: life.now,
-    };
     let signal = |id: &str, kill, container| Action::Signal {
         id: id.into(),
         kill,
@@ -150,13 +156,8 @@ fn a_deleted_pod_asks_it_to_end_and_waits_for_the_grace_before_it_kills() {
 
 #[test]
 fn a_pod_whose_containers_have_ended_asks_it_to_end() {
-    let mut life = Life::running(&json!([{"name": "e", "image": "j"}]));
-    life.on(Event::Tick);
+    let mut life = Life::beside();
     life.state.busy.clear();
-    life.state.ephemeral[0].slot = Slot::Running {
-        id: "id1".into(),
-        started: life.now,
-    };
     life.state.containers[0].slot = Slot::Ended(Ended {
         id: "main".into(),
         code: 0,
@@ -173,12 +174,7 @@ fn a_pod_whose_containers_have_ended_asks_it_to_end() {
 
 #[test]
 fn a_lost_machine_ends_it() {
-    let mut life = Life::running(&json!([{"name": "e", "image": "j"}]));
-    life.on(Event::Tick);
-    life.state.ephemeral[0].slot = Slot::Running {
-        id: "id1".into(),
-        started: life.now,
-    };
+    let mut life = Life::beside();
     life.on(Event::Released(Ok(())));
     assert!(matches!(&life.own().slot, Slot::Ended(ended) if ended.code == 137));
 }
