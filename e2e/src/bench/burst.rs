@@ -8,11 +8,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use super::{FOLDER, Options, Row, median, percentile, pods::cpu_seconds};
-use nix::sys::signal::Signal;
-
+use super::{FOLDER, Options, Row, median, percentile, process::Measured};
 use crate::{Cluster, Host, agent::Service, artifacts, node, wait_for};
 
 const NAMESPACE: &str = "bench-burst";
@@ -50,10 +49,9 @@ struct Cost {
 /// A node that is measured.
 struct Node<'a> {
     cluster: &'a Cluster,
-    host: &'a Host,
     /// Its label `type`.
     kind: &'static str,
-    pid: u32,
+    daemon: Measured<'a>,
 }
 
 pub(super) fn rows(cluster: &Cluster, options: &Options) -> Result<Vec<Row>> {
@@ -71,9 +69,8 @@ pub(super) fn rows(cluster: &Cluster, options: &Options) -> Result<Vec<Row>> {
 fn measure(cluster: &Cluster, host: &Host, count: usize) -> Result<Vec<Row>> {
     let ours = Node {
         cluster,
-        host,
         kind: "virtual-kubelet",
-        pid: pid(host, &format!("{} node ", node::PROGRAM))?,
+        daemon: Measured::find(host, &format!("{} node ", node::PROGRAM))?,
     };
     // Image and template are there before anything counts, and the guest's first reading of both.
     ours.burst(&["first".to_owned()])?;
@@ -123,9 +120,8 @@ impl Node<'_> {
     /// Creates all at once, lets them run, deletes all at once.
     fn burst(&self, names: &[String]) -> Result<Cost> {
         let deadline = DEADLINE_A_POD * u32::try_from(names.len())? + Duration::from_secs(90);
-        // Its peak counts from here.
-        self.host.sh(&format!("echo 5 >/proc/{}/clear_refs", self.pid))?;
-        let cpu = || cpu_seconds(self.host, self.pid);
+        self.daemon.forget_peak()?;
+        let cpu = || self.daemon.cpu_seconds();
         let (begun, at_first) = (Instant::now(), cpu()?);
         self.create(names)?;
         wait_for("all pods to run", deadline, || {
@@ -149,14 +145,11 @@ impl Node<'_> {
             ensure!(left == 0, "{left} are left");
             Ok(Some(()))
         })?;
-        let peak = self
-            .host
-            .sh(&format!("awk '/VmHWM/ {{print $2 * 1024}}' /proc/{}/status", self.pid))?;
         Ok(Cost {
             creation: running - at_first,
             deletion: cpu()? - before,
             idle,
-            memory: peak.parse().with_context(|| format!("read {peak}"))?,
+            memory: self.daemon.peak()?,
             creating,
             deleting: begun.elapsed().as_secs_f64(),
         })
@@ -231,11 +224,6 @@ fn commands(node: &Node<'_>) -> Result<Vec<f64>> {
     Ok(seconds)
 }
 
-fn pid(host: &Host, command: &str) -> Result<u32> {
-    let text = host.sh(&format!("pgrep -o -f '^{command}'"))?;
-    text.parse().with_context(|| format!("{} runs no {command}", host.name))
-}
-
 fn start_peer<'a>(cluster: &'a Cluster, host: &'a Host) -> Result<Node<'a>> {
     host.sh(&format!("mkdir -p {FOLDER}"))?;
     let (program, kubeconfig) = (format!("{FOLDER}/peer"), format!("{FOLDER}/peer.kubeconfig"));
@@ -256,9 +244,8 @@ fn start_peer<'a>(cluster: &'a Cluster, host: &'a Host) -> Result<Node<'a>> {
     })?;
     Ok(Node {
         cluster,
-        host,
         kind: PEER,
-        pid: pid(host, &format!("{program} -name"))?,
+        daemon: Measured::find(host, &format!("{program} -name"))?,
     })
 }
 

@@ -12,6 +12,7 @@ mod measure;
 mod monitor;
 mod peers;
 mod pods;
+mod process;
 mod resume;
 mod smaps;
 mod start;

@@ -10,11 +10,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Options, Row, median, percentile, smaps};
+use super::{Options, Row, median, percentile, process::Measured, smaps};
 use crate::{Cluster, Host, node, progress::say};
 
 const NAMESPACE: &str = "bench-pods";
@@ -23,8 +23,6 @@ const DEADLINE_A_POD: Duration = Duration::from_secs(30);
 /// No machine has less.
 const LEAST_RAM: u64 = 100 << 20;
 const MOST_PRIVATE: f64 = (8 << 20) as f64;
-/// Linux' USER_HZ.
-const TICKS: f64 = 100.0;
 
 pub(super) fn rows(cluster: &Cluster, options: &Options) -> Result<Vec<Row>> {
     let host = cluster.host(0)?;
@@ -40,13 +38,12 @@ fn measure(cluster: &Cluster, host: &Host, count: usize) -> Result<Vec<Row>> {
     cluster.wait_for_phase(NAMESPACE, "first", "Running", Duration::from_secs(180))?;
     cluster.kubectl(&["delete", "pod", "first", "-n", NAMESPACE, "--timeout=110s"])?;
 
-    let daemon = daemon(host)?;
-    // Its peak counts from here.
-    host.sh(&format!("echo 5 >/proc/{daemon}/clear_refs"))?;
-    let before = cpu_seconds(host, daemon)?;
+    let daemon = Measured::find(host, &format!("{} node ", node::PROGRAM))?;
+    daemon.forget_peak()?;
+    let before = daemon.cpu_seconds()?;
     let mut seconds = watch(cluster, count)?;
-    let cpu = cpu_seconds(host, daemon)? - before;
-    let peak = host.sh(&format!("awk '/VmHWM/ {{print $2 * 1024}}' /proc/{daemon}/status"))?;
+    let cpu = daemon.cpu_seconds()? - before;
+    let peak = daemon.peak()?;
     let machines = machines(host)?;
     let failures = count - seconds.len();
     seconds.sort_by(f64::total_cmp);
@@ -59,11 +56,7 @@ fn measure(cluster: &Cluster, host: &Host, count: usize) -> Result<Vec<Row>> {
         row("create to Running, last", "s", percentile(&seconds, 100)),
         row("failures and restarts", "pods", failures as f64).at_most(0.0),
         row("the daemon's processor time", "s", cpu),
-        row(
-            "the daemon's peak memory",
-            "bytes",
-            peak.parse().with_context(|| format!("read {peak}"))?,
-        ),
+        row("the daemon's peak memory", "bytes", peak),
         row("a machine process's private memory without guest RAM, most", "bytes", most).at_most(MOST_PRIVATE),
         row(
             "a machine's guest RAM taken from the host, median",
@@ -144,27 +137,6 @@ fn list(names: impl Iterator<Item = String>) -> Value {
         })
     };
     json!({"apiVersion": "v1", "kind": "List", "items": names.map(pod).collect::<Vec<_>>()})
-}
-
-fn daemon(host: &Host) -> Result<u32> {
-    let text = host.sh(&format!("pgrep -o -f '^{} node '", node::PROGRAM))?;
-    text.parse().with_context(|| format!("{} runs no daemon", host.name))
-}
-
-pub(super) fn cpu_seconds(host: &Host, pid: u32) -> Result<f64> {
-    let text = host.sh(&format!("cat /proc/{pid}/stat"))?;
-    let fields: Vec<f64> = text
-        .rsplit(')')
-        .next()
-        .unwrap_or_default()
-        .split_ascii_whitespace()
-        .filter_map(|field| field.parse().ok())
-        .collect();
-    // After the name: state (no number), then ten others, then user and system time.
-    match fields.get(10..12) {
-        Some([user, system]) => Ok((user + system) / TICKS),
-        _ => bail!("read {text}"),
-    }
 }
 
 /// All machines' memory.
