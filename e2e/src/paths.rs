@@ -25,7 +25,9 @@ pub const API_SERVICE: &str = "10.96.0.1";
 /// The address promised to the cluster's DNS.
 pub const CLUSTER_DNS: &str = "10.96.0.10";
 
-/// The number of a host beside the cluster's that a test starts for itself and ends: no cluster has as many.
+/// The number of the host that counts, beside the cluster's: no cluster has as many.
+pub const COUNTED: usize = 10;
+/// The number of the host that boots systemd, beside the cluster's.
 pub const APART: usize = 11;
 
 /// The address of host `index`, counted from 1.

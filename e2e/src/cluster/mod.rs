@@ -1,10 +1,9 @@
 //! A whole cluster: what a test holds in its hand. How it comes and goes is `lifecycle`'s.
 
-mod apart;
-mod counted;
+mod beside;
 mod lifecycle;
 
-pub use self::{apart::Apart, counted::Counted};
+pub use self::beside::Beside;
 
 use std::{
     fs,

@@ -10,7 +10,7 @@ use super::{
     daemon::{CONFIG, Identity},
     workload::{Place, STAY, pod, sh, with},
 };
-use crate::{Cluster, Host, artifacts, cluster::Apart, host_config, node, wait_for};
+use crate::{Cluster, Host, artifacts, cluster::Beside, host_config, node, wait_for};
 
 /// They need a host of their own, and none of the cluster's.
 pub(super) const TESTS: &[Test] = &[
@@ -222,7 +222,7 @@ fn purge_leaves_nothing(place: &Place<'_>) -> Result<()> {
     place.cluster.kubectl(&["delete", "node", &host.name]).map(drop)
 }
 
-fn shuts_down_in_order(place: &Place<'_>, apart: &Apart) -> Result<()> {
+fn shuts_down_in_order(place: &Place<'_>, apart: &Beside) -> Result<()> {
     let host = place.cluster.host(0)?;
     configure(place.cluster)?;
     install(host)?;
