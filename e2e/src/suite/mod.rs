@@ -241,11 +241,14 @@ impl Run {
     }
 
     fn look(&self, cluster: &Cluster, test: &Test) {
-        report(cluster, test);
         if let Some(lost) = lost(cluster) {
             self.lost.store(true, Ordering::Relaxed);
             println!("the cluster has lost a part; tests that have not begun cannot run and count as failed: {lost:#}");
-        } else if let Err(error) = clear(cluster) {
+            report(cluster, test);
+            return;
+        }
+        report(cluster, test);
+        if let Err(error) = clear(cluster) {
             println!("its pods are still there: {error:#}");
         }
     }
@@ -258,7 +261,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// A process of the cluster that has ended, as an emulated host whose kernel panicked.
 fn lost(cluster: &Cluster) -> Option<Error> {
     let processes = Process::recorded(&cluster.state).ok()?;
-    processes.iter().find_map(|process| process.check(&cluster.state).err())
+    processes.iter().find_map(|process| {
+        let error = process.check(&cluster.state).err()?;
+        Some(match cluster.hosts.iter().find(|host| host.name == process.name) {
+            Some(host) => error.context(format!("its console's end:\n{}\n", host.console(40))),
+            None => error,
+        })
+    })
 }
 
 fn said(panic: &(dyn Any + Send)) -> String {
