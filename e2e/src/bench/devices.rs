@@ -110,6 +110,45 @@ pub(super) fn vsock(cluster: &Cluster, _: &Options) -> Result<Vec<Row>> {
     streams(host, "vsock", &figures, &[("QEMU microvm, vhost-vsock", None)])
 }
 
+/// Network and vsock beside a monitor of another kind, by processor time: each figure at least the other's.
+pub(super) fn beside(cluster: &Cluster, peer: &'static str, theirs: impl Fn(Machine<'_>) -> Result<CommandLine>) -> Result<Vec<Row>> {
+    let (host, bench, initramfs) = prepare(cluster)?;
+    let mut rows = Vec::new();
+    for (what, arguments, tap) in [
+        ("net", &["--what", "net", "--tap", TAP][..], Some(TAP)),
+        ("vsock", &["--what", "vsock"], None),
+    ] {
+        let machine = Machine {
+            initramfs: &initramfs,
+            disk: None,
+            tap,
+        };
+        let lines = [alone(command_line::kvmlet(machine), None), alone(theirs(machine)?, tap)];
+        let figures = in_turn(host, &bench, arguments, &lines)?;
+        rows.extend(streams(
+            host,
+            &format!("{what}, a processor second"),
+            &figures,
+            &[(peer, Some(1.0))],
+        )?);
+    }
+    host.sh(&format!("ip link delete {TAP} 2>/dev/null || true"))?;
+    Ok(rows)
+}
+
+/// A monitor that may find a socket and a tap of another, and a tap made for it where it makes none.
+fn alone(line: CommandLine, tap: Option<&str>) -> CommandLine {
+    let socket = line.way.trim_start_matches("unix:");
+    let make = tap
+        .map(|tap| format!("ip tuntap add {tap} mode tap vnet_hdr && "))
+        .unwrap_or_default();
+    let script = format!("rm -f {socket}; ip link delete {TAP} 2>/dev/null; {make}exec \"$@\"");
+    CommandLine {
+        argv: [command_line::words(&["sh", "-c", &script, "sh"]), line.argv].concat(),
+        way: line.way,
+    }
+}
+
 fn prepare(cluster: &Cluster) -> Result<(&Host, String, String)> {
     let host = cluster.host(0)?;
     let bench = super::prepare(host)?;

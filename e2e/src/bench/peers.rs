@@ -1,5 +1,6 @@
 //! Firecracker and Cloud Hypervisor, where a program of them is named (`PEERS=firecracker=PATH,cloud-hypervisor=PATH`): our cold start and our copy beside
-//! theirs, with our kernel, initramfs and command line. Written from their documentation; never run by us, who had no such program.
+//! theirs, with our kernel, initramfs and command line; of Firecracker its system calls, network and vsock, too. Cloud Hypervisor's is written from its
+//! documentation; never run by us, who had no such program.
 
 use std::{env, path::Path};
 
@@ -9,14 +10,16 @@ use serde_json::json;
 use super::{
     FOLDER, Options, Row,
     command_line::{COMMAND_LINE, CommandLine, INITRAMFS, KERNEL, MEMORY, Machine, held, kvmlet, words},
-    guest::Own,
+    devices,
+    guest::{Own, Sample},
     median, resume, start, stopwatch,
 };
 use crate::{Cluster, Host};
 
 /// Names them.
 pub(super) const VARIABLE: &str = "PEERS";
-/// Of Firecracker's cold start.
+const FIRECRACKER: &str = "Firecracker";
+/// Of its cold start.
 const MOST_TIME: f64 = 0.9;
 
 /// A monitor that was named.
@@ -38,7 +41,14 @@ pub(super) fn rows(cluster: &Cluster, options: &Options) -> Result<Vec<Row>> {
     for (peer, path) in peers {
         let program = format!("{FOLDER}/peer");
         host.put_file(&program, 0o755, Path::new(path))?;
-        rows.extend(beside(host, &bench, options.starts, peer, &program)?);
+        rows.extend(starts(host, &bench, options.starts, peer, &program)?);
+        if peer == Peer::Firecracker {
+            rows.push(calls(host, &bench, &program)?);
+            rows.push(copies(host, &bench, options.starts, &program)?);
+            rows.extend(devices::beside(cluster, FIRECRACKER, |machine| {
+                firecracker(host, &program, machine)
+            })?);
+        }
     }
     Ok(rows)
 }
@@ -53,56 +63,77 @@ fn parse(text: &str) -> Result<Vec<(Peer, &str)>> {
     words.map(peer).collect()
 }
 
-fn beside(host: &Host, bench: &str, starts: usize, peer: Peer, program: &str) -> Result<Vec<Row>> {
+fn starts(host: &Host, bench: &str, starts: usize, peer: Peer, program: &str) -> Result<Vec<Row>> {
     let (name, theirs, most) = match peer {
-        Peer::Firecracker => ("Firecracker", firecracker(host, program)?, Some(MOST_TIME)),
+        Peer::Firecracker => (FIRECRACKER, firecracker(host, program, Machine::PLAIN)?, Some(MOST_TIME)),
         Peer::CloudHypervisor => ("Cloud Hypervisor", cloud_hypervisor(program), None),
     };
     let ours = kvmlet(Machine::PLAIN);
     let (mut a, mut b) = (Vec::new(), Vec::new());
     for round in 0..=starts {
-        let pair = (start::start(host, bench, &ours)?, cold(host, bench, &theirs)?);
+        let ours = start::start(host, bench, &ours)?;
+        forget(host, &theirs)?;
+        let theirs = start::start(host, bench, &theirs)?;
         if round > 0 {
-            a.push(pair.0.seconds);
-            b.push(pair.1.seconds);
+            a.push(ours);
+            b.push(theirs);
         }
     }
-    let row = Row::new(host.kind, format!("machine start beside {name}"), "s", median(a)).beside(name, median(b));
-    let mut rows = vec![match most {
-        Some(most) => row.at_most(most),
-        None => row,
-    }];
-    if peer == Peer::Firecracker {
-        let template = super::copies::take(host)?;
-        let (mut a, mut b) = (Vec::new(), Vec::new());
-        for _ in 0..starts {
-            let own: Own = stopwatch(host, bench, &["own", "--idle", "0"], &held(&["--from", &template]))?;
-            a.push(own.seconds);
-            let resumed = host.run_with(&[bench, "measure", "resume", program, FOLDER], b"", super::DEADLINE)?;
-            b.push(serde_json::from_slice(&resumed.stdout).with_context(|| resumed.error_text())?);
-        }
-        host.sh(&format!("rm -rf {template} {FOLDER}/state {FOLDER}/memory"))?;
-        rows.push(
-            Row::new(host.kind, "copy of a template beside Firecracker's snapshot", "s", median(a))
-                .beside(name, median(b))
-                .at_most(1.0),
-        );
+    let row = |what: &str, figure: fn(&Sample) -> f64| {
+        let of = |samples: &[Sample]| median(samples.iter().map(figure).collect());
+        Row::new(host.kind, format!("machine start beside {name}{what}"), "s", of(&a)).beside(name, of(&b))
+    };
+    let time = row("", |sample| sample.seconds);
+    Ok(vec![
+        match most {
+            Some(most) => time.at_most(most),
+            None => time,
+        },
+        row(", processor time", |sample| sample.cpu_seconds),
+    ])
+}
+
+/// A count: once each.
+fn calls(host: &Host, bench: &str, program: &str) -> Result<Row> {
+    let count = |line: &CommandLine| stopwatch::<u64>(host, bench, &["calls", "--way", &line.way], &line.argv);
+    let (ours, theirs) = (kvmlet(Machine::PLAIN), firecracker(host, program, Machine::PLAIN)?);
+    forget(host, &theirs)?;
+    let row = Row::new(
+        host.kind,
+        "system calls of a start beside Firecracker",
+        "calls",
+        count(&ours)? as f64,
+    );
+    Ok(row.beside(FIRECRACKER, count(&theirs)? as f64).at_most(1.0))
+}
+
+fn copies(host: &Host, bench: &str, starts: usize, program: &str) -> Result<Row> {
+    let template = super::copies::take(host)?;
+    let (mut a, mut b) = (Vec::new(), Vec::new());
+    for _ in 0..starts {
+        let own: Own = stopwatch(host, bench, &["own", "--idle", "0"], &held(&["--from", &template]))?;
+        a.push(own.seconds);
+        let resumed = host.run_with(&[bench, "measure", "resume", program, FOLDER], b"", super::DEADLINE)?;
+        b.push(serde_json::from_slice(&resumed.stdout).with_context(|| resumed.error_text())?);
     }
-    Ok(rows)
+    host.sh(&format!("rm -rf {template} {FOLDER}/state {FOLDER}/memory"))?;
+    let row = Row::new(host.kind, "copy of a template beside Firecracker's snapshot", "s", median(a));
+    Ok(row.beside(FIRECRACKER, median(b)).at_most(1.0))
 }
 
 /// Neither takes a socket's path that exists.
-fn cold(host: &Host, bench: &str, line: &CommandLine) -> Result<super::guest::Sample> {
+fn forget(host: &Host, line: &CommandLine) -> Result<()> {
     let socket = line.way.trim_start_matches("unix:");
-    host.sh(&format!("rm -f {socket}"))?;
-    start::start(host, bench, line)
+    host.sh(&format!("rm -f {socket}")).map(drop)
 }
 
-fn firecracker(host: &Host, program: &str) -> Result<CommandLine> {
+fn firecracker(host: &Host, program: &str, machine: Machine<'_>) -> Result<CommandLine> {
     let (config, socket) = (format!("{FOLDER}/{}", resume::CONFIG), format!("{FOLDER}/{}", resume::VSOCK));
+    let taps = machine.tap.map(|tap| json!({"iface_id": "net", "host_dev_name": tap}));
     let text = json!({
-        "boot-source": {"kernel_image_path": KERNEL, "initrd_path": INITRAMFS, "boot_args": COMMAND_LINE},
+        "boot-source": {"kernel_image_path": KERNEL, "initrd_path": machine.initramfs, "boot_args": COMMAND_LINE},
         "drives": [],
+        "network-interfaces": Vec::from_iter(taps),
         "machine-config": {"vcpu_count": 1, "mem_size_mib": MEMORY},
         "vsock": {"guest_cid": 3, "uds_path": socket},
         "entropy": {}

@@ -1,5 +1,5 @@
 //! Runs on a host: a Firecracker that boots a machine and makes a snapshot of it, then another that takes it up; from the making of that
-//! process to the agent's answer. Its API as its documentation has it; never run by us, who had no such program.
+//! process to the agent's answer.
 
 use std::{
     fs,
