@@ -123,7 +123,7 @@ pub(super) fn beside(cluster: &Cluster, peer: &'static str, theirs: impl Fn(Mach
             disk: None,
             tap,
         };
-        let lines = [alone(command_line::kvmlet(machine), None), alone(theirs(machine)?, tap)];
+        let lines = [command_line::kvmlet(machine), alone(theirs(machine)?, tap)];
         let figures = in_turn(host, &bench, arguments, &lines)?;
         rows.extend(streams(
             host,
@@ -132,17 +132,16 @@ pub(super) fn beside(cluster: &Cluster, peer: &'static str, theirs: impl Fn(Mach
             &[(peer, Some(1.0))],
         )?);
     }
-    host.sh(&format!("ip link delete {TAP} 2>/dev/null || true"))?;
     Ok(rows)
 }
 
-/// A monitor that may find a socket and a tap of another, and a tap made for it where it makes none.
+/// A monitor that takes no socket's path that exists, and makes no tap.
 fn alone(line: CommandLine, tap: Option<&str>) -> CommandLine {
     let socket = line.way.trim_start_matches("unix:");
     let make = tap
         .map(|tap| format!("ip tuntap add {tap} mode tap vnet_hdr && "))
         .unwrap_or_default();
-    let script = format!("rm -f {socket}; ip link delete {TAP} 2>/dev/null; {make}exec \"$@\"");
+    let script = format!("rm -f {socket}; {make}exec \"$@\"");
     CommandLine {
         argv: [command_line::words(&["sh", "-c", &script, "sh"]), line.argv].concat(),
         way: line.way,

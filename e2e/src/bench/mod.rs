@@ -126,7 +126,7 @@ struct Part {
     measure: fn(&Cluster, &Options) -> Result<Vec<Row>>,
 }
 
-const PARTS: [Part; 15] = [
+const PARTS: [Part; 16] = [
     Part {
         name: "exits until the agent's hello",
         counted: false,
@@ -181,6 +181,11 @@ const PARTS: [Part; 15] = [
         name: "peers",
         counted: true,
         measure: peers::rows,
+    },
+    Part {
+        name: "peers' network and vsock",
+        counted: true,
+        measure: peers::traffic,
     },
     Part {
         name: "image conversion",

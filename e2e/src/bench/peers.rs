@@ -31,26 +31,36 @@ enum Peer {
 
 pub(super) fn rows(cluster: &Cluster, options: &Options) -> Result<Vec<Row>> {
     let host = cluster.host(0)?;
-    let named = env::var(VARIABLE).unwrap_or_default();
-    let peers = parse(&named)?;
-    if peers.is_empty() {
-        return Ok(Vec::new());
-    }
-    let bench = super::prepare(host)?;
     let mut rows = Vec::new();
-    for (peer, path) in peers {
-        let program = format!("{FOLDER}/peer");
-        host.put_file(&program, 0o755, Path::new(path))?;
+    for (peer, program) in named(host)? {
+        let bench = super::prepare(host)?;
         rows.extend(starts(host, &bench, options.starts, peer, &program)?);
         if peer == Peer::Firecracker {
             rows.push(calls(host, &bench, &program)?);
             rows.push(copies(host, &bench, options.starts, &program)?);
-            rows.extend(devices::beside(cluster, FIRECRACKER, |machine| {
-                firecracker(host, &program, machine)
-            })?);
         }
     }
     Ok(rows)
+}
+
+/// What a network and a vsock carry.
+pub(super) fn traffic(cluster: &Cluster, _: &Options) -> Result<Vec<Row>> {
+    let host = cluster.host(0)?;
+    match named(host)?.into_iter().find(|(peer, _)| *peer == Peer::Firecracker) {
+        Some((_, program)) => devices::beside(cluster, FIRECRACKER, |machine| firecracker(host, &program, machine)),
+        None => Ok(Vec::new()),
+    }
+}
+
+/// Those that were named, with their programs on the host.
+fn named(host: &Host) -> Result<Vec<(Peer, String)>> {
+    let named = env::var(VARIABLE).unwrap_or_default();
+    let put = |(index, (peer, path)): (usize, (Peer, &str))| {
+        let program = format!("{FOLDER}/peer-{index}");
+        host.put_file(&program, 0o755, Path::new(path))?;
+        Ok((peer, program))
+    };
+    parse(&named)?.into_iter().enumerate().map(put).collect()
 }
 
 fn parse(text: &str) -> Result<Vec<(Peer, &str)>> {

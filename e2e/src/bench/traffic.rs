@@ -80,7 +80,7 @@ pub(super) fn measure(what: What, way: &Way, tap: Option<&str>, time: Option<Dur
     let mut monitor = Monitor::start(argv, Stdio::inherit())?;
     if let Some(tap) = tap {
         let there = || {
-            ensure!(Path::new("/sys/class/net").join(tap).exists(), "no {tap}");
+            ensure!(is_there(tap), "no {tap}");
             Ok(())
         };
         monitor.wait(there)?;
@@ -95,11 +95,21 @@ pub(super) fn measure(what: What, way: &Way, tap: Option<&str>, time: Option<Dur
         monitor.wait(tcp)?;
     }
     let extent = time.map_or(Extent::Work(&monitor), Extent::Time);
-    match what {
+    let figures = match what {
         What::Disk => disk(vsock, time.context("a disk is measured by the clock")?),
         What::Net => streams(tcp, extent),
         What::Vsock => streams(vsock, extent),
+    };
+    drop(monitor);
+    // One that was made for the monitor outlives it.
+    if let Some(tap) = tap.filter(|tap| is_there(tap)) {
+        ip(&["link", "delete", tap])?;
     }
+    figures
+}
+
+fn is_there(tap: &str) -> bool {
+    Path::new("/sys/class/net").join(tap).exists()
 }
 
 fn ip(arguments: &[&str]) -> Result<()> {
