@@ -55,15 +55,10 @@ async fn try_it(config: &Config, program: &Path, tell: impl Fn(Duration), stop: 
     let outcome = run(config, program, place.machine(), tell, stop).await;
     let said = outcome.as_ref().err().and_then(|_| last_line(&place.machine().join("machine.log")));
     let cleared = place.clear();
-    let advice = |why: String| {
-        let said = said.map_or_else(String::new, |said| format!(" (its process said: {said})"));
-        format!(
-            "{why}{said}. See its console: `kvmlet vm --probe --serial --kernel {} --initramfs {}`",
-            config.guest.kernel.display(),
-            config.guest.initramfs.display()
-        )
-    };
-    let found = outcome.map_err(advice)?;
+    let found = outcome.map_err(|why| match said {
+        Some(said) => format!("{why}. Its process said: {said}"),
+        None => why,
+    })?;
     cleared.map(|()| found)
 }
 
@@ -76,6 +71,12 @@ async fn run(
     stop: impl Future<Output = ()>,
 ) -> Result<String, String> {
     let begun = Instant::now();
+    let guest = format!(
+        "--kernel {} --initramfs {}",
+        config.guest.kernel.display(),
+        config.guest.initramfs.display()
+    );
+    let silent = |why: String| Err(format!("{why}. See its console: `kvmlet vm --probe --serial {guest}`"));
     let launching = Launching::new(config, program, directory)?;
     let started = tokio::task::spawn_blocking(move || launching.start()).await;
     let running = started
@@ -88,9 +89,9 @@ async fn run(
                 agent.welcome().kernel,
                 begun.elapsed().as_secs_f64()
             )),
-            Err(error) => Err(format!("its guest did not say hello within {} s: {}", LIMIT.as_secs(), chain(&error))),
+            Err(error) => silent(format!("its guest did not say hello within {} s: {}", LIMIT.as_secs(), chain(&error))),
         },
-        why = running.exited() => Err(format!("its machine ended before its agent answered: {why}")),
+        why = running.exited() => silent(format!("its machine ended before its agent answered: {why}")),
         () = stop => Err("it was interrupted".into()),
         never = keep_telling(begun, tell) => match never {},
     };

@@ -26,7 +26,7 @@ const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
 /// Namespaces that a machine's process has of its own.
 const NAMESPACES: [&str; 5] = ["ipc", "mnt", "net", "pid", "uts"];
 /// Capabilities without which no machine is confined and no network made, with their numbers (linux/capability.h).
-const CAPABILITIES: [(u32, &str); 9] = [
+const CAPABILITIES: [(u32, &str); 8] = [
     (0, "CAP_CHOWN"),
     (1, "CAP_DAC_OVERRIDE"),
     (5, "CAP_KILL"),
@@ -35,7 +35,6 @@ const CAPABILITIES: [(u32, &str); 9] = [
     (8, "CAP_SETPCAP"),
     (12, "CAP_NET_ADMIN"),
     (21, "CAP_SYS_ADMIN"),
-    (24, "CAP_SYS_RESOURCE"),
 ];
 /// Room for the node's template and a first image, bytes.
 const ROOM: u64 = 256 << 20;
@@ -277,7 +276,7 @@ fn tun(facts: &Facts) -> Result<String, String> {
         ),
         Device::Other => Err("/dev/net/tun is not the device of taps (character device 10:200): remove it, then `modprobe tun`".into()),
         Device::Refused { error, mode, .. } => Err(format!(
-            "open /dev/net/tun: {error} (its mode is {mode:04o}): `modprobe tun`, `chmod 0666 /dev/net/tun`, and DeviceAllow=/dev/net/tun rw in the unit"
+            "open /dev/net/tun: {error} (its mode is {mode:04o}): `modprobe tun`; run it as root; DeviceAllow=/dev/net/tun rw in the unit"
         )),
     }
 }

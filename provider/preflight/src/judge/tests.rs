@@ -225,7 +225,7 @@ fn who_runs_it_is_told_which_capabilities_are_missing() {
     says(
         nobody,
         &["privileges"],
-        &["user 65534 lacks CAP_CHOWN", "CAP_SYS_RESOURCE", "sudo kvmlet preflight"],
+        &["user 65534 lacks CAP_CHOWN", "CAP_SYS_ADMIN", "sudo kvmlet preflight"],
     );
     let cut = |facts: &mut Facts| facts.capabilities &= !(1 << 21);
     says(cut, &["privileges"], &["user 0 lacks CAP_SYS_ADMIN:", "CapabilityBoundingSet="]);
