@@ -2,7 +2,7 @@
 
 use std::{ffi::OsString, net::SocketAddr, path::PathBuf};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// A virtual Kubernetes node whose pods are microVMs.
 #[derive(Debug, Parser)]
@@ -16,6 +16,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Runs the node: registers it, takes pods, serves the kubelet port.
     Node(NodeArguments),
+    /// Checks whether this host can be a node, and boots a machine to see it; says what to do about what is wrong.
+    Preflight(PreflightArguments),
     /// Ends all machines of this host and takes their networks away, for the time without a node; what pods keep on disk stays.
     Cleanup(CleanupArguments),
     /// Runs the admission webhook, which sends pods of labelled namespaces to virtual nodes.
@@ -34,9 +36,28 @@ pub(crate) struct NodeArguments {
     /// The node's configuration.
     #[arg(long, default_value = "/etc/kvmlet/config.yaml")]
     pub(crate) config: PathBuf,
-    /// Checks the configuration and this host's KVM, then ends.
+    /// Checks the configuration and this host, without booting anything, then ends.
     #[arg(long)]
     pub(crate) check: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PreflightArguments {
+    /// The node's configuration; where /etc/kvmlet/config.yaml is not there, the defaults count.
+    #[arg(long)]
+    pub(crate) config: Option<PathBuf>,
+    /// For whom the answer is.
+    #[arg(long, short, value_enum, default_value_t = Output::Table)]
+    pub(crate) output: Output,
+}
+
+/// How an answer is printed.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Output {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
 }
 
 #[derive(Debug, Args)]

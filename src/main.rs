@@ -4,6 +4,7 @@ mod cleanup;
 mod cli;
 mod machine;
 mod node;
+mod preflight;
 mod systemd;
 mod webhook;
 
@@ -17,6 +18,7 @@ fn main() -> ExitCode {
         .expect("nothing has installed a provider before main");
     let result = match cli::Cli::parse().command {
         cli::Command::Node(arguments) => node::run(&arguments),
+        cli::Command::Preflight(arguments) => preflight::run(&arguments),
         cli::Command::Cleanup(arguments) => cleanup::run(&arguments.config),
         cli::Command::Webhook(arguments) => webhook::run(&arguments),
         cli::Command::Vm { arguments } => machine::become_it(&arguments).map(|never| match never {}),

@@ -32,6 +32,7 @@ use kvmlet_provider::{
     template::Templates,
 };
 use kvmlet_server::{CachedReviews, CachedTokens, Server, ServerConfig, ServingCertificate};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{OnceCell, oneshot},
@@ -49,9 +50,21 @@ const BOOTS_PER_PROCESSOR: usize = 3;
 pub(crate) fn run(arguments: &NodeArguments) -> anyhow::Result<ExitCode> {
     log_to_stderr();
     let config = Config::load(&arguments.config)?;
-    vmm_lib::kvm::check().context("this host cannot run machines")?;
-    for (what, path) in [("guest.kernel", &config.guest.kernel), ("guest.initramfs", &config.guest.initramfs)] {
-        std::fs::File::open(path).with_context(|| format!("{what}: open {}", path.display()))?;
+    allow_open_files();
+    let checks = kvmlet_preflight::look(&config, &crate::machine::path()?);
+    let (needed, others): (Vec<_>, Vec<_>) = checks
+        .into_iter()
+        .filter(|check| !check.passed)
+        .partition(|check| kvmlet_preflight::NEEDED.contains(&check.name));
+    for check in others {
+        warn!(check = check.name, "{}", check.message);
+    }
+    if !needed.is_empty() {
+        let why: Vec<_> = needed.into_iter().map(|check| check.message).collect();
+        bail!(
+            "this host cannot run machines: {} (`kvmlet preflight` has all checks)",
+            why.join("; ")
+        );
     }
     let io = io_limits(&config)?;
     if arguments.check {
@@ -64,6 +77,15 @@ pub(crate) fn run(arguments: &NodeArguments) -> anyhow::Result<ExitCode> {
         .build()?
         .block_on(serve(config, io))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The daemon may have open what the host allows it: shells and service managers give less at first, for programs that use select(2).
+pub(crate) fn allow_open_files() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        warn!(%error, "raise the limit of open files");
+    }
 }
 
 /// What the log says, by `RUST_LOG` or from `info` on.

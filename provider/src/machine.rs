@@ -9,14 +9,20 @@ use std::{
     time::Duration,
 };
 
-use kvmlet_machine::{self as process, Adoption, Event, ExitRecord, Machine, Start, jail::Jail};
+use kvmlet_machine::{self as process, Adoption, Event, ExitRecord, Machine, Program, Start, jail::Jail};
 use kvmlet_protocol::Request;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 use vmm_lib::{exit::MachineExit, spec::MachineSpec};
 
-use crate::{act::chain, agent::Agent, cgroup, context::Context, host_path::Shared};
+use crate::{
+    act::chain,
+    agent::Agent,
+    cgroup::{self, IoLimits},
+    context::Context,
+    host_path::Shared,
+};
 
 /// What a system call filter ends a process with.
 const SIGSYS: i32 = 31;
@@ -64,47 +70,53 @@ pub struct Launch {
 pub async fn launch(context: &Arc<Context>, name: &str, dir: PathBuf, launch: Launch) -> Result<Running, String> {
     let (context, name) = (context.clone(), name.to_owned());
     blocking(move || {
-        let Launch {
-            spec,
-            tap,
-            cpus,
-            shared,
-            file_size,
-            template,
-        } = launch;
-        let jail = Jail {
-            uid: context.uids.claim(&dir).map_err(|e| e.to_string())?,
-            file_size,
-        };
-        for socket in ["vsock.sock", "control.sock", "exit.json"] {
-            let _ = fs::remove_file(dir.join(socket));
-        }
-        let spawned = process::spawn(&dir, jail.uid, &context.program).map_err(|e| chain(&e))?;
-        match cgroup::confine(&name, spawned.pid(), (&spec, cpus), process::threads(&spec), &context.io) {
-            Ok(missing) if missing.is_empty() => {}
-            Ok(missing) => debug!(?missing, "the host's cgroup v2 lacks controllers"),
-            Err(error) if !context.io.files().is_empty() => return Err(format!("hold the machine to machines.io: {error}")),
-            Err(error) => debug!(%error, "the machine process stays in the daemon's control group"),
-        }
-        let order = Start {
-            version: process::VERSION,
-            spec,
-            jail,
-            template,
-            log_filter: "info".into(),
-        };
-        let mut passed = tap;
-        for share in &shared {
-            passed.push(serve(&context, &name, &dir, &order, share)?);
-        }
-        let machine = spawned.start(&order, &passed).map_err(|e| chain(&e))?;
-        Ok(Running::new(machine, &dir))
+        let uid = context.uids.claim(&dir).map_err(|e| e.to_string())?;
+        start(&context.program, &context.io, uid, (&name, &dir), launch)
     })
     .await
 }
 
+/// The same for whoever has no pods: by this program, held to these limits, as this user. Blocks until the process listens.
+///
+/// # Errors
+/// In words for people, when the host refuses a step or the process refuses its order.
+pub fn start(program: &Program, io: &IoLimits, uid: u32, (name, dir): (&str, &Path), launch: Launch) -> Result<Running, String> {
+    let Launch {
+        spec,
+        tap,
+        cpus,
+        shared,
+        file_size,
+        template,
+    } = launch;
+    let jail = Jail { uid, file_size };
+    for socket in ["vsock.sock", "control.sock", "exit.json"] {
+        let _ = fs::remove_file(dir.join(socket));
+    }
+    let spawned = process::spawn(dir, jail.uid, program).map_err(|e| chain(&e))?;
+    match cgroup::confine(name, spawned.pid(), (&spec, cpus), process::threads(&spec), io) {
+        Ok(missing) if missing.is_empty() => {}
+        Ok(missing) => debug!(?missing, "the host's cgroup v2 lacks controllers"),
+        Err(error) if !io.files().is_empty() => return Err(format!("hold the machine to machines.io: {error}")),
+        Err(error) => debug!(%error, "the machine process stays in the daemon's control group"),
+    }
+    let order = Start {
+        version: process::VERSION,
+        spec,
+        jail,
+        template,
+        log_filter: "info".into(),
+    };
+    let mut passed = tap;
+    for share in &shared {
+        passed.push(serve(program, name, dir, &order, share)?);
+    }
+    let machine = spawned.start(&order, &passed).map_err(|e| chain(&e))?;
+    Ok(Running::new(machine, dir))
+}
+
 /// Starts the process that serves what is shared: with the machine's user, in its control group, until its process is gone.
-fn serve(context: &Context, uid: &str, dir: &Path, order: &Start, shared: &Shared) -> Result<OwnedFd, String> {
+fn serve(program: &Program, uid: &str, dir: &Path, order: &Start, shared: &Shared) -> Result<OwnedFd, String> {
     let share = process::Share {
         version: process::VERSION,
         uid: order.jail.uid,
@@ -116,7 +128,7 @@ fn serve(context: &Context, uid: &str, dir: &Path, order: &Start, shared: &Share
             debug!(%error, "the process of a shared directory stays in the daemon's control group");
         }
     };
-    process::spawn_share(dir, &share, shared.what.as_fd(), &context.program, join)
+    process::spawn_share(dir, &share, shared.what.as_fd(), program, join)
         .map_err(|error| format!("share {}: {}", shared.path.display(), chain(&error)))
 }
 
@@ -165,20 +177,29 @@ pub async fn destroy(context: &Arc<Context>, uid: &str) -> Result<(), String> {
 pub async fn destroy_in(context: &Arc<Context>, name: &str, dir: PathBuf) -> Result<(), String> {
     let (name, context) = (name.to_owned(), context.clone());
     blocking(move || {
-        if dir.exists() {
-            match process::adopt(&dir).map_err(|e| chain(&e))? {
-                Adoption::Running(machine) | Adoption::Unresponsive(machine, _) => end(&machine)?,
-                Adoption::Ended(_) | Adoption::Never => {}
-            }
-            fs::remove_dir_all(&dir).map_err(|e| format!("remove {}: {e}", dir.display()))?;
-        }
+        clear(&name, &dir)?;
         context.uids.release(&dir);
-        if let Err(error) = cgroup::remove(&name) {
-            debug!(%error, "remove the machine's control group");
-        }
         Ok(())
     })
     .await
+}
+
+/// The same for a machine that [`start`] has started. Blocks until its process is gone.
+///
+/// # Errors
+/// In words for people, when the process does not end or its files stay.
+pub fn clear(name: &str, dir: &Path) -> Result<(), String> {
+    if dir.exists() {
+        match process::adopt(dir).map_err(|e| chain(&e))? {
+            Adoption::Running(machine) | Adoption::Unresponsive(machine, _) => end(&machine)?,
+            Adoption::Ended(_) | Adoption::Never => {}
+        }
+        fs::remove_dir_all(dir).map_err(|e| format!("remove {}: {e}", dir.display()))?;
+    }
+    if let Err(error) = cgroup::remove(name) {
+        debug!(%error, "remove the machine's control group");
+    }
+    Ok(())
 }
 
 fn end(machine: &Machine) -> Result<(), String> {

@@ -31,9 +31,9 @@ pub enum KvmError {
     /// It speaks another protocol than the one of the last twenty years.
     #[error("/dev/kvm speaks version {0}, not {KVM_API_VERSION}")]
     Version(i32),
-    /// It lacks what a machine needs.
-    #[error("/dev/kvm lacks {0}")]
-    Missing(&'static str),
+    /// It lacks what a machine needs: these capabilities.
+    #[error("/dev/kvm lacks {}", .0.join(", "))]
+    Missing(Vec<&'static str>),
 }
 
 /// Why nothing can be said of this host.
@@ -75,9 +75,15 @@ fn checked(kvm: Kvm) -> Result<Kvm, KvmError> {
     if version != KVM_API_VERSION as i32 {
         return Err(KvmError::Version(version));
     }
-    match REQUIRED.iter().chain(board::REQUIRED).find(|(cap, _)| !kvm.check_extension(*cap)) {
-        Some((_, name)) => Err(KvmError::Missing(name)),
-        None => Ok(kvm),
+    let needed = REQUIRED.iter().chain(board::REQUIRED);
+    let missing: Vec<_> = needed
+        .filter(|(cap, _)| !kvm.check_extension(*cap))
+        .map(|(_, name)| *name)
+        .collect();
+    if missing.is_empty() {
+        Ok(kvm)
+    } else {
+        Err(KvmError::Missing(missing))
     }
 }
 

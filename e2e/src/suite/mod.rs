@@ -35,6 +35,7 @@ mod package;
 mod pod_resources;
 mod pods;
 mod port_forward;
+mod preflight;
 mod pressure;
 mod probes;
 mod resize;
@@ -159,6 +160,7 @@ fn all() -> impl Iterator<Item = &'static Test> {
         package::TESTS,
         specs::TESTS,
         bad_host::TESTS,
+        preflight::TESTS,
         bad_pod::TESTS,
         bad_image::TESTS,
     ]

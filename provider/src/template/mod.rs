@@ -71,7 +71,7 @@ pub fn guest_command_line(guest: &Guest) -> String {
 }
 
 /// The machine that a template is made of: no disk, no image, no network.
-pub(crate) fn original(guest: &Guest, vsock: &Path) -> MachineSpec {
+pub fn original(guest: &Guest, vsock: &Path) -> MachineSpec {
     MachineSpec {
         version: SPEC_VERSION,
         name: "template".into(),

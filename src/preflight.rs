@@ -1,0 +1,146 @@
+//! `kvmlet preflight`: all checks of this host, to be read or by programs.
+
+use std::{
+    io::{self, Write as _},
+    path::Path,
+    process::ExitCode,
+};
+
+use anyhow::Context as _;
+use kvmlet_preflight::{Check, canary};
+use kvmlet_provider::config::Config;
+use serde_json::{Value, json};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{
+    cli::{Output, PreflightArguments},
+    machine, node,
+};
+
+/// Where a node's configuration is, unless told otherwise.
+const CONFIG: &str = "/etc/kvmlet/config.yaml";
+/// What is looked at on a host that has no configuration: the keys that have no default play no part in it.
+const ASSUMED: &str = "{apiVersion: kvmlet.io/v1alpha1, kind: KvmletConfiguration, nodeName: unknown, nodeIP: 192.0.2.1, kubeconfig: /none, \
+    tls: {certFile: /none, keyFile: /none, clientCAFile: /none}}";
+
+/// Looks at the host, boots a canary, prints all of it. Success if all has passed.
+pub(crate) fn run(arguments: &PreflightArguments) -> anyhow::Result<ExitCode> {
+    let (config, configuration) = configuration(arguments.config.as_deref());
+    let program = machine::path()?;
+    node::allow_open_files();
+    let mut checks = vec![configuration];
+    checks.extend(kvmlet_preflight::look(&config, &program));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    checks.push(runtime.block_on(boot(&config, &program, &checks))?);
+    let text = match arguments.output {
+        Output::Table => table(&checks),
+        Output::Json => format!("{:#}\n", as_json(&checks)),
+    };
+    io::stdout().write_all(text.as_bytes()).context("print the checks")?;
+    Ok(match all_passed(&checks) {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    })
+}
+
+async fn boot(config: &Config, program: &Path, before: &[Check]) -> anyhow::Result<Check> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let stop = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    let tell = |so_far: std::time::Duration| {
+        eprintln!(
+            "{}: the guest boots, {} s of at most {} s",
+            canary::NAME,
+            so_far.as_secs(),
+            canary::LIMIT.as_secs()
+        );
+    };
+    Ok(canary::boot(config, program, before, tell, stop).await)
+}
+
+/// The node's configuration, or in place of one that cannot be had the defaults.
+fn configuration(named: Option<&Path>) -> (Config, Check) {
+    let path = named.unwrap_or(Path::new(CONFIG));
+    let assumed = || Config::parse(path, ASSUMED).expect("it has the keys that have no default");
+    let (config, found) = if named.is_none() && !path.exists() {
+        let found = format!("{CONFIG} is not there yet: its defaults were looked at (docs/configuration.md has the keys)");
+        (assumed(), Ok(found))
+    } else {
+        match Config::load(path) {
+            Ok(config) => (config, Ok(format!("{} can be used", path.display()))),
+            Err(error) => {
+                let why = kvmlet_provider::act::chain(&error);
+                (assumed(), Err(format!("{why}; what follows was looked at with the defaults")))
+            }
+        }
+    };
+    (config, Check::new("configuration", found))
+}
+
+fn all_passed(checks: &[Check]) -> bool {
+    checks.iter().all(|check| check.passed)
+}
+
+fn table(checks: &[Check]) -> String {
+    let width = checks.iter().map(|check| check.name.len()).max().unwrap_or(0);
+    let line = |name: &str, passed: &str, message: &str| format!("{name:width$}  {passed:6}  {message}\n");
+    let lines = checks
+        .iter()
+        .map(|check| line(check.name, if check.passed { "yes" } else { "NO" }, &check.message));
+    let failed = checks.iter().filter(|check| !check.passed).count();
+    let end = match failed {
+        0 => "This host can be a node.\n".to_owned(),
+        _ => format!("{failed} of {} checks have not passed.\n", checks.len()),
+    };
+    line("CHECK", "PASSED", "MESSAGE") + &lines.collect::<String>() + &end
+}
+
+fn as_json(checks: &[Check]) -> Value {
+    json!({"version": env!("CARGO_PKG_VERSION"), "passed": all_passed(checks), "checks": checks})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checks() -> Vec<Check> {
+        vec![
+            Check::new("tun", Err("there is no /dev/net/tun".into())),
+            Check::new("kernel", Ok("Linux 6.1".into())),
+        ]
+    }
+
+    #[test]
+    fn a_table_has_one_line_a_check_and_says_how_many_failed() {
+        assert_eq!(
+            table(&checks()),
+            "CHECK   PASSED  MESSAGE\ntun     NO      there is no /dev/net/tun\nkernel  yes     Linux 6.1\n1 of 2 checks have not passed.\n"
+        );
+        assert!(table(&checks()[1..]).ends_with("This host can be a node.\n"));
+    }
+
+    #[test]
+    fn programs_are_told_the_same_by_name() {
+        let told = as_json(&checks());
+        assert_eq!(told["passed"], false);
+        let first = json!({"name": "tun", "passed": false, "message": "there is no /dev/net/tun"});
+        assert_eq!(told["checks"][0], first);
+        assert_eq!(as_json(&checks()[1..])["passed"], true);
+    }
+
+    #[test]
+    fn a_configuration_that_is_asked_for_has_to_be_there_and_right() {
+        let (_, check) = configuration(Some(Path::new("/nonexistent/config.yaml")));
+        assert!(!check.passed && check.message.contains("/nonexistent/config.yaml"), "{check:?}");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("config.yaml");
+        std::fs::write(&path, "nodeNmae: oops\n").unwrap();
+        let (config, check) = configuration(Some(&path));
+        assert!(!check.passed && check.message.contains("nodeNmae"), "{check:?}");
+        assert_eq!(config.max_pods, 110);
+    }
+}
