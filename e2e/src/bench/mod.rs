@@ -1,6 +1,7 @@
 //! What kvmlet costs in time and memory, beside a peer where there is one: measured in the rig's own hosts, printed as a table, kept as
 //! `target/bench.json`. Each part measures one thing and answers rows; a row knows its limit, and a bench over a limit fails.
 
+mod admission;
 mod burst;
 mod command_line;
 mod copies;
@@ -13,6 +14,7 @@ mod monitor;
 mod peers;
 mod pods;
 mod resume;
+mod reviews;
 mod smaps;
 mod start;
 mod traffic;
@@ -125,7 +127,7 @@ struct Part {
     measure: fn(&Cluster, &Options) -> Result<Vec<Row>>,
 }
 
-const PARTS: [Part; 15] = [
+const PARTS: [Part; 16] = [
     Part {
         name: "exits until the agent's hello",
         counted: false,
@@ -185,6 +187,11 @@ const PARTS: [Part; 15] = [
         name: "image conversion",
         counted: false,
         measure: image::conversion,
+    },
+    Part {
+        name: "admission",
+        counted: false,
+        measure: admission::rows,
     },
     Part {
         name: "second pod of an image",

@@ -37,6 +37,7 @@ mod pods;
 mod port_forward;
 mod pressure;
 mod probes;
+mod profiles;
 mod resize;
 mod resize_pods;
 mod restarts;
@@ -118,6 +119,7 @@ fn all() -> impl Iterator<Item = &'static Test> {
         rig::TESTS,
         two_hosts::TESTS,
         admission::TESTS,
+        profiles::TESTS,
         node::TESTS,
         pods::TESTS,
         restarts::TESTS,
