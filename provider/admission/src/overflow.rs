@@ -172,7 +172,11 @@ async fn follow(
                 take(&mut pods, event, |name| nodes.get(&ObjectRef::new(name)).is_some(), unfit)?;
                 is_news = true;
             }
-            Some(done) = changing.next() => done?,
+            Some(done) = changing.next() => {
+                if let Some(refused) = done? {
+                    pods.refused(&refused);
+                }
+            }
             changed = profiles.changed() => {
                 changed.map_err(|_| FollowError::Profiles)?;
                 is_news = true;
@@ -193,15 +197,17 @@ fn take(pods: &mut Pods, event: Event<Pod>, is_virtual: impl Fn(&str) -> bool, u
     Ok(())
 }
 
-async fn change(client: &Client, (namespace, name): Key, operations: Vec<Value>) -> Result<(), FollowError> {
+/// Changes a pod; says which one if the API server refused.
+async fn change(client: &Client, key: Key, operations: Vec<Value>) -> Result<Option<Key>, FollowError> {
+    let (namespace, name) = &key;
     info!(pod = name, namespace, ?operations, "changing a pod");
     let patch: Patch<Value> = Patch::Json(serde_json::from_value(operations.into())?);
-    let pods: Api<Pod> = Api::namespaced(client.clone(), &namespace);
-    match pods.patch(&name, &PatchParams::default(), &patch).await {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    match pods.patch(name, &PatchParams::default(), &patch).await {
         // It is gone, or has changed: then its next version comes by the watch.
-        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409 | 422) => Ok(()),
+        Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409 | 422) => Ok(Some(key)),
         Err(error) => Err(FollowError::Api(Box::new(error))),
-        Ok(_) => Ok(()),
+        Ok(_) => Ok(None),
     }
 }
 

@@ -53,6 +53,8 @@ pub(crate) struct Pods {
     due: BTreeSet<Key>,
     /// Pods that wait to be let in, the oldest first.
     waiting: BTreeSet<(String, Key)>,
+    /// Pods that were given a place: they keep it, as nobody takes a toleration away, whatever older versions of them still come.
+    given: BTreeSet<Key>,
     /// How many pods of each profile have a place.
     places: BTreeMap<String, u32>,
     /// Whether all there are have been seen: before that nothing is decided.
@@ -72,15 +74,20 @@ impl Pods {
 
     /// Takes in a pod (JSON) as it is now.
     pub(crate) fn apply(&mut self, key: Key, pod: &Value, is_virtual: impl Fn(&str) -> bool, unfit: Unfit) {
+        let is_given = self.given.contains(&key);
         self.remove(&key);
         if is_over(pod) {
             return;
         }
-        let seen = Seen::of(pod, is_virtual, unfit);
+        let mut seen = Seen::of(pod, is_virtual, unfit);
         match seen.due {
             Due::Nothing => {}
             Due::Now(_) => _ = self.due.insert(key.clone()),
+            Due::Place(_) if is_given => seen.has_place = true,
             Due::Place(_) => _ = self.waiting.insert((seen.since.clone(), key.clone())),
+        }
+        if is_given {
+            self.given.insert(key.clone());
         }
         if let (true, Some(profile)) = (seen.has_place, &seen.profile) {
             *self.places.entry(profile.clone()).or_default() += 1;
@@ -92,6 +99,7 @@ impl Pods {
     pub(crate) fn remove(&mut self, key: &Key) {
         let Some(seen) = self.all.remove(key) else { return };
         self.due.remove(key);
+        self.given.remove(key);
         self.waiting.remove(&(seen.since, key.clone()));
         if let (true, Some(profile)) = (seen.has_place, seen.profile) {
             self.places.entry(profile).and_modify(|places| *places -= 1);
@@ -117,11 +125,26 @@ impl Pods {
             Due::Now(operations) => Some((key, operations)),
             Due::Place(operations) => {
                 seen.has_place = true;
+                self.given.insert(key.clone());
                 if let Some(profile) = &seen.profile {
                     *self.places.entry(profile.clone()).or_default() += 1;
                 }
                 Some((key, operations))
             }
+        }
+    }
+
+    /// The API server refused a change: the pod is gone or another by now. It is decided anew by its newest version, that which came meanwhile or comes.
+    pub(crate) fn refused(&mut self, key: &Key) {
+        if !self.given.remove(key) {
+            return;
+        }
+        let Some(seen) = self.all.get_mut(key) else { return };
+        if matches!(seen.due, Due::Place(_)) {
+            self.waiting.insert((seen.since.clone(), key.clone()));
+        }
+        if let (true, Some(profile)) = (std::mem::take(&mut seen.has_place), &seen.profile) {
+            self.places.entry(profile.clone()).and_modify(|places| *places -= 1);
         }
     }
 
@@ -142,7 +165,7 @@ impl Pods {
             let status = told.entry(profile).or_default();
             status.pods += 1;
             status.on_virtual_nodes += u32::from(seen.is_there);
-            status.waiting += u32::from(matches!(seen.due, Due::Place(_)));
+            status.waiting += u32::from(!seen.has_place && matches!(seen.due, Due::Place(_)));
             for other in &seen.passed_over {
                 let by = &mut told.entry(other).or_default().passed_over;
                 match by.iter_mut().find(|one| one.by == profile) {

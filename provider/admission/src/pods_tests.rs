@@ -66,11 +66,26 @@ fn a_place_is_taken_from_the_decision_on_and_free_when_its_pod_is_over_or_elsewh
 }
 
 #[test]
-fn a_change_that_the_api_server_refused_is_decided_again_from_the_pods_next_version() {
+fn an_older_version_of_a_pod_that_was_let_in_frees_no_place() {
+    let mut pods = known(&[("b", waiting("p", 2))]);
+    assert_eq!(let_in(&mut pods, Some(1)), ["b"]);
+    apply(&mut pods, "b", &waiting("p", 2));
+    apply(&mut pods, "a", &waiting("p", 1));
+    assert_eq!(let_in(&mut pods, Some(1)), [] as [&str; 0]);
+    assert_eq!(pods.told().unwrap()["p"].waiting, 1);
+}
+
+#[test]
+fn a_change_that_the_api_server_refused_is_decided_again_from_the_pods_newest_version() {
     let mut pods = known(&[("a", waiting("p", 1))]);
     assert_eq!(let_in(&mut pods, Some(1)), ["a"]);
+    pods.refused(&key("a"));
+    assert_eq!(let_in(&mut pods, Some(1)), [] as [&str; 0], "that version is not tried twice");
     apply(&mut pods, "a", &waiting("p", 1));
     assert_eq!(let_in(&mut pods, Some(1)), ["a"]);
+    apply(&mut pods, "a", &waiting("p", 1));
+    pods.refused(&key("a"));
+    assert_eq!(let_in(&mut pods, Some(1)), ["a"], "a newer one came before the answer");
 }
 
 #[test]
