@@ -62,7 +62,9 @@ fn manifest(name: &str) -> String {
 fn with_kind(cluster: &Cluster, body: impl FnOnce() -> Result<()>) -> Result<()> {
     let file = manifest("burst-profile.yaml");
     cluster.kubectl(&["apply", "-f", &file])?;
-    cluster.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "-f", &file])?;
+    wait_for("the kind to be served", SOON, || {
+        cluster.kubectl(&["get", "burstprofiles"]).map(Some)
+    })?;
     let done = body();
     cluster.kubectl(&["delete", "-f", &file, "--timeout=60s"])?;
     done
