@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Subcommand;
 use serde::{Deserialize, Serialize};
 
-use super::{guest, monitor::Monitor, resume, traffic, way::Way};
+use super::{guest, monitor::Monitor, resume, reviews, traffic, way::Way};
 
 /// One stopwatch.
 #[derive(Debug, Subcommand)]
@@ -75,6 +75,8 @@ pub enum Measure {
         /// The directory with its configuration, where the snapshot is or comes to be.
         folder: String,
     },
+    /// Reviews to the admission webhook, so many a second.
+    Reviews(reviews::Load),
 }
 
 /// Many starts at once.
@@ -112,6 +114,7 @@ impl Measure {
                 argv,
             )?),
             Self::Resume { program, folder } => serde_json::to_string(&resume::run(program, folder.as_ref())?),
+            Self::Reviews(load) => serde_json::to_string(&load.run()?),
         };
         println!("{}", text?);
         Ok(())

@@ -1,6 +1,7 @@
 //! What kvmlet costs in time and memory, beside a peer where there is one: measured in the rig's own hosts, printed as a table, kept as
 //! `target/bench.json`. Each part measures one thing and answers rows; a row knows its limit, and a bench over a limit fails.
 
+mod admission;
 mod burst;
 mod command_line;
 mod copies;
@@ -14,6 +15,7 @@ mod peers;
 mod pods;
 mod process;
 mod resume;
+mod reviews;
 mod smaps;
 mod start;
 mod traffic;
@@ -126,7 +128,7 @@ struct Part {
     measure: fn(&Cluster, &Options) -> Result<Vec<Row>>,
 }
 
-const PARTS: [Part; 16] = [
+const PARTS: [Part; 17] = [
     Part {
         name: "exits until the agent's hello",
         counted: false,
@@ -191,6 +193,11 @@ const PARTS: [Part; 16] = [
         name: "image conversion",
         counted: false,
         measure: image::conversion,
+    },
+    Part {
+        name: "admission",
+        counted: false,
+        measure: admission::rows,
     },
     Part {
         name: "second pod of an image",

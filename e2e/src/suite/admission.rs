@@ -33,13 +33,13 @@ pub(super) const TESTS: &[Test] = &[
     },
 ];
 
-const SYSTEM: &str = "kvmlet-system";
+pub(super) const SYSTEM: &str = "kvmlet-system";
 const SECRET: &str = "kvmlet-webhook-certificates";
 /// Sends a namespace's pods.
-const LABEL: &str = "virtual-node-affinity-injection=enabled";
+pub(super) const LABEL: &str = "virtual-node-affinity-injection=enabled";
 
 /// Installs the webhook as its manifests say, does what `body` does and takes it away.
-fn with_webhook(cluster: &Cluster, body: impl FnOnce() -> Result<()>) -> Result<()> {
+pub(super) fn with_webhook(cluster: &Cluster, body: impl FnOnce() -> Result<()>) -> Result<()> {
     registry::add_kvmlet(&cluster.state, &artifacts::kvmlet()?)?;
     let manifests = repository().join("manifests/webhook");
     let manifests = manifests.to_string_lossy();
@@ -53,6 +53,7 @@ fn with_webhook(cluster: &Cluster, body: impl FnOnce() -> Result<()>) -> Result<
     }
     // Whatever became of it: other tests' pods must not wait for it.
     cluster.kubectl(&["delete", "mutatingwebhookconfiguration", "kvmlet-webhook"])?;
+    cluster.kubectl(&["delete", "burstprofiles", "--all"])?;
     if done.is_ok() {
         cluster.kubectl(&["delete", "-k", &manifests, "--ignore-not-found", "--timeout=110s"])?;
     }
@@ -60,7 +61,7 @@ fn with_webhook(cluster: &Cluster, body: impl FnOnce() -> Result<()>) -> Result<
 }
 
 /// A pod that says nothing of nodes itself.
-fn plain(name: &str) -> Value {
+pub(super) fn plain(name: &str) -> Value {
     let mut pod = pod(name, sh(STAY));
     let spec = pod["spec"].as_object_mut().expect("a pod has a spec");
     spec.remove("nodeSelector");
@@ -180,14 +181,15 @@ fn rotated(cluster: &Cluster) -> Result<()> {
 
 /// A Node without a kubelet: the scheduler counts its room, and pods that it is given stay as the test sets them. Nobody tells that it lives, so
 /// its pods tolerate the taints of that.
-const ORDINARY: &str = "ordinary-1";
+pub(super) const ORDINARY: &str = "ordinary-1";
 /// How many of the test's pods it has room for.
 const ROOM: usize = 3;
 
-fn add_ordinary_node(cluster: &Cluster) -> Result<()> {
+/// Adds it, with room for so many pods.
+pub(super) fn add_ordinary_node(cluster: &Cluster, room: usize) -> Result<()> {
     let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": ORDINARY, "labels": {"kubernetes.io/hostname": ORDINARY}}});
     cluster.apply(&node.to_string())?;
-    let amounts = json!({"cpu": "64", "memory": "64Gi", "pods": ROOM.to_string()});
+    let amounts = json!({"cpu": "64", "memory": "64Gi", "pods": room.to_string()});
     let status = json!({"status": {"capacity": amounts, "allocatable": amounts, "conditions": [{"type": "Ready", "status": "True"}]}});
     cluster
         .kubectl(&[
@@ -203,7 +205,7 @@ fn add_ordinary_node(cluster: &Cluster) -> Result<()> {
 }
 
 /// The names of the Deployment's pods on the ordinary node, and on others.
-fn both(place: &Place<'_>) -> Result<(Vec<String>, Vec<String>)> {
+pub(super) fn both(place: &Place<'_>) -> Result<(Vec<String>, Vec<String>)> {
     let pods = place.cluster.kubectl_json(&["-n", &place.name, "get", "pods"])?;
     let items = pods["items"].as_array().into_iter().flatten();
     let names = |ordinary: bool| {
@@ -218,7 +220,8 @@ fn both(place: &Place<'_>) -> Result<(Vec<String>, Vec<String>)> {
     Ok((names(true), names(false)))
 }
 
-fn deployment(replicas: usize) -> Value {
+/// Pods that tolerate what is said of a node without a kubelet.
+pub(super) fn deployment(replicas: usize) -> Value {
     let mut template = plain("burst");
     template["metadata"] = json!({"labels": {"app": "burst"}});
     template["spec"]["tolerations"] = ["not-ready", "unreachable"]
@@ -234,7 +237,7 @@ fn overflowed(cluster: &Cluster) -> Result<()> {
     let done = with_webhook(cluster, || {
         within(cluster, "overflow", |place| {
             cluster.kubectl(&["label", "namespace", &place.name, LABEL, "kvmlet.io/burst-policy=normalNodePrefer"])?;
-            add_ordinary_node(cluster)?;
+            add_ordinary_node(cluster, ROOM)?;
             place.create(&[deployment(ROOM)])?;
             wait_for("the ordinary node to be full", Duration::from_secs(60), || {
                 let found = both(place)?;

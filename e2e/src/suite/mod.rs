@@ -38,6 +38,7 @@ mod port_forward;
 mod preflight;
 mod pressure;
 mod probes;
+mod profiles;
 mod resize;
 mod resize_pods;
 mod restarts;
@@ -119,6 +120,7 @@ fn all() -> impl Iterator<Item = &'static Test> {
         rig::TESTS,
         two_hosts::TESTS,
         admission::TESTS,
+        profiles::TESTS,
         node::TESTS,
         pods::TESTS,
         restarts::TESTS,

@@ -2,9 +2,14 @@
 //!
 //! The pod's own values win: nothing that it says is changed, and where it chose other nodes it is left alone.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 
-use crate::policy::{self, Labels, NODE_LABEL, POLICY, PROVIDER, Policy, TAINT};
+use crate::{
+    policy::{self, Labels, NODE_LABEL, PASSED_OVER, POLICY, PROFILE, PROVIDER, Policy, TAINT},
+    profile::{Chosen, Profiles},
+};
 
 /// Says for a pod's `spec` (JSON) why it cannot run on a virtual node, a line each; none when it can.
 pub type Unfit = fn(&Value) -> Vec<String>;
@@ -18,22 +23,42 @@ pub struct Decision {
     pub warnings: Vec<String>,
 }
 
-/// Decides about a pod (JSON) that is created in a namespace with these labels.
-pub fn decide(pod: &Value, namespace: &Labels, unfit: Unfit) -> Decision {
+/// Decides about a pod (JSON) that is created in the namespace `name` with these labels.
+pub fn decide(pod: &Value, (name, namespace): (&str, &Labels), profiles: &Profiles, unfit: Unfit) -> Decision {
     let labels = labels(pod);
-    if !policy::is_asked(&labels, namespace) || !set(&pod["spec"]["nodeName"]).is_null() {
-        return Decision::default();
+    let kept = policy::is_kept(&labels, namespace);
+    let chosen = if kept { None } else { profiles.choose(name, namespace, &labels) };
+    if !set(&pod["spec"]["nodeName"]).is_null() || (chosen.is_none() && !policy::is_asked(&labels, namespace)) {
+        return left_alone(pod, None);
     }
     if let Some(why) = cannot_go(pod, unfit) {
-        return left_alone(&why);
+        return left_alone(pod, Some(&why));
     }
-    match policy::policy(&labels, namespace) {
-        Ok(policy) => Decision {
-            patch: patch(pod, &labels, policy),
-            warnings: Vec::new(),
-        },
-        Err(error) => left_alone(&error.to_string()),
+    let effect = chosen.as_ref().map(|chosen| &chosen.profile.effect);
+    let policy = match policy::policy(&labels, namespace, effect.and_then(|effect| effect.policy)) {
+        Ok(policy) => policy,
+        Err(error) => return left_alone(pod, Some(&error.to_string())),
+    };
+    if chose_others(&pod["spec"]) {
+        return left_alone(pod, None);
     }
+    let patch = patch(pod, &labels, policy, chosen.as_ref());
+    Decision {
+        patch: [patch, stale(pod, chosen.as_ref())].concat(),
+        warnings: Vec::new(),
+    }
+}
+
+/// What an earlier decision left on the pod that this one was made from, and that is not true of this one.
+fn stale(pod: &Value, chosen: Option<&Chosen<'_>>) -> Vec<Value> {
+    let is_passed_over = chosen.is_some_and(|chosen| !chosen.passed_over.is_empty());
+    let marks = [("labels", PROFILE, chosen.is_some()), ("annotations", PASSED_OVER, is_passed_over)];
+    let untrue = marks
+        .into_iter()
+        .filter(|(map, key, stays)| !stays && !pod["metadata"][map][key].is_null());
+    untrue
+        .map(|(map, key, _)| json!({"op": "remove", "path": format!("/metadata/{map}/{}", escaped(key))}))
+        .collect()
 }
 
 /// The same as a missing value where it is an empty text.
@@ -48,10 +73,11 @@ pub(crate) fn labels(object: &Value) -> Labels {
         .collect()
 }
 
-fn left_alone(why: &str) -> Decision {
+fn left_alone(pod: &Value, why: Option<&str>) -> Decision {
+    let warning = |why| format!("kvmlet: this pod is left to ordinary nodes: {why}");
     Decision {
-        patch: Vec::new(),
-        warnings: vec![format!("kvmlet: this pod is left to ordinary nodes: {why}")],
+        patch: stale(pod, None),
+        warnings: why.map(warning).into_iter().collect(),
     }
 }
 
@@ -111,36 +137,58 @@ fn has_own_affinity(spec: &Value) -> bool {
     expressions.flatten().any(|expression| expression["key"] == NODE_LABEL.0)
 }
 
-fn patch(pod: &Value, labels: &Labels, policy: Policy) -> Vec<Value> {
+/// Whether the pod itself says that it goes to other nodes.
+fn chose_others(spec: &Value) -> bool {
+    let own = &spec["nodeSelector"][NODE_LABEL.0];
+    toleration(spec) == Toleration::Others || (!own.is_null() && own != NODE_LABEL.1)
+}
+
+fn patch(pod: &Value, labels: &Labels, policy: Policy, chosen: Option<&Chosen<'_>>) -> Vec<Value> {
     let spec = &pod["spec"];
     let own = &spec["nodeSelector"][NODE_LABEL.0];
-    let toleration = toleration(spec);
-    if toleration == Toleration::Others || (!own.is_null() && own != NODE_LABEL.1) {
-        return Vec::new();
-    }
-    // A pod that asks for virtual nodes itself need not wait for ordinary ones to be full.
-    let policy = if own.is_null() { policy } else { Policy::VirtualNodeOnly };
+    let effect = chosen.map(|chosen| &chosen.profile.effect);
+    // Its places are given by the replica that leads, to pods that have no toleration yet; that one counts.
+    let is_bounded = effect.is_some_and(|effect| effect.max.is_some());
+    let policy = match policy {
+        // A pod that asks for virtual nodes itself need not wait for ordinary ones to be full.
+        _ if !own.is_null() => Policy::VirtualNodeOnly,
+        // Without a toleration it can but prefer ordinary nodes.
+        Policy::Fair if is_bounded => Policy::NormalNodePrefer,
+        policy => policy,
+    };
     let mut patch = Vec::new();
-    if toleration == Toleration::None && policy != Policy::NormalNodePrefer {
+    if toleration(spec) == Toleration::None && policy != Policy::NormalNodePrefer && !is_bounded {
         patch.push(tolerate(spec));
     }
-    if policy == Policy::VirtualNodeOnly {
-        if own.is_null() && !has_own_affinity(spec) {
-            patch.push(put(&spec["nodeSelector"], "/spec/nodeSelector", NODE_LABEL.0, NODE_LABEL.1.into()));
-        }
-        return patch;
+    if policy == Policy::VirtualNodeOnly && own.is_null() && !has_own_affinity(spec) {
+        let selector = BTreeMap::from([(NODE_LABEL.0, NODE_LABEL.1)]);
+        patch.extend(put(&spec["nodeSelector"], "/spec/nodeSelector", &selector));
     }
     if policy == Policy::Fair && spec["topologySpreadConstraints"].as_array().is_none_or(Vec::is_empty) && !labels.is_empty() {
         patch.push(json!({"op": "add", "path": "/spec/topologySpreadConstraints", "value": [spread(labels)]}));
     }
-    if !labels.contains_key(POLICY) {
-        patch.push(put(
-            &pod["metadata"]["labels"],
-            "/metadata/labels",
-            POLICY,
-            policy.to_string().into(),
-        ));
+    if let Some(class) = effect.and_then(|effect| effect.runtime_class_name.as_ref())
+        && set(&spec["runtimeClassName"]).is_null()
+    {
+        patch.push(json!({"op": "add", "path": "/spec/runtimeClassName", "value": class}));
     }
+    let (policy, others) = (policy.to_string(), chosen.map(|chosen| chosen.passed_over.join(",")));
+    let (mut new_labels, mut annotations) = (BTreeMap::new(), BTreeMap::new());
+    if let Some(effect) = effect {
+        new_labels.extend(missing(&effect.labels, &pod["metadata"]["labels"]));
+        annotations.extend(missing(&effect.annotations, &pod["metadata"]["annotations"]));
+    }
+    if (policy != Policy::VirtualNodeOnly.to_string() || chosen.is_some()) && !labels.contains_key(POLICY) {
+        new_labels.insert(POLICY, &policy);
+    }
+    if let Some(chosen) = chosen {
+        new_labels.insert(PROFILE, &chosen.profile.name);
+    }
+    if let Some(others) = others.as_deref().filter(|others| !others.is_empty()) {
+        annotations.insert(PASSED_OVER, others);
+    }
+    patch.extend(put(&pod["metadata"]["labels"], "/metadata/labels", &new_labels));
+    patch.extend(put(&pod["metadata"]["annotations"], "/metadata/annotations", &annotations));
     patch
 }
 
@@ -164,14 +212,27 @@ fn spread(labels: &Labels) -> Value {
     json!({"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway", "labelSelector": {"matchLabels": alike}})
 }
 
-/// Sets a key of a map that may not be there.
-fn put(map: &Value, path: &str, key: &str, value: Value) -> Value {
-    if map.is_object() {
-        let key = key.replace('~', "~0").replace('/', "~1");
-        json!({"op": "add", "path": format!("{path}/{key}"), "value": value})
-    } else {
-        json!({"op": "add", "path": path, "value": {key: value}})
+/// Those of `wanted` that a map (JSON) does not have.
+fn missing<'a>(wanted: &'a Labels, map: &'a Value) -> impl Iterator<Item = (&'a str, &'a str)> {
+    let all = wanted.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+    all.filter(|(key, _)| map[*key].is_null())
+}
+
+/// Sets keys of a map that may not be there.
+fn put(map: &Value, path: &str, wanted: &BTreeMap<&str, &str>) -> Vec<Value> {
+    if wanted.is_empty() {
+        return Vec::new();
     }
+    if !map.is_object() {
+        return vec![json!({"op": "add", "path": path, "value": wanted})];
+    }
+    let one = |(key, value): (&&str, &&str)| json!({"op": "add", "path": format!("{path}/{}", escaped(key)), "value": value});
+    wanted.iter().map(one).collect()
+}
+
+/// A key as part of a JSON pointer (RFC 6901).
+fn escaped(key: &str) -> String {
+    key.replace('~', "~0").replace('/', "~1")
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
 //! Pods of labelled namespaces go to virtual nodes: an admission webhook that adds what the scheduler needs to send them there, and what follows up
 //! on pods that may go to either kind of node.
 //!
-//! Happy path of a pod: `server` takes the review, `review` reads it, `namespaces` has the labels of its namespace, `policy` says in which way the
-//! pod goes, `decide` what is added. `certificates` keeps what the API server trusts, `lease` says which replica writes, `overflow` is what it
-//! writes to pods. Refuses to know what a virtual node can run: it is handed a function that says so.
+//! Happy path of a pod: `server` takes the review, `review` reads it, `namespaces` has the labels of its namespace, `profile` the profiles that may
+//! select it, `policy` says in which way the pod goes, `decide` what is added. `certificates` keeps what the API server trusts, `lease` says which
+//! replica writes, `overflow` is what it writes to pods and profiles, `pods` what it knows for that. Refuses to know what a virtual node can run: it is handed a function that says so.
 
 #![forbid(unsafe_code)]
 
@@ -13,7 +13,9 @@ mod followed;
 pub mod lease;
 pub mod namespaces;
 pub mod overflow;
+mod pods;
 pub mod policy;
+pub mod profile;
 pub mod review;
 pub mod server;
 pub mod webhook;

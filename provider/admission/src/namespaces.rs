@@ -12,8 +12,7 @@ use kube::{
 
 use crate::{
     followed::followed,
-    policy::{self, Labels},
-    server::{LabelsFuture, Namespaces},
+    server::{LabelsFuture, LookedFor, Namespaces},
 };
 
 /// Namespaces of the API server.
@@ -35,15 +34,13 @@ impl Namespaces for Watched {
         futures_util::FutureExt::now_or_never(self.store.wait_until_ready()).is_some_and(|known| known.is_ok())
     }
 
-    /// The API server has found the namespace's labels, or the pod's, to ask for it. Where the watch does not say so, it is behind, and the
-    /// API server is asked.
-    fn labels<'a>(&'a self, namespace: &'a str, pod: &'a Labels) -> LabelsFuture<'a> {
+    /// Where the watch has other labels than are looked for, it is behind, and the API server is asked.
+    fn labels<'a>(&'a self, namespace: &'a str, are_looked_for: LookedFor<'a>) -> LabelsFuture<'a> {
         Box::pin(async move {
-            if let Some(known) = self.store.get(&ObjectRef::new(namespace)) {
-                let labels: Labels = known.labels().clone();
-                if policy::is_asked(pod, &labels) {
-                    return Ok(labels);
-                }
+            if let Some(known) = self.store.get(&ObjectRef::new(namespace))
+                && are_looked_for(known.labels())
+            {
+                return Ok(known.labels().clone());
             }
             let api: Api<Namespace> = Api::all(self.client.clone());
             let found = api.get_metadata(namespace).await.map_err(|error| error.to_string())?;

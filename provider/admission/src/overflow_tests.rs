@@ -19,9 +19,17 @@ fn waiting() -> Value {
     pod("normalNodePrefer", "Unschedulable")
 }
 
+/// All operations that are due, whenever.
+fn operations(due: Due) -> Vec<Value> {
+    match due {
+        Due::Nothing => Vec::new(),
+        Due::Now(all) | Due::Place(all) => all,
+    }
+}
+
 /// What is added, without the guards.
 fn added(pod: &Value) -> Vec<Value> {
-    let all = follow_up(pod, is_virtual, fits);
+    let all = operations(follow_up(pod, is_virtual, fits));
     assert!(all.is_empty() || all[0] == json!({"op": "test", "path": "/metadata/uid", "value": "u"}));
     all.into_iter().filter(|one| one["op"] != "test").collect()
 }
@@ -32,7 +40,7 @@ fn a_pod_that_found_no_room_on_ordinary_nodes_is_let_onto_virtual_ones() {
     assert_eq!((found.len(), &found[0]["path"]), (1, &json!("/spec/tolerations")));
     let mut with_others = waiting();
     with_others["spec"]["tolerations"] = json!([{"key": "other"}]);
-    let all = follow_up(&with_others, is_virtual, fits);
+    let all = operations(follow_up(&with_others, is_virtual, fits));
     assert_eq!(
         all[1],
         json!({"op": "test", "path": "/spec/tolerations", "value": [{"key": "other"}]})
@@ -59,7 +67,7 @@ fn a_pod_of_another_policy_that_tolerates_already_or_cannot_go_is_not_touched() 
     let mut done = waiting();
     done["spec"]["tolerations"] = json!([{"key": TAINT, "operator": "Exists"}]);
     assert_eq!(added(&done), none);
-    assert_eq!(follow_up(&waiting(), is_virtual, |_| vec!["hostNetwork".into()]), none);
+    assert_eq!(follow_up(&waiting(), is_virtual, |_| vec!["hostNetwork".into()]), Due::Nothing);
     let mut going = waiting();
     going["metadata"]["deletionTimestamp"] = "now".into();
     assert_eq!(added(&going), none);
@@ -80,4 +88,25 @@ fn a_pod_on_a_virtual_node_is_the_first_to_be_removed_unless_it_says_its_own_cos
     bound["metadata"]["annotations"] = Value::Null;
     bound["spec"]["nodeName"] = "real".into();
     assert_eq!(added(&bound), [] as [Value; 0]);
+}
+
+#[test]
+fn a_pod_of_a_profile_that_goes_to_virtual_nodes_alone_waits_for_a_place_whatever_the_scheduler_says() {
+    let mut fresh = pod("virtualNodeOnly", "");
+    assert_eq!(follow_up(&fresh, is_virtual, fits), Due::Nothing, "no profile");
+    fresh["metadata"]["labels"][PROFILE] = "p".into();
+    assert!(matches!(follow_up(&fresh, is_virtual, fits), Due::Place(_)));
+    fresh["spec"]["nodeName"] = "kvm-1".into();
+    assert_eq!(follow_up(&fresh, is_virtual, fits), Due::Nothing, "no ReplicaSet has cheaper ones");
+}
+
+#[test]
+fn a_profiles_pod_of_any_other_policy_waits_for_ordinary_nodes_first() {
+    for policy in ["fair", "normalNodePrefer"] {
+        let mut bounded = pod(policy, "");
+        bounded["metadata"]["labels"][PROFILE] = "p".into();
+        assert_eq!(follow_up(&bounded, is_virtual, fits), Due::Nothing, "{policy}");
+        bounded["status"] = waiting()["status"].clone();
+        assert!(matches!(follow_up(&bounded, is_virtual, fits), Due::Place(_)), "{policy}");
+    }
 }

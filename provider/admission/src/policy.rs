@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, str::FromStr};
 
+use serde::Deserialize;
+
 /// Labels of an object.
 pub type Labels = BTreeMap<String, String>;
 
@@ -17,9 +19,14 @@ pub const NAMESPACE_LABEL: (&str, &str) = ("virtual-node-affinity-injection", "e
 pub const INJECT: &str = "kvmlet.io/inject";
 /// The label of a namespace that says in which way its pods go; on pods, the way that was chosen for them.
 pub const POLICY: &str = "kvmlet.io/burst-policy";
+/// The label of a pod that names the profile that decided about it.
+pub const PROFILE: &str = "kvmlet.io/burst-profile";
+/// The annotation of a pod that names the profiles that select it, too, but come later; commas between them.
+pub const PASSED_OVER: &str = "kvmlet.io/burst-profiles-passed-over";
 
 /// In which way pods go to virtual nodes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Policy {
     /// There and nowhere else.
     VirtualNodeOnly,
@@ -72,11 +79,17 @@ pub fn is_asked_by_namespace(labels: &Labels) -> bool {
     is(NAMESPACE_LABEL.0, NAMESPACE_LABEL.1) || is(INJECT, "true")
 }
 
-/// The way a pod goes: its own, its namespace's, else there and nowhere else.
-pub fn policy(pod: &Labels, namespace: &Labels) -> Result<Policy, NoPolicy> {
+/// Whether profiles have no say about a pod: it is to be left alone, or its namespace is and it does not ask itself.
+pub fn is_kept(pod: &Labels, namespace: &Labels) -> bool {
+    let word = pod.get(INJECT).filter(|word| matches!(word.as_str(), "true" | "false"));
+    word.or_else(|| namespace.get(INJECT)).is_some_and(|word| word == "false")
+}
+
+/// The way a pod goes: its own, its namespace's, its profile's, else there and nowhere else.
+pub fn policy(pod: &Labels, namespace: &Labels, profile: Option<Policy>) -> Result<Policy, NoPolicy> {
     match pod.get(POLICY).or_else(|| namespace.get(POLICY)) {
         Some(text) => text.parse(),
-        None => Ok(Policy::VirtualNodeOnly),
+        None => Ok(profile.unwrap_or(Policy::VirtualNodeOnly)),
     }
 }
 
@@ -103,13 +116,23 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_is_the_pods_then_the_namespaces_then_virtual_nodes_only() {
+    fn profiles_have_no_say_about_a_pod_that_is_left_alone_or_whose_namespace_is() {
+        let (none, yes, no) = (labels(&[]), labels(&[(INJECT, "true")]), labels(&[(INJECT, "false")]));
+        assert!(!is_kept(&none, &none) && !is_kept(&none, &yes));
+        assert!(is_kept(&no, &none) && is_kept(&no, &yes) && is_kept(&none, &no));
+        assert!(!is_kept(&yes, &no), "the pod's own word counts first");
+    }
+
+    #[test]
+    fn a_policy_is_the_pods_then_the_namespaces_then_the_profiles_then_virtual_nodes_only() {
         let fair = labels(&[(POLICY, "fair")]);
         let prefer = labels(&[(POLICY, "normalNodePrefer")]);
-        assert_eq!(policy(&labels(&[]), &labels(&[])), Ok(Policy::VirtualNodeOnly));
-        assert_eq!(policy(&labels(&[]), &fair), Ok(Policy::Fair));
-        assert_eq!(policy(&prefer, &fair), Ok(Policy::NormalNodePrefer));
-        let wrong = policy(&labels(&[]), &labels(&[(POLICY, "Fair")])).unwrap_err();
+        assert_eq!(policy(&labels(&[]), &labels(&[]), None), Ok(Policy::VirtualNodeOnly));
+        let profile = Some(Policy::NormalNodePrefer);
+        assert_eq!(policy(&labels(&[]), &labels(&[]), profile), Ok(Policy::NormalNodePrefer));
+        assert_eq!(policy(&labels(&[]), &fair, profile), Ok(Policy::Fair));
+        assert_eq!(policy(&prefer, &fair, None), Ok(Policy::NormalNodePrefer));
+        let wrong = policy(&labels(&[]), &labels(&[(POLICY, "Fair")]), None).unwrap_err();
         assert_eq!(
             wrong.to_string(),
             r#"the label kvmlet.io/burst-policy is "Fair", which is none of virtualNodeOnly, normalNodePrefer and fair"#

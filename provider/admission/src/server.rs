@@ -1,4 +1,5 @@
-//! The webhook's port: reviews at `/mutate`, `/readyz` and `/healthz` for probes. Knows namespaces only by what it is handed.
+//! The webhook's port: reviews at `/mutate` of pods that a label sends, at `/profile` of all others, `/readyz` and `/healthz` for probes. Knows
+//! namespaces and profiles only by what it is handed.
 
 use std::{future::Future, net::SocketAddr, pin::Pin, sync::Arc};
 
@@ -11,12 +12,13 @@ use axum::{
     routing::{get, post},
 };
 use kvmlet_server::{Listener, ServingCertificate};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::watch};
 use tracing::{debug, warn};
 
 use crate::{
     decide::{Decision, Unfit, decide},
-    policy::Labels,
+    policy::{self, Labels},
+    profile::follow::Known,
     review,
 };
 
@@ -26,30 +28,36 @@ const LARGEST: usize = 8 << 20;
 /// A future of a namespace's labels.
 pub type LabelsFuture<'a> = Pin<Box<dyn Future<Output = Result<Labels, String>> + Send + 'a>>;
 
+/// Whether a namespace's labels are as the API server must have seen them.
+pub type LookedFor<'a> = Box<dyn Fn(&Labels) -> bool + Send + 'a>;
+
 /// Who knows the labels of namespaces.
 pub trait Namespaces: Send + Sync + 'static {
     /// Whether they are known by now.
     fn is_ready(&self) -> bool;
-    /// The labels of a namespace that, as the API server asks for its pod, may have been labelled just now.
-    fn labels<'a>(&'a self, namespace: &'a str, pod: &'a Labels) -> LabelsFuture<'a>;
+    /// The labels of a namespace, which may have been labelled just now: those that `are_looked_for`, else the newest.
+    fn labels<'a>(&'a self, namespace: &'a str, are_looked_for: LookedFor<'a>) -> LabelsFuture<'a>;
 }
 
 /// What all requests share.
 struct Shared {
     namespaces: Arc<dyn Namespaces>,
+    profiles: watch::Receiver<Known>,
     certificate: ServingCertificate,
     unfit: Unfit,
 }
 
 /// Makes the port's paths.
-pub fn router(namespaces: Arc<dyn Namespaces>, certificate: ServingCertificate, unfit: Unfit) -> Router {
+pub fn router(namespaces: Arc<dyn Namespaces>, profiles: watch::Receiver<Known>, certificate: ServingCertificate, unfit: Unfit) -> Router {
     let shared = Arc::new(Shared {
         namespaces,
+        profiles,
         certificate,
         unfit,
     });
     Router::new()
-        .route("/mutate", post(mutate))
+        .route("/mutate", post(|shared, body| mutate(shared, body, true)))
+        .route("/profile", post(|shared, body| mutate(shared, body, false)))
         .route("/readyz", get(ready))
         .route("/healthz", get(|| async { "ok" }))
         .layer(DefaultBodyLimit::max(LARGEST))
@@ -67,12 +75,15 @@ async fn ready(State(shared): State<Arc<Shared>>) -> Response {
         (StatusCode::SERVICE_UNAVAILABLE, "there is no serving certificate yet").into_response()
     } else if !shared.namespaces.is_ready() {
         (StatusCode::SERVICE_UNAVAILABLE, "namespaces are not known yet").into_response()
+    } else if shared.profiles.borrow().is_none() {
+        (StatusCode::SERVICE_UNAVAILABLE, "profiles are not known yet").into_response()
     } else {
         "ok".into_response()
     }
 }
 
-async fn mutate(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
+/// Answers a review; `by_label` of a pod that a label sends, so that labels here that say otherwise are out of date.
+async fn mutate(State(shared): State<Arc<Shared>>, body: Bytes, by_label: bool) -> Response {
     let request = match review::read(&body) {
         Ok(request) => request,
         Err(error) => {
@@ -88,8 +99,13 @@ async fn mutate(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
         },
         None => {
             let pod = crate::decide::labels(&request.object);
-            match shared.namespaces.labels(&request.namespace, &pod).await {
-                Ok(labels) => decide(&request.object, &labels, shared.unfit),
+            let name = request.namespace.as_str();
+            let are_looked_for = Box::new(|namespace: &Labels| !by_label || policy::is_asked(&pod, namespace));
+            match shared.namespaces.labels(name, are_looked_for).await {
+                Ok(labels) => {
+                    let profiles = shared.profiles.borrow().clone().unwrap_or_default();
+                    decide(&request.object, (name, &labels), &profiles, shared.unfit)
+                }
                 Err(error) => {
                     let text = format!("read namespace {}: {error}", request.namespace);
                     warn!("{text}");

@@ -4,7 +4,10 @@ use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
 use super::*;
-use crate::policy::NAMESPACE_LABEL;
+use crate::{
+    policy::NAMESPACE_LABEL,
+    profile::{BurstProfile, Profiles, follow},
+};
 
 /// Namespaces of which `labelled` sends its pods and `gone` cannot be read.
 struct Known(bool);
@@ -14,7 +17,7 @@ impl Namespaces for Known {
         self.0
     }
 
-    fn labels<'a>(&'a self, namespace: &'a str, _: &'a Labels) -> LabelsFuture<'a> {
+    fn labels<'a>(&'a self, namespace: &'a str, _: LookedFor<'a>) -> LabelsFuture<'a> {
         let (key, value) = NAMESPACE_LABEL;
         let labels = match namespace {
             "labelled" => Ok([(key.to_owned(), value.to_owned())].into()),
@@ -25,8 +28,14 @@ impl Namespaces for Known {
     }
 }
 
+/// There is one profile, which selects everything.
+fn profiles() -> watch::Receiver<follow::Known> {
+    let all: BurstProfile = serde_json::from_value(json!({"metadata": {"name": "all"}, "spec": {"effect": {"policy": "fair"}}})).unwrap();
+    watch::channel(Some(Arc::new(Profiles::new([&all], "kvmlet-system")))).1
+}
+
 fn router_of(certificate: ServingCertificate, known: bool) -> Router {
-    router(Arc::new(Known(known)), certificate, |_| Vec::new())
+    router(Arc::new(Known(known)), profiles(), certificate, |_| Vec::new())
 }
 
 async fn call(router: Router, request: Request<Body>) -> (StatusCode, String) {
@@ -54,9 +63,27 @@ async fn a_review_of_a_labelled_namespace_is_answered_with_a_patch_and_another_w
     let answer: Value = serde_json::from_str(&body).unwrap();
     assert_eq!((status, &answer["response"]["uid"]), (StatusCode::OK, &json!("u")));
     assert!(answer["response"]["patch"].is_string());
-    let (_, body) = posted(review("plain", &pod)).await;
+    let (_, body) = posted(review("kube-system", &pod)).await;
     let answer: Value = serde_json::from_str(&body).unwrap();
     assert_eq!(answer["response"], json!({"uid": "u", "allowed": true}));
+}
+
+#[tokio::test]
+async fn a_pod_that_no_label_sends_is_answered_by_the_profiles_as_they_are_known() {
+    let post = |namespace| {
+        Request::post("/profile")
+            .body(review(namespace, &json!({"spec": {}})).into())
+            .unwrap()
+    };
+    let (status, body) = call(router_of(ServingCertificate::none(), true), post("plain")).await;
+    let answer: Value = serde_json::from_str(&body).unwrap();
+    assert!(status == StatusCode::OK && answer["response"]["patch"].is_string(), "{answer}");
+    let unknown = router(Arc::new(Known(true)), watch::channel(None).1, ServingCertificate::none(), |_| {
+        Vec::new()
+    });
+    let (status, body) = call(unknown, post("plain")).await;
+    let answer: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!((status, answer["response"]["patch"].is_null()), (StatusCode::OK, true));
 }
 
 #[tokio::test]
@@ -87,7 +114,7 @@ async fn a_pod_whose_namespace_cannot_be_read_is_not_let_through_unseen() {
 }
 
 #[tokio::test]
-async fn it_is_ready_once_it_has_a_certificate_and_knows_namespaces() {
+async fn it_is_ready_once_it_has_a_certificate_and_knows_namespaces_and_profiles() {
     let get = || Request::get("/readyz").body(Body::empty()).unwrap();
     let none = ServingCertificate::none();
     let (status, body) = call(router_of(none, true), get()).await;
@@ -97,5 +124,7 @@ async fn it_is_ready_once_it_has_a_certificate_and_knows_namespaces() {
     let key = rustls::pki_types::PrivateKeyDer::try_from(pair.signing_key.serialize_der()).unwrap();
     let some = ServingCertificate::new(vec![pair.cert.der().clone()], key).unwrap();
     assert_eq!(call(router_of(some.clone(), false), get()).await.1, "namespaces are not known yet");
+    let unknown = router(Arc::new(Known(true)), watch::channel(None).1, some.clone(), |_| Vec::new());
+    assert_eq!(call(unknown, get()).await.1, "profiles are not known yet");
     assert_eq!(call(router_of(some, true), get()).await.0, StatusCode::OK);
 }

@@ -15,7 +15,7 @@ use crate::{
     decide::Unfit,
     lease::Election,
     namespaces::Watched,
-    overflow, server,
+    overflow, profile, server,
 };
 
 /// How long new connections are still taken after the order to stop: until then they may be sent here.
@@ -90,7 +90,8 @@ impl Webhook {
         let namespace = self.client.default_namespace().to_owned();
         let shown = ServingCertificate::none();
         let namespaces = Arc::new(Watched::start(self.client.clone()));
-        let router = server::router(namespaces, shown.clone(), self.unfit);
+        let profiles = profile::follow::follow(self.client.clone(), namespace.clone());
+        let router = server::router(namespaces, profiles.clone(), shown.clone(), self.unfit);
         let listener = server::bind(self.address, router, shown.clone()).await?;
         let (leads, leading) = watch::channel(false);
         let keeper = Keeper {
@@ -115,7 +116,7 @@ impl Webhook {
         info!(address = %self.address, namespace, "the webhook is up");
         tokio::select! {
             () = keeper.keep() => {}
-            () = overflow::keep(self.client, leading, self.unfit) => {}
+            () = overflow::keep(self.client, leading, profiles, self.unfit) => {}
             () = stop => {}
         }
         ending.cancel();
