@@ -1,15 +1,15 @@
-//! BurstProfiles: what the API server lets in and explains of them, what becomes of pods while no webhook answers, and what
-//! a quota counts of the RuntimeClass.
+//! BurstProfiles: what the API server lets in and explains of them, what the webhook does by them on the real scheduler, and what becomes of pods
+//! while no webhook answers.
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::{
     Test,
-    admission::{LABEL, SYSTEM},
-    workload::{pod, sh, with, within},
+    admission::{LABEL, ORDINARY, SYSTEM, add_ordinary_node, both, deployment, plain, with_webhook},
+    workload::{Place, pod, sh, with, within},
 };
 use crate::{Cluster, command, paths::repository, wait_for};
 
@@ -32,9 +32,21 @@ pub(super) const TESTS: &[Test] = &[
         kvmlet: true,
         run: counted,
     },
+    Test {
+        name: "of 200 pods that prefer ordinary nodes by a profile, as many run on ordinary nodes as there is room, the others on virtual ones and none waits",
+        hosts: 2,
+        kvmlet: true,
+        run: filled,
+    },
+    Test {
+        name: "profiles count from the moment they are there, in their order, up to their max, and never in kube-system",
+        hosts: 2,
+        kvmlet: true,
+        run: followed,
+    },
 ];
 
-/// Long enough for what the API server and its controllers do by themselves.
+/// Long enough for the scheduler, the leader and its status, and short beside a machine's start.
 const SOON: Duration = Duration::from_secs(60);
 
 fn profile(name: &str, spec: &Value) -> Value {
@@ -232,4 +244,116 @@ fn counted(cluster: &Cluster) -> Result<()> {
     });
     cluster.kubectl(&["delete", "-f", &classes])?;
     done
+}
+
+/// Pods in all, and how many of them the ordinary node has room for; the others are machines on two emulated hosts.
+const PODS: usize = 200;
+const ROOM: usize = 192;
+
+/// The profile's status, once it is as `is_right` says.
+fn told(cluster: &Cluster, name: &str, what: &str, is_right: impl Fn(&Value) -> bool) -> Result<()> {
+    wait_for(&format!("profile {name} to tell {what}"), SOON, || {
+        let found = cluster.kubectl_json(&["get", "burstprofile", name])?;
+        ensure!(is_right(&found["status"]), "its status is {}", found["status"]);
+        Ok(Some(()))
+    })
+}
+
+fn filled(cluster: &Cluster) -> Result<()> {
+    let done = with_webhook(cluster, || {
+        within(cluster, "filled", |place| {
+            // A pod for which no answer comes in time is refused then, and made again.
+            cluster.kubectl(&["label", "namespace", &place.name, LABEL])?;
+            let select = json!({"matchLabels": {"kubernetes.io/metadata.name": place.name}});
+            let spec = json!({"namespaceSelector": select, "effect": {"policy": "normalNodePrefer", "annotations": {"team": "burst"}}});
+            cluster.apply(&profile("filled", &spec).to_string())?;
+            sent(cluster, &place.name, "a=b", "filled")?;
+            add_ordinary_node(cluster, ROOM)?;
+            place.create(&[deployment(PODS)])?;
+            wait_for("all pods to have a node", Duration::from_secs(180), || {
+                let (ordinary, virtual_) = both(place)?;
+                let count = (ordinary.len(), virtual_.len());
+                ensure!(count == (ROOM, PODS - ROOM), "{count:?} have one");
+                Ok(Some(()))
+            })?;
+            told(cluster, "filled", "all its pods", |status| {
+                status["pods"] == PODS && status["onVirtualNodes"] == PODS - ROOM && status["waiting"] == 0
+            })?;
+            let pods = cluster.kubectl_json(&["-n", &place.name, "get", "pods"])?;
+            for pod in pods["items"].as_array().context("no pods")? {
+                let metadata = &pod["metadata"];
+                ensure!(metadata["annotations"]["team"] == "burst", "{metadata}");
+            }
+            place.kubectl(&["delete", "deployment", "burst"])?;
+            let force = ["--force", "--grace-period=0", "--timeout=110s"];
+            place.kubectl(&[&["delete", "pods", "--all"], &force[..]].concat()).map(drop)
+        })
+    });
+    cluster.kubectl(&["delete", "node", ORDINARY, "--ignore-not-found"])?;
+    done
+}
+
+/// Waits until each replica decides about such a pod by this profile; none where it is empty.
+fn sent(cluster: &Cluster, namespace: &str, labels: &str, profile: &str) -> Result<()> {
+    wait_for(&format!("{profile:?} to decide"), SOON, || {
+        // Whichever replica is asked.
+        for _ in 0..6 {
+            let (is_let_in, said) = tried(cluster, namespace, labels)?;
+            ensure!(is_let_in, "{said}");
+            let pod: Value = serde_json::from_str(&said).context("read the pod")?;
+            let by = pod["metadata"]["labels"]["kvmlet.io/burst-profile"].as_str().unwrap_or_default();
+            ensure!(by == profile, "{by:?} decided");
+        }
+        Ok(Some(()))
+    })
+}
+
+/// How many of these pods have a node.
+fn bound(place: &Place<'_>, names: &[&str]) -> Result<usize> {
+    let nodes = names.iter().map(|name| Ok(place.get(name)?["spec"]["nodeName"].is_string()));
+    Ok(nodes.collect::<Result<Vec<_>>>()?.into_iter().filter(|is_bound| *is_bound).count())
+}
+
+fn followed(cluster: &Cluster) -> Result<()> {
+    with_webhook(cluster, || {
+        within(cluster, "followed", |place| {
+            let everything = json!({"effect": {"policy": "virtualNodeOnly", "max": 2}});
+            cluster.apply(&profile("everything", &everything).to_string())?;
+            sent(cluster, &place.name, "a=b", "everything")?;
+            sent(cluster, &place.name, "kvmlet.io/inject=false", "")?;
+            sent(cluster, "kube-system", "a=b", "")?;
+            sent(cluster, SYSTEM, "a=b", "")?;
+
+            let names = ["one", "two", "three"];
+            let pods = names.map(|name| with(plain(name), &[("/metadata/labels", json!({"a": "b"}))]));
+            place.create(&pods)?;
+            told(cluster, "everything", "two on virtual nodes and one that waits", |status| {
+                status["pods"] == 3 && status["onVirtualNodes"] == 2 && status["waiting"] == 1
+            })?;
+            ensure!(bound(place, &names)? == 2, "more pods have a node than max allows");
+
+            let spec =
+                json!({"priority": 1, "podSelector": {"matchLabels": {"tier": "first"}}, "effect": {"labels": {"decided": "first"}}});
+            cluster.apply(&profile("first", &spec).to_string())?;
+            sent(cluster, &place.name, "tier=first", "first")?;
+            sent(cluster, &place.name, "a=b", "everything")?;
+            let conflict = with(plain("conflict"), &[("/metadata/labels", json!({"tier": "first"}))]);
+            place.create(&[conflict])?;
+            let found = place.get("conflict")?;
+            let passed_over = &found["metadata"]["annotations"]["kvmlet.io/burst-profiles-passed-over"];
+            ensure!(passed_over == "everything", "{}", found["metadata"]);
+            ensure!(found["metadata"]["labels"]["decided"] == "first", "{}", found["metadata"]);
+            told(cluster, "everything", "by whom it was passed over", |status| {
+                status["passedOver"] == json!([{"by": "first", "pods": 1}])
+            })?;
+
+            let gone = names.into_iter().find(|name| bound(place, &[*name]).is_ok_and(|count| count == 1));
+            place.kubectl(&["delete", "pod", gone.context("no pod has a node")?, "--timeout=60s"])?;
+            told(cluster, "everything", "that nothing waits", |status| {
+                status["pods"] == 2 && status["onVirtualNodes"] == 2 && status["waiting"] == 0
+            })?;
+            cluster.kubectl(&["delete", "burstprofile", "everything"])?;
+            sent(cluster, &place.name, "a=b", "")
+        })
+    })
 }
