@@ -5,32 +5,26 @@ use std::{
     collections::HashSet,
     io::ErrorKind,
     net::{SocketAddr, TcpListener},
-    path::{Path, PathBuf},
+    path::Path,
     process::ExitCode,
-    time::Duration,
 };
 
-use anyhow::{Context as _, bail, ensure};
-use kvmlet_machine::Adoption;
+use anyhow::{Context as _, bail};
 use kvmlet_network::{NetworkConfig, PodNetworks, host};
-use kvmlet_provider::{
-    cgroup,
-    config::{Config, default_state_dir, network_dir},
-    store::Store,
-};
-
-/// How long a killed process may take to be gone.
-const KILL_TIME: Duration = Duration::from_secs(30);
+use kvmlet_provider::{cgroup, config::Config, machine, store::Store};
 
 /// Cleans up. Every part is tried; errors name those that are left.
 pub(crate) fn run(config: &Path) -> anyhow::Result<ExitCode> {
-    let config = config.exists().then(|| Config::load(config)).transpose()?;
-    if let Some(config) = &config {
+    let config = if config.exists() {
+        let config = Config::load(config)?;
         refuse_beside_a_daemon(SocketAddr::new(config.node_ip, config.port))?;
-    }
-    let state_dir = config.as_ref().map_or_else(default_state_dir, |config| config.state_dir.clone());
+        config
+    } else {
+        Config::assumed()
+    };
+    let network = NetworkConfig::without_addresses(config.network_dir()).with_plugin_dirs(&config.network.plugin_dirs);
     let mut failed = Vec::new();
-    if let Err(error) = end_machines(&state_dir) {
+    if let Err(error) = end_machines(&config.state_dir) {
         failed.push(format!("{error:#}"));
     }
     match cgroup::clear() {
@@ -41,7 +35,7 @@ pub(crate) fn run(config: &Path) -> anyhow::Result<ExitCode> {
         .worker_threads(1)
         .enable_all()
         .build()?
-        .block_on(remove_networks(network(config.as_ref(), &state_dir)));
+        .block_on(remove_networks(network));
     match networks {
         Ok(count) => println!("{count} pods' networks removed"),
         Err(error) => failed.push(format!("{error:#}")),
@@ -67,25 +61,9 @@ fn end_machines(state_dir: &Path) -> anyhow::Result<()> {
         return Ok(());
     }
     for directory in Store::open(state_dir)?.machine_dirs()? {
-        if let Adoption::Running(machine) | Adoption::Unresponsive(machine, _) = kvmlet_machine::adopt(&directory)? {
-            let what = || format!("end machine process {}", machine.pid());
-            machine.kill_process().with_context(what)?;
-            let gone = machine.wait(Some(KILL_TIME)).with_context(what)?;
-            ensure!(gone, "machine process {} does not end after SIGKILL", machine.pid());
-        }
+        machine::end_in(&directory).map_err(anyhow::Error::msg)?;
     }
     Ok(())
-}
-
-/// Addresses play no part in taking a network away.
-fn network(config: Option<&Config>, state_dir: &Path) -> NetworkConfig {
-    let none = "0.0.0.0/0".parse().expect("it is a network");
-    let mut network = NetworkConfig::new(none, none, 0, network_dir(state_dir));
-    let plugin_dirs: Option<&Vec<PathBuf>> = config.map(|config| &config.network.plugin_dirs);
-    if let Some(plugin_dirs) = plugin_dirs.filter(|dirs| !dirs.is_empty()) {
-        network.plugin_dirs.clone_from(plugin_dirs);
-    }
-    network
 }
 
 async fn remove_networks(network: NetworkConfig) -> anyhow::Result<usize> {

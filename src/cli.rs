@@ -4,6 +4,9 @@ use std::{ffi::OsString, net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+/// Where a node's configuration is, unless told otherwise.
+pub(crate) const CONFIG: &str = "/etc/kvmlet/config.yaml";
+
 /// A virtual Kubernetes node whose pods are microVMs.
 #[derive(Debug, Parser)]
 #[command(version, about)]
@@ -34,7 +37,7 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 pub(crate) struct NodeArguments {
     /// The node's configuration.
-    #[arg(long, default_value = "/etc/kvmlet/config.yaml")]
+    #[arg(long, default_value = CONFIG)]
     pub(crate) config: PathBuf,
     /// Checks the configuration and this host, without booting anything, then ends.
     #[arg(long)]
@@ -63,7 +66,7 @@ pub(crate) enum Output {
 #[derive(Debug, Args)]
 pub(crate) struct CleanupArguments {
     /// The node's configuration; without such a file the defaults count.
-    #[arg(long, default_value = "/etc/kvmlet/config.yaml")]
+    #[arg(long, default_value = CONFIG)]
     pub(crate) config: PathBuf,
 }
 

@@ -66,7 +66,7 @@ pub(crate) fn run(arguments: &NodeArguments) -> anyhow::Result<ExitCode> {
             why.join("; ")
         );
     }
-    let io = io_limits(&config)?;
+    let io = IoLimits::of_node(&config).context("machines.io cannot be had")?;
     if arguments.check {
         println!("configuration and KVM are usable");
         return Ok(ExitCode::SUCCESS);
@@ -99,11 +99,6 @@ pub(crate) fn log_to_stderr() {
 }
 
 /// What machines may read and write, if this host can hold them to it.
-fn io_limits(config: &Config) -> anyhow::Result<IoLimits> {
-    let images = config.state_dir.join("images");
-    IoLimits::new(&config.machines.io, &[&config.state_dir, &images]).context("machines.io cannot be had")
-}
-
 async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
     systemd::status("looking at the host and for the API server");
     let config = Arc::new(config);
@@ -343,10 +338,7 @@ async fn join_network(config: &Config, client: &Client, network: &OnceCell<PodNe
             .await
             .context("find the uplink's MTU")?,
     };
-    let mut made = NetworkConfig::new(pod_cidr, cluster, mtu, config.network_dir());
-    if !config.network.plugin_dirs.is_empty() {
-        made.plugin_dirs.clone_from(&config.network.plugin_dirs);
-    }
+    let made = NetworkConfig::new(pod_cidr, cluster, mtu, config.network_dir()).with_plugin_dirs(&config.network.plugin_dirs);
     kvmlet_network::host::prepare(&made).await.context("prepare the host's network")?;
     info!(%pod_cidr, mtu, "the pods' network stands");
     let _ = network.set(PodNetworks::new(made));

@@ -13,15 +13,9 @@ use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
-    cli::{Output, PreflightArguments},
+    cli::{CONFIG, Output, PreflightArguments},
     machine, node,
 };
-
-/// Where a node's configuration is, unless told otherwise.
-const CONFIG: &str = "/etc/kvmlet/config.yaml";
-/// What is looked at on a host that has no configuration: the keys that have no default play no part in it.
-const ASSUMED: &str = "{apiVersion: kvmlet.io/v1alpha1, kind: KvmletConfiguration, nodeName: unknown, nodeIP: 192.0.2.1, kubeconfig: /none, \
-    tls: {certFile: /none, keyFile: /none, clientCAFile: /none}}";
 
 /// Looks at the host, boots a canary, prints all of it. Success if all has passed.
 pub(crate) fn run(arguments: &PreflightArguments) -> anyhow::Result<ExitCode> {
@@ -65,16 +59,18 @@ async fn boot(config: &Config, program: &Path, before: &[Check]) -> anyhow::Resu
 /// The node's configuration, or in place of one that cannot be had the defaults.
 fn configuration(named: Option<&Path>) -> (Config, Check) {
     let path = named.unwrap_or(Path::new(CONFIG));
-    let assumed = || Config::parse(path, ASSUMED).expect("it has the keys that have no default");
     let (config, found) = if named.is_none() && !path.exists() {
         let found = format!("{CONFIG} is not there yet: its defaults were looked at (docs/configuration.md has the keys)");
-        (assumed(), Ok(found))
+        (Config::assumed(), Ok(found))
     } else {
         match Config::load(path) {
             Ok(config) => (config, Ok(format!("{} can be used", path.display()))),
             Err(error) => {
                 let why = kvmlet_provider::act::chain(&error);
-                (assumed(), Err(format!("{why}; what follows was looked at with the defaults")))
+                (
+                    Config::assumed(),
+                    Err(format!("{why}; what follows was looked at with the defaults")),
+                )
             }
         }
     };

@@ -1,5 +1,6 @@
 //! `/etc/kvmlet/config.yaml`: every key, its default and what it refuses. Unknown keys are errors that name the key and its line.
 
+mod assumed;
 mod certificates;
 mod eviction;
 mod images;
@@ -242,13 +243,8 @@ fn default_domain() -> String {
 fn default_resolv_conf() -> PathBuf {
     "/etc/resolv.conf".into()
 }
-/// Where a node keeps what it has, unless its configuration says otherwise.
-pub fn default_state_dir() -> PathBuf {
+fn default_state_dir() -> PathBuf {
     "/var/lib/kvmlet".into()
-}
-/// Where the records of pods' networks are below that.
-pub fn network_dir(state_dir: &Path) -> PathBuf {
-    state_dir.join("network")
 }
 fn default_log_dir() -> PathBuf {
     "/var/log/pods".into()
@@ -304,7 +300,7 @@ pub enum ConfigError {
 impl Config {
     /// Where the records of pods' networks are.
     pub fn network_dir(&self) -> PathBuf {
-        network_dir(&self.state_dir)
+        self.state_dir.join("network")
     }
 
     /// Reads and checks a configuration file.

@@ -161,11 +161,7 @@ pub async fn power_off(running: Running, limit: Duration) {
 /// Ends a pod's machine process and leaves its files.
 pub async fn stop(context: &Arc<Context>, uid: &str) -> Result<(), String> {
     let dir = directory(context, uid);
-    blocking(move || match process::adopt(&dir).map_err(|e| chain(&e))? {
-        Adoption::Running(machine) | Adoption::Unresponsive(machine, _) => end(&machine),
-        Adoption::Ended(_) | Adoption::Never => Ok(()),
-    })
-    .await
+    blocking(move || end_in(&dir)).await
 }
 
 /// Ends whatever machine process a pod has, and removes its files. Idempotent.
@@ -190,10 +186,7 @@ pub async fn destroy_in(context: &Arc<Context>, name: &str, dir: PathBuf) -> Res
 /// In words for people, when the process does not end or its files stay.
 pub fn clear(name: &str, dir: &Path) -> Result<(), String> {
     if dir.exists() {
-        match process::adopt(dir).map_err(|e| chain(&e))? {
-            Adoption::Running(machine) | Adoption::Unresponsive(machine, _) => end(&machine)?,
-            Adoption::Ended(_) | Adoption::Never => {}
-        }
+        end_in(dir)?;
         fs::remove_dir_all(dir).map_err(|e| format!("remove {}: {e}", dir.display()))?;
     }
     if let Err(error) = cgroup::remove(name) {
@@ -202,9 +195,21 @@ pub fn clear(name: &str, dir: &Path) -> Result<(), String> {
     Ok(())
 }
 
+/// Ends the machine whose directory this is, if its process still runs; its files stay. Blocks until its process is gone.
+///
+/// # Errors
+/// In words for people, when the process does not end.
+pub fn end_in(dir: &Path) -> Result<(), String> {
+    match process::adopt(dir).map_err(|e| chain(&e))? {
+        Adoption::Running(machine) | Adoption::Unresponsive(machine, _) => end(&machine),
+        Adoption::Ended(_) | Adoption::Never => Ok(()),
+    }
+}
+
 fn end(machine: &Machine) -> Result<(), String> {
-    machine.kill_process().map_err(|e| chain(&e))?;
-    if !machine.wait(Some(KILL_TIME)).map_err(|e| chain(&e))? {
+    let what = |error| format!("end machine process {}: {}", machine.pid(), chain(&error));
+    machine.kill_process().map_err(what)?;
+    if !machine.wait(Some(KILL_TIME)).map_err(what)? {
         return Err(format!("machine process {} does not end after SIGKILL", machine.pid()));
     }
     machine.reap();

@@ -54,6 +54,25 @@ impl NetworkConfig {
         }
     }
 
+    /// For whoever only takes networks away, or looks for plugins: addresses play no part in that.
+    ///
+    /// # Panics
+    /// Never: its text is a network.
+    #[must_use]
+    pub fn without_addresses(state_dir: PathBuf) -> Self {
+        let none = "0.0.0.0/0".parse().expect("it is a network");
+        Self::new(none, none, 0, state_dir)
+    }
+
+    /// With plugins in these directories; none keep the defaults.
+    #[must_use]
+    pub fn with_plugin_dirs(mut self, dirs: &[PathBuf]) -> Self {
+        if !dirs.is_empty() {
+            self.plugin_dirs = dirs.to_vec();
+        }
+        self
+    }
+
     /// kvmlet's own configuration list. `portmap` stands in it only for pods with host ports: starting a plugin for
     /// nothing costs every other pod its time.
     #[must_use]

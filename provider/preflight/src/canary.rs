@@ -121,7 +121,7 @@ impl Launching {
         let vsock = directory.join("vsock.sock");
         Ok(Self {
             program: Program::open(program).map_err(|error| format!("open {}: {error}", program.display()))?,
-            io: IoLimits::new(&config.machines.io, &[&config.state_dir]).map_err(|error| chain(&error))?,
+            io: IoLimits::of_node(config).map_err(|error| chain(&error))?,
             // A daemon beside gives out the lowest that is free.
             uid: config.machine_uids.range().end - 1,
             directory,

@@ -27,7 +27,7 @@ impl Facts {
         let cpuinfo = read("/proc/cpuinfo").unwrap_or_default();
         let has = |flag: &str| cpuinfo.split_ascii_whitespace().any(|word| word == flag);
         let status = read("/proc/self/status").unwrap_or_default();
-        let network = network(config);
+        let network = NetworkConfig::without_addresses(config.network_dir()).with_plugin_dirs(&config.network.plugin_dirs);
         let kvm = device("/dev/kvm", (10, 232));
         let kvm_works = match kvm {
             Device::Opens => kvm::check().map_err(|error| chain(&error)),
@@ -49,9 +49,7 @@ impl Facts {
             open_files: getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX),
             max_pods: config.max_pods,
             controllers: controllers(Path::new("/sys/fs/cgroup")),
-            io: IoLimits::new(&config.machines.io, &[&config.state_dir, &config.state_dir.join("images")])
-                .map(drop)
-                .map_err(|error| chain(&error)),
+            io: IoLimits::of_node(config).map(drop).map_err(|error| chain(&error)),
             plugins: plugins(&network),
             plugin_dirs: network.plugin_dirs,
             programs: programs(&env::var("PATH").unwrap_or_else(|_| DEFAULT_PATH.into())),
@@ -126,16 +124,6 @@ fn controllers(root: &Path) -> Option<Vec<String>> {
     Some(text.split_ascii_whitespace().map(str::to_owned).collect())
 }
 
-/// Addresses play no part in where plugins are.
-fn network(config: &Config) -> NetworkConfig {
-    let none = "0.0.0.0/0".parse().expect("it is a network");
-    let mut network = NetworkConfig::new(none, none, 0, config.network_dir());
-    if !config.network.plugin_dirs.is_empty() {
-        network.plugin_dirs.clone_from(&config.network.plugin_dirs);
-    }
-    network
-}
-
 fn plugins(network: &NetworkConfig) -> Vec<(String, bool)> {
     let is_there = |name: &str| network.plugin_dirs.iter().any(|dir| is_program(&dir.join(name)));
     let types = network.config_list(true).plugins;
@@ -200,9 +188,7 @@ mod tests {
         let bridge = dir.path().join("bridge");
         fs::write(&bridge, "").unwrap();
         fs::set_permissions(&bridge, fs::Permissions::from_mode(0o755)).unwrap();
-        let none = "0.0.0.0/0".parse().unwrap();
-        let mut network = NetworkConfig::new(none, none, 0, dir.path().into());
-        network.plugin_dirs = vec![dir.path().into()];
+        let network = NetworkConfig::without_addresses(dir.path().into()).with_plugin_dirs(&[dir.path().into()]);
         let found = plugins(&network);
         let expected = [("bridge", true), ("host-local", false), ("portmap", false)];
         assert_eq!(found, expected.map(|(name, is_there)| (name.to_owned(), is_there)));

@@ -42,7 +42,7 @@ const ROOM: u64 = 256 << 20;
 type Judgement = fn(&Facts) -> Result<String, String>;
 
 /// In the order in which one mends a host.
-const CHECKS: [(&str, Judgement); 20] = [
+const CHECKS: [(&str, Judgement); 21] = [
     ("architecture", architecture),
     ("kernel", kernel),
     ("privileges", privileges),
@@ -52,15 +52,7 @@ const CHECKS: [(&str, Judgement); 20] = [
     ("nested-virtualization", nested),
     ("open-files", open_files),
     ("cgroups", cgroups),
-    (MACHINE_IO, |facts| {
-        let advice =
-            |why: &String| format!("machines.io cannot be had: {why}. Take it out of the configuration, or give this host what it needs");
-        facts
-            .io
-            .as_ref()
-            .map(|()| "machines can be held to machines.io".into())
-            .map_err(advice)
-    }),
+    (MACHINE_IO, machine_io),
     ("namespaces", namespaces),
     ("seccomp", seccomp),
     ("landlock", landlock),
@@ -71,13 +63,13 @@ const CHECKS: [(&str, Judgement); 20] = [
     (GUEST_INITRAMFS, |facts| artefact("guest.initramfs", &facts.guest_initramfs)),
     ("machine-program", |facts| artefact("the program of machines", &facts.program)),
     ("disk-space", disk_space),
+    ("clock", clock),
 ];
 
 /// All checks but the canary, in order.
 pub fn judge(facts: &Facts) -> Vec<Check> {
     let one = |(name, judgement): &(&'static str, Judgement)| Check::new(name, judgement(facts));
-    let clock = Check::new("clock", clock(facts));
-    CHECKS.iter().map(one).chain([clock]).collect()
+    CHECKS.iter().map(one).collect()
 }
 
 fn architecture(facts: &Facts) -> Result<String, String> {
@@ -230,6 +222,16 @@ fn cgroups(facts: &Facts) -> Result<String, String> {
          systemd.unified_cgroup_hierarchy=0 from the kernel's command line, and see that no cgroup v1 is mounted with them",
         missing.join(", ")
     ))
+}
+
+fn machine_io(facts: &Facts) -> Result<String, String> {
+    let advice =
+        |why: &String| format!("machines.io cannot be had: {why}. Take it out of the configuration, or give this host what it needs");
+    facts
+        .io
+        .as_ref()
+        .map(|()| "machines can be held to machines.io".into())
+        .map_err(advice)
 }
 
 fn namespaces(facts: &Facts) -> Result<String, String> {

@@ -14,7 +14,7 @@ use std::{
 use rustix::fs::{major, minor};
 
 use super::ROOT;
-use crate::config::Io;
+use crate::config::{Config, Io};
 
 /// Where the kernel tells of block devices by number.
 const DEVICES: &str = "/sys/dev/block";
@@ -56,8 +56,12 @@ pub struct IoLimits {
 }
 
 impl IoLimits {
-    /// What the configuration says, for the disks that hold `directories`.
-    pub fn new(wanted: &Io, directories: &[&Path]) -> Result<Self, IoError> {
+    /// What a node's configuration says, for the disks that its machines' files are on.
+    pub fn of_node(config: &Config) -> Result<Self, IoError> {
+        Self::new(&config.machines.io, &[&config.state_dir, &config.state_dir.join("images")])
+    }
+
+    fn new(wanted: &Io, directories: &[&Path]) -> Result<Self, IoError> {
         if *wanted == Io::default() {
             return Ok(Self::default());
         }
