@@ -17,11 +17,6 @@ fn rule(rule: impl Into<String>, message: &str) -> Value {
     json!({"rule": rule.into(), "message": message})
 }
 
-/// The API server itself says what an object's metadata is, and wants no word here.
-pub(super) fn metadata(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({"type": "object"})
-}
-
 pub(super) fn policy(_: &mut SchemaGenerator) -> Schema {
     let all = [Policy::VirtualNodeOnly, Policy::NormalNodePrefer, Policy::Fair];
     json_schema!({"type": "string", "enum": all.map(|one| one.to_string())})
@@ -150,6 +145,7 @@ fn schema() -> Value {
     structural(&mut schema);
     // Nobody writes the status by hand, so nobody is told what it must have.
     schema["properties"]["status"].as_object_mut().unwrap().remove("required");
+    // The API server itself says what an object's metadata is, and wants no word here.
     schema["properties"]["metadata"] = json!({"type": "object"});
     for (field, what) in [("apiVersion", "kvmlet.io/v1alpha1."), ("kind", "BurstProfile.")] {
         schema["properties"][field] = json!({"type": "string", "description": what});

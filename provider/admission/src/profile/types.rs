@@ -16,7 +16,7 @@ use crate::policy::Policy;
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct BurstProfile {
     /// Name, generation and the rest.
-    #[cfg_attr(test, schemars(schema_with = "super::crd::metadata"))]
+    #[cfg_attr(test, schemars(skip))]
     pub metadata: ObjectMeta,
     /// What is wanted.
     pub spec: Spec,
