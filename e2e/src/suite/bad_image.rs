@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::{
     Test, daemon,
+    survival::until_released,
     workload::{STAY, container, pod, sh, with, within},
 };
 use crate::{Cluster, paths::GATEWAY, wait_for};
@@ -195,7 +196,10 @@ fn collected(cluster: &Cluster) -> Result<()> {
         place.create(&[once(), pod("stays", sh(STAY))])?;
         place.until_phase("once", "Succeeded")?;
         place.until_ready("stays")?;
+        let uid = place.uid("once")?;
         place.kubectl(&["delete", "pod", "once", "--timeout=110s"])?;
+        // The daemon that starts below looks once, and then in five minutes: nothing may need the image by then.
+        until_released(cluster.host(0)?, &uid)?;
         let node = cluster.host(0)?.name.as_str();
         let images = || -> Result<String> { Ok(cluster.kubectl_json(&["get", "node", node])?["status"]["images"].to_string()) };
         wait_for("the Node to list the image", Duration::from_secs(60), || {

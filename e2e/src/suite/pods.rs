@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::{
     Test,
+    survival::until_released,
     workload::{PATIENCE, STAY, condition, container, pod, pod_of, sh, with, within},
 };
 use crate::{Cluster, wait_for};
@@ -322,10 +323,7 @@ fn deletion(cluster: &Cluster) -> Result<()> {
         for name in ["polite", "deaf", "forced"] {
             place.until_ready(name)?;
         }
-        let uid = place.get("forced")?["metadata"]["uid"]
-            .as_str()
-            .context("the pod has no UID")?
-            .to_owned();
+        let uid = place.uid("forced")?;
 
         // What the handler writes can still be read by who listens.
         let mut logs = cluster.kubectl_command();
@@ -359,10 +357,7 @@ fn deletion(cluster: &Cluster) -> Result<()> {
         let begun = Instant::now();
         place.kubectl(&["delete", "pod", "forced", "--grace-period=0", "--force", "--timeout=90s"])?;
         ensure!(place.kubectl_fails(&["get", "pod", "forced"])?.contains("not found"));
-        wait_for("the machine of a pod deleted by force to be gone", Duration::from_secs(60), || {
-            let left = host.run(&["sh", "-c", &format!("ls -d /var/lib/kvmlet/pods/{uid} /var/log/pods/*_{uid}")])?;
-            Ok((left.text().is_empty()).then_some(()))
-        })?;
+        until_released(host, &uid)?;
         ensure!(begun.elapsed() < PATIENCE);
         Ok(())
     })

@@ -10,7 +10,7 @@ use super::{
     daemon::{self, Identity, log_file, restart, until_ticks},
     workload::{PATIENCE, Place, STAY, container, pod, pod_of, sh, with, within},
 };
-use crate::{Cluster, wait_for};
+use crate::{Cluster, Host, wait_for};
 
 pub(super) const TESTS: &[Test] = &[
     Test {
@@ -113,6 +113,14 @@ pub(super) fn until_gone(place: &Place<'_>, pod: &str) -> Result<()> {
         let left = place.kubectl(&["get", "pod", pod, "--ignore-not-found", "-o", "name"])?;
         ensure!(left.is_empty(), "{}", place.get(pod)?["status"]);
         Ok(Some(()))
+    })
+}
+
+/// Waits until the host has nothing of a pod any more: a pod that has ended may leave the API server before its machine is gone.
+pub(super) fn until_released(host: &Host, uid: &str) -> Result<()> {
+    wait_for("the host to have nothing of the pod", PATIENCE, || {
+        let left = host.run(&["sh", "-c", &format!("ls -d /var/lib/kvmlet/pods/{uid} /var/log/pods/*_{uid}")])?;
+        Ok(left.text().is_empty().then_some(()))
     })
 }
 

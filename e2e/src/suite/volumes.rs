@@ -91,7 +91,7 @@ fn files(cluster: &Cluster) -> Result<()> {
         place.create(&objects())?;
         place.create(&[with(pod("files", main), &fields)])?;
         let said = place.output("files")?;
-        let uid = place.get("files")?["metadata"]["uid"].as_str().context("no UID")?.to_owned();
+        let uid = place.uid("files")?;
         for (key, value) in [
             ("map/colour", "440:green"),
             ("map/shape", "440:round"),

@@ -99,6 +99,12 @@ pub(super) fn with(mut value: Value, fields: &[(&str, Value)]) -> Value {
 }
 
 impl Place<'_> {
+    /// The UID of a pod that is there.
+    pub(super) fn uid(&self, pod: &str) -> Result<String> {
+        let found = self.get(pod)?;
+        Ok(found["metadata"]["uid"].as_str().context("the pod has no UID")?.to_owned())
+    }
+
     /// Makes objects, all in one call.
     pub(super) fn create(&self, objects: &[Value]) -> Result<()> {
         let mut items = objects.to_vec();
