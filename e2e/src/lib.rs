@@ -16,6 +16,7 @@
 pub mod agent;
 pub mod artifacts;
 pub mod bench;
+mod burst_profile;
 pub mod cargo_tests;
 pub mod cluster;
 pub mod command;

@@ -81,6 +81,11 @@ impl Process {
         Ok(processes)
     }
 
+    /// The one of this name, if it was recorded and not ended.
+    pub fn named(state: &State, name: &str) -> Result<Option<Self>> {
+        Ok(Self::recorded(state)?.into_iter().find(|process| process.name == name))
+    }
+
     /// Whether it is this very process that runs.
     pub fn is_alive(&self) -> bool {
         stat(self.pid).is_some_and(|(state, start_time)| start_time == self.start_time && !matches!(state, 'Z' | 'X'))

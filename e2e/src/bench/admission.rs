@@ -8,9 +8,11 @@ use serde_json::{Value, json};
 
 use super::{Options, Row, percentile};
 use crate::{
-    Cluster, artifacts, command,
+    Cluster, artifacts,
+    burst_profile::{object, with_kind},
+    command,
     netns::Netns,
-    paths::{repository, write},
+    paths::write,
     process::Process,
     wait_for,
 };
@@ -28,21 +30,16 @@ const SECONDS: &str = "20";
 
 pub(super) fn rows(cluster: &Cluster, _: &Options) -> Result<Vec<Row>> {
     let kvmlet = artifacts::kvmlet()?;
-    let objects = objects().to_string();
-    let definition = repository().join("manifests/webhook/burst-profile.yaml");
-    let definition = definition.to_string_lossy();
-    cluster.kubectl(&["apply", "-f", &definition])?;
-    wait_for("the kind to be served", Duration::from_secs(60), || {
-        cluster.kubectl(&["get", "burstprofiles"]).map(Some)
-    })?;
-    cluster.apply(&objects)?;
-    let measured = start(cluster, &kvmlet).and_then(|process| {
-        let measured = measure(cluster, &process);
-        process.end(&cluster.state)?;
+    let measured = with_kind(cluster, || {
+        cluster.apply(&objects().to_string())?;
+        let measured = start(cluster, &kvmlet).and_then(|process| {
+            let measured = measure(cluster, &process);
+            process.end(&cluster.state)?;
+            measured
+        });
+        cluster.kubectl(&["delete", "mutatingwebhookconfiguration", NAME])?;
         measured
     });
-    cluster.kubectl(&["delete", "mutatingwebhookconfiguration", NAME])?;
-    cluster.kubectl(&["delete", "-f", &definition, "--timeout=60s"])?;
     cluster.kubectl(&["delete", "namespace", NAMESPACE, "--wait=false"])?;
     cluster.kubectl(&[
         "-n",
@@ -75,8 +72,7 @@ fn objects() -> Value {
         let is_last = number + 1 == PROFILES;
         let spec = json!({"podSelector": {"matchLabels": {"app": if is_last { "web" } else { "other" }}},
             "effect": {"policy": "normalNodePrefer", "annotations": {"example.com/team": "bench"}}});
-        let name = format!("bench-{number}");
-        items.push(json!({"apiVersion": "kvmlet.io/v1alpha1", "kind": "BurstProfile", "metadata": {"name": name}, "spec": spec}));
+        items.push(object(&format!("bench-{number}"), &spec));
     }
     json!({"apiVersion": "v1", "kind": "List", "items": items})
 }

@@ -123,7 +123,14 @@ pub(super) fn beside(cluster: &Cluster, peer: &'static str, theirs: impl Fn(Mach
             disk: None,
             tap,
         };
-        let lines = [command_line::kvmlet(machine), alone(theirs(machine)?, tap)];
+        let theirs = theirs(machine)?;
+        let lines = [
+            command_line::kvmlet(machine),
+            match tap {
+                Some(tap) => with_tap(theirs, tap),
+                None => theirs,
+            },
+        ];
         let figures = in_turn(host, &bench, arguments, &lines)?;
         rows.extend(streams(
             host,
@@ -135,13 +142,9 @@ pub(super) fn beside(cluster: &Cluster, peer: &'static str, theirs: impl Fn(Mach
     Ok(rows)
 }
 
-/// A monitor that takes no socket's path that exists, and makes no tap.
-fn alone(line: CommandLine, tap: Option<&str>) -> CommandLine {
-    let socket = line.way.trim_start_matches("unix:");
-    let make = tap
-        .map(|tap| format!("ip tuntap add {tap} mode tap vnet_hdr && "))
-        .unwrap_or_default();
-    let script = format!("rm -f {socket}; {make}exec \"$@\"");
+/// A monitor that makes no tap.
+fn with_tap(line: CommandLine, tap: &str) -> CommandLine {
+    let script = format!("ip tuntap add {tap} mode tap vnet_hdr && exec \"$@\"");
     CommandLine {
         argv: [command_line::words(&["sh", "-c", &script, "sh"]), line.argv].concat(),
         way: line.way,

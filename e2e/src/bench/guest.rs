@@ -45,6 +45,7 @@ pub(crate) struct Own {
 
 /// Starts `argv`, measures, ends it. `ram` is what the guest was given, bytes.
 pub(super) fn start(way: &Way, ram: u64, argv: &[String]) -> Result<Sample> {
+    way.clear();
     let before = cpu()?;
     let mut monitor = Monitor::start(argv, Stdio::inherit())?;
     let (mut stream, seconds) = monitor.wait(|| greet(way))?;

@@ -204,6 +204,7 @@ fn calls(way: &Way, argv: &[String]) -> Result<u64> {
     let path = file.path().to_str().context("a path that is not text")?;
     // With an output file it would not hear SIGTERM, but for -I 2.
     let strace = ["strace", "-f", "-c", "-I", "2", "-U", "calls,name", "-o", path, "--"].map(str::to_owned);
+    way.clear();
     let mut monitor = Monitor::start(&[&strace[..], argv].concat(), Stdio::inherit())?;
     monitor.wait(|| guest::greet(way))?;
     monitor.terminate()?;

@@ -36,7 +36,9 @@ pub(super) fn rows(cluster: &Cluster, options: &Options) -> Result<Vec<Row>> {
         let bench = super::prepare(host)?;
         rows.extend(starts(host, &bench, options.starts, peer, &program)?);
         if peer == Peer::Firecracker {
-            rows.push(calls(host, &bench, &program)?);
+            let lines = (kvmlet(Machine::PLAIN), firecracker(host, &program, Machine::PLAIN)?);
+            let name = "system calls of a start beside Firecracker";
+            rows.push(start::calls_beside(host, &bench, name, (FIRECRACKER, &lines))?);
             rows.push(copies(host, &bench, options.starts, &program)?);
         }
     }
@@ -78,20 +80,9 @@ fn starts(host: &Host, bench: &str, starts: usize, peer: Peer, program: &str) ->
         Peer::Firecracker => (FIRECRACKER, firecracker(host, program, Machine::PLAIN)?, Some(MOST_TIME)),
         Peer::CloudHypervisor => ("Cloud Hypervisor", cloud_hypervisor(program), None),
     };
-    let ours = kvmlet(Machine::PLAIN);
-    let (mut a, mut b) = (Vec::new(), Vec::new());
-    for round in 0..=starts {
-        let ours = start::start(host, bench, &ours)?;
-        forget(host, &theirs)?;
-        let theirs = start::start(host, bench, &theirs)?;
-        if round > 0 {
-            a.push(ours);
-            b.push(theirs);
-        }
-    }
+    let samples = start::in_turn(host, bench, starts, &(kvmlet(Machine::PLAIN), theirs))?;
     let row = |what: &str, figure: fn(&Sample) -> f64| {
-        let of = |samples: &[Sample]| median(samples.iter().map(figure).collect());
-        Row::new(host.kind, format!("machine start beside {name}{what}"), "s", of(&a)).beside(name, of(&b))
+        start::beside(host, &format!("machine start beside {name}{what}"), "s", (name, &samples), figure)
     };
     let time = row("", |sample| sample.seconds);
     Ok(vec![
@@ -101,20 +92,6 @@ fn starts(host: &Host, bench: &str, starts: usize, peer: Peer, program: &str) ->
         },
         row(", processor time", |sample| sample.cpu_seconds),
     ])
-}
-
-/// A count: once each.
-fn calls(host: &Host, bench: &str, program: &str) -> Result<Row> {
-    let count = |line: &CommandLine| stopwatch::<u64>(host, bench, &["calls", "--way", &line.way], &line.argv);
-    let (ours, theirs) = (kvmlet(Machine::PLAIN), firecracker(host, program, Machine::PLAIN)?);
-    forget(host, &theirs)?;
-    let row = Row::new(
-        host.kind,
-        "system calls of a start beside Firecracker",
-        "calls",
-        count(&ours)? as f64,
-    );
-    Ok(row.beside(FIRECRACKER, count(&theirs)? as f64).at_most(1.0))
 }
 
 fn copies(host: &Host, bench: &str, starts: usize, program: &str) -> Result<Row> {
@@ -129,12 +106,6 @@ fn copies(host: &Host, bench: &str, starts: usize, program: &str) -> Result<Row>
     host.sh(&format!("rm -rf {template} {FOLDER}/state {FOLDER}/memory"))?;
     let row = Row::new(host.kind, "copy of a template beside Firecracker's snapshot", "s", median(a));
     Ok(row.beside(FIRECRACKER, median(b)).at_most(1.0))
-}
-
-/// Neither takes a socket's path that exists.
-fn forget(host: &Host, line: &CommandLine) -> Result<()> {
-    let socket = line.way.trim_start_matches("unix:");
-    host.sh(&format!("rm -f {socket}")).map(drop)
 }
 
 fn firecracker(host: &Host, program: &str, machine: Machine<'_>) -> Result<CommandLine> {

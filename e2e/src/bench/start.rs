@@ -20,8 +20,9 @@ pub(super) const MOST_PRIVATE: f64 = (3 << 20) as f64;
 
 pub(super) fn rows(cluster: &Cluster, options: &Options) -> Result<Vec<Row>> {
     let host = cluster.host(0)?;
-    let (ours, theirs) = in_turn(host, options.starts)?;
-    let row = |name: &str, figure: fn(&Sample) -> f64| beside(host, name, "s", (&ours, &theirs), figure);
+    let bench = super::prepare(host)?;
+    let samples = in_turn(host, &bench, options.starts, &both())?;
+    let row = |name: &str, figure: fn(&Sample) -> f64| beside(host, name, "s", (PEER, &samples), figure);
     let time = row("machine start, process to agent's hello", |sample| sample.seconds);
     let work = row("machine start, processor time", |sample| sample.cpu_seconds);
     Ok(match host.kind {
@@ -38,11 +39,12 @@ pub(super) fn memory(cluster: &Cluster, _: &Options) -> Result<Vec<Row>> {
     let begin = format!(
         "mkdir -p {FOLDER}; sleep 300 | {other} >/dev/null 2>{said} & echo $(jobs -p) $!; until grep -q answered {said}; do sleep 0.2; done"
     );
+    let bench = super::prepare(host)?;
     let processes = host.sh(&begin)?;
-    let measured = in_turn(host, 1);
+    let measured = in_turn(host, &bench, 1, &both());
     host.sh(&format!("kill {processes}; rm {said}"))?;
-    let (ours, theirs) = measured?;
-    let row = |name: &str, figure: fn(&Sample) -> f64| beside(host, name, "bytes", (&ours, &theirs), figure);
+    let samples = measured?;
+    let row = |name: &str, figure: fn(&Sample) -> f64| beside(host, name, "bytes", (PEER, &samples), figure);
     let beside = row("the same, beside the peer", |sample| sample.memory.private as f64);
     Ok(vec![
         Row::new(
@@ -62,41 +64,52 @@ pub(super) fn memory(cluster: &Cluster, _: &Options) -> Result<Vec<Row>> {
     ])
 }
 
+/// Of ours, and of a peer's.
+pub(super) type Samples = (Vec<Sample>, Vec<Sample>);
+
 /// So many starts of ours and of the peer. The first of each reads its program for the first time and is not counted.
-fn in_turn(host: &Host, starts: usize) -> Result<(Vec<Sample>, Vec<Sample>)> {
-    let bench = super::prepare(host)?;
-    let (ours, theirs) = both();
-    let pairs = (0..=starts).map(|_| Ok((start(host, &bench, &ours)?, start(host, &bench, &theirs)?)));
+pub(super) fn in_turn(host: &Host, bench: &str, starts: usize, (ours, theirs): &(CommandLine, CommandLine)) -> Result<Samples> {
+    let pairs = (0..=starts).map(|_| Ok((start(host, bench, ours)?, start(host, bench, theirs)?)));
     let pairs = pairs.collect::<Result<Vec<_>>>()?;
     Ok(pairs.into_iter().skip(1).unzip())
 }
 
 /// Medians.
-fn beside(host: &Host, name: &str, unit: &'static str, (ours, theirs): (&[Sample], &[Sample]), figure: fn(&Sample) -> f64) -> Row {
+pub(super) fn beside(
+    host: &Host,
+    name: &str,
+    unit: &'static str,
+    (peer, (ours, theirs)): (&'static str, &Samples),
+    figure: fn(&Sample) -> f64,
+) -> Row {
     let of = |samples: &[Sample]| median(samples.iter().map(figure).collect());
-    Row::new(host.kind, name, unit, of(ours)).beside(PEER, of(theirs))
+    Row::new(host.kind, name, unit, of(ours)).beside(peer, of(theirs))
 }
 
-/// A count: once each.
 pub(super) fn calls(cluster: &Cluster, _: &Options) -> Result<Vec<Row>> {
     let host = cluster.host(0)?;
     let bench = super::prepare(host)?;
-    let count = |line: &CommandLine| stopwatch::<u64>(host, &bench, &["calls", "--way", &line.way], &line.argv);
-    let (ours, theirs) = both();
-    let row = Row::new(
-        host.kind,
-        "system calls of a start to the agent's hello",
-        "calls",
-        count(&ours)? as f64,
-    );
-    Ok(vec![row.beside(PEER, count(&theirs)? as f64).at_most(1.0)])
+    let name = "system calls of a start to the agent's hello";
+    Ok(vec![calls_beside(host, &bench, name, (PEER, &both()))?])
+}
+
+/// A count: once each.
+pub(super) fn calls_beside(
+    host: &Host,
+    bench: &str,
+    name: &str,
+    (peer, (ours, theirs)): (&'static str, &(CommandLine, CommandLine)),
+) -> Result<Row> {
+    let count = |line: &CommandLine| stopwatch::<u64>(host, bench, &["calls", "--way", &line.way], &line.argv);
+    let row = Row::new(host.kind, name, "calls", count(ours)? as f64);
+    Ok(row.beside(peer, count(theirs)? as f64).at_most(1.0))
 }
 
 fn both() -> (CommandLine, CommandLine) {
     (command_line::kvmlet(Machine::PLAIN), command_line::qemu(Machine::PLAIN, "", ""))
 }
 
-pub(super) fn start(host: &Host, bench: &str, line: &CommandLine) -> Result<Sample> {
+fn start(host: &Host, bench: &str, line: &CommandLine) -> Result<Sample> {
     let ram = (MEMORY << 20).to_string();
     stopwatch(host, bench, &["start", "--way", &line.way, "--ram", &ram], &line.argv)
 }

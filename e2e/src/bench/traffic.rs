@@ -77,6 +77,7 @@ impl Extent<'_> {
 
 /// Starts `argv`, measures, ends it: transfers or round trips a second, or bytes a second. Without a `time` these are processor seconds.
 pub(super) fn measure(what: What, way: &Way, tap: Option<&str>, time: Option<Duration>, argv: &[String]) -> Result<BTreeMap<String, f64>> {
+    way.clear();
     let mut monitor = Monitor::start(argv, Stdio::inherit())?;
     if let Some(tap) = tap {
         let there = || {

@@ -2,7 +2,7 @@
 //! for all.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, Read, Write},
     net::{Ipv4Addr, TcpStream},
     os::{
@@ -44,6 +44,13 @@ impl std::str::FromStr for Way {
 }
 
 impl Way {
+    /// Takes away a socket that another monitor has left there: not all take a path that exists.
+    pub(super) fn clear(&self) {
+        if let Self::Unix(path) = self {
+            let _ = fs::remove_file(path);
+        }
+    }
+
     /// A connection to a port of the guest; no read of it waits for long.
     pub(crate) fn connect(&self, port: u32) -> Result<Connection> {
         match self {

@@ -92,9 +92,7 @@ impl Beside {
     }
 
     fn process(&self) -> Result<Option<Process>> {
-        let name = &self.host()?.name;
-        let recorded = Process::recorded(&self.cluster.state)?;
-        Ok(recorded.into_iter().find(|process| process.name == *name))
+        Process::named(&self.cluster.state, &self.host()?.name)
     }
 
     /// Ends the host, if it runs, and removes what it had.

@@ -205,9 +205,7 @@ impl Cluster {
 
     /// Ends the API server at once.
     pub fn stop_api_server(&self) -> Result<()> {
-        let recorded = Process::recorded(&self.state)?
-            .into_iter()
-            .find(|process| process.name == "kube-apiserver");
+        let recorded = Process::named(&self.state, "kube-apiserver")?;
         recorded.context("the API server does not run")?.end(&self.state)
     }
 

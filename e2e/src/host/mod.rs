@@ -118,9 +118,7 @@ impl Host {
 
     /// Waits until the rig's agent answers; fails at once when the host dies.
     pub fn wait_until_up(&self, deadline: Duration) -> Result<()> {
-        let recorded = Process::recorded(&self.state)?
-            .into_iter()
-            .find(|process| process.name == self.name);
+        let recorded = Process::named(&self.state, &self.name)?;
         let process = recorded.with_context(|| format!("{} was not started", self.name))?;
         wait_while(
             &format!("{} to be up", self.name),

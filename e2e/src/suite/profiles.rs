@@ -11,7 +11,11 @@ use super::{
     admission::{LABEL, ORDINARY, SYSTEM, add_ordinary_node, both, deployment, plain, with_webhook},
     workload::{Place, pod, sh, with, within},
 };
-use crate::{Cluster, command, paths::repository, wait_for};
+use crate::{
+    Cluster,
+    burst_profile::{manifest, object, with_kind},
+    command, wait_for,
+};
 
 pub(super) const TESTS: &[Test] = &[
     Test {
@@ -48,27 +52,6 @@ pub(super) const TESTS: &[Test] = &[
 
 /// Long enough for the scheduler, the leader and its status, and short beside a machine's start.
 const SOON: Duration = Duration::from_secs(60);
-
-fn profile(name: &str, spec: &Value) -> Value {
-    json!({"apiVersion": "kvmlet.io/v1alpha1", "kind": "BurstProfile", "metadata": {"name": name}, "spec": spec})
-}
-
-/// A file of the webhook's manifests.
-fn manifest(name: &str) -> String {
-    repository().join("manifests/webhook").join(name).to_string_lossy().into_owned()
-}
-
-/// Installs the kind, does what `body` does and takes it away.
-fn with_kind(cluster: &Cluster, body: impl FnOnce() -> Result<()>) -> Result<()> {
-    let file = manifest("burst-profile.yaml");
-    cluster.kubectl(&["apply", "-f", &file])?;
-    wait_for("the kind to be served", SOON, || {
-        cluster.kubectl(&["get", "burstprofiles"]).map(Some)
-    })?;
-    let done = body();
-    cluster.kubectl(&["delete", "-f", &file, "--timeout=60s"])?;
-    done
-}
 
 /// What the API server says of an object that it must refuse.
 fn refused(cluster: &Cluster, object: &Value) -> Result<String> {
@@ -139,13 +122,13 @@ fn checked(cluster: &Cluster) -> Result<()> {
                 "supported values: \"In\"",
             ),
         ] {
-            let said = refused(cluster, &profile("p", &spec))?;
+            let said = refused(cluster, &object("p", &spec))?;
             ensure!(said.contains(words), "of {spec} kubectl said {said:?}");
         }
-        let said = refused(cluster, &profile(&name, &json!({"effect": {"max": 1}})))?;
+        let said = refused(cluster, &object(&name, &json!({"effect": {"max": 1}})))?;
         ensure!(said.contains("at most 63 characters"), "kubectl said {said:?}");
         let all = json!({"policy": "normalNodePrefer", "max": 0, "annotations": {"a.b/c": "d"}, "labels": {"e": ""}});
-        cluster.apply(&profile("whole", &json!({"priority": -5, "effect": all})).to_string())
+        cluster.apply(&object("whole", &json!({"priority": -5, "effect": all})).to_string())
     })
 }
 
@@ -174,7 +157,7 @@ fn down(cluster: &Cluster) -> Result<()> {
             cluster.create_namespace(name)?;
             cluster.kubectl(&["label", "namespace", name, LABEL])?;
         }
-        cluster.apply(&profile("all", &json!({"effect": {"policy": "virtualNodeOnly"}})).to_string())?;
+        cluster.apply(&object("all", &json!({"effect": {"policy": "virtualNodeOnly"}})).to_string())?;
         let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "kvmlet-webhook", "namespace": SYSTEM},
             "spec": {"ports": [{"port": 443}], "selector": {"app": "nobody"}}});
         cluster.apply(&service.to_string())?;
@@ -266,7 +249,7 @@ fn filled(cluster: &Cluster) -> Result<()> {
             cluster.kubectl(&["label", "namespace", &place.name, LABEL])?;
             let select = json!({"matchLabels": {"kubernetes.io/metadata.name": place.name}});
             let spec = json!({"namespaceSelector": select, "effect": {"policy": "normalNodePrefer", "annotations": {"team": "burst"}}});
-            cluster.apply(&profile("filled", &spec).to_string())?;
+            cluster.apply(&object("filled", &spec).to_string())?;
             sent(cluster, &place.name, "a=b", "filled")?;
             add_ordinary_node(cluster, ROOM)?;
             place.create(&[deployment(PODS)])?;
@@ -318,7 +301,7 @@ fn followed(cluster: &Cluster) -> Result<()> {
     with_webhook(cluster, || {
         within(cluster, "followed", |place| {
             let everything = json!({"effect": {"policy": "virtualNodeOnly", "max": 2}});
-            cluster.apply(&profile("everything", &everything).to_string())?;
+            cluster.apply(&object("everything", &everything).to_string())?;
             sent(cluster, &place.name, "a=b", "everything")?;
             sent(cluster, &place.name, "kvmlet.io/inject=false", "")?;
             sent(cluster, "kube-system", "a=b", "")?;
@@ -334,7 +317,7 @@ fn followed(cluster: &Cluster) -> Result<()> {
 
             let spec =
                 json!({"priority": 1, "podSelector": {"matchLabels": {"tier": "first"}}, "effect": {"labels": {"decided": "first"}}});
-            cluster.apply(&profile("first", &spec).to_string())?;
+            cluster.apply(&object("first", &spec).to_string())?;
             sent(cluster, &place.name, "tier=first", "first")?;
             sent(cluster, &place.name, "a=b", "everything")?;
             let conflict = with(plain("conflict"), &[("/metadata/labels", json!({"tier": "first"}))]);
