@@ -32,8 +32,8 @@ use crate::{
 const BOOT_TIME: Duration = Duration::from_secs(180);
 /// For the guest to give back what booting it took.
 const SETTLE: Duration = Duration::from_secs(2);
-/// After this long without a template it is tried again.
-const AGAIN: Duration = Duration::from_secs(600);
+/// Once a template could not be made it is tried again after the first of these, then after twice as long each time, up to the second.
+const AGAIN: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(600));
 /// Copies that fail one after the other before there are no more.
 const FAILURES: u32 = 3;
 /// Bytes of the state, at most.
@@ -159,16 +159,17 @@ impl Templates {
         if never(&context.config).is_some() {
             return;
         }
+        let mut missed = 0;
         loop {
             let found = self.have(context).await;
             if let Err(why) = &found {
                 warn!(why, "there is no template: machines are booted");
             }
-            let missing = found.is_err();
+            missed = if found.is_err() { missed + 1 } else { 0 };
             self.state.lock().expect("no holder panics").template =
                 found.map_err(|why| format!("the node's template could not be made: {why}"));
-            if missing {
-                let _ = tokio::time::timeout(AGAIN, self.wanted.notified()).await;
+            if missed > 0 {
+                let _ = tokio::time::timeout(again(missed), self.wanted.notified()).await;
             } else {
                 self.wanted.notified().await;
             }
@@ -336,10 +337,22 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + 
     tokio::task::spawn_blocking(work).await.map_err(|error| error.to_string())?
 }
 
+/// How long to wait after so many that could not be made.
+fn again(missed: u32) -> Duration {
+    let (first, most) = AGAIN;
+    first.saturating_mul(1 << (missed.saturating_sub(1)).min(16)).min(most)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{config::Guest, template::original};
+
+    #[test]
+    fn what_could_not_be_made_is_tried_again_soon_and_then_less_and_less_often() {
+        let seconds = [1, 2, 3, 6, 7, 8, 1_000].map(|missed| again(missed).as_secs());
+        assert_eq!(seconds, [10, 20, 40, 320, 600, 600, 600]);
+    }
 
     fn templates(root: &Path) -> Templates {
         let kernel = root.join("kernel");
