@@ -17,6 +17,11 @@ pub const GUEST: Ipv4Addr = Ipv4Addr::new(10, 250, 0, 2);
 pub const HOST: Ipv4Addr = Ipv4Addr::new(10, 250, 0, 1);
 /// Of both addresses' network.
 pub const PREFIX: u8 = 30;
+/// What is sent at once, bytes.
+pub const CHUNK: usize = 256 << 10;
+/// The first byte of the last chunk that a [`Task::Sink`] gets. To end one direction of a connection says it as well, but not every monitor's
+/// vsock leaves the other one open for long then (Firecracker's: 2 s).
+pub const LAST: u8 = 1;
 /// No line of this protocol is longer, bytes.
 const LONGEST: usize = 4096;
 
@@ -25,7 +30,7 @@ const LONGEST: usize = 4096;
 pub enum Task {
     /// Read or write the first disk; answers [`Done`] as a line.
     Disk(Access),
-    /// Take bytes to their end; answers how many as 8 bytes, little-endian.
+    /// Take chunks of [`CHUNK`] up to the one that begins with [`LAST`]; answers how many bytes as 8 bytes, little-endian.
     Sink,
     /// Send bytes until the other side has gone.
     Source,

@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use kvmlet_load::{GUEST, PORT, PREFIX, Task, hear, tell};
+use kvmlet_load::{CHUNK, GUEST, LAST, PORT, PREFIX, Task, hear, tell};
 use rustix::mount::{MountFlags, mount};
 use vsock::{VMADDR_CID_ANY, VsockListener, VsockStream};
 
@@ -18,8 +18,6 @@ mod disk;
 
 /// In the initramfs, for the one thing that takes netlink.
 const BUSYBOX: &str = "/busybox";
-/// Bytes of one read or write of a stream.
-const CHUNK: usize = 256 << 10;
 
 fn main() {
     if let Err(error) = serve() {
@@ -78,12 +76,11 @@ fn attend(mut connection: impl Connection) -> io::Result<()> {
         Task::Disk(access) => tell(&mut connection, &disk::run(&access)?),
         Task::Sink => {
             let mut total = 0_u64;
-            loop {
-                match connection.read(&mut chunk)? {
-                    0 => return connection.write_all(&total.to_le_bytes()),
-                    length => total += length as u64,
-                }
+            while chunk[0] != LAST {
+                connection.read_exact(&mut chunk)?;
+                total += chunk.len() as u64;
             }
+            connection.write_all(&total.to_le_bytes())
         }
         Task::Source => {
             while connection.write_all(&chunk).is_ok() {}

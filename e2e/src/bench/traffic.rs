@@ -11,15 +11,13 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
-use kvmlet_load::{Access, Done, GUEST, HOST, PORT, PREFIX, Task, hear, tell};
+use kvmlet_load::{Access, CHUNK, Done, GUEST, HOST, LAST, PORT, PREFIX, Task, hear, tell};
 
 use super::{
     monitor::Monitor,
     way::{Connection, Way},
 };
 
-/// One write or read of a stream, bytes.
-const CHUNK: usize = 256 << 10;
 /// A round trip's message, bytes.
 const MESSAGE: usize = 64;
 
@@ -156,15 +154,17 @@ fn streams(connect: impl Fn() -> Result<Connection>, extent: Extent<'_>) -> Resu
 /// Until the guest has said that it has all.
 fn to_guest(mut stream: Connection, extent: Extent<'_>) -> Result<f64> {
     tell(&mut stream, &Task::Sink)?;
-    let chunk = vec![0; CHUNK];
+    let mut chunk = vec![0; CHUNK];
     let begun = Instant::now();
     let before = extent.spent(begun)?;
     let mut sent = 0;
-    while extent.more(sent, STREAMED, begun) {
-        stream.write_all(&chunk).context("send to the guest")?;
+    while chunk[0] != LAST {
         sent += CHUNK as u64;
+        if !extent.more(sent, STREAMED, begun) {
+            chunk[0] = LAST;
+        }
+        stream.write_all(&chunk).context("send to the guest")?;
     }
-    stream.end_writing().context("end sending")?;
     let mut total = [0; 8];
     stream.read_exact(&mut total).context("hear how much came")?;
     let seconds = extent.spent(begun)? - before;

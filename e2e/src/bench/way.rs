@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::{
-    socket::{AddressFamily, Shutdown, SockFlag, SockType, VsockAddr, connect, setsockopt, shutdown, socket, sockopt},
+    socket::{AddressFamily, SockFlag, SockType, VsockAddr, connect, setsockopt, socket, sockopt},
     time::{TimeVal, TimeValLike},
 };
 
@@ -70,11 +70,6 @@ impl Connection {
         stream.set_read_timeout(Some(Duration::from_secs(ANSWER.into())))?;
         stream.set_nodelay(true)?;
         Ok(Self(File::from(OwnedFd::from(stream))))
-    }
-
-    /// Says that nothing more will be sent.
-    pub(crate) fn end_writing(&self) -> io::Result<()> {
-        Ok(shutdown(self.0.as_raw_fd(), Shutdown::Write)?)
     }
 }
 
