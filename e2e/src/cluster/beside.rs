@@ -46,7 +46,10 @@ impl Cluster {
             let cluster = self.lane(0)?;
             return Ok(Beside { cluster, own: false });
         }
-        let counted = self.start_beside("host that counts", COUNTED, || Ok((artifacts::host_image()?, Processors::Counted)))?;
+        let counted = self.start_beside("host that counts", COUNTED, || {
+            let qemu = artifacts::counting_qemu()?;
+            Ok((artifacts::host_image()?, Processors::Counted(qemu)))
+        })?;
         node::install(counted.host()?, &artifacts::kvmlet()?, &artifacts::guest()?)?;
         Ok(counted)
     }

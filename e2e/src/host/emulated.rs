@@ -33,7 +33,7 @@ const SPARE: usize = 1;
 /// The state disk, sparse.
 const STATE_DISK: &str = "24G";
 
-pub(super) fn start(state: &State, host: &Host, image: &Path, control_plane_disk: &Path, size: Size) -> Result<()> {
+pub(super) fn start(state: &State, host: &Host, image: &Path, control_plane_disk: &Path, size: &Size) -> Result<()> {
     let folder = state.host(&host.name);
     fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
     let (root, data, initramfs) = (folder.join("root.qcow2"), folder.join("data.ext4"), folder.join("initramfs.cpio"));
@@ -44,13 +44,17 @@ pub(super) fn start(state: &State, host: &Host, image: &Path, control_plane_disk
     network.add_tap(&host.name)?;
     let console = state.logs().join(format!("{}-console.log", host.name));
     let last = host.address.octets()[3];
-    let mut qemu = network.command("qemu-system-x86_64");
+    let program = match &size.processors {
+        Processors::Several(_) => Path::new("qemu-system-x86_64"),
+        Processors::Counted(program) => program,
+    };
+    let mut qemu = network.command(program);
     qemu.args(["-name", &host.name, "-machine", "q35", "-cpu", PROCESSOR]);
     qemu.args(["-m", &format!("{}M", size.memory)]);
-    match size.processors {
+    match &size.processors {
         Processors::Several(count) => qemu.args(["-accel", "tcg,thread=multi", "-smp", &(count + SPARE).to_string()]),
         // Alone, it has no word of another's to write. The host's first process finds no other to go to, and its console says so.
-        Processors::Counted => qemu.args(["-accel", "tcg,thread=single", "-smp", "1", "-icount", "shift=1,sleep=on"]),
+        Processors::Counted(_) => qemu.args(["-accel", "tcg,thread=single", "-smp", "1", "-icount", "shift=1,sleep=on"]),
     };
     qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
     qemu.arg("-kernel")

@@ -40,17 +40,17 @@ pub enum HostKind {
 }
 
 /// Processors of an emulated host that programs may use.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub enum Processors {
     /// So many, side by side.
     Several(usize),
     /// One, whose time is the instructions that it has carried out, 2 ns each, and real time where it had nothing to do: the same work takes the
-    /// same time on any machine, busy or not.
-    Counted,
+    /// same time on any machine, busy or not. Of this QEMU.
+    Counted(PathBuf),
 }
 
 /// The size of an emulated host.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Size {
     /// What runs programs.
     pub processors: Processors,
@@ -111,7 +111,7 @@ impl Host {
                 image,
                 control_plane_disk,
                 size,
-            } => emulated::start(&self.state, self, image, control_plane_disk, *size),
+            } => emulated::start(&self.state, self, image, control_plane_disk, size),
             Source::Native { programs } => native::start(&self.state, self, programs),
         }
     }
