@@ -5,7 +5,7 @@
 use std::{env, path::Path};
 
 use anyhow::{Context, Result, bail};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
     FOLDER, Options, Row,
@@ -18,9 +18,13 @@ use crate::{Cluster, Host};
 
 /// Names them.
 pub(super) const VARIABLE: &str = "PEERS";
+/// Names the guest kernel that Firecracker publishes the configuration of: a vmlinux.
+const OWN_KERNEL: &str = "PEER_KERNEL";
 const FIRECRACKER: &str = "Firecracker";
 /// Of its cold start.
 const MOST_TIME: f64 = 0.9;
+/// Of its cold start with its own guest kernel.
+const MOST_TIME_OWN: f64 = 0.5;
 
 /// A monitor that was named.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +44,7 @@ pub(super) fn rows(cluster: &Cluster, options: &Options) -> Result<Vec<Row>> {
             let name = "system calls of a start beside Firecracker";
             rows.push(start::calls_beside(host, &bench, name, (FIRECRACKER, &lines))?);
             rows.push(copies(host, &bench, options.starts, &program)?);
+            rows.extend(own_kernel(host, &bench, options.starts, &program)?);
         }
     }
     Ok(rows)
@@ -94,6 +99,21 @@ fn starts(host: &Host, bench: &str, starts: usize, peer: Peer, program: &str) ->
     ])
 }
 
+/// Our cold start beside Firecracker's with the kernel, transport and kernel arguments that it has by itself, where its kernel is named.
+fn own_kernel(host: &Host, bench: &str, starts: usize, program: &str) -> Result<Vec<Row>> {
+    let Some(path) = env::var_os(OWN_KERNEL) else {
+        return Ok(Vec::new());
+    };
+    let kernel = format!("{FOLDER}/peer-vmlinux");
+    host.put_file(&kernel, 0o644, Path::new(&path))?;
+    let boot = json!({"kernel_image_path": kernel, "initrd_path": INITRAMFS});
+    let theirs = configured(host, boot, Machine::PLAIN, &[program, "--no-api"])?;
+    let samples = start::in_turn(host, bench, starts, &(kvmlet(Machine::PLAIN), theirs))?;
+    let name = "machine start beside Firecracker with its own guest kernel";
+    let row = start::beside(host, name, "s", (FIRECRACKER, &samples), |sample| sample.seconds);
+    Ok(vec![row.at_most(MOST_TIME_OWN)])
+}
+
 fn copies(host: &Host, bench: &str, starts: usize, program: &str) -> Result<Row> {
     let template = super::copies::take(host)?;
     let (mut a, mut b) = (Vec::new(), Vec::new());
@@ -109,10 +129,17 @@ fn copies(host: &Host, bench: &str, starts: usize, program: &str) -> Result<Row>
 }
 
 fn firecracker(host: &Host, program: &str, machine: Machine<'_>) -> Result<CommandLine> {
+    let boot = json!({"kernel_image_path": KERNEL, "initrd_path": machine.initramfs, "boot_args": COMMAND_LINE});
+    // Our guest kernel has no virtio over MMIO.
+    configured(host, boot, machine, &[program, "--enable-pci", "--no-api"])
+}
+
+/// Firecracker with this boot source and such devices.
+fn configured(host: &Host, boot: Value, machine: Machine<'_>, argv: &[&str]) -> Result<CommandLine> {
     let (config, socket) = (format!("{FOLDER}/{}", resume::CONFIG), format!("{FOLDER}/{}", resume::VSOCK));
     let taps = machine.tap.map(|tap| json!({"iface_id": "net", "host_dev_name": tap}));
     let text = json!({
-        "boot-source": {"kernel_image_path": KERNEL, "initrd_path": machine.initramfs, "boot_args": COMMAND_LINE},
+        "boot-source": boot,
         "drives": [],
         "network-interfaces": Vec::from_iter(taps),
         "machine-config": {"vcpu_count": 1, "mem_size_mib": MEMORY},
@@ -120,10 +147,11 @@ fn firecracker(host: &Host, program: &str, machine: Machine<'_>) -> Result<Comma
         "entropy": {}
     });
     host.put(&config, 0o644, text.to_string().as_bytes())?;
+    let mut argv = words(argv);
+    argv.extend(words(&["--config-file", &config]));
     Ok(CommandLine {
         way: format!("unix:{socket}"),
-        // Our guest kernel has no virtio over MMIO.
-        argv: words(&[program, "--enable-pci", "--no-api", "--config-file", &config]),
+        argv,
     })
 }
 
