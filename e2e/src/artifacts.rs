@@ -66,6 +66,11 @@ pub fn peer() -> Result<PathBuf> {
     Ok(script("the peer's node", "e2e/peer/build.sh", &[])?.join("peer"))
 }
 
+/// helm.
+pub fn helm() -> Result<PathBuf> {
+    Ok(script("helm", "e2e/helm/build.sh", &[])?.join("helm"))
+}
+
 /// The QEMU of the host that counts: what Debian packages stops guests now and then under `-icount`.
 pub fn counting_qemu() -> Result<PathBuf> {
     Ok(script("QEMU of the host that counts", "e2e/host/qemu/build.sh", &[])?.join("qemu-system-x86_64"))

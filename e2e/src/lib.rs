@@ -24,6 +24,7 @@ pub mod conformance;
 pub mod control_plane;
 pub mod demo;
 pub mod dump;
+pub mod helm;
 pub mod host;
 pub mod host_config;
 pub mod netns;

@@ -1,20 +1,21 @@
 //! The admission webhook, with its own pods on kvmlet's nodes: which pods it sends there, what it says of others, and that none is refused
 //! while its certificates change. There is one for the whole cluster, so these tests have it for themselves.
 
-use std::{fs, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::{
     Test,
+    guide::follow,
     workload::{PATIENCE, Place, STAY, pod, sh, with, within},
 };
 use crate::{Cluster, artifacts, cluster::LANE, command, paths::repository, paths::write, registry, wait_for};
 
 pub(super) const TESTS: &[Test] = &[
     Test {
-        name: "pods of a labelled namespace run here by the guide's own commands; opt-outs, hostNetwork and a pod's own tolerations are respected",
+        name: "pods of a labelled namespace run here by the README's own commands; opt-outs, hostNetwork and a pod's own tolerations are respected",
         hosts: 2,
         kvmlet: true,
         run: sent,
@@ -69,25 +70,9 @@ pub(super) fn plain(name: &str) -> Value {
     pod
 }
 
-/// The guide's first commands, as its readers see them.
-fn guide() -> Result<Vec<String>> {
-    let text = fs::read_to_string(repository().join("docs/burst.md")).context("read docs/burst.md")?;
-    let block = text
-        .split("```sh\n")
-        .find(|block| block.starts_with("kubectl create namespace vk\n"));
-    let block = block
-        .and_then(|block| block.split("```").next())
-        .context("the guide has lost its first commands")?;
-    Ok(block.lines().map(str::to_owned).collect())
-}
-
 fn sent(cluster: &Cluster) -> Result<()> {
     with_webhook(cluster, || {
-        for line in guide()? {
-            let words: Vec<&str> = line.split_whitespace().collect();
-            ensure!(words.first() == Some(&"kubectl"), "{line:?} is no command for kubectl");
-            cluster.kubectl(&words[1..])?;
-        }
+        follow(cluster, "README.md", "k apply -k manifests/webhook")?;
         cluster.kubectl(&["label", "namespace", "vk", &format!("{LANE}={}", cluster.host(0)?.name)])?;
         let vk = Place {
             cluster,
@@ -129,23 +114,42 @@ fn sent(cluster: &Cluster) -> Result<()> {
 /// Pods at once, of which none is really made.
 const MANY: usize = 40;
 
+/// Pods for the API server to look at and not to make, at once.
+pub(super) struct Batch<'a> {
+    place: &'a Place<'a>,
+    file: String,
+}
+
+impl<'a> Batch<'a> {
+    /// Such that say nothing of nodes.
+    pub(super) fn of(place: &'a Place<'a>) -> Result<Self> {
+        let items: Vec<Value> = (0..MANY)
+            .map(|number| with(plain(&format!("p{number}")), &[("/metadata/namespace", place.name.as_str().into())]))
+            .collect();
+        let file = place.cluster.state.root.join(format!("{}.json", place.name));
+        write(&file, json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string())?;
+        let file = file.to_string_lossy().into_owned();
+        Ok(Self { place, file })
+    }
+
+    /// All of them are let in, and sent to virtual nodes.
+    pub(super) fn is_sent(&self) -> Result<()> {
+        let each = "jsonpath={.spec.nodeSelector.type}{\"\\n\"}";
+        let made = self
+            .place
+            .cluster
+            .kubectl(&["create", "--dry-run=server", "-f", &self.file, "-o", each])?;
+        let sent = made.lines().filter(|line| *line == "virtual-kubelet").count();
+        ensure!(sent == MANY, "{sent} of {MANY} pods were sent");
+        Ok(())
+    }
+}
+
 fn rotated(cluster: &Cluster) -> Result<()> {
     with_webhook(cluster, || {
         within(cluster, "rotation", |place| {
             cluster.kubectl(&["label", "namespace", &place.name, LABEL])?;
-            let items: Vec<Value> = (0..MANY)
-                .map(|number| with(plain(&format!("p{number}")), &[("/metadata/namespace", place.name.as_str().into())]))
-                .collect();
-            let file = cluster.state.root.join("rotation.json");
-            write(&file, json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string())?;
-            let file = file.to_string_lossy();
-            let batch = || -> Result<()> {
-                let each = "jsonpath={.spec.nodeSelector.type}{\"\\n\"}";
-                let made = cluster.kubectl(&["create", "--dry-run=server", "-f", &file, "-o", each])?;
-                let sent = made.lines().filter(|line| *line == "virtual-kubelet").count();
-                ensure!(sent == MANY, "{sent} of {MANY} pods were sent");
-                Ok(())
-            };
+            let batch = Batch::of(place)?;
             let shown = || {
                 cluster.kubectl(&[
                     "-n",
@@ -158,12 +162,12 @@ fn rotated(cluster: &Cluster) -> Result<()> {
                     "jsonpath={.data.tls\\.crt}",
                 ])
             };
-            batch()?;
+            batch.is_sent()?;
             let before = shown()?;
             cluster.kubectl(&["-n", SYSTEM, "delete", "secret", SECRET])?;
             let mut broken = None;
             wait_for("another certificate to be shown", PATIENCE, || {
-                if let Err(error) = batch() {
+                if let Err(error) = batch.is_sent() {
                     broken = Some(error);
                     return Ok(Some(()));
                 }
@@ -172,7 +176,7 @@ fn rotated(cluster: &Cluster) -> Result<()> {
             })?;
             broken.map_or(Ok(()), Err)?;
             for _ in 0..5 {
-                batch()?;
+                batch.is_sent()?;
             }
             Ok(())
         })

@@ -11,6 +11,7 @@ mod bandwidth;
 mod by_hand;
 mod certificates;
 mod changed_image;
+mod chart;
 mod copies;
 mod copy;
 mod daemon;
@@ -20,6 +21,7 @@ mod exec;
 mod exits;
 mod figures;
 mod follow;
+mod guide;
 mod hooks;
 mod host_path;
 mod image_volumes;
@@ -121,6 +123,8 @@ fn all() -> impl Iterator<Item = &'static Test> {
         two_hosts::TESTS,
         admission::TESTS,
         profiles::TESTS,
+        chart::TESTS,
+        guide::TESTS,
         node::TESTS,
         pods::TESTS,
         restarts::TESTS,

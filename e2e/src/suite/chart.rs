@@ -1,0 +1,80 @@
+//! The Helm chart: what `kubectl apply -k` brings, by helm, and nothing of it afterwards.
+
+use std::thread;
+
+use anyhow::{Result, ensure};
+
+use super::{
+    Test,
+    admission::{Batch, LABEL, SYSTEM},
+    guide::follow,
+    workload::Place,
+};
+use crate::{Cluster, artifacts, cluster::LANE, helm, paths::repository, registry};
+
+pub(super) const TESTS: &[Test] = &[Test {
+    name: "helm installs, upgrades while pods are created, and uninstalls, by the guide's own commands, and leaves nothing",
+    hosts: 2,
+    kvmlet: true,
+    run: installed,
+}];
+
+const GUIDE: &str = "docs/install.md";
+
+fn installed(cluster: &Cluster) -> Result<()> {
+    registry::add_kvmlet(&cluster.state, &artifacts::kvmlet()?)?;
+    let manifests = repository().join("manifests").to_string_lossy().into_owned();
+    // Helm takes nothing over that is there without it.
+    cluster.kubectl(&["delete", "-k", &manifests])?;
+    let before = everywhere(cluster)?;
+    // Its pods run on the hosts of this test.
+    cluster.create_namespace(SYSTEM)?;
+    cluster.kubectl(&["label", "namespace", SYSTEM, &format!("{LANE}={}", cluster.host(0)?.name)])?;
+    let done = (|| {
+        follow(cluster, GUIDE, "helm install")?;
+        sends(cluster)?;
+        follow(cluster, GUIDE, "helm uninstall")?;
+        let after = everywhere(cluster)?;
+        ensure!(after == before, "there were {before:?}, and there are {after:?}");
+        Ok(())
+    })();
+    // Whatever became of it: other tests' pods must not wait for it.
+    cluster.kubectl(&["delete", "mutatingwebhookconfiguration", "kvmlet-webhook", "--ignore-not-found"])?;
+    cluster.kubectl(&["apply", "-k", &manifests])?;
+    done
+}
+
+/// Pods of a labelled namespace are sent, also while helm replaces the webhook's pods; a value that is none is refused.
+fn sends(cluster: &Cluster) -> Result<()> {
+    let place = Place {
+        cluster,
+        name: "chart".into(),
+    };
+    cluster.create_namespace(&place.name)?;
+    cluster.kubectl(&["label", "namespace", &place.name, LABEL])?;
+    let batch = Batch::of(&place)?;
+    batch.is_sent()?;
+    thread::scope(|scope| {
+        let upgrade = scope.spawn(|| follow(cluster, GUIDE, "helm upgrade"));
+        while !upgrade.is_finished() {
+            batch.is_sent()?;
+        }
+        upgrade.join().expect("helm's thread").map(drop)
+    })?;
+    batch.is_sent()?;
+    let chart = repository().join("manifests/helm/kvmlet").to_string_lossy().into_owned();
+    let refused = helm::run(
+        cluster,
+        &["upgrade", "kvmlet", &chart, "-n", SYSTEM, "--set", "webhook.replicas=none"],
+    );
+    let said = refused.unwrap_or_else(|error| format!("{error:#}"));
+    ensure!(said.contains("/webhook/replicas"), "helm said {said:?}");
+    cluster.delete_namespace(&place.name)
+}
+
+/// Objects of no namespace that bear the product's name.
+fn everywhere(cluster: &Cluster) -> Result<Vec<String>> {
+    let kinds = "clusterroles,clusterrolebindings,mutatingwebhookconfigurations,runtimeclasses,customresourcedefinitions,namespaces";
+    let all = cluster.kubectl(&["get", kinds, "-o", "name"])?;
+    Ok(all.lines().filter(|name| name.contains("kvmlet")).map(str::to_owned).collect())
+}
