@@ -1,6 +1,6 @@
 //! `kvmlet webhook`: the admission webhook, as a pod of a Deployment.
 
-use std::{process::ExitCode, time::Duration};
+use std::process::ExitCode;
 
 use anyhow::Context as _;
 use kvmlet_admission::{Config, Webhook};
@@ -10,11 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::WebhookArguments;
 
-/// How long a replica that is to end still answers: API servers and kube-proxies come to know of it one after the other, and a review that is sent to
-/// it and not answered refuses a pod.
-const FAREWELL: Duration = Duration::from_secs(3);
-
-/// Runs the webhook until some time after SIGTERM, or until SIGINT.
+/// Runs the webhook until SIGTERM or SIGINT.
 pub(crate) fn run(arguments: &WebhookArguments) -> anyhow::Result<ExitCode> {
     crate::node::log_to_stderr();
     let config = match &arguments.config {
@@ -43,7 +39,7 @@ async fn serve(arguments: &WebhookArguments, config: Config) -> anyhow::Result<(
     let mut interrupt = signal(SignalKind::interrupt())?;
     let stop = async move {
         tokio::select! {
-            _ = terminate.recv() => tokio::time::sleep(FAREWELL).await,
+            _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
     };

@@ -1,18 +1,28 @@
 //! The webhook's port: reviews at `/mutate` of pods that a label sends, at `/profile` of all others, `/readyz` and `/healthz` for probes. Knows
 //! namespaces and profiles only by what it is handed.
 
-use std::{future::Future, net::SocketAddr, pin::Pin, sync::Arc};
+use std::{
+    future::{self, Future},
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+};
 
 use axum::{
     Router,
     body::Bytes,
     extract::{DefaultBodyLimit, State},
-    http::{StatusCode, header::CONTENT_TYPE},
+    http::{
+        HeaderValue, StatusCode,
+        header::{CONNECTION, CONTENT_TYPE},
+    },
+    middleware::map_response,
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 use kvmlet_server::{Listener, ServingCertificate};
 use tokio::{net::TcpListener, sync::watch};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::{
@@ -62,6 +72,17 @@ pub fn router(namespaces: Arc<dyn Namespaces>, profiles: watch::Receiver<Known>,
         .route("/healthz", get(|| async { "ok" }))
         .layer(DefaultBodyLimit::max(LARGEST))
         .with_state(shared)
+}
+
+/// The same, but each answer ends its connection once `leaving` is cancelled (RFC 9112, 9.6): on one that is kept the next review might come just as
+/// the listener closes it, and the API server does not send it again.
+pub fn ends_connections(router: Router, leaving: CancellationToken) -> Router {
+    router.layer(map_response(move |mut response: Response| {
+        if leaving.is_cancelled() {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        future::ready(response)
+    }))
 }
 
 /// Listens on `address`. The API server shows no certificate to webhooks, so none is asked for.

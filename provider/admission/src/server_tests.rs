@@ -57,6 +57,24 @@ fn review(namespace: &str, object: &Value) -> String {
 }
 
 #[tokio::test]
+async fn a_replica_that_is_to_end_answers_and_ends_each_connection() {
+    let leaving = CancellationToken::new();
+    let router = ends_connections(router_of(ServingCertificate::none(), true), leaving.clone());
+    let connection = async || {
+        let response = router
+            .clone()
+            .oneshot(Request::get("/healthz").body(Body::empty()).unwrap())
+            .await
+            .unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        response.headers().get(CONNECTION).cloned()
+    };
+    assert_eq!(connection().await, None);
+    leaving.cancel();
+    assert_eq!(connection().await, Some(HeaderValue::from_static("close")));
+}
+
+#[tokio::test]
 async fn a_review_of_a_labelled_namespace_is_answered_with_a_patch_and_another_without() {
     let pod = json!({"metadata": {}, "spec": {"containers": []}});
     let (status, body) = posted(review("labelled", &pod)).await;

@@ -91,7 +91,9 @@ impl Webhook {
         let shown = ServingCertificate::none();
         let namespaces = Arc::new(Watched::start(self.client.clone()));
         let profiles = profile::follow::follow(self.client.clone(), namespace.clone());
+        let (ending, ended) = (CancellationToken::new(), CancellationToken::new());
         let router = server::router(namespaces, profiles.clone(), shown.clone(), self.unfit);
+        let router = server::ends_connections(router, ending.clone());
         let listener = server::bind(self.address, router, shown.clone()).await?;
         let (leads, leading) = watch::channel(false);
         let keeper = Keeper {
@@ -110,7 +112,6 @@ impl Webhook {
             me: self.me,
             leads,
         };
-        let (ending, ended) = (CancellationToken::new(), CancellationToken::new());
         let serving = tokio::spawn(listener.serve(ended.clone().cancelled_owned()));
         let electing = tokio::spawn(election.run(ending.clone().cancelled_owned()));
         info!(address = %self.address, namespace, "the webhook is up");
