@@ -20,7 +20,8 @@ const PLAIN: usize = 1514 + HEADER;
 const MAX_PIECES: usize = 768;
 /// Frames in one turn, so that the other direction has its turn too.
 const TURN: u32 = 128;
-/// Turns that do not look for a second frame, after one that found none: the look is a system call, half of what a lone frame costs.
+/// Turns that do not look for a second frame behind a plain one, after a turn that found none: the look is a system call, half of what a lone frame
+/// costs. Frames that the host did not segment are of a stream, and more of them come.
 const ALONE: u32 = 7;
 /// Offset of `num_buffers` in the header.
 const NUM_BUFFERS: usize = 10;
@@ -51,7 +52,7 @@ pub(super) struct Receiver<'m> {
     merge: bool,
     /// Room that must be there before a frame is read.
     needed: usize,
-    /// How many more turns end behind their first frame.
+    /// How many more turns end behind their first frame, if that is a plain one.
     alone: u32,
 }
 
@@ -73,12 +74,15 @@ impl<'m> Receiver<'m> {
         self.ring.kick()
     }
 
-    /// Reads frames until the tap or the buffers end, or the turn does: behind its first frame, if of late there was nothing more there.
+    /// Reads frames until the tap or the buffers end, or the turn does: behind its first frame, if that is plain and of late there was nothing more.
     pub(super) fn fill(&mut self, tap: &File, pace: &Pace) -> Result<Filled, ChainError> {
-        let turn = if self.alone > 0 { 1 } else { TURN };
-        self.alone = self.alone.saturating_sub(1);
         let mut filled = Filled::More;
-        for frame in 0..turn {
+        let mut plain = false;
+        for frame in 0..TURN {
+            if frame == 1 && plain && self.alone > 0 {
+                self.alone -= 1;
+                break;
+            }
             if let Some(wait) = pace.wait() {
                 filled = Filled::Wait(wait);
                 break;
@@ -91,15 +95,14 @@ impl<'m> Receiver<'m> {
                 Ok(length) if length >= HEADER => {
                     self.deliver(length)?;
                     pace.spend((length - HEADER) as u64);
+                    plain = length <= PLAIN;
                 }
                 // A frame too short to be one.
                 Ok(1..) => {}
                 Err(error) if lost_a_frame(&error) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     filled = Filled::Drained;
-                    if frame == 1 {
-                        self.alone = ALONE;
-                    }
+                    self.alone = if frame == 1 && plain { ALONE } else { 0 };
                     break;
                 }
                 Ok(0) | Err(_) => {
