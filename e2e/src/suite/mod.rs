@@ -43,6 +43,7 @@ mod resize;
 mod resize_pods;
 mod restarts;
 mod rig;
+mod runtime;
 mod security;
 mod snapshots;
 mod specs;
@@ -163,6 +164,7 @@ fn all() -> impl Iterator<Item = &'static Test> {
         specs::TESTS,
         bad_host::TESTS,
         preflight::TESTS,
+        runtime::TESTS,
         bad_pod::TESTS,
         bad_image::TESTS,
     ]
