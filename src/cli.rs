@@ -23,6 +23,10 @@ pub(crate) enum Command {
     Preflight(PreflightArguments),
     /// Ends all machines of this host and takes their networks away, for the time without a node; what pods keep on disk stays.
     Cleanup(CleanupArguments),
+    /// Switches kvmlet's nodes on: they take pods once their hosts are checked (KvmletRuntime; asks the API server of KUBECONFIG).
+    Enable(EnableArguments),
+    /// Switches kvmlet's nodes off: they are cordoned and drained. Refuses while pods are there, unless it is forced.
+    Disable(DisableArguments),
     /// Runs the admission webhook, which sends pods of labelled namespaces to virtual nodes.
     Webhook(WebhookArguments),
     /// Runs one machine by hand: `kvmlet vm run`.
@@ -68,6 +72,20 @@ pub(crate) struct CleanupArguments {
     /// The node's configuration; without such a file the defaults count.
     #[arg(long, default_value = CONFIG)]
     pub(crate) config: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EnableArguments {
+    /// Hosts whose processors are emulated by software may be nodes, too.
+    #[arg(long)]
+    pub(crate) use_emulation: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DisableArguments {
+    /// Deletes the pods that are on kvmlet's nodes.
+    #[arg(long)]
+    pub(crate) force: bool,
 }
 
 #[derive(Debug, Args)]

@@ -1,10 +1,12 @@
 //! The kvmlet binary: dispatches to its subcommands, one file each.
 
+mod checks;
 mod cleanup;
 mod cli;
 mod machine;
 mod node;
 mod preflight;
+mod switch;
 mod systemd;
 mod webhook;
 
@@ -20,6 +22,8 @@ fn main() -> ExitCode {
         cli::Command::Node(arguments) => node::run(&arguments),
         cli::Command::Preflight(arguments) => preflight::run(&arguments),
         cli::Command::Cleanup(arguments) => cleanup::run(&arguments.config),
+        cli::Command::Enable(arguments) => switch::enable(&arguments),
+        cli::Command::Disable(arguments) => switch::disable(&arguments),
         cli::Command::Webhook(arguments) => webhook::run(&arguments),
         cli::Command::Vm { arguments } => machine::become_it(&arguments).map(|never| match never {}),
     };

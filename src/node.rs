@@ -39,7 +39,7 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use crate::{cli::NodeArguments, systemd};
+use crate::{checks, cli::NodeArguments, systemd};
 
 /// What `/logs/` of the kubelet port shows.
 const NODE_LOGS: &str = "/var/log";
@@ -51,7 +51,7 @@ pub(crate) fn run(arguments: &NodeArguments) -> anyhow::Result<ExitCode> {
     log_to_stderr();
     let config = Config::load(&arguments.config)?;
     allow_open_files();
-    let checks = kvmlet_preflight::look(&config, &crate::machine::path()?);
+    let checks = kvmlet_preflight::look(&config, &crate::machine::path()?, true);
     let (needed, others): (Vec<_>, Vec<_>) = checks
         .into_iter()
         .filter(|check| !check.passed)
@@ -198,6 +198,7 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let stop = tokio_util::sync::CancellationToken::new();
+    let checking = tokio::spawn(checks::answer(client.clone(), config.clone(), stop.clone()));
     let serving = tokio::spawn({
         let stop = stop.clone();
         async move { server.serve(stop.cancelled_owned()).await }
@@ -248,6 +249,8 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
     }
     systemd::stopping();
     stop.cancel();
+    // A canary ends with its daemon.
+    let _ = tokio::time::timeout(checks::END, checking).await;
     Ok(())
 }
 

@@ -23,7 +23,7 @@ pub(crate) fn run(arguments: &PreflightArguments) -> anyhow::Result<ExitCode> {
     let program = machine::path()?;
     node::allow_open_files();
     let mut checks = vec![configuration];
-    checks.extend(kvmlet_preflight::look(&config, &program));
+    checks.extend(kvmlet_preflight::look(&config, &program, true));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     checks.push(runtime.block_on(boot(&config, &program, &checks))?);
     let text = match arguments.output {

@@ -45,6 +45,7 @@ mod resize;
 mod resize_pods;
 mod restarts;
 mod rig;
+mod runtime;
 mod security;
 mod snapshots;
 mod specs;
@@ -167,6 +168,7 @@ fn all() -> impl Iterator<Item = &'static Test> {
         specs::TESTS,
         bad_host::TESTS,
         preflight::TESTS,
+        runtime::TESTS,
         bad_pod::TESTS,
         bad_image::TESTS,
     ]

@@ -3,13 +3,17 @@
 //!
 //! Happy path of a pod: `server` takes the review, `review` reads it, `namespaces` has the labels of its namespace, `profile` the profiles that may
 //! select it, `policy` says in which way the pod goes, `decide` what is added. `certificates` keeps what the API server trusts, `lease` says which
-//! replica writes, `overflow` is what it writes to pods and profiles, `pods` what it knows for that. Refuses to know what a virtual node can run: it is handed a function that says so.
+//! replica writes, `overflow` is what it writes to pods and profiles, `pods` what it knows for that, `runtime` whether
+//! nodes take pods at all, by the checks of their hosts. Refuses to know what a virtual node can run: it is handed a function that says so.
 
 #![forbid(unsafe_code)]
 
 pub mod certificates;
 pub mod decide;
+#[cfg(test)]
+mod definition;
 mod followed;
+mod kinds;
 pub mod lease;
 pub mod namespaces;
 pub mod overflow;
@@ -17,6 +21,7 @@ mod pods;
 pub mod policy;
 pub mod profile;
 pub mod review;
+pub mod runtime;
 pub mod server;
 pub mod webhook;
 

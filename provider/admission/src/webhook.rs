@@ -15,7 +15,7 @@ use crate::{
     decide::Unfit,
     lease::Election,
     namespaces::Watched,
-    overflow, profile, server,
+    overflow, profile, runtime, server,
 };
 
 /// How long new connections are still taken after the order to stop: until then they may be sent here.
@@ -78,7 +78,7 @@ pub struct Webhook {
     pub name: String,
     /// This replica's name.
     pub me: String,
-    /// How certificates live.
+    /// How certificates live, unless a KvmletRuntime says otherwise.
     pub certificates: CertConfig,
     /// Which pods cannot go.
     pub unfit: Unfit,
@@ -96,15 +96,20 @@ impl Webhook {
         let router = server::ends_connections(router, ending.clone());
         let listener = server::bind(self.address, router, shown.clone()).await?;
         let (leads, leading) = watch::channel(false);
+        let (tell, config) = watch::channel(None);
         let keeper = Keeper {
             client: self.client.clone(),
             secret: format!("{}-certificates", self.name),
             configuration: self.name.clone(),
             names: vec![format!("{}.{namespace}.svc", self.name)],
-            config: self.certificates,
+            config,
             shown,
             leads: leading.clone(),
             namespace: namespace.clone(),
+        };
+        let certificates = runtime::keep::Certificates {
+            own: self.certificates,
+            tell,
         };
         let election = Election {
             leases: Api::<Lease>::namespaced(self.client.clone(), &namespace),
@@ -117,7 +122,8 @@ impl Webhook {
         info!(address = %self.address, namespace, "the webhook is up");
         tokio::select! {
             () = keeper.keep() => {}
-            () = overflow::keep(self.client, leading, profiles, self.unfit) => {}
+            () = overflow::keep(self.client.clone(), leading.clone(), profiles, self.unfit) => {}
+            () = runtime::keep::keep(self.client, leading, certificates) => {}
             () = stop => {}
         }
         ending.cancel();

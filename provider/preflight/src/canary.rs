@@ -50,6 +50,12 @@ pub async fn boot(config: &Config, program: &Path, before: &[Check], tell: impl 
     Check::new(NAME, try_it(config, program, tell, stop).await)
 }
 
+/// Whether somebody else's canary is under way on this host: then the next one has to wait.
+pub fn is_under_way(state_dir: &Path) -> bool {
+    let lock = File::open(state_dir.join(NAME));
+    lock.is_ok_and(|lock| flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err())
+}
+
 async fn try_it(config: &Config, program: &Path, tell: impl Fn(Duration), stop: impl Future<Output = ()>) -> Result<String, String> {
     let place = Place::take(&config.state_dir)?;
     let outcome = run(config, program, place.machine(), tell, stop).await;
@@ -216,7 +222,9 @@ mod tests {
         let place = Place::take(&state_dir).unwrap();
         let refusal = Place::take(&state_dir).err().unwrap();
         assert!(refusal.contains("another canary"), "{refusal}");
+        assert!(is_under_way(&state_dir));
         place.clear().unwrap();
+        assert!(!is_under_way(&state_dir));
         assert!(!root.path().join("var").exists());
     }
 

@@ -42,6 +42,10 @@ pub struct Facts {
     pub virtualization: Option<&'static str>,
     /// The processor says that this is a guest itself.
     pub nested: bool,
+    /// Its processor is software: QEMU without KVM.
+    pub emulated: bool,
+    /// An emulated one will do.
+    pub use_emulation: bool,
     /// What the machine calls itself (DMI).
     pub product: Option<String>,
     /// Effective user.

@@ -21,8 +21,8 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 const PROGRAMS: [&str; 3] = ["nft", "mkfs.ext4", "iptables"];
 
 impl Facts {
-    /// Looks at this host for a node of this configuration, whose machines run `program`.
-    pub fn gather(config: &Config, program: &Path) -> Self {
+    /// Looks at this host for a node of this configuration, whose machines run `program`. Whether its processor may be an emulated one is asked for.
+    pub fn gather(config: &Config, program: &Path, use_emulation: bool) -> Self {
         let system = rustix::system::uname();
         let cpuinfo = read("/proc/cpuinfo").unwrap_or_default();
         let has = |flag: &str| cpuinfo.split_ascii_whitespace().any(|word| word == flag);
@@ -38,6 +38,8 @@ impl Facts {
             kernel: system.release().to_string_lossy().into_owned(),
             virtualization: ["vmx", "svm"].into_iter().find(|flag| has(flag)),
             nested: has("hypervisor"),
+            emulated: has("hypervisor") && is_emulated(),
+            use_emulation,
             product: product(),
             user: rustix::process::geteuid().as_raw(),
             capabilities: field(&status, "CapEff:")
@@ -66,6 +68,12 @@ impl Facts {
             now: SystemTime::now(),
         }
     }
+}
+
+/// Whether the hypervisor calls itself TCG, QEMU's emulation (CPUID leaf 0x4000_0000, which only guests have: `target/i386/cpu.c`).
+fn is_emulated() -> bool {
+    let said = std::arch::x86_64::__cpuid(0x4000_0000);
+    [said.ebx, said.ecx, said.edx].map(u32::to_le_bytes).concat() == b"TCGTCGTCGTCG"
 }
 
 fn read(path: &str) -> Option<String> {

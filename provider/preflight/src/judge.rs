@@ -42,7 +42,7 @@ const ROOM: u64 = 256 << 20;
 type Judgement = fn(&Facts) -> Result<String, String>;
 
 /// In the order in which one mends a host.
-const CHECKS: [(&str, Judgement); 21] = [
+const CHECKS: [(&str, Judgement); 22] = [
     ("architecture", architecture),
     ("kernel", kernel),
     ("privileges", privileges),
@@ -50,6 +50,7 @@ const CHECKS: [(&str, Judgement); 21] = [
     (KVM_PERMISSIONS, kvm_permissions),
     (KVM_CAPABILITIES, kvm_capabilities),
     ("nested-virtualization", nested),
+    ("emulation", emulation),
     ("open-files", open_files),
     ("cgroups", cgroups),
     (MACHINE_IO, machine_io),
@@ -177,6 +178,16 @@ fn kvm_capabilities(facts: &Facts) -> Result<String, String> {
         .as_ref()
         .map(|()| "KVM has all that machines need".into())
         .map_err(advice)
+}
+
+/// A note where emulated hosts will do, as to whoever asks on the host itself.
+fn emulation(facts: &Facts) -> Result<String, String> {
+    match (facts.emulated, facts.use_emulation) {
+        (false, _) => Ok("this host's processor is no emulated one".into()),
+        (true, true) => Ok("this host's processor is emulated by software (QEMU's TCG): tens of times slower than a real one".into()),
+        (true, false) => Err("this host's processor is emulated by software (QEMU's TCG), tens of times slower than a real one: take a host with KVM                               underneath, or set useEmulation in the KvmletRuntime"
+            .into()),
+    }
 }
 
 /// A note: nested hosts work.

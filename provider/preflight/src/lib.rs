@@ -46,7 +46,8 @@ pub const NEEDED: [&str; 6] = [
     judge::MACHINE_IO,
 ];
 
-/// All checks but the canary, for a node of this configuration whose machines run `program`. Milliseconds; boots nothing.
-pub fn look(config: &Config, program: &Path) -> Vec<Check> {
-    judge::judge(&Facts::gather(config, program))
+/// All checks but the canary, for a node of this configuration whose machines run `program`. A host whose processor is emulated by software does not
+/// pass unless `use_emulation` is set. Milliseconds; boots nothing.
+pub fn look(config: &Config, program: &Path, use_emulation: bool) -> Vec<Check> {
+    judge::judge(&Facts::gather(config, program, use_emulation))
 }

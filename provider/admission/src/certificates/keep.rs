@@ -40,8 +40,8 @@ pub struct Keeper {
     pub configuration: String,
     /// The names of the serving certificate.
     pub names: Vec<String>,
-    /// How long certificates live.
-    pub config: CertConfig,
+    /// How long certificates live; nothing is made before it is known.
+    pub config: watch::Receiver<Option<CertConfig>>,
     /// What is shown.
     pub shown: ServingCertificate,
     /// Whether this replica leads.
@@ -77,10 +77,13 @@ impl Keeper {
                     Err(error) => warn!(%error, "watch the certificates' Secret"),
                 },
                 Ok(()) = self.leads.changed() => {}
+                Ok(()) = self.config.changed() => {}
                 _ = every.tick() => {}
             }
+            let config = *self.config.borrow();
             if *self.leads.borrow()
-                && let Err(error) = self.take_steps().await
+                && let Some(config) = config
+                && let Err(error) = self.take_steps(&config).await
             {
                 warn!(%error, "certificates: trying again in {PERIOD:?}");
             }
@@ -101,7 +104,7 @@ impl Keeper {
     }
 
     /// Takes steps until nothing is to be done, each from what is there by then.
-    async fn take_steps(&self) -> Result<(), StepError> {
+    async fn take_steps(&self, config: &CertConfig) -> Result<(), StepError> {
         let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
         let configurations: Api<MutatingWebhookConfiguration> = Api::all(self.client.clone());
         for _ in 0..MOST_STEPS {
@@ -114,7 +117,7 @@ impl Keeper {
             };
             let mut secret = secrets.get_opt(&self.secret).await?.unwrap_or_default();
             let now = Timestamp::now();
-            let Some(step) = next(&stored::state(&secret, &configuration), &self.config, now) else {
+            let Some(step) = next(&stored::state(&secret, &configuration), config, now) else {
                 break;
             };
             match step {
@@ -128,7 +131,7 @@ impl Keeper {
                 }
                 Step::NewAuthority { earlier } => {
                     info!(earlier = earlier.len(), "making a new authority");
-                    stored::set_authority(&mut secret, make::authority(now, self.config.ca.duration)?, &earlier);
+                    stored::set_authority(&mut secret, make::authority(now, config.ca.duration)?, &earlier);
                 }
                 Step::NewServing { ends } => {
                     info!(%ends, "making a new serving certificate");

@@ -1,13 +1,12 @@
 //! `BurstProfile` of `kvmlet.io/v1alpha1` as it is written. `manifests/webhook/burst-profile.yaml` is made from these types and what is said of them
 //! here (`crd`), so what stands here is also what `kubectl explain` says.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
-use kube::{Resource, core::ClusterResourceScope};
 use serde::{Deserialize, Serialize};
 
-use crate::policy::Policy;
+use crate::{kinds::of_the_cluster, policy::Policy};
 
 /// Which pods go to virtual nodes, and in which way. Of all profiles that select a pod the one with the highest priority decides, of the same
 /// priority the first by name. Only pods that are created from then on; what a pod says itself is never changed. Pods of kube-system and of the webhook's
@@ -102,31 +101,4 @@ pub struct PassedOver {
     pub pods: u32,
 }
 
-impl Resource for BurstProfile {
-    type DynamicType = ();
-    type Scope = ClusterResourceScope;
-
-    fn kind((): &()) -> Cow<'_, str> {
-        "BurstProfile".into()
-    }
-
-    fn group((): &()) -> Cow<'_, str> {
-        "kvmlet.io".into()
-    }
-
-    fn version((): &()) -> Cow<'_, str> {
-        "v1alpha1".into()
-    }
-
-    fn plural((): &()) -> Cow<'_, str> {
-        "burstprofiles".into()
-    }
-
-    fn meta(&self) -> &ObjectMeta {
-        &self.metadata
-    }
-
-    fn meta_mut(&mut self) -> &mut ObjectMeta {
-        &mut self.metadata
-    }
-}
+of_the_cluster!(BurstProfile, "burstprofiles");

@@ -12,6 +12,8 @@ fn good() -> Facts {
         kernel: "6.1.0-37-amd64".into(),
         virtualization: Some("svm"),
         nested: false,
+        emulated: false,
+        use_emulation: false,
         product: Some("Dell Inc. PowerEdge".into()),
         user: 0,
         capabilities: (1 << 41) - 1,
@@ -255,6 +257,19 @@ fn a_host_that_is_a_guest_passes_and_is_told_what_it_costs() {
         .unwrap();
     assert!(nested.passed, "{nested:?}");
     assert!(nested.message.contains("itself a guest (QEMU Standard PC)") && nested.message.contains("longer than on bare metal"));
+}
+
+#[test]
+fn an_emulated_host_passes_only_where_that_will_do() {
+    says(
+        |facts| facts.emulated = true,
+        &["emulation"],
+        &["emulated by software", "set useEmulation in the KvmletRuntime"],
+    );
+    let mut facts = good();
+    (facts.emulated, facts.use_emulation) = (true, true);
+    let emulation = judge(&facts).into_iter().find(|check| check.name == "emulation").unwrap();
+    assert!(emulation.passed && emulation.message.contains("slower"), "{emulation:?}");
 }
 
 #[test]

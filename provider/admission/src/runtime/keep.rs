@@ -1,0 +1,353 @@
+//! Looks after nodes in the replica that leads, while there is a switch. Without one it waits for one, and knows of no node.
+
+use std::{collections::BTreeMap, pin::pin, time::Duration};
+
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use k8s_openapi::api::core::v1::Node;
+use kube::{
+    Api, Client, Resource, ResourceExt as _,
+    runtime::watcher::{self, Event},
+};
+use tokio::sync::watch;
+use tracing::{debug, warn};
+
+use super::{
+    FINALIZER, KvmletRuntime, NAME, PreflightCheck,
+    decide::{Mode, Seen, Why, due},
+    effects::{Effects, news},
+    newest,
+    summary::{self, Known},
+};
+use crate::{CertConfig, policy::NODE_LABEL};
+
+/// The pause after a failure.
+const PAUSE: Duration = Duration::from_secs(1);
+/// When kinds that are not installed, or may not be seen, are looked for again.
+const ABSENT: Duration = Duration::from_secs(30);
+/// When pods that had to stay are evicted again.
+const AGAIN: Duration = Duration::from_secs(5);
+/// News that are looked at together.
+const TOGETHER: usize = 256;
+
+/// Why looking after nodes begins anew.
+#[derive(Debug, thiserror::Error)]
+enum FollowError {
+    #[error("watch: {0}")]
+    Watch(Box<watcher::Error>),
+    #[error("{0}")]
+    Api(Box<kube::Error>),
+    #[error("a watch has ended")]
+    Ended,
+}
+
+impl From<kube::Error> for FollowError {
+    fn from(error: kube::Error) -> Self {
+        Self::Api(Box::new(error))
+    }
+}
+
+impl FollowError {
+    /// Whether the kinds are not installed, or not for us.
+    fn is_absent(&self) -> bool {
+        matches!(self, Self::Watch(error) if is_absent(error))
+    }
+}
+
+/// Whether what was to be watched is not installed, or not for whoever asks.
+pub fn is_absent(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(status)) if matches!(status.code, 403 | 404))
+}
+
+/// Who hears how long certificates are to live; nothing before it is known whether there is a switch that says so.
+pub struct Certificates {
+    /// What counts where no switch says otherwise.
+    pub own: CertConfig,
+    /// Who hears.
+    pub tell: watch::Sender<Option<CertConfig>>,
+}
+
+impl Certificates {
+    fn known(&self, runtime: Option<&KvmletRuntime>) {
+        let said = runtime.and_then(|runtime| runtime.spec.cert_config);
+        let wanted = Some(said.unwrap_or(self.own));
+        self.tell.send_if_modified(|told| std::mem::replace(told, wanted) != wanted);
+    }
+}
+
+/// Looks after nodes while `leads` says so.
+pub async fn keep(client: Client, mut leads: watch::Receiver<bool>, certificates: Certificates) {
+    loop {
+        if !*leads.borrow() {
+            // What another replica lets count by then is not known yet.
+            certificates.tell.send_replace(None);
+        }
+        if leads.wait_for(|leads| *leads).await.is_err() {
+            return;
+        }
+        tokio::select! {
+            _ = leads.wait_for(|leads| !*leads) => {}
+            done = follow(&client, &certificates) => match done {
+                Ok(()) => {}
+                Err(error) if error.is_absent() => {
+                    debug!(%error, "there is no kind KvmletRuntime for us in this cluster");
+                    certificates.known(None);
+                    tokio::time::sleep(ABSENT).await;
+                }
+                Err(error) => {
+                    warn!(%error, "look after nodes; beginning anew");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+/// Something has changed.
+enum News {
+    Runtime(Event<KvmletRuntime>),
+    Node(Box<Event<Node>>),
+    Check(Event<PreflightCheck>),
+}
+
+/// What there is of a kind.
+struct All<T> {
+    items: BTreeMap<String, T>,
+    is_complete: bool,
+}
+
+impl<T> All<T> {
+    fn new() -> Self {
+        Self {
+            items: BTreeMap::new(),
+            is_complete: false,
+        }
+    }
+
+    fn take<K: Resource>(&mut self, event: Event<K>, read: impl Fn(K) -> Option<T>) {
+        match event {
+            Event::Init => {
+                self.items.clear();
+                self.is_complete = false;
+            }
+            Event::InitDone => self.is_complete = true,
+            Event::Delete(one) => _ = self.items.remove(&one.name_any()),
+            Event::Apply(one) | Event::InitApply(one) => {
+                let name = one.name_any();
+                match read(one) {
+                    Some(read) => _ = self.items.insert(name, read),
+                    None => _ = self.items.remove(&name),
+                }
+            }
+        }
+    }
+}
+
+/// Looks after nodes until the switch is gone.
+async fn follow(client: &Client, certificates: &Certificates) -> Result<(), FollowError> {
+    let boxed = |error| FollowError::Watch(Box::new(error));
+    let everything = watcher::Config::default;
+    let runtimes = watcher::watcher(Api::<KvmletRuntime>::all(client.clone()), everything());
+    let mut runtimes = pin!(runtimes.map_err(boxed));
+    let mut seen = Keeper::new(client.clone());
+    while !seen.runtime.items.contains_key(NAME) {
+        let event = runtimes.next().await.ok_or(FollowError::Ended)??;
+        seen.take(News::Runtime(event));
+        if seen.runtime.is_complete {
+            certificates.known(seen.runtime.items.get(NAME));
+        }
+    }
+    let label = format!("{}={}", NODE_LABEL.0, NODE_LABEL.1);
+    let nodes = watcher::watcher(Api::<Node>::all(client.clone()), everything().labels(&label)).map_err(boxed);
+    let checks = watcher::watcher(Api::<PreflightCheck>::all(client.clone()), everything()).map_err(boxed);
+    let others = stream::select(nodes.map_ok(|event| News::Node(Box::new(event))), checks.map_ok(News::Check));
+    let mut all = pin!(stream::select(runtimes.map_ok(News::Runtime), others).ready_chunks(TOGETHER));
+    loop {
+        tokio::select! {
+            chunk = all.next() => {
+                for news in chunk.ok_or(FollowError::Ended)? {
+                    seen.take(news?);
+                }
+            }
+            () = tokio::time::sleep(AGAIN), if seen.is_draining() => {}
+        }
+        if seen.runtime.is_complete {
+            certificates.known(seen.runtime.items.get(NAME));
+        }
+        if !seen.is_complete() {
+            continue;
+        }
+        seen.look().await?;
+        if !seen.runtime.items.contains_key(NAME) {
+            return Ok(());
+        }
+    }
+}
+
+/// What is known, and was done.
+struct Keeper {
+    effects: Effects,
+    runtime: All<KvmletRuntime>,
+    nodes: All<Seen>,
+    checks: All<PreflightCheck>,
+    /// Checks by node that were asked for, and have not come by the watch yet.
+    asked: BTreeMap<String, String>,
+    /// Pods that are left on nodes that are drained.
+    leaving: BTreeMap<String, usize>,
+}
+
+impl Keeper {
+    fn new(client: Client) -> Self {
+        Self {
+            effects: Effects(client),
+            runtime: All::new(),
+            nodes: All::new(),
+            checks: All::new(),
+            asked: BTreeMap::new(),
+            leaving: BTreeMap::new(),
+        }
+    }
+
+    fn take(&mut self, news: News) {
+        match news {
+            News::Runtime(event) => self.runtime.take(event, Some),
+            News::Node(event) => self.nodes.take(*event, |node| Seen::of(&node)),
+            News::Check(event) => {
+                match &event {
+                    // What is listed has all that was made before.
+                    Event::Init => self.asked.clear(),
+                    Event::Apply(check) | Event::Delete(check) => self.asked.retain(|_, name| *name != check.name_any()),
+                    _ => {}
+                }
+                self.checks.take(event, Some);
+            }
+        }
+    }
+
+    fn is_complete(&self) -> bool {
+        self.runtime.is_complete && self.nodes.is_complete && self.checks.is_complete
+    }
+
+    fn is_draining(&self) -> bool {
+        self.leaving.values().any(|left| *left > 0)
+    }
+
+    fn checks_of(&self, node: &str) -> Vec<&PreflightCheck> {
+        self.checks.items.values().filter(|check| check.spec.node_name == node).collect()
+    }
+
+    /// Does what is due on every node, and tells of it.
+    async fn look(&mut self) -> Result<(), FollowError> {
+        let runtime = self.runtime.items.get(NAME).cloned();
+        let mode = Mode::of(runtime.as_ref());
+        let is_held = |runtime: &KvmletRuntime| runtime.finalizers().iter().any(|one| one == FINALIZER);
+        if let Some(runtime) = &runtime
+            && mode != Mode::Free
+            && !is_held(runtime)
+        {
+            self.effects.hold(runtime, true).await?;
+        }
+        if mode != Mode::Disabled {
+            self.leaving.clear();
+        }
+        let nodes: Vec<Seen> = self.nodes.items.values().cloned().collect();
+        self.leaving.retain(|name, _| nodes.iter().any(|node| node.name == *name));
+        for node in &nodes {
+            self.look_at(mode, node).await?;
+        }
+        let Some(runtime) = runtime else { return Ok(()) };
+        if mode == Mode::Free {
+            if is_held(&runtime) {
+                self.effects.hold(&runtime, false).await?;
+            }
+            return Ok(());
+        }
+        let known: Vec<_> = nodes
+            .iter()
+            .map(|node| Known {
+                node,
+                checks: self.checks_of(&node.name),
+                leaving: self.leaving.get(&node.name).copied().unwrap_or_default(),
+            })
+            .collect();
+        let status = summary::status(&runtime, &known);
+        if runtime.status.as_ref() != Some(&status) {
+            self.effects.tell(&status).await?;
+        }
+        Ok(())
+    }
+
+    async fn look_at(&mut self, mode: Mode, node: &Seen) -> Result<(), FollowError> {
+        let checks = self.checks_of(&node.name);
+        let mut due = due(mode, node, &checks);
+        if due.ask.is_some() && self.asked.contains_key(&node.name) {
+            due.ask = None;
+            due.taint = Some(Why::Checking);
+        }
+        let news = news(mode, node, &due, &newest(&checks));
+        if let Some(spec) = &due.ask {
+            let name = self.effects.ask(node, spec).await?;
+            self.asked.insert(node.name.clone(), name);
+        }
+        if due.is_change(node)
+            && self.effects.change(&node.name, &due).await?
+            && let Some(news) = news
+            && let Err(error) = self.effects.event(&node.name, &news).await
+        {
+            warn!(%error, node = node.name, "write an event");
+        }
+        for name in &due.forget {
+            self.effects.forget(name).await?;
+        }
+        if due.drain && self.leaving.get(&node.name) != Some(&0) {
+            let left = self.effects.evict(&node.name).await?;
+            self.leaving.insert(node.name.clone(), left);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::decide::tests::{check, runtime};
+
+    #[test]
+    fn what_there_is_follows_the_watch_and_is_complete_when_all_was_listed() {
+        let mut all = All::new();
+        all.take(Event::Init, Some);
+        all.take(Event::InitApply(check("a", 1, None)), Some);
+        assert!(!all.is_complete);
+        all.take::<PreflightCheck>(Event::InitDone, Some);
+        all.take(Event::Apply(check("b", 2, None)), Some);
+        assert!(all.is_complete && all.items.len() == 2);
+        all.take(Event::Apply(check("a", 1, Some(true))), |_| None);
+        all.take(Event::Delete(check("b", 2, None)), Some);
+        assert!(all.items.is_empty());
+    }
+
+    #[test]
+    fn certificates_live_as_the_switch_says_and_without_a_word_as_the_configuration_does() {
+        let (tell, told) = watch::channel(None);
+        let own = CertConfig::default();
+        let certificates = Certificates { own, tell };
+        certificates.known(None);
+        assert_eq!(*told.borrow(), Some(own));
+        let span = serde_json::json!({"duration": "1h", "renewBefore": "20m"});
+        let mut on = runtime(true);
+        on.spec.cert_config = serde_json::from_value(serde_json::json!({"ca": span, "server": span})).unwrap();
+        certificates.known(Some(&on));
+        assert_eq!(*told.borrow(), on.spec.cert_config);
+        certificates.known(Some(&runtime(false)));
+        assert_eq!(*told.borrow(), Some(own));
+    }
+
+    #[test]
+    fn kinds_that_are_not_installed_or_not_allowed_are_no_failure() {
+        let refused = |code| {
+            let status = kube::core::Status::failure("no", "No").with_code(code);
+            watcher::Error::InitialListFailed(kube::Error::Api(status.boxed()))
+        };
+        assert!(is_absent(&refused(404)) && is_absent(&refused(403)));
+        assert!(!is_absent(&refused(500)));
+    }
+}
