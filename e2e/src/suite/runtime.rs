@@ -337,6 +337,7 @@ fn broken(place: &Place<'_>, node: &str) -> Result<()> {
     let output = cluster.kubectl_output(&[
         "apply",
         "--server-side",
+        "--force-conflicts",
         "--subresource=status",
         "--validate=false",
         "-f",
