@@ -12,7 +12,10 @@ use kube::{
     api::{Patch, PatchParams},
     runtime::watcher::{self, Event},
 };
-use kvmlet_admission::runtime::{CheckResult, CheckStatus, PreflightCheck, keep::is_absent};
+use kvmlet_admission::{
+    refused::unless_gone,
+    runtime::{CheckResult, CheckStatus, PreflightCheck, keep::is_absent},
+};
 use kvmlet_preflight::{Check, canary};
 use kvmlet_provider::config::Config;
 use serde_json::json;
@@ -74,11 +77,8 @@ impl Node {
             let name = check.name_any();
             info!(check = name, passed = status.passed, "this host was checked");
             let patch = Patch::Merge(json!({ "status": status }));
-            match checks.patch_status(&name, &PatchParams::default(), &patch).await {
-                // Nobody wants to know any more.
-                Err(kube::Error::Api(status)) if status.code == 404 => {}
-                other => _ = other.context("write the checks")?,
-            }
+            // If it is gone, nobody wants to know any more.
+            unless_gone(checks.patch_status(&name, &PatchParams::default(), &patch).await).context("write the checks")?;
         }
         Ok(())
     }

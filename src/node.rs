@@ -98,7 +98,6 @@ pub(crate) fn log_to_stderr() {
         .init();
 }
 
-/// What machines may read and write, if this host can hold them to it.
 async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
     systemd::status("looking at the host and for the API server");
     let config = Arc::new(config);

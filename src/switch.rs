@@ -6,14 +6,15 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
     Api, Client, ResourceExt as _,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
 };
 use kvmlet_admission::{
-    policy::NODE_LABEL,
+    policy::virtual_nodes,
+    refused::{is_outrun, unless_gone},
     runtime::{self, ASK, KvmletRuntime, NAME, decide::Seen, drain::has_to_leave},
 };
 use serde_json::{Value, json};
@@ -65,10 +66,8 @@ pub(crate) fn disable(arguments: &DisableArguments) -> anyhow::Result<ExitCode> 
         replace(&client, &runtime, spec).await?;
         for pod in &pods {
             let its: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
-            match its.delete(&pod.name_any(), &DeleteParams::default()).await {
-                Err(kube::Error::Api(status)) if status.code == 404 => {}
-                other => _ = other.with_context(|| format!("delete pod {}", name(pod)))?,
-            }
+            let done = its.delete(&pod.name_any(), &DeleteParams::default()).await;
+            unless_gone(done).with_context(|| format!("delete pod {}", name(pod)))?;
         }
         match names.len() {
             0 => println!("kvmlet is disabled: its nodes are cordoned."),
@@ -101,15 +100,17 @@ async fn replace(client: &Client, runtime: &KvmletRuntime, spec: Value) -> anyho
     let patch = json!({"metadata": {"resourceVersion": runtime.metadata.resource_version}, "spec": spec});
     let runtimes: Api<KvmletRuntime> = Api::all(client.clone());
     match runtimes.patch(NAME, &PatchParams::default(), &Patch::Merge(patch)).await {
-        Err(kube::Error::Api(status)) if status.code == 409 => bail!("the KvmletRuntime is being changed by somebody else: try again"),
+        Err(error) if is_outrun(&error) => bail!("the KvmletRuntime is being changed by somebody else: try again"),
         other => other.context("write the KvmletRuntime").map(drop),
     }
 }
 
 /// The pods that would have to leave kvmlet's nodes.
 async fn pods(client: &Client) -> anyhow::Result<Vec<Pod>> {
-    let virtual_ = ListParams::default().labels(&format!("{}={}", NODE_LABEL.0, NODE_LABEL.1));
-    let nodes = Api::<Node>::all(client.clone()).list(&virtual_).await.context("list nodes")?;
+    let nodes = Api::<Node>::all(client.clone())
+        .list(&ListParams::default().labels(&virtual_nodes()))
+        .await
+        .context("list nodes")?;
     let mut pods = Vec::new();
     for node in nodes.iter().filter_map(Seen::of) {
         let here = ListParams::default().fields(&format!("spec.nodeName={}", node.name));
@@ -123,11 +124,18 @@ fn name(pod: &Pod) -> String {
     format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any())
 }
 
+/// An error if it is on its way out.
+fn stays(runtime: &KvmletRuntime) -> anyhow::Result<()> {
+    ensure!(
+        runtime.metadata.deletion_timestamp.is_none(),
+        "the KvmletRuntime is being deleted: try again when it is gone"
+    );
+    Ok(())
+}
+
 /// Whether it can be switched on.
 fn enabling(runtime: &KvmletRuntime) -> anyhow::Result<()> {
-    if runtime.metadata.deletion_timestamp.is_some() {
-        bail!("the KvmletRuntime is being deleted: try again when it is gone");
-    }
+    stays(runtime)?;
     if runtime.spec.enabled {
         bail!("kvmlet is enabled already");
     }
@@ -150,9 +158,7 @@ fn disabling(runtime: Option<&KvmletRuntime>, pods: &[String], force: bool) -> a
     let Some(runtime) = runtime else {
         bail!("there is no KvmletRuntime: nobody has enabled kvmlet, and its nodes take pods without one (`kvmlet enable` makes it)");
     };
-    if runtime.metadata.deletion_timestamp.is_some() {
-        bail!("the KvmletRuntime is being deleted: try again when it is gone");
-    }
+    stays(runtime)?;
     if !runtime.spec.enabled {
         bail!("kvmlet is disabled already");
     }

@@ -11,6 +11,8 @@ use kube::{Api, api::PostParams};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use crate::refused::is_outrun;
+
 /// A holder that has not renewed for so long has lost it (client-go's LeaseDuration).
 const DURATION: Duration = Duration::from_secs(15);
 /// A holder that could not renew for so long writes no more (client-go's RenewDeadline).
@@ -125,7 +127,7 @@ impl Election {
         };
         match written {
             Ok(_) => Ok(true),
-            Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
+            Err(error) if is_outrun(&error) => Ok(false),
             Err(error) => Err(error),
         }
     }

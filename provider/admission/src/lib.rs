@@ -20,6 +20,7 @@ pub mod overflow;
 mod pods;
 pub mod policy;
 pub mod profile;
+pub mod refused;
 pub mod review;
 pub mod runtime;
 pub mod server;

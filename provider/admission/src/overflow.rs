@@ -28,8 +28,9 @@ use crate::{
     decide::{Toleration, Unfit, tolerate, toleration},
     followed::followed,
     pods::{Key, Pods},
-    policy::{NODE_LABEL, POLICY, PROFILE, Policy},
+    policy::{POLICY, PROFILE, Policy, virtual_nodes},
     profile::{BurstProfile, Profiles, Status, follow::Known},
+    refused::unless_gone,
 };
 
 /// What the ReplicaSet controller ranks pods by, among those that are equally ready (KEP-2255).
@@ -109,8 +110,11 @@ fn has_no_room(status: &Value) -> bool {
 
 /// Follows pods while `leads` says so.
 pub async fn keep(client: Client, mut leads: watch::Receiver<bool>, profiles: watch::Receiver<Known>, unfit: Unfit) {
-    let label = format!("{}={}", NODE_LABEL.0, NODE_LABEL.1);
-    let nodes = followed(Api::all(client.clone()), watcher::Config::default().labels(&label), "nodes");
+    let nodes = followed(
+        Api::all(client.clone()),
+        watcher::Config::default().labels(&virtual_nodes()),
+        "nodes",
+    );
     loop {
         if leads.wait_for(|leads| *leads).await.is_err() {
             return;
@@ -225,13 +229,9 @@ async fn tell(client: &Client, profiles: &Profiles, pods: &Pods) -> bool {
             continue;
         }
         let patch = Patch::Merge(json!({"status": status}));
-        match all.patch_status(&profile.name, &PatchParams::default(), &patch).await {
-            Ok(_) => {}
-            Err(kube::Error::Api(status)) if status.code == 404 => {}
-            Err(error) => {
-                warn!(%error, profile = profile.name, "tell a profile of its pods");
-                is_done = false;
-            }
+        if let Err(error) = unless_gone(all.patch_status(&profile.name, &PatchParams::default(), &patch).await) {
+            warn!(%error, profile = profile.name, "tell a profile of its pods");
+            is_done = false;
         }
     }
     is_done

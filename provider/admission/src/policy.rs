@@ -24,6 +24,11 @@ pub const PROFILE: &str = "kvmlet.io/burst-profile";
 /// The annotation of a pod that names the profiles that select it, too, but come later; commas between them.
 pub const PASSED_OVER: &str = "kvmlet.io/burst-profiles-passed-over";
 
+/// Selects virtual nodes by their label.
+pub fn virtual_nodes() -> String {
+    format!("{}={}", NODE_LABEL.0, NODE_LABEL.1)
+}
+
 /// In which way pods go to virtual nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]

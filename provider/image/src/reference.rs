@@ -96,13 +96,16 @@ impl FromStr for ImageReference {
             None => (rest, None),
         };
         let (registry, path) = match path.split_once('/') {
-            Some((first, rest)) if first == "localhost" || first.contains(['.', ':']) => (first, rest),
+            Some((first, rest)) if first == "localhost" || first.contains(|c: char| matches!(c, '.' | ':') || c.is_ascii_uppercase()) => {
+                (first, rest)
+            }
             _ => (HUB, path),
         };
         let registry = if registry == "index.docker.io" { HUB } else { registry };
-        let repository = match registry == HUB && !path.contains('/') {
-            true => format!("library/{path}"),
-            false => path.to_owned(),
+        let repository = if registry == HUB && !path.contains('/') {
+            format!("library/{path}")
+        } else {
+            path.to_owned()
         };
         if repository.len() > MAX_REPOSITORY {
             return Err(invalid(format!(
@@ -167,6 +170,7 @@ mod tests {
             ("nginx:1.25", "docker.io/library/nginx:1.25".to_owned()),
             ("user/app", "docker.io/user/app:latest".to_owned()),
             ("index.docker.io/library/nginx", "docker.io/library/nginx:latest".to_owned()),
+            ("Host/app", "Host/app:latest".to_owned()),
             ("localhost/app", "localhost/app:latest".to_owned()),
             ("reg.example:5000/a/b/c:v1", "reg.example:5000/a/b/c:v1".to_owned()),
             ("localhost:5000", "docker.io/library/localhost:5000".to_owned()),

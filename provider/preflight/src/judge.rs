@@ -185,7 +185,7 @@ fn emulation(facts: &Facts) -> Result<String, String> {
     match (facts.emulated, facts.use_emulation) {
         (false, _) => Ok("this host's processor is no emulated one".into()),
         (true, true) => Ok("this host's processor is emulated by software (QEMU's TCG): tens of times slower than a real one".into()),
-        (true, false) => Err("this host's processor is emulated by software (QEMU's TCG), tens of times slower than a real one: take a host with KVM                               underneath, or set useEmulation in the KvmletRuntime"
+        (true, false) => Err("this host's processor is emulated by software (QEMU's TCG), tens of times slower than a real one: take a host with KVM underneath, or set useEmulation in the KvmletRuntime"
             .into()),
     }
 }

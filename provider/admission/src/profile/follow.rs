@@ -1,19 +1,17 @@
 //! The profiles there are, by a watch of them. A change counts for every pod that is reviewed after it has come here.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use futures_util::StreamExt as _;
 use kube::{
-    Api, Client, ResourceExt as _,
-    runtime::{
-        WatchStreamExt as _,
-        watcher::{self, Event},
-    },
+    Api, Client,
+    runtime::{WatchStreamExt as _, watcher},
 };
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
 use super::{BurstProfile, Profiles};
+use crate::followed::All;
 
 /// What is known of them; nothing before the API server has said it.
 pub type Known = Option<Arc<Profiles>>;
@@ -22,25 +20,24 @@ pub type Known = Option<Arc<Profiles>>;
 pub fn follow(client: Client, own: String) -> watch::Receiver<Known> {
     let (tell, known) = watch::channel(None);
     tokio::spawn(async move {
-        let mut all = BTreeMap::new();
+        let mut all = All::new();
         let watch = watcher::watcher(Api::<BurstProfile>::all(client), watcher::Config::default());
         let mut events = std::pin::pin!(watch.default_backoff());
         while let Some(event) = events.next().await {
-            let is_complete = match event {
-                Ok(event) => take(&mut all, event),
+            match event {
+                Ok(event) => all.take(event, Some),
                 // Whoever has not installed the kind has none, and sends pods by labels.
                 Err(watcher::Error::InitialListFailed(kube::Error::Api(status))) if status.code == 404 => {
                     warn!("there is no kind BurstProfile in this cluster: pods are sent by labels alone");
-                    all.clear();
-                    true
+                    all.none();
                 }
                 Err(error) => {
                     warn!(%error, "watch profiles");
-                    false
+                    continue;
                 }
-            };
-            if is_complete {
-                let profiles = Profiles::new(all.values(), own.clone());
+            }
+            if all.is_complete {
+                let profiles = Profiles::new(all.items.values(), own.clone());
                 debug!(profiles = profiles.iter().count(), "profiles as they are from now on");
                 tell.send_replace(Some(Arc::new(profiles)));
             }
@@ -49,23 +46,9 @@ pub fn follow(client: Client, own: String) -> watch::Receiver<Known> {
     known
 }
 
-/// Takes an event in; whether `all` are what there is then.
-fn take(all: &mut BTreeMap<String, BurstProfile>, event: Event<BurstProfile>) -> bool {
-    match event {
-        Event::Init => all.clear(),
-        Event::InitApply(one) => _ = all.insert(one.name_any(), one),
-        Event::InitDone => return true,
-        Event::Apply(one) => {
-            all.insert(one.name_any(), one);
-            return true;
-        }
-        Event::Delete(one) => return all.remove(&one.name_any()).is_some(),
-    }
-    false
-}
-
 #[cfg(test)]
 mod tests {
+    use kube::runtime::watcher::Event;
     use serde_json::json;
 
     use super::*;
@@ -75,13 +58,17 @@ mod tests {
         let profile = |name: &str| -> BurstProfile {
             serde_json::from_value(json!({"metadata": {"name": name}, "spec": {"effect": {"policy": "fair"}}})).unwrap()
         };
-        let mut all = BTreeMap::new();
+        let take = |all: &mut All<BurstProfile>, event| {
+            all.take(event, Some);
+            all.is_complete
+        };
+        let mut all = All::new();
         assert!(!take(&mut all, Event::Init));
         assert!(!take(&mut all, Event::InitApply(profile("a"))));
         assert!(take(&mut all, Event::InitDone));
         assert!(take(&mut all, Event::Apply(profile("b"))));
-        assert_eq!(all.len(), 2);
+        assert_eq!(all.items.len(), 2);
         assert!(take(&mut all, Event::Delete(profile("a"))));
-        assert_eq!(all.keys().collect::<Vec<_>>(), ["b"]);
+        assert_eq!(all.items.keys().collect::<Vec<_>>(), ["b"]);
     }
 }

@@ -19,6 +19,7 @@ use super::{
     object,
     summary::failures,
 };
+use crate::refused::{is_outrun, unless_gone};
 
 /// How often a write is tried that another writer of the same object came before.
 const ATTEMPTS: usize = 5;
@@ -81,19 +82,6 @@ fn patch(node: &Node, due: &Due) -> Value {
         patch["metadata"]["annotations"][CORDONED] = if cordon { "true".into() } else { Value::Null };
     }
     patch
-}
-
-/// Whether the API server refused because of what the object has become.
-fn is_outrun(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if status.code == 409)
-}
-
-/// Takes away the failure of what has gone.
-fn unless_gone<T>(done: kube::Result<T>) -> kube::Result<Option<T>> {
-    match done {
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
-        other => other.map(Some),
-    }
 }
 
 /// Writes.

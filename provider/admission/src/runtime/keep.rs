@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, pin::pin, time::Duration};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use k8s_openapi::api::core::v1::Node;
 use kube::{
-    Api, Client, Resource, ResourceExt as _,
+    Api, Client, ResourceExt as _,
     runtime::watcher::{self, Event},
 };
 use tokio::sync::watch;
@@ -18,7 +18,7 @@ use super::{
     newest,
     summary::{self, Known},
 };
-use crate::{CertConfig, policy::NODE_LABEL};
+use crate::{CertConfig, followed::All, policy::virtual_nodes};
 
 /// The pause after a failure.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -109,39 +109,6 @@ enum News {
     Check(Event<PreflightCheck>),
 }
 
-/// What there is of a kind.
-struct All<T> {
-    items: BTreeMap<String, T>,
-    is_complete: bool,
-}
-
-impl<T> All<T> {
-    fn new() -> Self {
-        Self {
-            items: BTreeMap::new(),
-            is_complete: false,
-        }
-    }
-
-    fn take<K: Resource>(&mut self, event: Event<K>, read: impl Fn(K) -> Option<T>) {
-        match event {
-            Event::Init => {
-                self.items.clear();
-                self.is_complete = false;
-            }
-            Event::InitDone => self.is_complete = true,
-            Event::Delete(one) => _ = self.items.remove(&one.name_any()),
-            Event::Apply(one) | Event::InitApply(one) => {
-                let name = one.name_any();
-                match read(one) {
-                    Some(read) => _ = self.items.insert(name, read),
-                    None => _ = self.items.remove(&name),
-                }
-            }
-        }
-    }
-}
-
 /// Looks after nodes until the switch is gone.
 async fn follow(client: &Client, certificates: &Certificates) -> Result<(), FollowError> {
     let boxed = |error| FollowError::Watch(Box::new(error));
@@ -156,8 +123,7 @@ async fn follow(client: &Client, certificates: &Certificates) -> Result<(), Foll
             certificates.known(seen.runtime.items.get(NAME));
         }
     }
-    let label = format!("{}={}", NODE_LABEL.0, NODE_LABEL.1);
-    let nodes = watcher::watcher(Api::<Node>::all(client.clone()), everything().labels(&label)).map_err(boxed);
+    let nodes = watcher::watcher(Api::<Node>::all(client.clone()), everything().labels(&virtual_nodes())).map_err(boxed);
     let checks = watcher::watcher(Api::<PreflightCheck>::all(client.clone()), everything()).map_err(boxed);
     let others = stream::select(nodes.map_ok(|event| News::Node(Box::new(event))), checks.map_ok(News::Check));
     let mut all = pin!(stream::select(runtimes.map_ok(News::Runtime), others).ready_chunks(TOGETHER));
@@ -309,21 +275,7 @@ impl Keeper {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runtime::decide::tests::{check, runtime};
-
-    #[test]
-    fn what_there_is_follows_the_watch_and_is_complete_when_all_was_listed() {
-        let mut all = All::new();
-        all.take(Event::Init, Some);
-        all.take(Event::InitApply(check("a", 1, None)), Some);
-        assert!(!all.is_complete);
-        all.take::<PreflightCheck>(Event::InitDone, Some);
-        all.take(Event::Apply(check("b", 2, None)), Some);
-        assert!(all.is_complete && all.items.len() == 2);
-        all.take(Event::Apply(check("a", 1, Some(true))), |_| None);
-        all.take(Event::Delete(check("b", 2, None)), Some);
-        assert!(all.items.is_empty());
-    }
+    use crate::runtime::decide::tests::runtime;
 
     #[test]
     fn certificates_live_as_the_switch_says_and_without_a_word_as_the_configuration_does() {
