@@ -4,13 +4,14 @@ use std::{
     io::{Write, stdout},
     net::Ipv4Addr,
     os::fd::AsRawFd,
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, Result};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, socket};
 
-/// Writes source address and sequence number of each IPv4 TCP segment with SYN and without ACK that this network namespace sees, a line each,
-/// until it is ended.
+/// Writes of each IPv4 TCP segment with SYN and without ACK that this network namespace sees, a line each, until it is ended: source address, sequence
+/// number, and that less the time in steps of 64 ns, which is what Linux adds to it (`secure_tcp_seq`).
 pub fn watch() -> Result<()> {
     let packets = socket(
         AddressFamily::Packet,
@@ -23,7 +24,9 @@ pub fn watch() -> Result<()> {
     loop {
         let length = recv(packets.as_raw_fd(), &mut packet, MsgFlags::empty()).context("receive a packet")?;
         if let Some((source, sequence)) = beginning(&packet[..length]) {
-            writeln!(out, "{source} {sequence}")?;
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).context("it is before 1970")?;
+            let rest = sequence.wrapping_sub((now.as_nanos() >> 6) as u32);
+            writeln!(out, "{source} {sequence} {rest}")?;
         }
     }
 }

@@ -1,8 +1,12 @@
 //! Pods' machines as copies of a template that the node makes for itself: seen by their owner, each a machine of its own.
 
-use std::{collections::BTreeSet, env};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    env,
+};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{
@@ -118,9 +122,27 @@ fn copies(cluster: &Cluster) -> Result<()> {
     })
 }
 
-/// What a copy says of itself: one line each, none of which another may say.
-const IDENTITY: &str = "cat /proc/sys/kernel/random/boot_id; head -c 16 /dev/urandom | md5sum; cat /proc/sys/kernel/random/uuid
-    cat /sys/class/net/eth0/address; hostname; mktemp -u XXXXXXXXXXXXXXXX";
+/// What a copy says of itself: its clock at once and then each second; of what is its own a line each, none of which another may say. A guest has no
+/// machine id, neither one that was made of the image nor one of the machine's. Then it begins a TCP connection, between the same addresses and ports
+/// as every other copy.
+fn script(host: &Host) -> String {
+    format!(
+        "adjtimex
+        (cat /proc/sys/kernel/random/boot_id; head -c 16 /dev/urandom | md5sum; cat /proc/sys/kernel/random/uuid
+        cat /sys/class/net/eth0/address; hostname; mktemp -u XXXXXXXXXXXXXXXX; cat /etc/machine-id /sys/class/dmi/id/product_uuid 2>/dev/null) | sed 's/^/own /'
+        ip address add {SAME} dev lo
+        ip route add {address} $(ip route show default | sed 's/default//') src {SAME}
+        nc -w 1 -p 4000 {address} 10250 </dev/null 2>/dev/null
+        echo told
+        while sleep 1; do adjtimex; done",
+        address = host.address
+    )
+}
+
+/// What connections of all copies come from.
+const SAME: &str = "192.0.2.7";
+/// Lines of its own, by [`script`].
+const OWN: usize = 6;
 
 /// How many copies: `COPIES=1000` makes as many.
 fn number() -> Result<usize> {
@@ -138,10 +160,10 @@ fn own(cluster: &Cluster) -> Result<()> {
         while made < number {
             let names: Vec<String> = (made..number.min(made + together)).map(|index| format!("copy-{index}")).collect();
             let limits = json!({"limits": {"memory": "16Mi"}, "requests": {"cpu": "10m"}});
-            let connect = format!("nc -w 1 {} 10250 </dev/null 2>/dev/null", host.address);
-            let script = format!("{IDENTITY}; {connect}; echo told; exec sleep 3600");
+            let security = json!({"capabilities": {"add": ["NET_ADMIN"]}});
             let own = |name: &String| {
-                let main = with(sh(&script), &[("/resources", limits.clone())]);
+                let changes = [("/resources", limits.clone()), ("/securityContext", security.clone())];
+                let main = with(sh(&script(host)), &changes);
                 with(pod(name, main), &[("/metadata/labels", json!({"set": "copies"}))])
             };
             let pods: Vec<Value> = names.iter().map(own).collect();
@@ -158,20 +180,24 @@ fn own(cluster: &Cluster) -> Result<()> {
             ])?;
             let copies = events.lines().filter(|message| message.contains("as a copy")).count();
             ensure!(copies == made + names.len(), "{copies} machines were started as copies: {events}");
-            for (source, sequence) in watched.end()? {
+            clocks(place, names.len())?;
+            for sequence in watched.end()? {
                 ensure!(
-                    seen.insert(sequence.clone()),
-                    "{source} began with sequence number {sequence}, as another copy did"
+                    seen.insert(sequence.to_string()),
+                    "a connection began with sequence number {sequence}, as another copy's did"
                 );
             }
-            clock(place, host, &names[0])?;
             made += names.len();
             place.kubectl(&["delete", "pods", "--all", "--timeout=170s"])?;
             if number > together {
                 eprintln!("  {made} of {number} copies, {} things said, each once", seen.len());
             }
         }
-        ensure!(seen.len() == 7 * number, "{} things were said by {number} copies", seen.len());
+        ensure!(
+            seen.len() == (OWN + 1) * number,
+            "{} things were said by {number} copies",
+            seen.len()
+        );
         Ok(())
     })
 }
@@ -182,13 +208,53 @@ fn said(place: &Place<'_>, number: usize) -> Result<Vec<(String, String)>> {
     wait_for("all copies to have told", PATIENCE, || {
         let text = place.kubectl(&logs)?;
         let lines: Vec<_> = text.lines().filter_map(|line| line.split_once("] ")).collect();
-        let (told, said): (Vec<_>, Vec<_>) = lines.into_iter().partition(|(_, line)| *line == "told");
-        let own = |(name, line): (&str, &str)| (name.to_owned(), line.to_owned());
-        Ok((told.len() == number).then(|| said.into_iter().map(own).collect()))
+        let told = lines.iter().filter(|(_, line)| *line == "told").count();
+        let own = |(name, line): &(&str, &str)| Some(((*name).to_owned(), line.strip_prefix("own ")?.to_owned()));
+        Ok((told == number).then(|| lines.iter().filter_map(own).collect()))
     })
 }
 
-/// What TCP connections of pods to their host begin with.
+/// The clocks of so many copies are their host's, give or take 50 ms, from their first containers' first lines on: the host stamps a line, soon after a
+/// copy has read its clock for it, and never before.
+fn clocks(place: &Place<'_>, number: usize) -> Result<()> {
+    const OFF: f64 = 0.05;
+    let logs = [
+        "logs",
+        "--selector=set=copies",
+        "--prefix",
+        "--timestamps",
+        "--tail=-1",
+        "--max-log-requests=100",
+    ];
+    wait_for("a line of each copy to come in 50 ms", PATIENCE, || {
+        let text = place.kubectl(&logs)?;
+        let (mut least, mut seconds) = (BTreeMap::new(), BTreeMap::new());
+        for line in text.lines() {
+            let Some((name, (stamp, said))) = line.split_once("] ").and_then(|(name, rest)| Some((name, rest.split_once(' ')?))) else {
+                continue;
+            };
+            if let Some(whole) = said.trim().strip_prefix("time.tv_sec:") {
+                seconds.insert(name, whole.trim().parse::<f64>()?);
+            } else if let Some(micros) = said.trim().strip_prefix("time.tv_usec:") {
+                let there = seconds.get(name).context("microseconds of no second")? + micros.trim().parse::<f64>()? / 1e6;
+                let here = stamp.parse::<Timestamp>()?.as_nanosecond() as f64 / 1e9;
+                let late = least.entry(name).or_insert(f64::MAX);
+                *late = late.min(here - there);
+            }
+        }
+        ensure!(
+            least.len() == number && least.values().all(|late| *late <= OFF),
+            "seconds after the copies' clocks: {least:?}"
+        );
+        Ok(Some(if let Some((name, late)) = least.iter().find(|(_, late)| **late < -OFF) {
+            Err(anyhow!("{name}'s clock is {} s before its host's", -late))
+        } else {
+            Ok(())
+        }))
+    })?
+}
+
+/// What TCP connections of copies to their host begin with.
 struct Watched<'a>(&'a Host);
 
 impl<'a> Watched<'a> {
@@ -203,38 +269,33 @@ impl<'a> Watched<'a> {
         Ok(Self(host))
     }
 
-    /// Source and sequence number of each connection, once: it is seen on each interface that it passes, and again if it is repeated.
-    fn end(self) -> Result<BTreeSet<(String, String)>> {
+    /// The sequence number of each connection, once: it is seen on each interface that it passes, and again if it is repeated. What they are besides
+    /// the clock (RFC 6528 section 3: of the addresses, which are the same, and a secret) must differ by more than the time between a connection and
+    /// its being seen, but for pairs that do not by chance.
+    fn end(self) -> Result<BTreeSet<u32>> {
+        /// A quarter of a second: by chance one pair in 512.
+        const NEAR: u32 = 1 << 22;
+        const BY_CHANCE: usize = 3;
         let seen = self.0.sh(&format!(
-            "kill $(cat {file}.pid); grep '^10.244' {file} || true; rm {file} {file}.pid",
+            "kill $(cat {file}.pid); grep '^{SAME}' {file} || true; rm {file} {file}.pid",
             file = Self::FILE
         ))?;
-        Ok(seen
-            .lines()
-            .filter_map(|line| line.split_once(' '))
-            .map(|(source, sequence)| (source.into(), sequence.into()))
-            .collect())
+        let mut secrets = BTreeMap::new();
+        for line in seen.lines() {
+            let numbers: Vec<u32> = line.split(' ').skip(1).map(str::parse).collect::<Result<_, _>>()?;
+            let [sequence, rest] = numbers[..] else {
+                bail!("{line:?} was seen")
+            };
+            secrets.entry(sequence).or_insert(rest);
+        }
+        let rest: Vec<u32> = secrets.values().copied().collect();
+        let pairs = (1..rest.len()).flat_map(|b| (0..b).map(move |a| (a, b)));
+        let near = pairs
+            .filter(|(a, b)| rest[*b].wrapping_sub(rest[*a]).wrapping_add(NEAR) <= 2 * NEAR)
+            .count();
+        ensure!(near <= BY_CHANCE, "{near} pairs of copies have one secret: {secrets:?}");
+        Ok(secrets.into_keys().collect())
     }
-}
-
-/// A copy's clock is its host's: a reading of it lies between two of the host's, give or take 50 ms.
-fn clock(place: &Place<'_>, host: &Host, name: &str) -> Result<()> {
-    let now = || -> Result<f64> { Ok(host.sh("date +%s.%N")?.trim().parse()?) };
-    let before = now()?;
-    // Two clocks of a process: the time of day when the machine's uptime was read.
-    let there: f64 = place
-        .exec(
-            name,
-            "adjtimex | awk '/time.tv_sec/ {s = $NF} /time.tv_usec/ {u = $NF} END {printf \"%.6f\", s + u / 1e6}'",
-        )?
-        .trim()
-        .parse()?;
-    let after = now()?;
-    ensure!(
-        (before - 0.05..=after + 0.05).contains(&there),
-        "{name}'s clock says {there} between {before} and {after}"
-    );
-    Ok(())
 }
 
 fn spoiled(cluster: &Cluster) -> Result<()> {
