@@ -123,6 +123,15 @@ pub fn usage(uid: &str) -> Option<MachineFigures> {
     })
 }
 
+/// Whether the host has ended the processes of a pod's machine since their group had no memory left.
+pub fn is_out_of_memory(uid: &str) -> bool {
+    let kills = |events: String| {
+        let count = events.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse::<u64>().ok());
+        count.is_some_and(|count| count > 0)
+    };
+    fs::read_to_string(path(uid).join("memory.events")).is_ok_and(kills)
+}
+
 /// Processes and threads of a pod's machine; `None` where the host does not count them.
 pub fn processes(uid: &str) -> Option<u64> {
     fs::read_to_string(path(uid).join("pids.current")).ok()?.trim().parse().ok()

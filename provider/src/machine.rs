@@ -32,6 +32,8 @@ const KILL_TIME: Duration = Duration::from_secs(30);
 /// A machine that runs.
 #[derive(Clone)]
 pub struct Running {
+    /// Name of its control group.
+    group: Arc<str>,
     machine: Arc<Machine>,
     /// Where its guest is reached.
     pub vsock: PathBuf,
@@ -112,7 +114,7 @@ pub fn start(program: &Program, io: &IoLimits, uid: u32, (name, dir): (&str, &Pa
         passed.push(serve(program, name, dir, &order, share)?);
     }
     let machine = spawned.start(&order, &passed).map_err(|e| chain(&e))?;
-    Ok(Running::new(machine, dir))
+    Ok(Running::new(machine, dir, name))
 }
 
 /// Starts the process that serves what is shared: with the machine's user, in its control group, until its process is gone.
@@ -135,13 +137,14 @@ fn serve(program: &Program, uid: &str, dir: &Path, order: &Start, shared: &Share
 /// Finds a pod's machine again; the error says what became of it.
 pub async fn adopt(context: &Arc<Context>, uid: &str) -> Result<Running, String> {
     let dir = directory(context, uid);
+    let uid = uid.to_owned();
     blocking(move || match process::adopt(&dir).map_err(|e| chain(&e))? {
-        Adoption::Running(machine) => Ok(Running::new(machine, &dir)),
+        Adoption::Running(machine) => Ok(Running::new(machine, &dir, &uid)),
         Adoption::Unresponsive(machine, error) => {
             end(&machine)?;
             Err(format!("its process did not answer: {}", chain(&error)))
         }
-        Adoption::Ended(record) => Err(describe(record.as_ref(), None)),
+        Adoption::Ended(record) => Err(describe(record.as_ref(), None, cgroup::is_out_of_memory(&uid))),
         Adoption::Never => Err("it was never started".into()),
     })
     .await
@@ -217,8 +220,9 @@ fn end(machine: &Machine) -> Result<(), String> {
 }
 
 /// Its end in words for the pod's owner.
-fn describe(record: Option<&ExitRecord>, signal: Option<i32>) -> String {
+fn describe(record: Option<&ExitRecord>, signal: Option<i32>, out_of_memory: bool) -> String {
     match record.map(|r| &r.report.exit) {
+        None if out_of_memory => "the host ended its process, whose control group had no memory left (memory.max)".into(),
         None => match signal {
             Some(SIGSYS) => "its process made a system call that its jail forbids (SIGSYS)".into(),
             Some(signal) => format!("its process was killed by signal {signal}"),
@@ -235,8 +239,9 @@ fn describe(record: Option<&ExitRecord>, signal: Option<i32>) -> String {
 }
 
 impl Running {
-    fn new(machine: Machine, dir: &Path) -> Self {
+    fn new(machine: Machine, dir: &Path, group: &str) -> Self {
         let running = Self {
+            group: group.into(),
             machine: Arc::new(machine),
             vsock: dir.join("vsock.sock"),
             token: CancellationToken::new(),
@@ -285,7 +290,11 @@ impl Running {
         if let Some(reason) = *self.reason.lock().expect("no holder panics") {
             return reason.to_owned();
         }
-        describe(self.machine.exit_record().ok().flatten().as_ref(), self.machine.signal())
+        describe(
+            self.machine.exit_record().ok().flatten().as_ref(),
+            self.machine.signal(),
+            cgroup::is_out_of_memory(&self.group),
+        )
     }
 
     /// Ends the process at once, for this reason.
@@ -368,8 +377,9 @@ mod tests {
 
     #[test]
     fn the_owner_reads_what_ended_a_machine_that_left_no_record() {
-        assert_eq!(describe(None, Some(9)), "its process was killed by signal 9");
-        assert!(describe(None, Some(SIGSYS)).contains("jail forbids"));
-        assert_eq!(describe(None, None), "its process was killed");
+        assert_eq!(describe(None, Some(9), false), "its process was killed by signal 9");
+        assert!(describe(None, Some(SIGSYS), false).contains("jail forbids"));
+        assert_eq!(describe(None, None, false), "its process was killed");
+        assert!(describe(None, Some(9), true).contains("no memory left"));
     }
 }

@@ -21,13 +21,13 @@ pub(super) const TESTS: &[Test] = &[
         run: cannot_serve,
     },
     Test {
-        name: "a guest that crashes or whose process is killed is made anew, and its neighbour does not notice",
+        name: "a guest that crashes, or whose process is killed or has no memory left, is made anew, and its neighbour does not notice",
         hosts: 1,
         kvmlet: true,
         run: crashes,
     },
     Test {
-        name: "a guest that hangs cannot keep its pod from being deleted",
+        name: "a machine's process that stands still cannot keep its pod from being deleted",
         hosts: 1,
         kvmlet: true,
         run: hangs,
@@ -97,6 +97,7 @@ fn crashes(cluster: &Cluster) -> Result<()> {
         let all = json!({"privileged": false, "capabilities": {"add": ["ALL"]}});
         place.create(&[
             pod("killed", sh(STAY)),
+            pod("starved", sh(STAY)),
             pod("neighbour", sh(STAY)),
             with(
                 pod("panics", with(sh(STAY), &[("/securityContext", all)])),
@@ -104,17 +105,23 @@ fn crashes(cluster: &Cluster) -> Result<()> {
             ),
             with(pod("once", sh(STAY)), &[("/spec/restartPolicy", json!("Never"))]),
         ])?;
-        for name in ["killed", "neighbour", "panics", "once"] {
+        for name in ["killed", "starved", "neighbour", "panics", "once"] {
             place.until_ready(name)?;
         }
         let neighbour = Identity::of(place, "neighbour")?;
         for name in ["killed", "once"] {
             host.sh(&format!("kill -9 {}", Identity::of(place, name)?.process))?;
         }
+        // Less than the guest itself has; what it takes then is more than its host lets it have.
+        let group = format!("/sys/fs/cgroup/kvmlet.slice/{}", Identity::of(place, "starved")?.uid);
+        host.sh(&format!("cd {group} && echo $(($(cat memory.current) + 8388608)) >memory.max"))?;
+        let _ = place.exec("starved", "dd if=/dev/zero of=/much bs=1M count=60");
         // A root of its own kernel can have it panic when memory ends; the exec does not come back.
         let panic = "mkdir /p && mount -t proc proc /p && echo 2 > /p/sys/vm/panic_on_oom && tail /dev/zero";
         let _ = place.exec("panics", panic);
         until_restarted(place, "killed")?;
+        until_restarted(place, "starved")?;
+        place.until_event("starved", "SandboxChanged", "had no memory left")?;
         let once = place.until_phase("once", "Failed")?;
         ensure!(
             container(&once, "main")["state"]["terminated"]["exitCode"] == 137,
