@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 
-use crate::{Cluster, artifacts, command, netns::Netns};
+use crate::{Cluster, artifacts, command};
 
 /// Runs helm for at most three minutes; its standard output, or an error with what it said. It keeps what it knows beside the cluster.
 ///
@@ -10,7 +10,7 @@ use crate::{Cluster, artifacts, command, netns::Netns};
 /// What helm said, or that it cannot be had.
 pub fn run(cluster: &Cluster, arguments: &[&str]) -> Result<String> {
     let home = cluster.state.root.join("helm");
-    let mut command = Netns::of(&cluster.state).command("timeout");
+    let mut command = cluster.inside("timeout");
     command.args(["-k", "5", "180"]).arg(artifacts::helm()?).args(arguments);
     command.env("KUBECONFIG", cluster.state.kubeconfig());
     for variable in ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {

@@ -47,6 +47,11 @@ pub fn repository() -> PathBuf {
     e2e.parent().map_or_else(|| e2e.to_path_buf(), Path::to_path_buf)
 }
 
+/// A file or folder of the project's manifests, `webhook/rbac.yaml` for one.
+pub fn manifest(part: &str) -> String {
+    repository().join("manifests").join(part).to_string_lossy().into_owned()
+}
+
 /// Cargo's target directory: the one this program runs from.
 pub fn target() -> Result<PathBuf> {
     let program = env::current_exe().context("find this program")?;

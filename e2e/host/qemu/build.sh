@@ -22,7 +22,10 @@ begin "$({ echo "$version"; cat "$here/build.sh"; } | digest)"
 
 missing=$(for package in $packages; do dpkg -s "$package" >/dev/null 2>&1 || echo "$package"; done)
 # shellcheck disable=SC2086 # one argument a package
-[ -z "$missing" ] || apt-get -q -y --no-install-recommends -o DPkg::Lock::Timeout=300 install $missing >&2
+[ -z "$missing" ] || {
+    apt-get -q update >&2
+    apt-get -q -y --no-install-recommends -o DPkg::Lock::Timeout=300 install $missing >&2
+}
 
 mkdir "$partial/source"
 cd "$partial/source"
@@ -35,7 +38,7 @@ apt-get indextargets --no-release-info --format '$(REPO_URI) $(RELEASE)' 'Create
     } >sources.list
 from="-o Dir::Etc::sourcelist=$PWD/sources.list"
 # shellcheck disable=SC2086 # two words
-apt-get $from -q update >&2
+apt-get $from -o APT::Get::List-Cleanup=0 -q update >&2
 # Without Debian's own changes: none of them is of what is built here.
 # shellcheck disable=SC2086 # two words
 apt-get $from -o APT::Sandbox::User=root -q --download-only --tar-only source "qemu" >&2

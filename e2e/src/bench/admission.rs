@@ -11,7 +11,6 @@ use crate::{
     Cluster, artifacts,
     burst_profile::{object, with_kind},
     command,
-    netns::Netns,
     paths::write,
     process::Process,
     wait_for,
@@ -78,7 +77,7 @@ fn objects() -> Value {
 }
 
 fn start(cluster: &Cluster, kvmlet: &Path) -> Result<Process> {
-    let mut command = Netns::of(&cluster.state).command("taskset");
+    let mut command = cluster.inside("taskset");
     command
         .args(["-c", "0"])
         .arg(kvmlet)

@@ -21,7 +21,7 @@ use crate::{
     host::{Processors, Size, Source},
     netns::{self, Netns},
     node, packages,
-    paths::{State, host_name, repository, write},
+    paths::{State, host_name, manifest, write},
     pki,
     preflight::{self, Verdict},
     process::Process,
@@ -302,12 +302,8 @@ fn bring_up(state: &State, options: &ClusterOptions) -> Result<Cluster> {
 fn start_control_plane(cluster: &Cluster) -> Result<()> {
     registry::start(&cluster.state, &cluster.images)?;
     control_plane::start(&cluster.state, &cluster.programs)?;
-    control_plane::bootstrap(&cluster.state, &cluster.programs, &manifests())?;
+    control_plane::bootstrap(&cluster.state, &cluster.programs, Path::new(&manifest("")))?;
     registry::wait_until_ready(&cluster.state)
-}
-
-fn manifests() -> PathBuf {
-    repository().join("manifests")
 }
 
 fn remove_logs(state: &State) -> Result<()> {

@@ -115,6 +115,15 @@ impl Cluster {
         applied.map(drop)
     }
 
+    /// Asks for an object to be created; what kubectl said of it, good or bad.
+    pub fn create_output(&self, object: &Value, more: &[&str]) -> Result<Output> {
+        let file = self.state.root.join(format!("create-{}.json", thread_token()));
+        write(&file, object.to_string())?;
+        let output = self.kubectl_output(&[&["create", "-f", &file.to_string_lossy()], more].concat());
+        fs::remove_file(&file).context("remove what was to be created")?;
+        output
+    }
+
     /// The same cluster as one sees it who works on one host only.
     pub fn lane(&self, host: usize) -> Result<Self> {
         Ok(Self {

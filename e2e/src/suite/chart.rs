@@ -6,11 +6,11 @@ use anyhow::{Result, ensure};
 
 use super::{
     Test,
-    admission::{Batch, LABEL, SYSTEM},
+    admission::{Batch, SYSTEM},
     guide::follow,
     workload::Place,
 };
-use crate::{Cluster, artifacts, cluster::LANE, helm, paths::repository, registry};
+use crate::{Cluster, artifacts, cluster::LANE, helm, paths::manifest, registry};
 
 pub(super) const TESTS: &[Test] = &[Test {
     name: "helm installs, upgrades while pods are created, and uninstalls, by the guide's own commands, and leaves nothing",
@@ -23,7 +23,7 @@ const GUIDE: &str = "docs/install.md";
 
 fn installed(cluster: &Cluster) -> Result<()> {
     registry::add_kvmlet(&cluster.state, &artifacts::kvmlet()?)?;
-    let manifests = repository().join("manifests").to_string_lossy().into_owned();
+    let manifests = manifest("");
     // Helm takes nothing over that is there without it.
     cluster.kubectl(&["delete", "-k", &manifests])?;
     let before = everywhere(cluster)?;
@@ -48,10 +48,11 @@ fn installed(cluster: &Cluster) -> Result<()> {
 fn sends(cluster: &Cluster) -> Result<()> {
     let place = Place {
         cluster,
-        name: "chart".into(),
+        name: "vk".into(),
     };
-    cluster.create_namespace(&place.name)?;
-    cluster.kubectl(&["label", "namespace", &place.name, LABEL])?;
+    follow(cluster, "docs/burst.md", "kubectl create namespace vk")?;
+    cluster.kubectl(&["label", "namespace", &place.name, &format!("{LANE}={}", cluster.host(0)?.name)])?;
+    place.until_ready("nginx")?;
     let batch = Batch::of(&place)?;
     batch.is_sent()?;
     thread::scope(|scope| {
@@ -62,7 +63,7 @@ fn sends(cluster: &Cluster) -> Result<()> {
         upgrade.join().expect("helm's thread").map(drop)
     })?;
     batch.is_sent()?;
-    let chart = repository().join("manifests/helm/kvmlet").to_string_lossy().into_owned();
+    let chart = manifest("helm/kvmlet");
     let refused = helm::run(
         cluster,
         &["upgrade", "kvmlet", &chart, "-n", SYSTEM, "--set", "webhook.replicas=none"],

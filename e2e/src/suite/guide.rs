@@ -5,7 +5,10 @@ use std::fs;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::Test;
-use crate::{Cluster, helm, paths::repository};
+use crate::{
+    Cluster, helm,
+    paths::{manifest, repository},
+};
 
 pub(super) const TESTS: &[Test] = &[Test {
     name: "a reader of the README who types its commands gets a pod by selector and one by nodeName",
@@ -31,16 +34,12 @@ pub(super) fn follow(cluster: &Cluster, document: &str, begins: &str) -> Result<
 }
 
 fn run(cluster: &Cluster, line: &str) -> Result<String> {
-    let words: Vec<&str> = line.split_whitespace().collect();
     // Readers are in the repository.
-    let root = repository();
-    let words: Vec<String> = words
-        .into_iter()
-        .map(|word| match word.strip_prefix("manifests") {
-            Some(rest) if rest.is_empty() || rest.starts_with('/') => root.join(word).to_string_lossy().into_owned(),
-            _ => word.to_owned(),
-        })
-        .collect();
+    let in_repository = |word: &str| match word.strip_prefix("manifests") {
+        Some(rest) if rest.is_empty() || rest.starts_with('/') => manifest(rest.trim_start_matches('/')),
+        _ => word.to_owned(),
+    };
+    let words: Vec<String> = line.split_whitespace().map(in_repository).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words.split_first() {
         Some((&("k" | "kubectl"), rest)) => cluster.kubectl(rest),

@@ -13,8 +13,10 @@ use super::{
 };
 use crate::{
     Cluster,
-    burst_profile::{manifest, object, with_kind},
-    command, wait_for,
+    burst_profile::{object, with_kind},
+    command,
+    paths::manifest,
+    wait_for,
 };
 
 pub(super) const TESTS: &[Test] = &[
@@ -55,12 +57,9 @@ const SOON: Duration = Duration::from_secs(60);
 
 /// What the API server says of an object that it must refuse.
 fn refused(cluster: &Cluster, object: &Value) -> Result<String> {
-    let file = cluster.state.root.join("refused.json");
-    crate::paths::write(&file, object.to_string())?;
-    let output = cluster.kubectl_output(&["create", "--dry-run=server", "-f", &file.to_string_lossy()])?;
-    let said = command::text(&output.stderr);
+    let output = cluster.create_output(object, &["--dry-run=server"])?;
     ensure!(!output.status.success(), "{object} was let in");
-    Ok(said)
+    Ok(command::text(&output.stderr))
 }
 
 fn checked(cluster: &Cluster) -> Result<()> {
@@ -151,7 +150,7 @@ fn tried(cluster: &Cluster, namespace: &str, labels: &str) -> Result<(bool, Stri
 }
 
 fn down(cluster: &Cluster) -> Result<()> {
-    let configuration = manifest("webhook.yaml");
+    let configuration = manifest("webhook/webhook.yaml");
     let done = with_kind(cluster, || {
         for name in [SYSTEM, "down"] {
             cluster.create_namespace(name)?;
@@ -189,7 +188,7 @@ fn down(cluster: &Cluster) -> Result<()> {
 }
 
 fn counted(cluster: &Cluster) -> Result<()> {
-    let classes = manifest("runtime-class.yaml");
+    let classes = manifest("webhook/runtime-class.yaml");
     cluster.kubectl(&["apply", "-f", &classes])?;
     let done = within(cluster, "quota", |place| {
         let quota = json!({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "memory"},

@@ -8,13 +8,12 @@ use serde_json::{Value, json};
 
 use super::{
     Test,
+    admission::SYSTEM,
     workload::{PATIENCE, Place, STAY, condition, pod, sh, with, within},
 };
 use crate::{
-    Cluster, HostKind, artifacts,
-    burst_profile::manifest,
-    command,
-    paths::{API_PORT, GATEWAY, write},
+    Cluster, HostKind, artifacts, command,
+    paths::{API_PORT, GATEWAY, manifest, write},
     process::Process,
     wait_for,
 };
@@ -34,7 +33,6 @@ pub(super) const TESTS: &[Test] = &[
     },
 ];
 
-const SYSTEM: &str = "kvmlet-system";
 /// What is installed of the manifests: all but the webhook's pods, and what of it is asked by the API server.
 const MANIFESTS: [&str; 5] = [
     "namespace.yaml",
@@ -51,19 +49,13 @@ const ADDRESS: &str = "127.0.0.1:18444";
 const SOON: Duration = Duration::from_secs(60);
 
 fn files<'a>(verb: &'a str, names: &[&str], files: &'a mut Vec<String>) -> Vec<&'a str> {
-    *files = names.iter().map(|name| manifest(name)).collect();
+    *files = names.iter().map(|name| manifest(&format!("webhook/{name}"))).collect();
     let each = files.iter().flat_map(|file| ["-f", file]);
     [verb].into_iter().chain(each).collect()
 }
 
 fn check(node: &str) -> Value {
     json!({"apiVersion": "kvmlet.io/v1alpha1", "kind": "PreflightCheck", "metadata": {"generateName": "by-hand-"}, "spec": {"nodeName": node}})
-}
-
-fn create(cluster: &Cluster, object: &Value, more: &[&str]) -> Result<std::process::Output> {
-    let file = cluster.state.root.join("created.json");
-    write(&file, object.to_string())?;
-    cluster.kubectl_output(&[&["create", "-f", &file.to_string_lossy(), "-o", "name"], more].concat())
 }
 
 fn ruled(cluster: &Cluster) -> Result<()> {
@@ -119,7 +111,7 @@ fn rules(cluster: &Cluster) -> Result<()> {
         (with(check("A b"), &[]), "spec.nodeName"),
         (with_reason("Because"), "supported values: \"Enabled\", \"FeaturesChanged\""),
     ] {
-        let output = create(cluster, &object, &["--dry-run=server"])?;
+        let output = cluster.create_output(&object, &["--dry-run=server"])?;
         let said = command::text(&output.stderr);
         ensure!(
             !output.status.success() && said.contains(words),
@@ -127,7 +119,7 @@ fn rules(cluster: &Cluster) -> Result<()> {
         );
     }
     // Of a node that there is not: nobody answers.
-    let made = command::text(&create(cluster, &check("nobody"), &[])?.stdout);
+    let made = command::text(&cluster.create_output(&check("nobody"), &["-o", "name"])?.stdout);
     let change = json!({"spec": {"nodeName": "somebody"}}).to_string();
     let output = cluster.kubectl_output(&["patch", made.trim(), "--type=merge", "-p", &change])?;
     let said = command::text(&output.stderr);
@@ -300,7 +292,7 @@ fn life(place: &Place<'_>, kvmlet: &Path) -> Result<()> {
     let broken = broken(place, &first.name);
     first.sh("umount /dev/net")?;
     broken?;
-    create(cluster, &check(&first.name), &[])?;
+    cluster.create_output(&check(&first.name), &[])?;
     place.until_ready("waits")?;
     until_taint(cluster, &first.name, None)?;
     off(place, kvmlet)
@@ -309,7 +301,7 @@ fn life(place: &Place<'_>, kvmlet: &Path) -> Result<()> {
 /// A host that lacks something: its pods wait, and whoever looks is told why.
 fn broken(place: &Place<'_>, node: &str) -> Result<()> {
     let cluster = place.cluster;
-    create(cluster, &check(node), &[])?;
+    cluster.create_output(&check(node), &[])?;
     until_taint(cluster, node, Some("failed"))?;
     let status = told(cluster, "what is wrong", |status| status["ready"] == false)?;
     ensure!(status["message"].to_string().contains("there is no /dev/net/tun"), "{status}");

@@ -118,7 +118,7 @@ pub(super) fn until_gone(place: &Place<'_>, pod: &str) -> Result<()> {
 
 /// Waits until the host has nothing of a pod any more: a pod that has ended may leave the API server before its machine is gone.
 pub(super) fn until_released(host: &Host, uid: &str) -> Result<()> {
-    wait_for("the host to have nothing of the pod", PATIENCE, || {
+    wait_for("the host to have nothing of the pod", Duration::from_secs(60), || {
         let left = host.run(&["sh", "-c", &format!("ls -d /var/lib/kvmlet/pods/{uid} /var/log/pods/*_{uid}")])?;
         Ok(left.text().is_empty().then_some(()))
     })
