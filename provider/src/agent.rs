@@ -21,6 +21,9 @@ const WATCH_TIME: Duration = Duration::from_secs(60);
 /// How long connecting and shaking hands may take once the agent listens.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 
+/// Longest answer of the machine to a wish to connect, with the line's end.
+const MAX_ANSWER: usize = 33;
+
 /// Why the agent did not answer.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
@@ -107,12 +110,12 @@ impl Agent {
             .write_all(format!("CONNECT {CONTROL_PORT}\n").as_bytes())
             .await
             .map_err(AgentError::Connect)?;
-        let mut line = Vec::with_capacity(32);
-        loop {
-            match stream.read_u8().await {
-                Ok(b'\n') => break,
-                Ok(byte) if line.len() < 32 => line.push(byte),
-                Ok(_) | Err(_) => return Err(AgentError::Refused),
+        // The agent says nothing before it is greeted: what comes is the line alone, if not all at once.
+        let (mut line, mut length) = ([0; MAX_ANSWER], 0);
+        while !line[..length].ends_with(b"\n") {
+            match stream.read(&mut line[length..]).await {
+                Ok(0) | Err(_) => return Err(AgentError::Refused),
+                Ok(read) => length += read,
             }
         }
         if !line.starts_with(b"OK ") {
