@@ -1,5 +1,7 @@
 //! A pod's machine process, from the daemon's side: started, adopted, watched, ended. Blocking calls run on threads for that.
 
+mod budgets;
+
 use std::{
     collections::HashMap,
     fs::{self, File},
@@ -9,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use kvmlet_machine::{self as process, Adoption, Event, ExitRecord, Machine, Program, Start, jail::Jail};
+use kvmlet_machine::{self as process, Adoption, ExitRecord, Machine, Program, Start, jail::Jail};
 use kvmlet_protocol::Request;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +30,8 @@ use crate::{
 const SIGSYS: i32 = 31;
 /// How long a killed process may take to be gone.
 const KILL_TIME: Duration = Duration::from_secs(30);
+/// Until a machine's process is asked again for what it tells, after its connection was cut.
+const AGAIN: Duration = Duration::from_millis(200);
 
 /// A machine that runs.
 #[derive(Clone)]
@@ -336,33 +340,21 @@ impl Running {
     /// Containers whose log's budget is spent, as it happens, until the machine is gone.
     pub fn spent_budgets(&self) -> mpsc::Receiver<String> {
         let (sender, receiver) = mpsc::channel(16);
-        let (machine, token) = (self.machine.clone(), self.token.clone());
-        let watch = std::thread::Builder::new()
-            .name("log budgets".into())
-            .stack_size(256 << 10)
-            .spawn(move || {
-                while !token.is_cancelled() && !machine.wait(Some(Duration::ZERO)).unwrap_or(true) {
-                    let Ok(mut events) = machine.events() else {
-                        std::thread::sleep(Duration::from_millis(200));
-                        continue;
-                    };
-                    // Looks now and then whether anybody still wants to know.
-                    while !token.is_cancelled() {
-                        match events.next(Some(Duration::from_secs(2))) {
-                            Ok(Some(Event::BudgetSpent { container })) => {
-                                if sender.blocking_send(container).is_err() {
-                                    return;
-                                }
-                            }
-                            Ok(_) => {}
-                            Err(_) => break,
-                        }
+        let running = self.clone();
+        tokio::spawn(async move {
+            let telling = async {
+                while !running.gone.is_cancelled() && !sender.is_closed() {
+                    if let Err(error) = budgets::tell(&running.machine, &sender).await {
+                        debug!(error, "follow the budgets of a machine's logs; trying again");
+                        tokio::time::sleep(AGAIN).await;
                     }
                 }
-            });
-        if let Err(error) = watch {
-            warn!(%error, "watch the budgets of a machine's logs");
-        }
+            };
+            tokio::select! {
+                () = telling => {}
+                () = running.token.cancelled() => {}
+            }
+        });
         receiver
     }
 }
