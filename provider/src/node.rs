@@ -223,6 +223,7 @@ impl NodeKeeper {
         }
     }
 
+    /// One request, but for the first time.
     async fn renew(&self, node: &Node) -> kube::Result<()> {
         let api: Api<Lease> = Api::namespaced(self.client.clone(), "kube-node-lease");
         let name = &self.config.node_name;
@@ -234,8 +235,11 @@ impl NodeKeeper {
             uid,
             ..OwnerReference::default()
         });
-        match api.get_opt(name).await? {
-            None => {
+        let patch = json!({"metadata": {"ownerReferences": owner.clone().map(|o| vec![o])},
+            "spec": {"holderIdentity": name, "leaseDurationSeconds": LEASE_SECONDS, "renewTime": now}});
+        match api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await {
+            Ok(_) => {}
+            Err(kube::Error::Api(answer)) if answer.code == 404 => {
                 let lease = Lease {
                     metadata: ObjectMeta {
                         name: Some(name.clone()),
@@ -252,11 +256,7 @@ impl NodeKeeper {
                 };
                 api.create(&PostParams::default(), &lease).await?;
             }
-            Some(_) => {
-                let patch = json!({"metadata": {"ownerReferences": owner.map(|o| vec![o])},
-                    "spec": {"holderIdentity": name, "leaseDurationSeconds": LEASE_SECONDS, "renewTime": now}});
-                api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
-            }
+            Err(error) => return Err(error),
         }
         Ok(())
     }
