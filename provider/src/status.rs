@@ -119,6 +119,12 @@ pub fn status(desired: &DesiredPod, state: &PodState, host_ips: &[String], previ
         conditions.set("DisruptionTarget", true, Some("TerminationByKubelet"), message);
     }
     conditions.keep_foreign(&desired.pod);
+    // They are told with the machine that has them, as the kubelet tells a sandbox's, and not before.
+    let ips = if state.machine == Machine::Starting {
+        old.and_then(|o| o.pod_ips.clone()).unwrap_or_default()
+    } else {
+        state.ips.iter().map(|ip| PodIP { ip: ip.clone() }).collect()
+    };
     PodStatus {
         phase: Some(phase.into()),
         reason: state.verdict.as_ref().map(|v| v.reason.clone()),
@@ -126,8 +132,8 @@ pub fn status(desired: &DesiredPod, state: &PodState, host_ips: &[String], previ
         start_time: Some(Time(state.accepted)),
         host_ip: host_ips.first().cloned(),
         host_ips: Some(host_ips.iter().map(|ip| HostIP { ip: ip.clone() }).collect()),
-        pod_ip: state.ips.first().cloned(),
-        pod_ips: Some(state.ips.iter().map(|ip| PodIP { ip: ip.clone() }).collect()).filter(|l: &Vec<PodIP>| !l.is_empty()),
+        pod_ip: ips.first().map(|ip| ip.ip.clone()),
+        pod_ips: Some(ips).filter(|l| !l.is_empty()),
         conditions: Some(conditions.list),
         init_container_statuses: Some(inits).filter(|l| !l.is_empty()),
         container_statuses: Some(mains).filter(|l| !l.is_empty()),
@@ -186,8 +192,10 @@ fn container(
     missing: Option<(&str, &str)>,
 ) -> ContainerStatus {
     let started = c.is_up() && (desired.probes.startup.is_none() || c.health.started);
+    // As with the kubelet, one that never ran has none (convertToAPIContainerStatuses): that an image is there needs no report of its own.
+    let has_run = c.last.is_some() || matches!(c.slot, Slot::Running { .. } | Slot::Ended(_));
     let image_id = match &c.image {
-        ImageState::Ready(facts) => facts.digest.clone(),
+        ImageState::Ready(facts) if has_run => facts.digest.clone(),
         _ => String::new(),
     };
     let id = match &c.slot {

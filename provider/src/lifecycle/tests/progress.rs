@@ -1,5 +1,7 @@
 //! Towards running: images, machine, init containers, containers, restarts.
 
+use k8s_openapi::api::core::v1::PodStatus;
+
 use super::*;
 
 #[test]
@@ -11,6 +13,30 @@ fn a_pod_goes_through_images_machine_and_containers_to_running() {
     assert_eq!(life.phase(), "Pending");
     life.started(1);
     assert_eq!(life.phase(), "Running");
+}
+
+#[test]
+fn addresses_are_told_with_the_machine_and_an_image_with_what_runs_of_it() {
+    let mut life = Life::simple("Always", 1);
+    let mut told: Option<PodStatus> = None;
+    let mut tell = |life: &Life| {
+        let next = status(&life.desired, &life.state, &[], told.as_ref(), life.now);
+        let news = told.as_ref() != Some(&next);
+        told = Some(next.clone());
+        (news, next)
+    };
+    life.on(Event::Tick);
+    assert!(tell(&life).0);
+    life.pulled(0, Ok(facts()));
+    life.on(Event::Addressed(vec!["10.0.0.2".into()]));
+    assert!(!tell(&life).0, "nothing that is told before there is a machine");
+    life.on(Event::MachineStarted(Ok(Room::default())));
+    let (news, ready) = tell(&life);
+    assert!(news);
+    assert_eq!(ready.pod_ip.as_deref(), Some("10.0.0.2"));
+    assert_eq!(ready.container_statuses.unwrap()[0].image_id, "");
+    life.started(0);
+    assert_eq!(tell(&life).1.container_statuses.unwrap()[0].image_id, facts().digest);
 }
 
 #[test]
