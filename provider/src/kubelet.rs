@@ -75,7 +75,11 @@ impl Kubelet {
     pub async fn follow(&self) {
         let api: Api<Pod> = Api::all(self.context.client.clone());
         let config = watcher::Config::default().fields(&format!("spec.nodeName={}", self.context.config.node_name));
-        let mut stream = std::pin::pin!(watcher::watcher(api, config).default_backoff());
+        // Who last wrote which field is much of an object, and of no interest here.
+        let pods = watcher::watcher(api, config)
+            .default_backoff()
+            .modify(|pod| pod.metadata.managed_fields = None);
+        let mut stream = std::pin::pin!(pods);
         let mut listed = HashSet::new();
         let (mut complete, mut swept) = (false, false);
         loop {
@@ -151,7 +155,8 @@ impl Kubelet {
         // Mirror pods of a kubelet and pods that ended before this node's state was lost are not run again.
         let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default();
         if matches!(phase, "Succeeded" | "Failed") {
-            if pod.metadata.deletion_timestamp.is_some() {
+            // Without grace it has been deleted for good: this is the last news of it, and may come after its task has ended.
+            if pod.metadata.deletion_timestamp.is_some() && pod.metadata.deletion_grace_period_seconds != Some(0) {
                 self.delete_ended(&pod).await;
             }
             return;
