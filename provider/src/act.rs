@@ -9,10 +9,7 @@ use std::{
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
-use kube::{
-    Api,
-    api::{DeleteParams, Preconditions},
-};
+use kube::api::{DeleteParams, Preconditions};
 use kvmlet_network::PodNetworks;
 use kvmlet_protocol::{Request, Response};
 use tokio::sync::{mpsc, watch};
@@ -30,6 +27,7 @@ use crate::{
     objects::PodObjects,
     prepare, pull, resize,
     state::{PodState, Slot},
+    write::Writer,
 };
 
 /// How long a guest has to power itself off before its machine is stopped.
@@ -323,7 +321,7 @@ pub async fn delete_object(act: Act, pod: Arc<Pod>, reported: Option<(u64, watch
         let _ = taken.wait_for(|n| *n >= number).await;
     }
     let meta = &pod.metadata;
-    let api: Api<Pod> = Api::namespaced(act.context.client.clone(), meta.namespace.as_deref().unwrap_or_default());
+    let pods = Writer::<Pod>::of(&act.context.client, meta.namespace.as_deref().unwrap_or_default());
     let preconditions = Preconditions {
         uid: meta.uid.clone(),
         resource_version: None,
@@ -335,8 +333,8 @@ pub async fn delete_object(act: Act, pod: Arc<Pod>, reported: Option<(u64, watch
     };
     let mut wait = Duration::from_millis(100);
     loop {
-        match api.delete(meta.name.as_deref().unwrap_or_default(), &params).await {
-            Ok(_) => return Event::Deleted(true),
+        match pods.delete(meta.name.as_deref().unwrap_or_default(), &params).await {
+            Ok(()) => return Event::Deleted(true),
             Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => return Event::Deleted(true),
             Err(error) => warn!(%error, "delete the pod's object; trying again"),
         }

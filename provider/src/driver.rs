@@ -24,7 +24,7 @@ use crate::{
     size,
     state::{Machine, PodState},
     status,
-    store::Record,
+    store::{Record, Written},
 };
 
 /// Events of a pod that wait for its task.
@@ -131,7 +131,7 @@ pub fn start(context: Arc<Context>, mut desired: DesiredPod, begin: Start) -> Ha
         warden: Warden::default(),
         referring: None,
         stepped: Timestamp::UNIX_EPOCH,
-        written: Vec::new(),
+        written: None,
         reported: None,
     };
     tokio::spawn(driver.run(events, api, recovered).instrument(span));
@@ -152,8 +152,8 @@ struct Driver {
     referring: Option<Arc<DesiredPod>>,
     /// When the last step was.
     stepped: Timestamp,
-    written: Vec<u8>,
-    reported: Option<(PodStatus, u64, watch::Receiver<u64>)>,
+    written: Option<Written>,
+    reported: Option<(Arc<PodStatus>, u64, watch::Receiver<u64>)>,
 }
 
 impl Driver {
@@ -257,8 +257,11 @@ impl Driver {
         if self.state.released || lifecycle::is_over(&self.state, &self.desired) {
             self.context.ledger.remove(&self.desired.uid);
         }
-        self.save();
-        self.publish(now);
+        let previous = self.reported.as_ref().map(|(status, ..)| &**status);
+        let status = status::status(&self.desired, &self.state, &self.context.facts.host_ips, previous, now);
+        let status = Arc::new(status);
+        self.save(&status);
+        self.publish(status);
         self.refer();
         for action in actions {
             match action {
@@ -294,19 +297,25 @@ impl Driver {
         }
     }
 
-    /// Writes the record when it changed.
-    fn save(&mut self) {
-        let record = Record {
-            pod: self.desired.pod.clone(),
-            state: self.state.clone(),
-        };
-        let bytes = serde_json::to_vec(&record).expect("plain data becomes JSON");
-        if bytes == self.written {
+    /// Writes the record when it changed. The status in it is this node's own, so that its way back from the API server is no change.
+    fn save(&mut self, status: &Arc<PodStatus>) {
+        let state = serde_json::to_vec(&self.state).expect("plain data becomes JSON");
+        let pod = &self.desired.pod;
+        if self.written.as_mut().is_some_and(|written| written.says(pod, status, &state)) {
             return;
         }
+        let record = Record {
+            pod: Arc::new(Pod {
+                metadata: pod.metadata.clone(),
+                spec: pod.spec.clone(),
+                status: Some((**status).clone()),
+            }),
+            state: self.state.clone(),
+        };
         match self.context.store.save(&self.desired.uid, &record) {
             Ok(()) => {
-                self.written = bytes;
+                let (pod, status) = (pod.clone(), status.clone());
+                self.written = Some(Written { pod, status, state });
                 self.context.clear_trouble("state");
             }
             Err(error) => {
@@ -318,16 +327,14 @@ impl Driver {
     }
 
     /// Shows the pod to the server and reports its status.
-    fn publish(&mut self, now: Timestamp) {
-        let previous = self.reported.as_ref().map(|(status, ..)| status);
-        let status = status::status(&self.desired, &self.state, &self.context.facts.host_ips, previous, now);
+    fn publish(&mut self, status: Arc<PodStatus>) {
         self.view.send_replace(Arc::new(View {
             desired: self.desired.clone(),
             state: self.state.clone(),
-            status: Arc::new(status.clone()),
+            status: status.clone(),
         }));
         let gone = self.state.deletion.as_ref().is_some_and(|d| d.object_gone);
-        if gone || previous == Some(&status) {
+        if gone || self.reported.as_ref().is_some_and(|(reported, ..)| *reported == status) {
             return;
         }
         let (number, taken) = self.context.reporter.report(self.desired.pod.clone(), status.clone());

@@ -7,13 +7,12 @@ use k8s_openapi::{
     api::core::v1::{Event, EventSource, ObjectReference, Pod},
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
 };
-use kube::{
-    Api, Client,
-    api::{Patch, PatchParams, PostParams},
-};
+use kube::Client;
 use serde_json::json;
 use tokio::sync::mpsc;
 use tracing::warn;
+
+use crate::write::Writer;
 
 /// What is to be told.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -109,14 +108,14 @@ async fn write(client: Client, host: String, mut receiver: mpsc::Receiver<(Objec
     let mut counter = 0u64;
     while let Some((about, note)) = receiver.recv().await {
         let namespace = about.namespace.clone().unwrap_or_else(|| "default".into());
-        let api: Api<Event> = Api::namespaced(client.clone(), &namespace);
+        let events = Writer::<Event>::of(&client, &namespace);
         let key = (about.uid.clone(), note.clone());
         let now = Time(Timestamp::now());
         if let Some((name, count)) = seen.get_mut(&key) {
             *count += 1;
             let patch = json!({"count": *count, "lastTimestamp": now});
-            match api.patch(name, &PatchParams::default(), &Patch::Strategic(patch)).await {
-                Ok(_) => continue,
+            match events.patch(name, patch).await {
+                Ok(()) => continue,
                 // It has expired: written anew below.
                 Err(kube::Error::Api(status)) if status.code == 404 => {}
                 Err(error) => {
@@ -155,8 +154,8 @@ async fn write(client: Client, host: String, mut receiver: mpsc::Receiver<(Objec
             reporting_instance: Some(host.clone()),
             ..Default::default()
         };
-        match api.create(&PostParams::default(), &event).await {
-            Ok(_) => {
+        match events.create(&event).await {
+            Ok(()) => {
                 if seen.len() >= REMEMBERED {
                     seen.clear();
                 }

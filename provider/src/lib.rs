@@ -60,3 +60,4 @@ pub mod supported;
 pub mod template;
 pub mod token;
 pub mod volumes;
+mod write;

@@ -8,15 +8,12 @@ use std::{
 };
 
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
-use kube::{
-    Api, Client,
-    api::{Patch, PatchParams},
-};
+use kube::Client;
 use serde_json::{Value, json};
 use tokio::sync::{Notify, watch};
 use tracing::{debug, warn};
 
-use crate::status::RESIZE;
+use crate::{status::RESIZE, write::Writer};
 
 /// Statuses under way at once.
 const PARALLEL: usize = 8;
@@ -56,7 +53,7 @@ impl Reporter {
     }
 
     /// Takes a pod's newest status. The receiver passes the returned number once the API server has it (or the pod is gone).
-    pub fn report(&self, pod: Arc<Pod>, status: PodStatus) -> (u64, watch::Receiver<u64>) {
+    pub fn report(&self, pod: Arc<Pod>, status: Arc<PodStatus>) -> (u64, watch::Receiver<u64>) {
         let uid = pod.metadata.uid.clone().unwrap_or_default();
         let mut pending = self.0.pending.lock().expect("no holder panics");
         let entry = pending.entry(uid.clone()).or_insert_with(|| Entry {
@@ -67,7 +64,7 @@ impl Reporter {
             taken: watch::Sender::new(0),
         });
         entry.pod = pod;
-        entry.wanted = Arc::new(status);
+        entry.wanted = status;
         entry.generation += 1;
         let answer = (entry.generation, entry.taken.subscribe());
         if !entry.under_way {
@@ -92,18 +89,12 @@ impl Shared {
             let Some((pod, status, generation)) = self.next(&uid) else { return };
             let permit = self.permits.acquire().await.expect("never closed");
             let meta = &pod.metadata;
-            let api: Api<Pod> = Api::namespaced(self.client.clone(), meta.namespace.as_deref().unwrap_or_default());
+            let pods = Writer::<Pod>::of(&self.client, meta.namespace.as_deref().unwrap_or_default());
             let patch = patch(&uid, &status);
-            let result = api
-                .patch_status(
-                    meta.name.as_deref().unwrap_or_default(),
-                    &PatchParams::default(),
-                    &Patch::Strategic(patch),
-                )
-                .await;
+            let result = pods.patch_status(meta.name.as_deref().unwrap_or_default(), patch).await;
             drop(permit);
             match result {
-                Ok(_) => {
+                Ok(()) => {
                     wait = Duration::from_millis(100);
                     if self.done(&uid, generation) {
                         return;

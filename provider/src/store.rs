@@ -8,7 +8,10 @@ use std::{
     sync::Arc,
 };
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::{
+    api::core::v1::{Pod, PodStatus},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -30,6 +33,33 @@ pub struct Record {
     pub pod: Arc<Pod>,
     /// The state.
     pub state: PodState,
+}
+
+/// What a pod's record says.
+pub struct Written {
+    /// The object, with whichever status.
+    pub pod: Arc<Pod>,
+    /// The status that the record gives it.
+    pub status: Arc<PodStatus>,
+    /// The state as it is written.
+    pub state: Vec<u8>,
+}
+
+impl Written {
+    /// Whether the record says this already. Of the object its version does not count, which each status that is reported changes.
+    pub fn says(&mut self, pod: &Arc<Pod>, status: &Arc<PodStatus>, state: &[u8]) -> bool {
+        let metadata = |pod: &Pod| ObjectMeta {
+            resource_version: None,
+            ..pod.metadata.clone()
+        };
+        let same = || self.pod.spec == pod.spec && metadata(&self.pod) == metadata(pod);
+        let says = self.state == state && self.status == *status && (Arc::ptr_eq(&self.pod, pod) || same());
+        if says {
+            // The older one is held by nobody else.
+            self.pod = pod.clone();
+        }
+        says
+    }
 }
 
 /// A pod's UID with its record, or why that cannot be used.
@@ -187,4 +217,39 @@ pub fn write_atomically(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), Stor
     file.sync_all().map_err(io("sync", &temporary))?;
     fs::rename(&temporary, &target).map_err(io("rename", &temporary))?;
     File::open(dir).and_then(|d| d.sync_all()).map_err(io("sync", dir))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn pod(version: &str, label: &str, phase: &str) -> Arc<Pod> {
+        let pod = json!({"metadata": {"name": "p", "resourceVersion": version, "labels": {"l": label}}, "spec": {"containers": []},
+            "status": {"phase": phase}});
+        Arc::new(serde_json::from_value(pod).unwrap())
+    }
+
+    #[test]
+    fn a_status_on_its_way_back_is_nothing_to_write() {
+        let status = |phase: &str| {
+            Arc::new(PodStatus {
+                phase: Some(phase.into()),
+                ..PodStatus::default()
+            })
+        };
+        let (pending, running) = (status("Pending"), status("Running"));
+        let mut written = Written {
+            pod: pod("1", "a", "Pending"),
+            status: running.clone(),
+            state: b"state".to_vec(),
+        };
+        let back = pod("2", "a", "Running");
+        assert!(written.says(&back, &running, b"state"));
+        assert!(Arc::ptr_eq(&written.pod, &back), "the older object is let go");
+        assert!(!written.says(&back, &pending, b"state"), "another status");
+        assert!(!written.says(&back, &running, b"other"), "another state");
+        assert!(!written.says(&pod("3", "b", "Running"), &running, b"state"), "another label");
+    }
 }
