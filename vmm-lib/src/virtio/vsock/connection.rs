@@ -300,7 +300,7 @@ impl Connection {
                     || self.may_read() && (self.room() > 0 || !self.asked_for_credit))
     }
 
-    /// Makes the next packet; payload goes into `payload` (of a guest's buffer), from `offset` on.
+    /// Makes the next packet that has no bytes of the client's socket ([`Connection::read`] has those): payload goes into `buffer`, from `offset` on.
     pub(super) fn step(&mut self, guest: u64, buffer: &Segments<'_>, offset: usize) -> Step {
         if self.owes_request {
             self.owes_request = false;
@@ -309,16 +309,11 @@ impl Connection {
         if self.state != State::Established {
             return Step::Idle;
         }
-        if self.may_read() && self.room() > 0 {
-            let most = (buffer.len() - offset).min(MAX_PAYLOAD).min(self.room() as usize);
-            if most > 0
-                && let Some(count) = self.read_payload(buffer, offset, most)
-            {
-                self.sent = self.sent.wrapping_add(count);
-                return Step::Send(Header {
-                    len: count,
-                    ..self.header(guest, RW)
-                });
+        if self.may_read() && !self.early.is_empty() && self.room() > 0 {
+            let count = self.early.len().min(packet_room(buffer, offset)).min(self.room() as usize);
+            if buffer.write(offset, &self.early[..count]).is_ok() {
+                self.early.drain(..count);
+                return Step::Send(self.bytes(guest, count as u32));
             }
         }
         if self.shutdown != self.shutdown_sent {
@@ -338,20 +333,44 @@ impl Connection {
         Step::Idle
     }
 
-    /// Bytes of the client into the guest's buffer; at the client's end, the shutdown is noted.
-    fn read_payload(&mut self, buffer: &Segments<'_>, offset: usize, most: usize) -> Option<u32> {
-        if !self.early.is_empty() {
-            let count = self.early.len().min(most);
-            buffer.write(offset, &self.early[..count]).ok()?;
-            self.early.drain(..count);
-            return u32::try_from(count).ok();
+    /// Bytes that it would read of its client now, if they are there.
+    pub(super) fn wants(&self) -> usize {
+        if self.may_read() && self.early.is_empty() {
+            self.room() as usize
+        } else {
+            0
         }
-        match stream::read_segments(&self.stream, buffer, offset..offset + most) {
+    }
+
+    /// Reads what its client has sent into the payloads of several buffers, behind `offset` of each; the headers of those that it used, the first ones.
+    /// At the client's end, the shutdown is noted.
+    pub(super) fn read<'a, 'm: 'a>(&mut self, guest: u64, buffers: impl Iterator<Item = &'a Segments<'m>>, offset: usize) -> Vec<Header> {
+        let (mut iovecs, mut lengths, mut left) = (Vec::new(), Vec::new(), self.wants());
+        for buffer in buffers {
+            let length = packet_room(buffer, offset).min(left);
+            if length == 0 {
+                break;
+            }
+            left -= length;
+            buffer.iovecs(offset..offset + length, &mut iovecs);
+            lengths.push(length);
+        }
+        if lengths.is_empty() {
+            return Vec::new();
+        }
+        match stream::read_pieces(&self.stream, &iovecs) {
             Ok(0) => {}
-            Ok(count) => return u32::try_from(count).ok(),
+            Ok(mut count) => {
+                let filled = lengths.into_iter().map_while(|length| {
+                    let filled = length.min(count);
+                    count -= filled;
+                    (filled > 0).then_some(filled as u32)
+                });
+                return filled.map(|length| self.bytes(guest, length)).collect();
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 self.readable = false;
-                return None;
+                return Vec::new();
             }
             Err(_) => self.hung_up = true,
         }
@@ -360,7 +379,16 @@ impl Connection {
         if self.hung_up {
             self.client_left();
         }
-        None
+        Vec::new()
+    }
+
+    /// The header of so many bytes for the guest.
+    fn bytes(&mut self, guest: u64, count: u32) -> Header {
+        self.sent = self.sent.wrapping_add(count);
+        Header {
+            len: count,
+            ..self.header(guest, RW)
+        }
     }
 
     /// A header of this connection; it carries our credit, so none is owed afterwards.
@@ -385,6 +413,11 @@ impl Connection {
     pub(super) fn reset(&mut self, guest: u64) -> Header {
         self.header(guest, super::packet::RST)
     }
+}
+
+/// Bytes of payload that fit a buffer, in one packet.
+fn packet_room(buffer: &Segments<'_>, offset: usize) -> usize {
+    (buffer.len() - offset).min(MAX_PAYLOAD)
 }
 
 /// The port of `CONNECT <port>`.

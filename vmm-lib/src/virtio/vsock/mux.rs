@@ -28,6 +28,8 @@ const MAX_CONNECTIONS: usize = 1024;
 const MAX_RESETS: usize = 256;
 /// Packets in one direction in one turn.
 const TURN: usize = 256;
+/// Buffers of the guest that one reading of a client may fill: Linux gives 4 KiB in each.
+const BUFFERS: usize = 16;
 /// Time for a client to say where it wants to go.
 const LINE_DEADLINE: Duration = Duration::from_secs(5);
 /// Time for the guest to answer a request, and to confirm a close.
@@ -51,8 +53,8 @@ pub(super) struct Mux<'m> {
     receive: Ring<'m>,
     /// From the guest.
     transmit: Ring<'m>,
-    /// A buffer taken from `receive` that nothing was put into yet.
-    spare: Option<Chain<'m>>,
+    /// Buffers taken from `receive`, in its order, that nothing was put into yet.
+    spare: VecDeque<Chain<'m>>,
     connections: HashMap<u32, Connection>,
     deadlines: BTreeSet<(Instant, u32)>,
     ready: VecDeque<u32>,
@@ -78,7 +80,7 @@ impl<'m> Mux<'m> {
             inlet,
             receive,
             transmit,
-            spare: None,
+            spare: VecDeque::new(),
             connections: HashMap::new(),
             deadlines: BTreeSet::new(),
             ready: VecDeque::new(),
@@ -327,58 +329,87 @@ impl<'m> Mux<'m> {
 
     /// Gives the guest what waits for it, each connection in turn, as long as there are buffers.
     fn give_to_guest(&mut self) -> Result<(), ChainError> {
-        let mut left = TURN;
+        let mut sent = 0;
         while !self.resets.is_empty() || !self.ready.is_empty() {
-            if left == 0 {
+            if sent >= TURN {
                 self.receive.rekick();
                 break;
             }
-            left -= 1;
-            let Some(buffer) = self.buffer()? else { break };
-            if let Some(reset) = self.resets.pop_front() {
-                self.send(buffer, reset)?;
-                continue;
+            if !self.take_buffer()? {
+                break;
             }
-            let Some(port) = self.ready.pop_front() else { break };
-            let guest = self.guest;
-            let mut step = Step::Idle;
-            self.with(port, |connection| {
-                connection.queued = false;
-                step = connection.step(guest, &buffer.writable, HEADER);
-                if connection.closing() && connection.deadline.is_none() {
-                    connection.deadline = Some(Instant::now() + GUEST_DEADLINE);
+            sent += 1;
+            if let Some(reset) = self.resets.pop_front() {
+                self.send(reset)?;
+            } else if let Some(port) = self.ready.pop_front() {
+                self.take_more(self.connections.get(&port).map_or(0, Connection::wants))?;
+                let headers = self.packets(port);
+                sent += headers.len().saturating_sub(1);
+                for header in headers {
+                    self.send(header)?;
                 }
-                Ok(())
-            });
-            match step {
-                Step::Send(header) => self.send(buffer, header)?,
-                Step::Idle => self.spare = Some(buffer),
             }
         }
         self.receive.notify()
     }
 
-    /// A buffer of the guest with room for a header. Without one, the guest will kick.
-    fn buffer(&mut self) -> Result<Option<Chain<'m>>, ChainError> {
-        if let Some(spare) = self.spare.take() {
-            return Ok(Some(spare));
-        }
-        loop {
-            if let Some(chain) = self.receive.pop()? {
-                return if chain.writable.len() > HEADER {
-                    Ok(Some(chain))
-                } else {
-                    Err(ChainError::TooShort)
-                };
+    /// The next packets of a connection, with their payloads in the first of the spare buffers.
+    fn packets(&mut self, port: u32) -> Vec<Header> {
+        let (guest, spare) = (self.guest, std::mem::take(&mut self.spare));
+        let mut headers = Vec::new();
+        self.with(port, |connection| {
+            connection.queued = false;
+            headers = connection.read(guest, spare.iter().map(|buffer| &buffer.writable), HEADER);
+            if let (true, Some(buffer)) = (headers.is_empty(), spare.front())
+                && let Step::Send(header) = connection.step(guest, &buffer.writable, HEADER)
+            {
+                headers.push(header);
+            }
+            if connection.closing() && connection.deadline.is_none() {
+                connection.deadline = Some(Instant::now() + GUEST_DEADLINE);
+            }
+            Ok(())
+        });
+        self.spare = spare;
+        headers
+    }
+
+    /// Sees that there is a spare buffer. Without one, the guest will kick.
+    fn take_buffer(&mut self) -> Result<bool, ChainError> {
+        while self.spare.is_empty() {
+            if self.take_one()? {
+                break;
             }
             self.receive.notify()?;
             if !self.receive.arm()? {
-                return Ok(None);
+                return Ok(false);
             }
         }
+        Ok(true)
     }
 
-    fn send(&mut self, buffer: Chain<'m>, header: Header) -> Result<(), ChainError> {
+    /// Takes buffers until so many bytes fit, there are enough for one reading, or the guest has given no more.
+    fn take_more(&mut self, bytes: usize) -> Result<(), ChainError> {
+        let room = |spare: &VecDeque<Chain<'_>>| spare.iter().map(|buffer| buffer.writable.len() - HEADER).sum::<usize>();
+        while self.spare.len() < BUFFERS && room(&self.spare) < bytes && self.take_one()? {}
+        Ok(())
+    }
+
+    /// Takes a buffer with room for a header and something behind it, if the guest has given one.
+    fn take_one(&mut self) -> Result<bool, ChainError> {
+        let Some(chain) = self.receive.pop()? else {
+            return Ok(false);
+        };
+        if chain.writable.len() <= HEADER {
+            return Err(ChainError::TooShort);
+        }
+        self.spare.push_back(chain);
+        Ok(true)
+    }
+
+    /// In the first of the spare buffers, of which there is one.
+    fn send(&mut self, header: Header) -> Result<(), ChainError> {
+        let Some(buffer) = self.spare.pop_front() else { return Ok(()) };
         buffer.writable.write(0, &header.bytes())?;
         self.receive.give_back(buffer.head, HEADER as u32 + header.len)
     }

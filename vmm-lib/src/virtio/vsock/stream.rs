@@ -24,10 +24,8 @@ pub(super) fn write(stream: &UnixStream, bytes: &[u8]) -> io::Result<usize> {
     Ok(rustix::io::retry_on_intr(|| rustix::net::send(stream, bytes, flags))?)
 }
 
-/// Reads what is there into `range` of guest memory.
-pub(super) fn read_segments(stream: &UnixStream, memory: &Segments<'_>, range: Range<usize>) -> io::Result<usize> {
-    let mut iovecs = Vec::with_capacity(memory.pieces());
-    memory.iovecs(range, &mut iovecs);
+/// Reads what is there into pieces of guest memory ([`Segments::iovecs`]), the first [`MAX_IOVECS`] of them.
+pub(super) fn read_pieces(stream: &UnixStream, iovecs: &[libc::iovec]) -> io::Result<usize> {
     again(|| {
         let count = iovecs.len().min(MAX_IOVECS) as libc::c_int;
         // SAFETY: each iovec is a piece of guest memory that its VolatileSlice keeps mapped during the call; the kernel writes only there, and guest

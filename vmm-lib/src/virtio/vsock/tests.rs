@@ -171,6 +171,25 @@ fn bytes_go_both_ways_and_a_close_reaches_the_other_side() {
 }
 
 #[test]
+fn what_a_client_sends_at_once_fills_one_buffer_after_the_other_and_no_more_than_the_guest_has_room_for() {
+    let mut guest = Guest::new(8);
+    let (mut client, _) = guest.connect();
+    // As much as the guest has room for, and one byte.
+    let sent: Vec<u8> = (0..(128 << 10) + 1).map(|at: u32| (at >> 4) as u8).collect();
+    client.get_mut().write_all(&sent).unwrap();
+    let mut came = Vec::new();
+    while came.len() < sent.len() - 1 {
+        let (header, payload) = guest.packet();
+        assert_eq!(header.op, packet::RW);
+        assert!(payload.len() <= RX_SIZE as usize - HEADER);
+        came.extend(payload);
+    }
+    assert_eq!(came, sent[..sent.len() - 1]);
+    guest.expect(packet::CREDIT_REQUEST);
+    assert!(guest.faults.none());
+}
+
+#[test]
 fn a_connection_of_this_process_is_like_any_other_and_closed_with_the_device() {
     let mut guest = Guest::new(8);
     let mut client = guest.dialer.dial().unwrap();
