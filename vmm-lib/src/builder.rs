@@ -4,10 +4,10 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use kvm_ioctls::{VcpuFd, VmFd};
+use kvm_ioctls::VmFd;
 
 use crate::arch::board;
-use crate::arch::boot::{self, BootError, Plan};
+use crate::arch::boot::BootError;
 use crate::arch::cpuid::{CpuidError, Template};
 use crate::arch::processor::Registers;
 use crate::arch::registers::{self, RegistersError};
@@ -20,6 +20,7 @@ use crate::hotplug::Hotplug;
 use crate::images::{Images, ImagesError};
 use crate::irq::Interrupts;
 use crate::kvm::{self, KvmError};
+use crate::loading::Loading;
 use crate::machine::Machine;
 use crate::memory::{self, Layout, MemoryError};
 use crate::pci::PciBus;
@@ -49,6 +50,9 @@ pub enum BuildError {
     /// The host's KVM cannot be used.
     #[error("use KVM")]
     Kvm(#[from] KvmError),
+    /// The thread that loads the kernel could not be started.
+    #[error("start a thread")]
+    Thread(#[source] std::io::Error),
     /// KVM refused a step.
     #[error("{0}")]
     Step(&'static str, #[source] kvm_ioctls::Error),
@@ -172,6 +176,12 @@ impl Builder {
         let memory: Memory = Arc::new(GuestSpace::new(ram, mapped).with_hotplug(hotplug));
         let ecam = memory::create_ecam(&vm)?;
         timeline.done(Phase::Memory);
+        let loading = if snapshot.is_none() {
+            generation::write(&memory)?;
+            Some(Loading::begin(&spec, &files, (&memory, &layout, possible_cpus), &timeline)?)
+        } else {
+            None
+        };
         board::interrupt_controllers(&vm).map_err(refused)?;
         timeline.done(Phase::Interrupts);
         let mut vcpus = Vec::new();
@@ -215,9 +225,10 @@ impl Builder {
             timeline.done(Phase::Restore);
             set.prefetch(&memory, &layout, &vcpus[0]);
             timeline.done(Phase::Prefetch);
-        } else {
-            generation::write(&memory)?;
-            boot(&spec, &files, (&memory, &layout, possible_cpus), &vcpus[0], &mut timeline)?;
+        }
+        if let Some(loading) = loading {
+            let entry = loading.end(&mut timeline)?;
+            registers::set_entry(&vcpus[0], &memory, entry)?;
         }
         vcpu::install_kick_handler().map_err(|error| BuildError::Signal(error.into()))?;
         timeline.done(Phase::Registers);
@@ -241,35 +252,6 @@ impl Builder {
             timer,
         })
     }
-}
-
-/// Loads the kernel and points the boot processor at it.
-fn boot(
-    spec: &MachineSpec,
-    files: &Files,
-    (memory, layout, cpus): (&Memory, &Layout, u8),
-    vcpu: &VcpuFd,
-    timeline: &mut Timeline,
-) -> Result<(), BuildError> {
-    let kernel = files.open_existing("boot.kernel", &spec.boot.kernel, false)?;
-    let initramfs = spec
-        .boot
-        .initramfs
-        .as_ref()
-        .map(|source| files.open_existing("boot.initramfs", source, false))
-        .transpose()?;
-    timeline.done(Phase::Files);
-    let plan = Plan {
-        memory,
-        layout,
-        kernel: &kernel,
-        initramfs: initramfs.as_ref(),
-        command_line: &spec.boot.command_line,
-        cpus,
-        serial: spec.serial.is_some(),
-    };
-    let entry = boot::load(&plan, timeline)?;
-    Ok(registers::set_entry(vcpu, memory, entry)?)
 }
 
 fn serial_port(serial: &Serial, files: &Files, vm: &VmFd, state: Option<&PortState>) -> Result<Arc<SerialPort>, BuildError> {

@@ -70,6 +70,7 @@ mod images;
 mod irq;
 pub mod kvm;
 mod late_images;
+mod loading;
 mod lock;
 pub mod machine;
 mod memory;

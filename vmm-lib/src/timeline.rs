@@ -22,7 +22,7 @@ pub enum Phase {
     Processors,
     /// Files of devices are opened, devices made and put on the bus.
     Devices,
-    /// Kernel and initramfs are opened.
+    /// Kernel and initramfs are opened. This and the three behind it are another thread's, beside those from [`Phase::Interrupts`] on.
     Files,
     /// ACPI tables and command line are written.
     Tables,
@@ -30,7 +30,9 @@ pub enum Phase {
     Kernel,
     /// The initramfs is read into guest memory, and what both boot protocols hand over is written.
     Initramfs,
-    /// In place of the four before: the state of a snapshot is taken up.
+    /// Devices are made, and what is loaded beside them not yet.
+    Loading,
+    /// In place of the five before: the state of a snapshot is taken up.
     Restore,
     /// What a snapshot's machines touch first is brought into memory.
     Prefetch,
@@ -58,6 +60,7 @@ impl fmt::Display for Phase {
             Self::Tables => "write ACPI tables and command line",
             Self::Kernel => "load the kernel",
             Self::Initramfs => "load the initramfs",
+            Self::Loading => "wait for kernel and initramfs",
             Self::Restore => "take up the snapshot",
             Self::Prefetch => "bring in the working set",
             Self::Registers => "set registers",
@@ -86,10 +89,12 @@ impl Step {
     }
 }
 
-/// The steps that are done, one behind the other without a gap. Times are monotonic.
+/// The steps that are done. Those of one thread lie one behind the other without a gap. Times are monotonic.
 #[derive(Debug, Clone)]
 pub struct Timeline {
     begun: Instant,
+    /// End of this thread's last step, from the beginning.
+    at: Duration,
     steps: Vec<Step>,
 }
 
@@ -98,6 +103,7 @@ impl Timeline {
     pub(crate) fn begin() -> Self {
         Self {
             begun: Instant::now(),
+            at: Duration::ZERO,
             // All there can be: a confined thread that adds one needs no memory for it.
             steps: Vec::with_capacity(Phase::Guest as usize + 1),
         }
@@ -105,10 +111,26 @@ impl Timeline {
 
     /// What was done since the step before was this.
     pub(crate) fn done(&mut self, phase: Phase) {
-        let begin = self.total();
         // Saturates, were the clock ever to go back.
-        let took = self.begun.elapsed().saturating_sub(begin);
+        let took = self.begun.elapsed().saturating_sub(self.at);
+        let begin = self.at;
         self.steps.push(Step { phase, begin, took });
+        self.at = begin + took;
+    }
+
+    /// Another thread's, which begins now.
+    pub(crate) fn beside(&self) -> Self {
+        Self {
+            begun: self.begun,
+            at: self.begun.elapsed(),
+            steps: Vec::new(),
+        }
+    }
+
+    /// What another thread has done, which is over.
+    pub(crate) fn join(&mut self, other: Self) {
+        self.steps.extend(other.steps);
+        self.steps.sort_by_key(|step| step.begin);
     }
 
     /// When it began: when [`Builder::build`](crate::Builder::build) was called.
@@ -116,7 +138,7 @@ impl Timeline {
         self.begun
     }
 
-    /// All steps, in order.
+    /// All steps, in the order in which they began.
     pub fn steps(&self) -> &[Step] {
         &self.steps
     }
@@ -128,7 +150,7 @@ impl Timeline {
 
     /// From the beginning to the end of the last step.
     pub fn total(&self) -> Duration {
-        self.steps.last().map_or(Duration::ZERO, Step::end)
+        self.steps.iter().map(Step::end).max().unwrap_or_default()
     }
 }
 
@@ -149,5 +171,21 @@ mod tests {
         assert!(steps.iter().all(|step| step.took >= Duration::from_millis(1)), "{steps:?}");
         assert_eq!(timeline.entered(), Some(steps[2].end()));
         assert_eq!(timeline.total(), steps.iter().map(|step| step.took).sum());
+    }
+
+    #[test]
+    fn steps_of_two_threads_lie_beside_one_another() {
+        let mut timeline = Timeline::begin();
+        let mut beside = timeline.beside();
+        timeline.done(Phase::Devices);
+        std::thread::sleep(Duration::from_millis(1));
+        beside.done(Phase::Kernel);
+        timeline.join(beside);
+        timeline.done(Phase::Loading);
+        let [kernel, waited] =
+            [Phase::Kernel, Phase::Loading].map(|phase| *timeline.steps().iter().find(|step| step.phase == phase).unwrap());
+        assert!(kernel.begin < waited.begin && kernel.end() <= waited.end());
+        assert!(timeline.steps().is_sorted_by_key(|step| step.begin));
+        assert_eq!(timeline.total(), waited.end());
     }
 }
