@@ -131,7 +131,7 @@ fn script(host: &Host) -> String {
         (cat /proc/sys/kernel/random/boot_id; head -c 16 /dev/urandom | md5sum; cat /proc/sys/kernel/random/uuid
         cat /sys/class/net/eth0/address; hostname; mktemp -u XXXXXXXXXXXXXXXX; cat /etc/machine-id /sys/class/dmi/id/product_uuid 2>/dev/null) | sed 's/^/own /'
         ip address add {SAME} dev lo
-        ip route add {address} $(ip route show default | sed 's/default//') src {SAME}
+        ip route add {address} $(ip route | sed -n s/^default//p) src {SAME}
         nc -w 1 -p 4000 {address} 10250 </dev/null 2>/dev/null
         echo told
         while sleep 1; do adjtimex; done",
