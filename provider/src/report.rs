@@ -173,3 +173,48 @@ fn patch(uid: &str, status: &PodStatus) -> Value {
     }
     json!({"metadata": {"uid": uid}, "status": status})
 }
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt as _;
+    use hyper::{Request, Response};
+    use kube::client::Body;
+    use tokio::sync::{mpsc, oneshot};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn of_statuses_that_come_while_one_is_written_only_the_newest_is_written() {
+        let (ask, mut asked) = mpsc::unbounded_channel();
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let ask = ask.clone();
+            async move {
+                let body = request.into_body().collect().await?.to_bytes();
+                let patch: Value = serde_json::from_slice(&body).expect("a patch");
+                let (answer, answered) = oneshot::channel();
+                ask.send((patch["status"]["phase"].clone(), answer)).expect("somebody looks");
+                answered.await.expect("an answer");
+                Ok::<_, kube::Error>(Response::new(Body::from(b"{}".to_vec())))
+            }
+        });
+        let reporter = Reporter::start(Client::new(service, "default"));
+        let pod: Arc<Pod> = Arc::new(serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "n", "uid": "u"}})).unwrap());
+        let report = |phase: &str| {
+            let status = PodStatus {
+                phase: Some(phase.into()),
+                ..PodStatus::default()
+            };
+            reporter.report(pod.clone(), Arc::new(status))
+        };
+        report("Pending");
+        let (phase, first) = asked.recv().await.unwrap();
+        assert_eq!(phase, "Pending");
+        report("Running");
+        let (number, mut taken) = report("Succeeded");
+        first.send(()).unwrap();
+        let (phase, second) = asked.recv().await.unwrap();
+        assert_eq!(phase, "Succeeded");
+        second.send(()).unwrap();
+        assert_eq!(*taken.wait_for(|taken| *taken >= number).await.unwrap(), number);
+    }
+}

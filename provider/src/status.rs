@@ -1,5 +1,7 @@
 //! What is reported of a pod: its state in the API's words. Pure; times of conditions come from the previous status where nothing changed.
 
+mod messages;
+
 use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{
@@ -125,7 +127,7 @@ pub fn status(desired: &DesiredPod, state: &PodState, host_ips: &[String], previ
     } else {
         state.ips.iter().map(|ip| PodIP { ip: ip.clone() }).collect()
     };
-    PodStatus {
+    let mut status = PodStatus {
         phase: Some(phase.into()),
         reason: state.verdict.as_ref().map(|v| v.reason.clone()),
         message: state.verdict.as_ref().map(|v| v.message.clone()),
@@ -151,7 +153,9 @@ pub fn status(desired: &DesiredPod, state: &PodState, host_ips: &[String], previ
             generation
         },
         ..PodStatus::default()
-    }
+    };
+    messages::share(&mut status);
+    status
 }
 
 /// Ephemeral containers are never ready.

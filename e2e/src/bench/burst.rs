@@ -56,6 +56,13 @@ struct Node<'a> {
 
 pub(super) fn rows(cluster: &Cluster, options: &Options) -> Result<Vec<Row>> {
     let host = cluster.host(0)?;
+    // As its users start it: the rig has it say more.
+    host.stop_daemon()?;
+    host.start_service(&Service {
+        env: Vec::new(),
+        ..node::kvmlet_service()
+    })?;
+    cluster.wait_until_nodes_are_ready(Duration::from_secs(60))?;
     cluster.create_namespace(NAMESPACE)?;
     let measured = measure(cluster, host, options.pods);
     let stopped = host.stop_service(PEER, Signal::SIGTERM, Duration::from_secs(10));

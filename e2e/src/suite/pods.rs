@@ -378,6 +378,8 @@ fn unsupported(cluster: &Cluster) -> Result<()> {
             "spec.volumes[0].persistentVolumeClaim",
         ),
         ("hostnetwork", "/spec/hostNetwork", json!(true), "spec.hostNetwork"),
+        ("hostpid", "/spec/hostPID", json!(true), "spec.hostPID"),
+        ("hostipc", "/spec/hostIPC", json!(true), "spec.hostIPC"),
         (
             "profile",
             "/spec/securityContext",

@@ -23,6 +23,12 @@ pub(super) const TESTS: &[Test] = &[
         run: own_kernel,
     },
     Test {
+        name: "what a security context takes away or leaves is so in the guest: rights, calls, files, groups",
+        hosts: 1,
+        kvmlet: true,
+        run: contexts,
+    },
+    Test {
         name: "profiles of the host, root where it must not be, and unknown sysctls are refused with their reason",
         hosts: 1,
         kvmlet: true,
@@ -78,6 +84,62 @@ fn own_kernel(cluster: &Cluster) -> Result<()> {
         place.until_logs("own", "1 7\n3000 4000\nseen")?;
         let groups = place.kubectl(&["exec", "own", "-c", "main", "--", "id", "-G"])?;
         ensure!(groups.trim() == "3000 4000", "{groups}");
+        Ok(())
+    })
+}
+
+fn contexts(cluster: &Cluster) -> Result<()> {
+    let script = "of() { sed -n \"s/^$1:[[:space:]]*//p\" /proc/self/status; }
+        echo rights=$(of CapEff) filter=$(of Seccomp) escalates=$(of NoNewPrivs)
+        touch /own 2>/dev/null && echo root=open || echo root=closed
+        echo 1 2>/dev/null >/proc/sys/kernel/printk_delay && echo kernel=open || echo kernel=closed
+        touch /data/$NAME && echo group=$(stat -c %g /data/$NAME) member=$(id -G | grep -wc 5000)";
+    let of = |name: &str, security| {
+        let mounts = json!([{"name": "data", "mountPath": "/data"}]);
+        let changes = [
+            ("/name", json!(name)),
+            ("/securityContext", security),
+            ("/volumeMounts", mounts),
+            ("/env", json!([{"name": "NAME", "value": name}])),
+        ];
+        with(sh(script), &changes)
+    };
+    let strict = json!({"capabilities": {"drop": ["ALL"]}, "readOnlyRootFilesystem": true, "allowPrivilegeEscalation": false,
+        "seccompProfile": {"type": "RuntimeDefault"}, "runAsUser": 1000, "runAsGroup": 3000});
+    let some = json!({"capabilities": {"drop": ["ALL"], "add": ["NET_BIND_SERVICE"]}});
+    let loose = json!({"seccompProfile": {"type": "Unconfined"}, "procMount": "Unmasked"});
+    within(cluster, "security-contexts", |place| {
+        let containers = json!([of("strict", strict), of("some", some), of("loose", loose)]);
+        place.create(&[with(
+            pod_of("all", containers),
+            &[
+                ("/spec/restartPolicy", json!("Never")),
+                ("/spec/hostUsers", json!(false)),
+                (
+                    "/spec/securityContext",
+                    json!({"fsGroup": 5000, "fsGroupChangePolicy": "OnRootMismatch"}),
+                ),
+                ("/spec/volumes", json!([{"name": "data", "emptyDir": {}}])),
+            ],
+        )])?;
+        place.until_phase("all", "Succeeded")?;
+        for (name, said) in [
+            (
+                "strict",
+                "rights=0000000000000000 filter=2 escalates=1\nroot=closed\nkernel=closed\ngroup=5000 member=1",
+            ),
+            (
+                "some",
+                "rights=0000000000000400 filter=0 escalates=0\nroot=open\nkernel=closed\ngroup=5000 member=1",
+            ),
+            (
+                "loose",
+                "rights=00000000a80425fb filter=0 escalates=0\nroot=open\nkernel=open\ngroup=5000 member=1",
+            ),
+        ] {
+            let found = place.kubectl(&["logs", "all", "-c", name])?;
+            ensure!(found.trim() == said, "{name} says {found:?}");
+        }
         Ok(())
     })
 }

@@ -313,9 +313,6 @@ pub enum StreamError {
     /// The request makes no sense.
     #[error("{0}")]
     BadRequest(String),
-    /// What is asked for is not built yet.
-    #[error("{0}")]
-    NotImplemented(String),
     /// The command could not be started or its end is not known.
     #[error("{0}")]
     Failed(String),
@@ -327,7 +324,6 @@ impl StreamError {
         match self {
             Self::UnknownPod | Self::UnknownContainer { .. } => StatusCode::NOT_FOUND,
             Self::NotRunning { .. } | Self::PodNotRunning { .. } | Self::BadRequest(_) => StatusCode::BAD_REQUEST,
-            Self::NotImplemented(_) => StatusCode::NOT_IMPLEMENTED,
             Self::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }

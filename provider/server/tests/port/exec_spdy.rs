@@ -209,10 +209,10 @@ async fn what_cannot_be_run_is_refused_before_the_upgrade() {
         ("/exec/ns/p/uid-2/c?command=a&output=1", v4, 404, "pod does not exist"),
         ("/exec/ns/p/d?command=a&output=1", v4, 404, r#"container not found ("d")"#),
         (
-            "/exec/ns/p/c?command=a&output=1&tty=1",
+            "/exec/ns/p/ended?command=a&output=1",
             v4,
-            501,
-            "terminals are not implemented yet",
+            400,
+            r#"container "ended" in pod "p" is not running"#,
         ),
         (
             "/exec/ns/p/c?command=a",

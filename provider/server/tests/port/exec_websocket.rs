@@ -164,7 +164,7 @@ async fn refusals_are_http_statuses() {
     let port = Port::serve(Fake::new()).await;
     for (path, protocol, expected) in [
         ("/exec/ns/p/d?command=a&output=1", "v4.channel.k8s.io", 404),
-        ("/exec/ns/p/c?command=a&output=1&tty=1", "v4.channel.k8s.io", 501),
+        ("/exec/ns/p/ended?command=a&output=1", "v4.channel.k8s.io", 400),
         ("/exec/ns/p/c?command=a&output=1", "chat", 403),
     ] {
         refused(&port, path, protocol, expected).await;

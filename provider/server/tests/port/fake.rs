@@ -97,7 +97,10 @@ impl Backend for Fake {
             return Err(StreamError::UnknownPod);
         }
         match target.container.as_str() {
-            "c" if request.wanted.tty => Err(StreamError::NotImplemented("terminals are not implemented yet".into())),
+            "ended" => Err(StreamError::NotRunning {
+                container: "ended".into(),
+                pod: "p".into(),
+            }),
             "c" | "terminal" => Ok(()),
             _ => Err(StreamError::UnknownContainer {
                 container: target.container.clone(),

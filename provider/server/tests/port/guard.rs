@@ -38,11 +38,12 @@ async fn a_bearer_token_is_as_good_as_a_certificate_and_an_unknown_one_as_none()
 }
 
 #[tokio::test]
-async fn a_client_of_another_authority_or_purpose_does_not_get_through_tls() {
+async fn a_client_of_another_authority_or_purpose_or_time_does_not_get_through_tls() {
     let port = Port::serve(Fake::new()).await;
     let strangers = [
         Authority::new("somebody else").client("admin"),
         AUTHORITY.issue("admin", "system:masters", ExtendedKeyUsagePurpose::ServerAuth),
+        AUTHORITY.expired("admin"),
     ];
     for stranger in strangers {
         let request = hyper::Request::builder().uri("/healthz").header("host", "node-1");

@@ -13,7 +13,7 @@ use kvmlet_server::{
     Attributes, Authenticator, AuthorizeError, Authorizer, BoxFuture, ClientAuthority, Decision, Identity, Server, ServerConfig,
     ServingCertificate,
 };
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, date_time_ymd};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::net::TcpStream;
 use tokio::sync::{oneshot, watch};
@@ -60,11 +60,23 @@ impl Authority {
     }
 
     pub(crate) fn issue(&self, user: &str, group: &str, usage: ExtendedKeyUsagePurpose) -> Keyed {
+        self.sign(user, group, usage, |_| {})
+    }
+
+    /// A client's whose time is over.
+    pub(crate) fn expired(&self, user: &str) -> Keyed {
+        self.sign(user, "system:masters", ExtendedKeyUsagePurpose::ClientAuth, |params| {
+            (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2021, 1, 1));
+        })
+    }
+
+    fn sign(&self, user: &str, group: &str, usage: ExtendedKeyUsagePurpose, change: impl FnOnce(&mut CertificateParams)) -> Keyed {
         let key = KeyPair::generate().expect("key");
         let mut params = CertificateParams::new(vec!["node-1".into(), "127.0.0.1".into()]).expect("names");
         params.distinguished_name.push(DnType::CommonName, user);
         params.distinguished_name.push(DnType::OrganizationName, group);
         params.extended_key_usages = vec![usage];
+        change(&mut params);
         let certificate = params.signed_by(&key, &self.issuer).expect("signs").der().clone();
         (vec![certificate], PrivateKeyDer::Pkcs8(key.serialize_der().into()))
     }
