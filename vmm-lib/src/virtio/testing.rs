@@ -1,6 +1,7 @@
 //! A driver for tests: guest memory with one page table of rings, written by hand so that it can break every rule.
 
 use std::{
+    fs::File,
     sync::{Arc, Mutex, mpsc},
     time::{Duration, Instant},
 };
@@ -14,7 +15,7 @@ use super::{
     device::{Activation, ActiveQueue, DeviceFault, Interrupt, Memory, VirtioDevice},
     worker::eventfd,
 };
-use crate::dirty::Ram;
+use crate::dirty::{Marks, Ram};
 use crate::threads::Threads;
 
 pub(in crate::virtio) const NEXT: u16 = 1;
@@ -30,6 +31,12 @@ pub(in crate::virtio) const MEMORY: u64 = 16 << 20;
 /// Guest memory of [`MEMORY`] bytes.
 pub(in crate::virtio) fn memory() -> Memory {
     Arc::new(Ram::from_ranges(&[(GuestAddress(0), MEMORY as usize)]).unwrap().into())
+}
+
+/// The same as a private copy of a file that is as long, mapped as a clone's is.
+pub(in crate::virtio) fn memory_of(file: &File) -> Memory {
+    let region = crate::memory::map(0, MEMORY, Some((file, 0)), Marks::default()).unwrap();
+    Arc::new(Ram::from_regions(vec![region]).unwrap().into())
 }
 
 /// The driver's side of a queue.
