@@ -83,6 +83,8 @@ mod serial;
 pub mod snapshot;
 pub mod spec;
 pub mod tap;
+#[cfg(test)]
+mod testing;
 pub mod threads;
 pub mod timeline;
 pub mod validate;
