@@ -12,7 +12,7 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{
-    device::{Activation, ActiveQueue, DeviceFault, Interrupt, Memory, VirtioDevice},
+    device::{ActivateError, Activation, ActiveQueue, DeviceFault, Interrupt, Memory, VirtioDevice},
     worker::eventfd,
 };
 use crate::dirty::{Marks, Ram};
@@ -184,6 +184,11 @@ impl Driver {
         ready
     }
 
+    /// How many interrupts there were since anybody asked.
+    pub(in crate::virtio) fn interrupts(&self) -> u64 {
+        self.interrupt.read().unwrap_or(0)
+    }
+
     pub(in crate::virtio) fn write(&self, address: u64, bytes: &[u8]) {
         self.memory.write_slice(bytes, GuestAddress(address)).unwrap();
     }
@@ -210,6 +215,11 @@ impl Faults {
 
 /// Activates `device` on the drivers' queues with every feature it offers that is also in `features`.
 pub(in crate::virtio) fn activate(device: &mut dyn VirtioDevice, drivers: &[&Driver], features: u64) -> Faults {
+    try_activate(device, drivers, features).unwrap()
+}
+
+/// The same of a device that may refuse.
+pub(in crate::virtio) fn try_activate(device: &mut dyn VirtioDevice, drivers: &[&Driver], features: u64) -> Result<Faults, ActivateError> {
     let (send, receive) = mpsc::channel();
     let activation = Activation {
         memory: Arc::clone(&drivers[0].memory),
@@ -222,6 +232,6 @@ pub(in crate::virtio) fn activate(device: &mut dyn VirtioDevice, drivers: &[&Dri
         }),
         again: false,
     };
-    device.activate(activation).unwrap();
-    Faults(Mutex::new(receive))
+    device.activate(activation)?;
+    Ok(Faults(Mutex::new(receive)))
 }
