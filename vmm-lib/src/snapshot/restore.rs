@@ -71,6 +71,9 @@ mod tests {
     use crate::snapshot::{RestoreError, State};
     use crate::testing::{SPIN, Snapshotted};
 
+    /// What is done to a leaf.
+    type Change = fn(&mut Leaf);
+
     /// What a host says of a state that was taken on it and then changed, and written with a checksum that is right.
     fn refusal(of: &Snapshotted, change: impl FnOnce(&mut State)) -> Option<String> {
         let changed = of.directory.path().join("changed");
@@ -97,7 +100,7 @@ mod tests {
         let snapshot = Snapshotted::new(&SPIN);
         assert_eq!(refusal(&snapshot, |_| {}), None, "the host is as it was");
         let begins = "the host's processor or KVM has changed since the snapshot was taken: CPUID leaf ";
-        let of = |leaf: u32, change: fn(&mut Leaf)| {
+        let of = |leaf: u32, change: Change| {
             let refused = refusal(&snapshot, |state| {
                 change(
                     state
@@ -110,7 +113,7 @@ mod tests {
             refused.expect("it is another host").strip_prefix(begins).map(str::to_owned)
         };
         // A feature fewer; another model; another KVM.
-        let cases: [(u32, fn(&mut Leaf), &str); 3] = [
+        let cases: [(u32, Change, &str); 3] = [
             (1, |leaf| leaf.ecx ^= 1, "0x1.0: ecx was "),
             (1, |leaf| leaf.eax ^= 0x10, "0x1.0: eax was "),
             (0x4000_0001, |leaf| leaf.eax ^= 8, "0x40000001.0: eax was "),
