@@ -71,20 +71,26 @@ pub(crate) fn from_open(kvm: OwnedFd) -> Result<Kvm, KvmError> {
 }
 
 fn checked(kvm: Kvm) -> Result<Kvm, KvmError> {
-    let version = kvm.get_api_version();
+    sufficient(kvm.get_api_version(), |cap| kvm.check_extension(cap))?;
+    Ok(kvm)
+}
+
+/// Whether a KVM of this version, which says of each capability whether it has it, has all that a machine needs. Names all that it lacks.
+fn sufficient(version: i32, has: impl Fn(Cap) -> bool) -> Result<(), KvmError> {
     if version != KVM_API_VERSION as i32 {
         return Err(KvmError::Version(version));
     }
-    let needed = REQUIRED.iter().chain(board::REQUIRED);
-    let missing: Vec<_> = needed
-        .filter(|(cap, _)| !kvm.check_extension(*cap))
-        .map(|(_, name)| *name)
-        .collect();
+    let missing: Vec<_> = needed().filter(|(cap, _)| !has(*cap)).map(|(_, name)| *name).collect();
     if missing.is_empty() {
-        Ok(kvm)
+        Ok(())
     } else {
         Err(KvmError::Missing(missing))
     }
+}
+
+/// All capabilities that a machine of this architecture needs.
+fn needed() -> impl Iterator<Item = &'static (Cap, &'static str)> {
+    REQUIRED.iter().chain(board::REQUIRED)
 }
 
 /// What of this host's processor and KVM a snapshot depends on, as bytes to be compared: the CPUID that a processor is given, all capabilities,
@@ -102,4 +108,42 @@ pub fn fingerprint() -> Result<Vec<u8>, FingerprintError> {
 /// Checks that this host's KVM has what a machine needs. A KVM that passes may still be unable to boot a kernel: a preflight has to boot one.
 pub fn check() -> Result<(), KvmError> {
     open().map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VERSION: i32 = KVM_API_VERSION as i32;
+
+    #[test]
+    fn a_kvm_that_lacks_a_capability_is_refused_by_that_capabilitys_name() {
+        assert!(sufficient(VERSION, |_| true).is_ok());
+        for (lacks, name) in needed() {
+            let refused = sufficient(VERSION, |cap| cap as u32 != *lacks as u32).expect_err(name);
+            assert_eq!(refused.to_string(), format!("/dev/kvm lacks {name}"));
+        }
+    }
+
+    #[test]
+    fn a_kvm_that_lacks_several_names_all_of_them_at_once() {
+        let refused = sufficient(VERSION, |_| false).expect_err("it has nothing").to_string();
+        assert!(needed().all(|(_, name)| refused.contains(name)), "{refused}");
+        let two = |cap: Cap| !matches!(cap, Cap::Irqfd | Cap::Irqchip);
+        let refused = sufficient(VERSION, two).expect_err("it lacks two").to_string();
+        assert_eq!(refused, "/dev/kvm lacks KVM_CAP_IRQFD, KVM_CAP_IRQCHIP");
+    }
+
+    #[test]
+    fn a_kvm_of_another_version_is_asked_for_nothing_more() {
+        let asked = |_| panic!("its capabilities are others");
+        let refused = sufficient(11, asked).expect_err("it is another").to_string();
+        assert_eq!(refused, "/dev/kvm speaks version 11, not 12");
+    }
+
+    #[test]
+    fn another_file_in_place_of_kvm_is_refused() {
+        let null = std::fs::File::open("/dev/null").expect("every host has it");
+        assert!(matches!(from_open(null.into()), Err(KvmError::Version(_))));
+    }
 }

@@ -52,6 +52,10 @@
 //! `/dev/kvm` open, [`virtio::vsock::dialer`] reaches the guest without a path, and what [`Builder::enter`] is given is called by each thread
 //! before its work. From [`Builder::build`] on no path is looked up.
 
+// Files of tests that are shared with those outside name the library as they do.
+#[cfg(test)]
+extern crate self as vmm_lib;
+
 mod arch;
 mod attach;
 pub mod builder;
@@ -84,6 +88,8 @@ mod serial;
 pub mod snapshot;
 pub mod spec;
 pub mod tap;
+#[cfg(test)]
+mod testing;
 pub mod threads;
 pub mod timeline;
 pub mod validate;

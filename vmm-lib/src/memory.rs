@@ -206,7 +206,7 @@ pub(crate) fn create(vm: &VmFd, layout: &Layout, file: Option<&File>, log: bool)
 }
 
 /// Maps a piece of RAM: zeros, or a private copy of a file from an offset on.
-fn map(base: u64, size: u64, file: Option<(&File, u64)>, marks: Marks) -> Result<Region, MemoryError> {
+pub(crate) fn map(base: u64, size: u64, file: Option<(&File, u64)>, marks: Marks) -> Result<Region, MemoryError> {
     let piece = file.map(|(file, offset)| Ok(FileOffset::new(file.try_clone()?, offset)));
     let piece = piece.transpose().map_err(MemoryError::File)?;
     let (protection, private) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_NORESERVE);

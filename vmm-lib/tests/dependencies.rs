@@ -1,4 +1,4 @@
-//! What this library shall never need, looked up in the workspace's lock file: whatever it depends on, and whatever that does, in tests too.
+//! How little it takes to use this library. What it shall never need, looked up in the workspace's lock file: whatever it depends on, and whatever that does, in tests too.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -40,4 +40,12 @@ fn this_library_needs_neither_an_async_runtime_nor_kubernetes() {
     assert!(wrong.is_empty(), "vmm-lib needs {wrong:?}");
     // The same question about a package that does need them.
     assert!(closure(&packages, "kvmlet").iter().any(|name| name.starts_with("tokio")));
+}
+
+#[test]
+fn an_example_boots_a_kernel_in_under_sixty_lines() {
+    let example = include_str!("../examples/boot.rs");
+    let lines = example.lines().count();
+    assert!(example.contains(".build()") && example.contains(".run()"), "it boots one");
+    assert!(lines < 60, "it has {lines}");
 }

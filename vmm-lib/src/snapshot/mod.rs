@@ -67,9 +67,9 @@ pub enum RestoreError {
     /// The checksum is right and the content is not.
     #[error("understand the state")]
     Content(#[source] postcard::Error),
-    /// The host's processor or KVM is another than when the snapshot was taken.
-    #[error("the host's processor or KVM has changed since the snapshot was taken")]
-    Host,
+    /// The host's processor or KVM is another than when the snapshot was taken: this differs.
+    #[error("the host's processor or KVM has changed since the snapshot was taken: {0}")]
+    Host(String),
     /// It has only what was written since another one.
     #[error("the snapshot has only what was written since {0} was taken: it is to be merged with that one first")]
     Partial(Identity),

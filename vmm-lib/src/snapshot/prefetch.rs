@@ -101,7 +101,91 @@ fn pre_fault(vcpu: &VcpuFd, address: u64, size: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::FileExt;
+
     use crate::arch::layout::HOLE;
+    use crate::builder::{BuildError, Builder};
+    use crate::machine::Machine;
+    use crate::snapshot::RestoreError;
+    use crate::spec::FileSource;
+    use crate::testing::{SPIN, Snapshotted};
+
+    /// Bits of an entry of pagemap (Documentation/admin-guide/mm/pagemap.rst): the page is there; it is the file's.
+    const PRESENT: u64 = 1 << 63;
+    const OF_FILE: u64 = 1 << 61;
+    const MIB: u64 = 1 << 20;
+
+    /// How the host has the pages of a machine that has not run: not at all, as the file's, or as its own copy.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    enum Page {
+        Absent,
+        Shared,
+        Own,
+    }
+
+    fn page(machine: &Machine, address: u64) -> Page {
+        let host = machine.memory.get_host_address(GuestAddress(address)).expect("it is RAM").addr() as u64;
+        let mut entry = [0; 8];
+        let pagemap = File::open("/proc/self/pagemap").expect("Linux has it");
+        pagemap.read_exact_at(&mut entry, host / PAGE * 8).expect("it is mapped");
+        match u64::from_ne_bytes(entry) {
+            entry if entry & PRESENT == 0 => Page::Absent,
+            entry if entry & OF_FILE != 0 => Page::Shared,
+            _ => Page::Own,
+        }
+    }
+
+    #[test]
+    fn a_machine_that_is_made_of_a_snapshot_has_its_working_set_before_it_runs_and_no_more() {
+        let snapshot = Snapshotted::new(&SPIN);
+        let set = WorkingSet {
+            written: vec![8 * MIB..8 * MIB + 3 * PAGE, 12 * MIB..12 * MIB + PAGE],
+            // A page of the file that is a hole, and the one that the kernel was loaded to.
+            read: vec![20 * MIB..20 * MIB + 2 * PAGE, MIB..MIB + PAGE],
+        };
+        let path = snapshot.directory.path().join("set");
+        std::fs::write(&path, serde_json::to_vec(&set).expect("it is plain")).expect("it can be written");
+        let of = |working_set| {
+            let mut spec = snapshot.restored();
+            // To verify is to read: through the file, not the mapping.
+            spec.restore.as_mut().expect("it is one").working_set = working_set;
+            Builder::new(spec, Vec::new()).build().expect("this KVM makes machines")
+        };
+        let pages = |machine: &Machine, ranges: &[Range<u64>]| -> Vec<Page> {
+            let all = ranges.iter().flat_map(|range| range.clone().step_by(PAGE as usize));
+            all.map(|address| page(machine, address)).collect()
+        };
+        let machine = of(Some(FileSource::Path(path)));
+        assert_eq!(pages(&machine, &set.written), [Page::Own; 4]);
+        assert_eq!(pages(&machine, &set.read), [Page::Shared; 3]);
+        // Reading brings in what lies around it, as far as 64 KiB go.
+        for address in [4 * MIB, 16 * MIB, 24 * MIB] {
+            assert_eq!(page(&machine, address), Page::Absent, "{address:#x}");
+        }
+        drop(machine);
+        let machine = of(None);
+        assert_eq!(pages(&machine, &set.written), [Page::Absent; 4]);
+        assert_eq!(pages(&machine, &set.read), [Page::Absent; 3]);
+    }
+
+    #[test]
+    fn a_working_set_that_is_none_is_refused_and_one_that_lies_elsewhere_costs_no_machine() {
+        let snapshot = Snapshotted::new(&SPIN);
+        let path = snapshot.directory.path().join("set");
+        let built = |text: &str| {
+            std::fs::write(&path, text).expect("it can be written");
+            let mut spec = snapshot.restored();
+            spec.restore.as_mut().expect("it is one").working_set = Some(FileSource::Path(path.clone()));
+            Builder::new(spec, Vec::new()).build().map(drop)
+        };
+        let refused = built("{\"written\": 7}").expect_err("it is none");
+        assert!(
+            matches!(refused, BuildError::Restore(RestoreError::Read("working set", _))),
+            "{refused:?}"
+        );
+        let beyond = r#"{"written":[{"start":0,"end":18446744073709547520},{"start":5,"end":6}],"read":[{"start":8192,"end":4096}]}"#;
+        built(beyond).expect("only time depends on it");
+    }
 
     #[test]
     fn pieces_lie_where_the_file_lies_and_others_nowhere() {

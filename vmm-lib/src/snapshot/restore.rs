@@ -43,10 +43,9 @@ pub(crate) fn check_shape(state: &State, spec: &MachineSpec, layout: &Layout, cp
     if state.processors.len() > usize::from(spec.cpus) {
         return same("the number of processors", &usize::from(spec.cpus), &state.processors.len());
     }
-    if cpuid.leaves() == state.cpuid {
-        Ok(())
-    } else {
-        Err(RestoreError::Host)
+    match cpuid.differs_from(&state.cpuid) {
+        None => Ok(()),
+        Some(what) => Err(RestoreError::Host(what)),
     }
 }
 
@@ -60,4 +59,86 @@ pub(crate) fn restore(state: &State, vm: &VmFd, vcpus: &[VcpuFd], bus: &Bus) -> 
         processor.restore(vcpu)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use crate::arch::cpuid::Leaf;
+    use crate::builder::{BuildError, Builder};
+    use crate::snapshot::{RestoreError, State};
+    use crate::testing::{SPIN, Snapshotted};
+
+    /// What is done to a leaf.
+    type Change = fn(&mut Leaf);
+
+    /// What a host says of a state that was taken on it and then changed, and written with a checksum that is right.
+    fn refusal(of: &Snapshotted, change: impl FnOnce(&mut State)) -> Option<String> {
+        let changed = of.directory.path().join("changed");
+        let mut state = State::read(&fs::File::open(of.state()).expect("it was written")).expect("and can be read");
+        change(&mut state);
+        state
+            .write(&fs::File::create(&changed).expect("it can be made"))
+            .expect("it can be written");
+        match build(of, &changed) {
+            Ok(()) => None,
+            Err(BuildError::Restore(error @ RestoreError::Host(_))) => Some(error.to_string()),
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+
+    fn build(of: &Snapshotted, state: &Path) -> Result<(), BuildError> {
+        let mut spec = of.restored();
+        spec.restore.as_mut().expect("it is one").state = crate::spec::FileSource::Path(state.into());
+        Builder::new(spec, Vec::new()).build().map(drop)
+    }
+
+    #[test]
+    fn a_snapshot_of_a_host_with_another_processor_or_kvm_is_refused_by_the_leaf_that_differs() {
+        let snapshot = Snapshotted::new(&SPIN);
+        assert_eq!(refusal(&snapshot, |_| {}), None, "the host is as it was");
+        let begins = "the host's processor or KVM has changed since the snapshot was taken: CPUID leaf ";
+        let of = |leaf: u32, change: Change| {
+            let refused = refusal(&snapshot, |state| {
+                change(
+                    state
+                        .cpuid
+                        .iter_mut()
+                        .find(|known| known.function == leaf)
+                        .expect("every processor has it"),
+                );
+            });
+            refused.expect("it is another host").strip_prefix(begins).map(str::to_owned)
+        };
+        // A feature fewer; another model; another KVM.
+        let cases: [(u32, Change, &str); 3] = [
+            (1, |leaf| leaf.ecx ^= 1, "0x1.0: ecx was "),
+            (1, |leaf| leaf.eax ^= 0x10, "0x1.0: eax was "),
+            (0x4000_0001, |leaf| leaf.eax ^= 8, "0x40000001.0: eax was "),
+        ];
+        for (leaf, change, words) in cases {
+            let said = of(leaf, change).expect("it begins so");
+            assert!(said.starts_with(words), "{said}");
+        }
+        let without = refusal(&snapshot, |state| state.cpuid.retain(|leaf| leaf.function != 1));
+        assert_eq!(without, Some(format!("{begins}0x1.0: there was none")));
+        let with = refusal(&snapshot, |state| {
+            let leaf = Leaf {
+                function: 0x77,
+                ..state.cpuid[0]
+            };
+            state.cpuid.push(leaf);
+        });
+        assert_eq!(with, Some(format!("{begins}0x77.0: there is none")));
+    }
+
+    #[test]
+    fn a_snapshot_with_a_register_that_this_host_cannot_set_is_refused_by_its_number() {
+        let snapshot = Snapshotted::new(&SPIN);
+        let refused = refusal(&snapshot, |state| state.processors[0].add_register(0x4b56_4dff, 7));
+        let words = "model-specific register 0x4b564dff was 0x7, which cannot be set";
+        assert!(refused.as_ref().is_some_and(|said| said.ends_with(words)), "{refused:?}");
+    }
 }

@@ -1,5 +1,7 @@
 //! All that a specification may be, and what it must not.
 
+mod rooms;
+
 use super::*;
 use crate::spec::{
     Boot, Console, Disk, DiskEngine, DiskFormat, Hotplug, MAX_COMMAND_LINE, MAX_DISKS, MAX_NETS, MAX_PMEM, MAX_QUEUE_PAIRS, MAX_STORES,
@@ -63,6 +65,8 @@ fn every_field_out_of_range_is_named_at_once() {
     spec.cpus = 0;
     spec.memory = (16 << 20) + 1;
     spec.boot.kernel = FileSource::Passed(7);
+    spec.boot.initramfs = Some(FileSource::Path("".into()));
+    spec.pmem_room = 4096;
     spec.boot.command_line = format!("{}\0", "x".repeat(MAX_COMMAND_LINE));
     let extent = Extent {
         file: FileSource::Path("".into()),
@@ -148,13 +152,6 @@ fn every_field_out_of_range_is_named_at_once() {
         input: Some(FileSource::Path("".into())),
         size: Some(ConsoleSize { columns: 0, rows: 25 }),
     });
-    let paths: Vec<_> = spec
-        .validate(1)
-        .expect_err("all of it is wrong")
-        .0
-        .into_iter()
-        .map(|error| error.path)
-        .collect();
     let expected = [
         "version",
         "name",
@@ -162,6 +159,7 @@ fn every_field_out_of_range_is_named_at_once() {
         "memory",
         "memory",
         "boot.kernel",
+        "boot.initramfs",
         "boot.commandLine",
         "boot.commandLine",
         "disks[0].extents[0].file",
@@ -177,6 +175,7 @@ fn every_field_out_of_range_is_named_at_once() {
         "disks[3].extents",
         "pmems[0].extents",
         "pmems[0].extents[0].offset",
+        "pmemRoom",
         "shares[1].tag",
         "shares[1].socket",
         "shares[2].tag",
@@ -200,13 +199,18 @@ fn every_field_out_of_range_is_named_at_once() {
         "console.input",
         "console.size",
     ];
-    assert_eq!(paths, expected);
+    assert_eq!(wrong(&spec, 1), expected);
 }
 
-#[test]
-fn more_devices_than_a_bus_has_room_for_are_refused() {
-    let mut spec = spec();
-    let disk = |index| Disk {
+/// Paths of all that is wrong with a specification that came with so many descriptors.
+fn wrong(spec: &MachineSpec, passed: usize) -> Vec<String> {
+    let errors = spec.validate(passed).expect_err("something is wrong").0;
+    errors.into_iter().map(|error| error.path).collect()
+}
+
+/// A disk that is as it should be.
+fn disk(index: usize) -> Disk {
+    Disk {
         serial: format!("disk{index}"),
         extents: vec![Extent {
             file: FileSource::Passed(0),
@@ -217,15 +221,24 @@ fn more_devices_than_a_bus_has_room_for_are_refused() {
         format: DiskFormat::Raw,
         limits: Limits::default(),
         engine: DiskEngine::Calls,
-    };
-    spec.disks = (0..MAX_DISKS).map(disk).collect();
-    let net = |index: usize| Net {
-        tap: FileSource::Passed(index as u32),
+    }
+}
+
+/// An interface that is as it should be, whose tap is this descriptor.
+fn net(tap: usize) -> Net {
+    Net {
+        tap: FileSource::Passed(tap as u32),
         more_queues: Vec::new(),
         mac: [2, 0, 0, 0, 0, 1],
         mtu: 1500,
         limits: NetLimits::default(),
-    };
+    }
+}
+
+#[test]
+fn more_devices_than_a_bus_has_room_for_are_refused() {
+    let mut spec = spec();
+    spec.disks = (0..MAX_DISKS).map(disk).collect();
     spec.nets = (0..MAX_NETS).map(net).collect();
     spec.vsock = Some(Vsock {
         cid: 3,

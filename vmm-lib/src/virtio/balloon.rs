@@ -144,16 +144,28 @@ fn inflate(numbers: &Segments<'_>, memory: &GuestSpace) -> Result<(), WorkError>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::virtio::testing::{BUFFERS, Driver, Faults, activate, memory};
+    use std::os::unix::fs::FileExt;
+
+    use vm_memory::{Bytes, GuestMemoryBackend};
+
+    use crate::virtio::chain::{Backing, FILE_PIECE};
+    use crate::virtio::device::Memory;
+    use crate::virtio::testing::{BUFFERS, Driver, Faults, MEMORY, activate, memory, memory_of};
 
     const AREA: usize = 64 << 10;
 
     /// Drivers of the three queues of a device, with an area of memory that is all 0x5a.
     fn rig() -> (Balloon, [Driver; 3], Faults) {
-        let (mut device, memory) = (Balloon::default(), memory());
-        let drivers = [0, 1, 2].map(|index| Driver::new(&memory, index, QUEUE_SIZE));
-        let faults = activate(&mut device, &[&drivers[0], &drivers[1], &drivers[2]], 1 << 29);
+        let (device, drivers, faults) = rig_on(&memory());
         drivers[0].write(BUFFERS, &[0x5a; AREA]);
+        (device, drivers, faults)
+    }
+
+    /// The same in memory that is as it is.
+    fn rig_on(memory: &Memory) -> (Balloon, [Driver; 3], Faults) {
+        let mut device = Balloon::default();
+        let drivers = [0, 1, 2].map(|index| Driver::new(memory, index, QUEUE_SIZE));
+        let faults = activate(&mut device, &[&drivers[0], &drivers[1], &drivers[2]], 1 << 29);
         (device, drivers, faults)
     }
 
@@ -194,16 +206,57 @@ mod tests {
         assert!(faults.none());
     }
 
-    #[test]
-    fn a_page_that_is_given_back_and_taken_again_holds_nothing_of_before() {
-        let (_device, mut drivers, faults) = rig();
-        for round in 0..1000u32 {
-            drivers[0].write(BUFFERS, &round.to_le_bytes());
-            offer(&mut drivers[REPORT], &[(BUFFERS, 4096, true)]);
-            drivers[REPORT].wait_used();
-            assert_eq!(drivers[0].read(BUFFERS, 4096), [0; 4096], "round {round}");
+    /// Reports of free memory, each of a piece of `unit` bytes that was full, in 1 MiB that holds `before`: after each the piece is all zeros, a
+    /// part of it is used again, and the rest stays zero; pieces that were not reported keep what they had.
+    fn rounds(memory: &Memory, unit: usize, before: u8) {
+        let (_device, mut drivers, faults) = rig_on(memory);
+        let host = memory.get_host_address(GuestAddress(BUFFERS)).expect("it is RAM").addr();
+        // The host's pages count, wherever the mapping begins.
+        let start = BUFFERS + (host.next_multiple_of(unit) - host) as u64;
+        let count = (1 << 20) / unit;
+        let mut expected = vec![[before; 2]; count];
+        for round in 0..10_000u32 {
+            // Each piece again and again, in no regular order.
+            let piece = (round.wrapping_mul(2_654_435_761) >> 16) as usize % count;
+            let (address, stamp) = (start + (piece * unit) as u64, 1 + (round % 200) as u8);
+            drivers[REPORT].write(address, &vec![stamp; unit]);
+            offer(&mut drivers[REPORT], &[(address, unit as u32, true)]);
+            assert_eq!(drivers[REPORT].wait_used(), (0, 0));
+            let seen = drivers[REPORT].read(address, unit);
+            assert!(seen.iter().all(|byte| *byte == 0), "round {round}: a byte of before");
+            drivers[REPORT].write(address, &vec![stamp; unit / 2]);
+            expected[piece] = [stamp, 0];
+        }
+        for (piece, halves) in expected.into_iter().enumerate() {
+            let seen = drivers[0].read(start + (piece * unit) as u64, unit);
+            let (used, free) = seen.split_at(unit / 2);
+            assert!(used.iter().all(|byte| *byte == halves[0]), "piece {piece}");
+            assert!(free.iter().all(|byte| *byte == halves[1]), "piece {piece}");
         }
         assert!(faults.none());
+    }
+
+    #[test]
+    fn a_page_that_is_given_back_and_taken_again_holds_nothing_of_before_ten_thousand_times() {
+        let memory = memory();
+        memory.write_slice(&[0x5a; 2 << 20], GuestAddress(BUFFERS)).expect("it is RAM");
+        assert_eq!(memory.backing(), Backing::Anonymous);
+        rounds(&memory, PAGE as usize, 0x5a);
+    }
+
+    #[test]
+    fn what_a_clone_gives_back_is_zeros_ten_thousand_times_and_never_its_templates_bytes_again() {
+        let template = tempfile::tempfile().expect("a file can be made");
+        let bytes = vec![0xf1; MEMORY as usize];
+        template.write_all_at(&bytes, 0).expect("it can be written");
+        let memory = memory_of(&template);
+        // Rings begin as zeros.
+        memory.write_slice(&[0; BUFFERS as usize], GuestAddress(0)).expect("it is RAM");
+        assert_eq!(memory.backing(), Backing::File);
+        rounds(&memory, FILE_PIECE, 0xf1);
+        let mut now = vec![0; MEMORY as usize];
+        template.read_exact_at(&mut now, 0).expect("it is as long");
+        assert!(now == bytes, "other clones see what was written");
     }
 
     #[test]

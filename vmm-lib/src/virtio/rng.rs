@@ -87,6 +87,7 @@ pub(crate) fn turn(ring: &mut Ring<'_>, block: &mut [u8]) -> Result<(), WorkErro
 #[cfg(test)]
 mod tests {
     use super::{MAX_REQUEST, Rng};
+    use crate::virtio::device::VirtioDevice;
     use crate::virtio::testing::{BUFFERS, Driver, activate, memory};
 
     #[test]
@@ -107,5 +108,29 @@ mod tests {
         driver.offer(0);
         driver.kick();
         assert!(faults.wait().what.contains("too short"));
+    }
+
+    #[test]
+    fn kicks_without_a_request_cause_no_interrupt_and_requests_one_each_at_most() {
+        let (mut device, mut driver) = (Rng::new(), Driver::new(&memory(), 0, 64));
+        let faults = activate(&mut device, &[&driver], 0);
+        let flood = |driver: &Driver| (0..100_000).for_each(|_| driver.kick());
+        flood(&driver);
+        assert_eq!(driver.interrupts(), 0);
+        for head in 0..8 {
+            driver.chain(head, &[(BUFFERS, 64, true)]);
+            driver.offer(head);
+            flood(&driver);
+        }
+        for _ in 0..8 {
+            while driver.take_used().is_none() {
+                assert!(faults.none());
+                std::thread::yield_now();
+            }
+        }
+        flood(&driver);
+        // When its thread has ended there is no more to come.
+        device.reset();
+        assert!((1..=8).contains(&driver.interrupts()));
     }
 }

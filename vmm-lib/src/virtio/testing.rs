@@ -1,6 +1,7 @@
 //! A driver for tests: guest memory with one page table of rings, written by hand so that it can break every rule.
 
 use std::{
+    fs::File,
     sync::{Arc, Mutex, mpsc},
     time::{Duration, Instant},
 };
@@ -11,10 +12,10 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{
-    device::{Activation, ActiveQueue, DeviceFault, Interrupt, Memory, VirtioDevice},
+    device::{ActivateError, Activation, ActiveQueue, DeviceFault, Interrupt, Memory, VirtioDevice},
     worker::eventfd,
 };
-use crate::dirty::Ram;
+use crate::dirty::{Marks, Ram};
 use crate::threads::Threads;
 
 pub(in crate::virtio) const NEXT: u16 = 1;
@@ -30,6 +31,12 @@ pub(in crate::virtio) const MEMORY: u64 = 16 << 20;
 /// Guest memory of [`MEMORY`] bytes.
 pub(in crate::virtio) fn memory() -> Memory {
     Arc::new(Ram::from_ranges(&[(GuestAddress(0), MEMORY as usize)]).unwrap().into())
+}
+
+/// The same as a private copy of a file that is as long, mapped as a clone's is.
+pub(in crate::virtio) fn memory_of(file: &File) -> Memory {
+    let region = crate::memory::map(0, MEMORY, Some((file, 0)), Marks::default()).unwrap();
+    Arc::new(Ram::from_regions(vec![region]).unwrap().into())
 }
 
 /// The driver's side of a queue.
@@ -177,6 +184,11 @@ impl Driver {
         ready
     }
 
+    /// How many interrupts there were since anybody asked.
+    pub(in crate::virtio) fn interrupts(&self) -> u64 {
+        self.interrupt.read().unwrap_or(0)
+    }
+
     pub(in crate::virtio) fn write(&self, address: u64, bytes: &[u8]) {
         self.memory.write_slice(bytes, GuestAddress(address)).unwrap();
     }
@@ -203,6 +215,11 @@ impl Faults {
 
 /// Activates `device` on the drivers' queues with every feature it offers that is also in `features`.
 pub(in crate::virtio) fn activate(device: &mut dyn VirtioDevice, drivers: &[&Driver], features: u64) -> Faults {
+    try_activate(device, drivers, features).unwrap()
+}
+
+/// The same of a device that may refuse.
+pub(in crate::virtio) fn try_activate(device: &mut dyn VirtioDevice, drivers: &[&Driver], features: u64) -> Result<Faults, ActivateError> {
     let (send, receive) = mpsc::channel();
     let activation = Activation {
         memory: Arc::clone(&drivers[0].memory),
@@ -215,6 +232,6 @@ pub(in crate::virtio) fn activate(device: &mut dyn VirtioDevice, drivers: &[&Dri
         }),
         again: false,
     };
-    device.activate(activation).unwrap();
-    Faults(Mutex::new(receive))
+    device.activate(activation)?;
+    Ok(Faults(Mutex::new(receive)))
 }

@@ -3,6 +3,7 @@
 
 mod bzimage;
 pub mod drive;
+pub mod network;
 pub mod script;
 
 use std::fmt::Write as _;

@@ -1,5 +1,6 @@
 //! A guest that carries out a list: writes and reads of any address, waits, ports. What it reads comes out of its serial port.
 
+use std::os::fd::OwnedFd;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,7 @@ const JUMP: u64 = 0x12;
 const PUSH: u64 = 0x13;
 const READ_LONG: u64 = 0x14;
 const WAIT_FOR_ANOTHER: u64 = 0x15;
+const FLOOD: u64 = 0x16;
 
 /// The list: kind (or width), address, value.
 #[derive(Default)]
@@ -54,6 +56,12 @@ impl Script {
         self
     }
 
+    /// Writes two bytes of zeros so often.
+    pub fn flood(&mut self, address: u64, count: u64) -> &mut Self {
+        self.0.push([FLOOD, address, count]);
+        self
+    }
+
     /// Stays there, and writes nothing.
     pub fn stay(&mut self) -> &mut Self {
         self.wait(LIST, 0)
@@ -80,12 +88,20 @@ impl Script {
 
     /// Runs it on a thread of its own.
     pub fn begin(&self, devices: impl FnOnce(&mut MachineSpec)) -> Running {
+        self.begin_with(Vec::new(), devices)
+    }
+
+    /// The same of a machine that gets these open files.
+    pub fn begin_with(&self, files: Vec<OwnedFd>, devices: impl FnOnce(&mut MachineSpec)) -> Running {
         let (output, (_kernel, spec)) = self.spec(devices);
-        let machine = Builder::new(spec, Vec::new()).build().expect("this KVM makes machines");
+        let machine = Builder::new(spec, files).build().expect("this KVM makes machines");
+        let handle = machine.handle();
+        let named = std::thread::Builder::new().name("machine".into());
+        let thread = named.spawn(|| run_machine(machine));
         Running {
-            handle: machine.handle(),
+            handle,
             output,
-            thread: std::thread::spawn(|| run_machine(machine)),
+            thread: thread.expect("the host has a thread"),
         }
     }
 
@@ -96,7 +112,8 @@ impl Script {
         built.err().expect("it is refused")
     }
 
-    fn spec(&self, devices: impl FnOnce(&mut MachineSpec)) -> (NamedTempFile, (Kernel, MachineSpec)) {
+    /// Where it will say what it says, and a machine that runs it, whose kernel has to stay.
+    pub fn spec(&self, devices: impl FnOnce(&mut MachineSpec)) -> (NamedTempFile, (Kernel, MachineSpec)) {
         let output = NamedTempFile::new().expect("a temporary file can be made");
         let kernel = Kernel::new(&bzimage(&self.code()));
         let mut spec = kernel.spec(1);
@@ -116,7 +133,7 @@ impl Script {
         code.extend([0x48, 0xad, 0x48, 0x89, 0xc1, 0x48, 0xad, 0x48, 0x89, 0xc7, 0x48, 0xad]);
         let serial = [&[0x8a, 0x07, 0x66, 0xba, 0xf8, 0x03][..], &[0xee]].concat();
         let serial_long = [&[0x8b][..], &serial[1..]].concat();
-        let kinds: [(u64, &[u8]); 10] = [
+        let kinds: [(u64, &[u8]); 11] = [
             (1, &[0x88, 0x07]),
             (2, &[0x66, 0x89, 0x07]),
             (4, &[0x89, 0x07]),
@@ -129,6 +146,8 @@ impl Script {
             (WAIT, &[0xf3, 0x90, 0x84, 0x07, 0x74, 0xfa]),
             // mov (%rdi), %rax; pause; cmp %rax, (%rdi); je back to pause
             (WAIT_FOR_ANOTHER, &[0x48, 0x8b, 0x07, 0xf3, 0x90, 0x48, 0x39, 0x07, 0x74, 0xf9]),
+            // movw $0, (%rdi); dec %rax; jnz back
+            (FLOOD, &[0x66, 0xc7, 0x07, 0x00, 0x00, 0x48, 0xff, 0xc8, 0x75, 0xf6]),
             // jmp *%rdi
             (JUMP, &[0xff, 0xe7]),
             // mov %rdi, %rsp; push %rax

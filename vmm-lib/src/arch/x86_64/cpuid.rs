@@ -45,6 +45,27 @@ impl Shown {
         self.0.as_slice()
     }
 
+    /// The first thing in which it differs from `other`, which a snapshot has, if there is one.
+    pub(crate) fn differs_from(&self, other: &[Leaf]) -> Option<String> {
+        let own = self.leaves();
+        if own == other {
+            return None;
+        }
+        let of = |leaves: &[Leaf], like: &Leaf| {
+            let same = |leaf: &&Leaf| (leaf.function, leaf.index) == (like.function, like.index);
+            leaves.iter().find(same).copied()
+        };
+        let difference = own.iter().chain(other).find_map(|leaf| {
+            let what = match (of(other, leaf), of(own, leaf)) {
+                (None, _) => "there was none".to_owned(),
+                (_, None) => "there is none".to_owned(),
+                (Some(was), Some(is)) => changed(&was, &is)?,
+            };
+            Some(format!("CPUID leaf {:#x}.{}: {what}", leaf.function, leaf.index))
+        });
+        Some(difference.unwrap_or_else(|| "CPUID's leaves are in another order".to_owned()))
+    }
+
     /// Has a processor show it.
     pub(crate) fn set(&self, vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
         vcpu.set_cpuid2(&self.0)
@@ -55,6 +76,22 @@ impl Shown {
         let words = |leaf: &Leaf| [leaf.function, leaf.index, leaf.flags, leaf.eax, leaf.ebx, leaf.ecx, leaf.edx];
         self.leaves().iter().flat_map(words).flat_map(u32::to_le_bytes)
     }
+}
+
+/// What of a leaf is another than it was.
+fn changed(was: &Leaf, is: &Leaf) -> Option<String> {
+    let fields = |leaf: &Leaf| {
+        [
+            ("flags", leaf.flags),
+            ("eax", leaf.eax),
+            ("ebx", leaf.ebx),
+            ("ecx", leaf.ecx),
+            ("edx", leaf.edx),
+        ]
+    };
+    let mut pairs = fields(was).into_iter().zip(fields(is));
+    let (was, is) = pairs.find(|(was, is)| was != is)?;
+    Some(format!("{} was {:#x} and is {:#x}", was.0, was.1, is.1))
 }
 
 /// The host's leaves, before they become one processor's.

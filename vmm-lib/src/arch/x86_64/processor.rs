@@ -13,6 +13,8 @@ use crate::snapshot::RestoreError;
 const MSR_TSC_DEADLINE: u32 = 0x6e0;
 /// The largest extended state that this carries, bytes.
 const XSAVE: i32 = 4096;
+/// What a state with more registers than KVM takes at once is refused by.
+const TOO_MANY: &str = "it had more model-specific registers than KVM takes";
 
 /// All of a processor.
 #[derive(Serialize, Deserialize)]
@@ -74,6 +76,12 @@ impl ProcessorState {
         Self::read(vcpu, registers).map_err(|(what, error)| format!("read {what}: {error}"))
     }
 
+    /// One more register than there were.
+    #[cfg(test)]
+    pub(crate) fn add_register(&mut self, index: u32, data: u64) {
+        self.msrs.push(entry(index, data));
+    }
+
     fn read(vcpu: &VcpuFd, registers: &Registers) -> Result<Self, Step> {
         let of = |what: &'static str| move |error| (what, error);
         Ok(Self {
@@ -125,13 +133,15 @@ fn write_msrs(vcpu: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<(), RestoreErr
     let step = |error| RestoreError::Kvm("set model-specific registers", error);
     let mut left = entries;
     while !left.is_empty() {
-        let list = Msrs::from_entries(left).map_err(|_| RestoreError::Host)?;
+        let list = Msrs::from_entries(left).map_err(|_| RestoreError::Host(TOO_MANY.to_owned()))?;
         let count = vcpu.set_msrs(&list).map_err(step)?.min(left.len());
         if let Some(refused) = left.get(count) {
             let mut list = Msrs::from_entries(&[entry(refused.index, 0)]).expect("one entry is few enough");
             let read = vcpu.get_msrs(&mut list).map_err(step)?;
             if read != 1 || list.as_slice()[0].data != refused.data {
-                return Err(RestoreError::Host);
+                let (index, data) = (refused.index, refused.data);
+                let what = format!("model-specific register {index:#x} was {data:#x}, which cannot be set");
+                return Err(RestoreError::Host(what));
             }
         }
         left = left.get(count + 1..).unwrap_or_default();

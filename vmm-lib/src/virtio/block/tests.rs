@@ -130,6 +130,61 @@ fn a_file_that_shrank_is_an_io_error() {
 }
 
 #[test]
+fn a_file_whose_name_is_gone_serves_on() {
+    let named = tempfile::NamedTempFile::new().unwrap();
+    named.as_file().write_all_at(&pattern(8192, 4), 0).unwrap();
+    let (backing, path) = (named.reopen().unwrap(), named.into_temp_path());
+    let mut rig = Rig::new(vec![(backing, 0, 8192)], false, 0);
+    path.close().unwrap();
+    assert_eq!(rig.request(0, 8, &[(DATA, 4096, true)]), 0);
+    assert_eq!(rig.driver.read(DATA, 4096), pattern(8192, 4)[4096..]);
+    rig.driver.write(DATA, &pattern(512, 6));
+    assert_eq!(rig.request(1, 0, &[(DATA, 512, false)]), 0);
+    assert_eq!(rig.request(4, 0, &[]), 0);
+    assert_eq!(rig.request(0, 0, &[(DATA + 4096, 512, true)]), 0);
+    assert_eq!(rig.driver.read(DATA + 4096, 512), pattern(512, 6));
+    assert!(rig.faults.none());
+}
+
+#[test]
+fn a_file_that_was_cut_to_nothing_is_an_io_error_of_each_read_and_comes_back_with_its_bytes() {
+    for read_only in [true, false] {
+        let backing = file(&[7; 8192]);
+        let owner = backing.try_clone().unwrap();
+        let mut rig = Rig::new(vec![(backing, 0, 8192)], read_only, EVENT_IDX);
+        owner.set_len(0).unwrap();
+        for round in 0..1000 {
+            assert_eq!(rig.request(0, round % 16, &[(DATA, 512, true)]), 1, "round {round}");
+        }
+        owner.write_all_at(&[9; 8192], 0).unwrap();
+        assert_eq!(rig.request(0, 0, &[(DATA, 4096, true)]), 0);
+        assert_eq!(rig.driver.read(DATA, 4096), [9; 4096]);
+        assert!(rig.faults.none());
+    }
+}
+
+/// A file whose reads and writes fail as a broken disk's do, by EIO: this process's memory, where nothing is mapped.
+fn broken() -> File {
+    let file = File::options().read(true).write(true).open("/proc/self/mem").unwrap();
+    assert_eq!(file.read_at(&mut [0; 512], 0).unwrap_err().raw_os_error(), Some(libc::EIO));
+    file
+}
+
+#[test]
+fn a_file_whose_reads_and_writes_fail_is_an_io_error_of_the_request_and_other_extents_serve_on() {
+    let mut rig = Rig::new(vec![(file(&[3; 4096]), 0, 4096), (broken(), 0, 4096)], false, 0);
+    for _ in 0..100 {
+        assert_eq!(rig.request(0, 8, &[(DATA, 4096, true)]), 1);
+        assert_eq!(rig.request(1, 8, &[(DATA, 4096, false)]), 1);
+        assert_eq!(rig.request(0, 7, &[(DATA, 1024, true)]), 1, "across both");
+        assert_eq!(rig.request(4, 0, &[]), 1, "a flush is of all");
+        assert_eq!(rig.request(0, 0, &[(DATA, 4096, true)]), 0);
+        assert_eq!(rig.driver.read(DATA, 4096), [3; 4096]);
+    }
+    assert!(rig.faults.none());
+}
+
+#[test]
 fn an_indirect_table_is_followed() {
     let mut rig = Rig::new(vec![(file(&pattern(4096, 5)), 0, 4096)], true, EVENT_IDX | 1 << 28);
     let table = BUFFERS + 0x2000;

@@ -11,6 +11,8 @@ mod receive;
 mod tests;
 #[cfg(test)]
 mod tests_of_pairs;
+#[cfg(test)]
+mod tests_of_tap;
 mod transmit;
 
 use std::{fs::File, io, os::fd::AsRawFd, sync::Arc, time::Duration};
