@@ -11,6 +11,8 @@ use super::packet::{CREDIT_REQUEST, CREDIT_UPDATE, Header, NO_RECEIVE, NO_SEND, 
 use super::stream;
 use crate::virtio::chain::Segments;
 
+/// Buffers of the guest that one reading of a stream may fill: Linux gives 4 KiB in each.
+const BUFFERS: usize = 16;
 /// Bytes of the guest that wait for their client, at most; the guest is told so (`buf_alloc`).
 pub(super) const BUFFER: u32 = 256 << 10;
 /// Bytes of payload in one packet, at most (VIRTIO_VSOCK_MAX_PKT_BUF_SIZE of Linux).
@@ -61,6 +63,8 @@ pub(super) struct Connection {
     owes_request: bool,
     owes_credit: bool,
     asked_for_credit: bool,
+    /// That the next reading of the client may fill: a message needs one, a stream is read into several.
+    buffers: usize,
     /// Shutdown flags the guest shall know, knows, and has sent.
     shutdown: u32,
     shutdown_sent: u32,
@@ -92,6 +96,7 @@ impl Connection {
             owes_request: false,
             owes_credit: false,
             asked_for_credit: false,
+            buffers: 1,
             shutdown: 0,
             shutdown_sent: 0,
             guest_shutdown: 0,
@@ -333,20 +338,21 @@ impl Connection {
         Step::Idle
     }
 
-    /// Bytes that it would read of its client now, if they are there.
-    pub(super) fn wants(&self) -> usize {
+    /// How many buffers it would fill from its client now, at the most, and with how many bytes.
+    pub(super) fn wants(&self) -> (usize, usize) {
         if self.may_read() && self.early.is_empty() {
-            self.room() as usize
+            (self.buffers, self.room() as usize)
         } else {
-            0
+            (0, 0)
         }
     }
 
     /// Reads what its client has sent into the payloads of several buffers, behind `offset` of each; the headers of those that it used, the first ones.
     /// At the client's end, the shutdown is noted.
     pub(super) fn read<'a, 'm: 'a>(&mut self, guest: u64, buffers: impl Iterator<Item = &'a Segments<'m>>, offset: usize) -> Vec<Header> {
-        let (mut iovecs, mut lengths, mut left) = (Vec::new(), Vec::new(), self.wants());
-        for buffer in buffers {
+        let (mut iovecs, mut lengths) = (Vec::new(), Vec::new());
+        let (most, mut left) = self.wants();
+        for buffer in buffers.take(most) {
             let length = packet_room(buffer, offset).min(left);
             if length == 0 {
                 break;
@@ -361,6 +367,7 @@ impl Connection {
         match stream::read_pieces(&self.stream, &iovecs) {
             Ok(0) => {}
             Ok(mut count) => {
+                self.buffers = if count < lengths[0] { 1 } else { BUFFERS };
                 let filled = lengths.into_iter().map_while(|length| {
                     let filled = length.min(count);
                     count -= filled;

@@ -28,8 +28,6 @@ const MAX_CONNECTIONS: usize = 1024;
 const MAX_RESETS: usize = 256;
 /// Packets in one direction in one turn.
 const TURN: usize = 256;
-/// Buffers of the guest that one reading of a client may fill: Linux gives 4 KiB in each.
-const BUFFERS: usize = 16;
 /// Time for a client to say where it wants to go.
 const LINE_DEADLINE: Duration = Duration::from_secs(5);
 /// Time for the guest to answer a request, and to confirm a close.
@@ -342,7 +340,7 @@ impl<'m> Mux<'m> {
             if let Some(reset) = self.resets.pop_front() {
                 self.send(reset)?;
             } else if let Some(port) = self.ready.pop_front() {
-                self.take_more(self.connections.get(&port).map_or(0, Connection::wants))?;
+                self.take_more(self.connections.get(&port).map_or((0, 0), Connection::wants))?;
                 let headers = self.packets(port);
                 sent += headers.len().saturating_sub(1);
                 for header in headers {
@@ -388,10 +386,10 @@ impl<'m> Mux<'m> {
         Ok(true)
     }
 
-    /// Takes buffers until so many bytes fit, there are enough for one reading, or the guest has given no more.
-    fn take_more(&mut self, bytes: usize) -> Result<(), ChainError> {
+    /// Takes buffers until there are so many, so many bytes fit, or the guest has given no more.
+    fn take_more(&mut self, (buffers, bytes): (usize, usize)) -> Result<(), ChainError> {
         let room = |spare: &VecDeque<Chain<'_>>| spare.iter().map(|buffer| buffer.writable.len() - HEADER).sum::<usize>();
-        while self.spare.len() < BUFFERS && room(&self.spare) < bytes && self.take_one()? {}
+        while self.spare.len() < buffers && room(&self.spare) < bytes && self.take_one()? {}
         Ok(())
     }
 
