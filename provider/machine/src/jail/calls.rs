@@ -47,7 +47,7 @@ pub enum Role {
     Fs,
 }
 
-/// All but [`Role::Process`].
+/// All but [`Role::Process`], in their order.
 pub(super) const OWN: [Role; 18] = [
     Role::Main,
     Role::Signals,
@@ -60,8 +60,8 @@ pub(super) const OWN: [Role; 18] = [
     Role::Net,
     Role::Vsock,
     Role::Rng,
-    Role::Pmem,
     Role::Balloon,
+    Role::Pmem,
     Role::Mem,
     Role::Console,
     Role::Serial,
@@ -279,6 +279,11 @@ const RINGS: &[Call] = &[Any(libc::SYS_io_uring_setup), Any(libc::SYS_io_uring_r
 const RING: &[Call] = &[Any(libc::SYS_io_uring_enter)];
 
 impl Role {
+    /// All that there are.
+    pub fn all() -> impl Iterator<Item = Self> {
+        std::iter::once(Self::Process).chain(OWN)
+    }
+
     /// Its lists; `None` for one that no machine of these needs has.
     pub(super) fn calls(self, needs: Needs) -> Option<Vec<&'static [Call]>> {
         let mut calls = self.usual_calls();

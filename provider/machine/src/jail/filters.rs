@@ -119,6 +119,15 @@ mod tests {
     }
 
     #[test]
+    fn no_kind_of_thread_is_forgotten() {
+        for (number, role) in Role::all().enumerate() {
+            assert_eq!(role as usize, number, "{role:?}");
+        }
+        // The last one that is declared.
+        assert_eq!(Role::all().last(), Some(Role::Fs));
+    }
+
+    #[test]
     fn every_list_becomes_a_program_that_the_kernel_takes() {
         let filters = Filters::new(ALL).unwrap();
         for (role, programs) in &*filters.0 {
