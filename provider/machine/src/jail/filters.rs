@@ -1,7 +1,10 @@
 //! Lists into BPF programs, and programs onto threads. A thread has the process's filter, inherited, and its own on top: what it may call is
 //! what both allow. Different threads have different ones, so none is synchronised to the others.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen as Length, SeccompCmpOp as Is, SeccompCondition as Condition, SeccompFilter, SeccompRule,
@@ -18,6 +21,14 @@ use super::{
 pub struct Filters(Arc<BTreeMap<Role, Vec<BpfProgram>>>);
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+
+impl Role {
+    /// Numbers of the system calls on its lists, whatever their arguments; none for one that no machine of these needs has.
+    pub fn listed(self, needs: Needs) -> BTreeSet<i64> {
+        let rules = self.calls(needs).and_then(|calls| rules(calls).ok());
+        rules.unwrap_or_default().into_keys().collect()
+    }
+}
 
 impl Filters {
     /// Compiles them for a machine of these needs.
