@@ -17,7 +17,7 @@ const DISK: u64 = BAR + 0x10_0000;
 const RINGS: [u64; 3] = [TABLE + 0x8000, AVAILABLE + 0x8000, USED + 0x8000];
 const ROUNDS: u64 = 8;
 /// Of each round.
-const NOTIFICATIONS: u64 = 25_000;
+const NOTIFICATIONS: u64 = 5_000;
 
 /// How often each thread of a name has been given a processor, by the thread's number.
 fn turns(name: &str) -> BTreeMap<String, u64> {

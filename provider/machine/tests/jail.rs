@@ -20,24 +20,8 @@ use nix::sched::{CloneFlags, unshare};
 use vmm_lib::exit::MachineExit;
 use vmm_lib::spec::{Disk, DiskEngine, DiskFormat, Extent, FileSource, Vsock};
 
+use support::outside::{descriptors, limits};
 use support::{SOON, SPIN, kernel, order, running, spawned, uid};
-
-const ROLES: [Role; 14] = [
-    Role::Process,
-    Role::Main,
-    Role::Signals,
-    Role::Control,
-    Role::Client,
-    Role::Logs,
-    Role::Vcpu,
-    Role::Block,
-    Role::Net,
-    Role::Vsock,
-    Role::Rng,
-    Role::Balloon,
-    Role::Pmem,
-    Role::Mem,
-];
 
 /// What is tried, and what with: opened before the jail, as a machine's files are.
 type Attempt = (&'static str, fn(&Tools));
@@ -147,13 +131,18 @@ fn main() {
 
 /// The process that tries.
 fn inside(role: &str, attempt: &str) {
-    let role = ROLES.into_iter().find(|known| format!("{known:?}") == role).expect("a role");
+    let role = Role::all().find(|known| format!("{known:?}") == role).expect("a role");
     let act = ATTEMPTS.iter().chain(OF_GUESTS).chain(OF_ALL).find(|(name, _)| *name == attempt);
     let tools = Tools {
         kvm: Kvm::new().expect("a KVM"),
         file: File::open("/dev/null").expect("a file"),
     };
-    let filters = Filters::new(Needs::default()).expect("filters");
+    // Only a machine that has such a disk has such a thread.
+    let needs = Needs {
+        rings: role == Role::BlockRing,
+        ..Needs::default()
+    };
+    let filters = Filters::new(needs).expect("filters");
     let limits = Limits {
         files: 256,
         threads: 8,
@@ -211,7 +200,7 @@ fn outcome(role: Role, attempt: &str) -> (String, Option<i32>) {
 
 fn each_forbidden_attempt_ends_the_process() {
     let sigsys = Some(nix::sys::signal::Signal::SIGSYS as i32);
-    for role in ROLES {
+    for role in Role::all() {
         let of_guests = if guests_talk_to(role) { OF_GUESTS } else { &[] };
         for (attempt, _) in ATTEMPTS.iter().chain(of_guests) {
             assert_eq!(outcome(role, attempt), ("in ".to_owned(), sigsys), "{role:?} tries: {attempt}");
@@ -220,7 +209,7 @@ fn each_forbidden_attempt_ends_the_process() {
 }
 
 fn each_role_can_be_entered_and_left() {
-    for role in ROLES {
+    for role in Role::all() {
         for allowed in ["nothing", "much memory"] {
             assert_eq!(outcome(role, allowed), ("in out ".to_owned(), None), "{role:?}: {allowed}");
         }
@@ -324,12 +313,7 @@ fn a_running_machine_is_seen_to_be_confined() {
         "{interfaces}"
     );
     descriptors(&process, &disk);
-    let limits = fs::read_to_string(process.join("limits")).expect("root may look");
-    let cores = limits
-        .lines()
-        .find(|line| line.starts_with("Max core file size"))
-        .expect("it is there");
-    assert!(cores.split_whitespace().filter(|word| *word == "0").count() == 2, "{cores}");
+    limits(&process, &order);
     machine.kill_process().expect("it is killed");
     assert!(machine.wait(SOON).expect("its pidfd can be polled"));
     machine.reap();
@@ -381,22 +365,4 @@ fn tasks(process: &Path, uid: u32) {
     for expected in ["signals", "control", "logs", "machine", "vcpu0"] {
         assert!(names.contains(expected), "{expected} is not among {names:?}");
     }
-}
-
-/// No directory is open, and a read-only disk only for reading.
-fn descriptors(process: &Path, disk: &Path) {
-    let mut disks = 0;
-    for entry in fs::read_dir(process.join("fd")).expect("root may look") {
-        let path = entry.expect("it is there").path();
-        let meta = fs::metadata(&path);
-        assert!(meta.is_ok_and(|meta| !meta.is_dir()), "{:?} is a directory", fs::read_link(&path));
-        if fs::read_link(&path).is_ok_and(|target| target == disk) {
-            let number = path.file_name().expect("it has a number");
-            let info = fs::read_to_string(process.join("fdinfo").join(number)).expect("root may look");
-            let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).expect("it has flags");
-            assert_eq!(u32::from_str_radix(flags.trim(), 8).expect("octal") & 3, 0, "{info}");
-            disks += 1;
-        }
-    }
-    assert!(disks > 0, "the disk is not open");
 }

@@ -1,7 +1,10 @@
 //! Lists into BPF programs, and programs onto threads. A thread has the process's filter, inherited, and its own on top: what it may call is
 //! what both allow. Different threads have different ones, so none is synchronised to the others.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen as Length, SeccompCmpOp as Is, SeccompCondition as Condition, SeccompFilter, SeccompRule,
@@ -18,6 +21,14 @@ use super::{
 pub struct Filters(Arc<BTreeMap<Role, Vec<BpfProgram>>>);
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+
+impl Role {
+    /// Numbers of the system calls on its lists, whatever their arguments; none for one that no machine of these needs has.
+    pub fn listed(self, needs: Needs) -> BTreeSet<i64> {
+        let rules = self.calls(needs).and_then(|calls| rules(calls).ok());
+        rules.unwrap_or_default().into_keys().collect()
+    }
+}
 
 impl Filters {
     /// Compiles them for a machine of these needs.
@@ -116,6 +127,15 @@ mod tests {
 
     fn of(role: Role, needs: Needs) -> Rules {
         rules(role.calls(needs).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn no_kind_of_thread_is_forgotten() {
+        for (number, role) in Role::all().enumerate() {
+            assert_eq!(role as usize, number, "{role:?}");
+        }
+        // The last one that is declared.
+        assert_eq!(Role::all().last(), Some(Role::Fs));
     }
 
     #[test]

@@ -5,6 +5,8 @@
 
 #[path = "../../../../vmm-lib/tests/support/bzimage.rs"]
 mod bzimage;
+pub(crate) mod guest;
+pub(crate) mod outside;
 
 use std::{
     fs,
