@@ -2,6 +2,7 @@
 
 mod assumed;
 mod certificates;
+mod daemon_sets;
 mod eviction;
 mod images;
 mod machines;
@@ -18,6 +19,7 @@ use std::{
 use serde::Deserialize;
 
 pub use self::certificates::Tls;
+pub use self::daemon_sets::DaemonSets;
 pub use self::eviction::{Level, Signal, Span, Threshold};
 pub use self::images::{ImageGc, Images, Registry};
 pub use self::machines::{Io, MachineUids, Machines};
@@ -98,6 +100,9 @@ pub struct Config {
     /// What pods of different owners may share of the host's memory.
     #[serde(default)]
     pub sharing: SharingPolicy,
+    /// What becomes of DaemonSets' pods that cannot run here.
+    #[serde(default)]
+    pub daemon_sets: DaemonSets,
     /// Rotation of containers' logs.
     #[serde(default)]
     pub logs: Logs,

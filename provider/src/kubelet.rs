@@ -21,7 +21,7 @@ use tracing::{info, warn};
 use crate::{
     act,
     context::Context,
-    desired::DesiredPod,
+    desired::{DesiredPod, Refusal},
     driver::{self, Handle, Start, Update},
     events::Note,
     host_path, pressure,
@@ -162,6 +162,10 @@ impl Kubelet {
             return;
         }
         let (desired, refusal) = DesiredPod::read(Arc::new(pod));
+        if let Some(refusal) = refusal.as_ref().filter(|_| self.context.config.daemon_sets.leave(&desired.pod)) {
+            self.leave(&desired.pod, refusal).await;
+            return;
+        }
         let refusal = match refusal {
             None => pressure::admit::admit(&desired.pod, &self.context.pressure.now())
                 .and_then(|()| self.context.shutdown.admit())
@@ -205,6 +209,18 @@ impl Kubelet {
             while view.changed().await.is_ok() {}
             pods.lock().expect("no holder panics").remove(&uid);
         });
+    }
+
+    /// A pod that is neither run nor failed. Nothing here has to end when it is deleted.
+    async fn leave(&self, pod: &Arc<Pod>, refusal: &Refusal) {
+        match (&pod.metadata.deletion_timestamp, pod.metadata.deletion_grace_period_seconds) {
+            (None, _) => {
+                let message = format!("left alone, as the node's daemonSets says: {}", refusal.message);
+                self.context.recorder.pod(pod, Note::warning(refusal.reason, None, message));
+            }
+            (Some(_), Some(0)) => {}
+            (Some(_), _) => self.delete_ended(pod).await,
+        }
     }
 
     async fn delete_ended(&self, pod: &Pod) {

@@ -15,6 +15,7 @@ mod chart;
 mod copies;
 mod copy;
 mod daemon;
+mod daemon_sets;
 mod debug;
 mod disks;
 mod exec;
@@ -143,6 +144,7 @@ fn all() -> impl Iterator<Item = &'static Test> {
         disks::TESTS,
         logs::TESTS,
         machines::TESTS,
+        daemon_sets::TESTS,
         memory::TESTS,
         pod_resources::TESTS,
         resize::TESTS,
