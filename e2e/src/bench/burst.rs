@@ -24,7 +24,7 @@ const IDLE: Duration = Duration::from_secs(30);
 /// For each pod; emulated machines take seconds of all processors.
 const DEADLINE_A_POD: Duration = Duration::from_secs(30);
 /// Pods that are deleted one after the other.
-const DELETIONS: usize = 8;
+const DELETIONS: usize = 20;
 /// Commands that are run one after the other.
 const COMMANDS: usize = 10;
 /// Until kvmlet asks nothing of the last burst any more.
@@ -109,6 +109,7 @@ fn measure(cluster: &Cluster, host: &Host, count: usize) -> Result<Vec<Row>> {
             .beside(MOCK, theirs.idle)
             .at_most(1.0),
         row("peak memory", "bytes", own.memory).beside(MOCK, theirs.memory),
+        row("peak memory, of what a hundred pods may take", "bytes", own.memory).at_most(60.0 * 1_048_576.0),
         row("requests to the API server", "a pod", requests / pods).beside(MOCK, peer_requests / pods),
         row("creation to all Running", "s", own.creating).beside(MOCK, theirs.creating),
         row("deletion to all gone", "s", own.deleting).beside(MOCK, theirs.deleting),

@@ -30,6 +30,12 @@ pub(super) const TESTS: &[Test] = &[
         kvmlet: true,
         run: namesakes,
     },
+    Test {
+        name: "a pod that asks for what is not built fails and names the field",
+        hosts: 1,
+        kvmlet: true,
+        run: unsupported,
+    },
 ];
 
 fn too_large(cluster: &Cluster) -> Result<()> {
@@ -120,5 +126,55 @@ fn namesakes(cluster: &Cluster) -> Result<()> {
         let third = Identity::of(place, "same")?;
         ensure!(first.process != second.process && second.process != third.process);
         place.until_logs("same", "third")
+    })
+}
+
+fn unsupported(cluster: &Cluster) -> Result<()> {
+    let fields = [
+        (
+            "propagation",
+            "/spec/containers/0/volumeMounts",
+            json!([{"name": "v", "mountPath": "/v", "mountPropagation": "HostToContainer"}]),
+            "spec.containers[0].volumeMounts[0].mountPropagation (a pod's mounts are its own kernel's",
+        ),
+        (
+            "claim",
+            "/spec/volumes",
+            json!([{"name": "v", "persistentVolumeClaim": {"claimName": "claim"}}]),
+            "spec.volumes[0].persistentVolumeClaim",
+        ),
+        ("hostnetwork", "/spec/hostNetwork", json!(true), "spec.hostNetwork"),
+        ("hostpid", "/spec/hostPID", json!(true), "spec.hostPID"),
+        ("hostipc", "/spec/hostIPC", json!(true), "spec.hostIPC"),
+        (
+            "profile",
+            "/spec/securityContext",
+            json!({"appArmorProfile": {"type": "RuntimeDefault"}}),
+            "spec.securityContext.appArmorProfile.type",
+        ),
+    ];
+    let host = cluster.host(0)?;
+    within(cluster, "pods-unsupported", |place| {
+        // By nodeName: a claim that does not exist would never get past the scheduler.
+        let node = ("/spec/nodeName", json!(host.name));
+        let pods: Vec<_> = fields
+            .iter()
+            .map(|(name, path, value, _)| {
+                // What is mounted has to be there.
+                let volume = ("/spec/volumes", json!([{"name": "v", "emptyDir": {}}]));
+                with(pod(name, sh(STAY)), &[volume, (path, value.clone()), node.clone()])
+            })
+            .collect();
+        place.create(&pods)?;
+        for (name, _, _, path) in &fields {
+            let found = place.until_phase(name, "Failed")?;
+            let status = &found["status"];
+            ensure!(status["reason"] == "PodFeatureUnsupported", "{name}: {status}");
+            ensure!(
+                status["message"].as_str().is_some_and(|message| message.contains(path)),
+                "{name}: {status}"
+            );
+        }
+        Ok(())
     })
 }

@@ -22,7 +22,29 @@ pub(super) const TESTS: &[Test] = &[
         kvmlet: true,
         run: messages,
     },
+    Test {
+        name: "a pod past its activeDeadlineSeconds fails, with its containers ended, and one before it does not",
+        hosts: 1,
+        kvmlet: true,
+        run: deadline,
+    },
 ];
+
+fn deadline(cluster: &Cluster) -> Result<()> {
+    let until = |name: &str, seconds: u32| with(pod(name, sh(STAY)), &[("/spec/activeDeadlineSeconds", json!(seconds))]);
+    within(cluster, "pods-deadline", |place| {
+        place.create(&[until("late", 10), until("early", 3600)])?;
+        let late = place.until_phase("late", "Failed")?;
+        ensure!(
+            late["status"]["reason"] == "DeadlineExceeded"
+                && late["status"]["message"] == "Pod was active on the node longer than the specified deadline",
+            "{}",
+            late["status"]
+        );
+        ensure!(container(&late, "main")["state"]["running"].is_null(), "{}", late["status"]);
+        place.until_ready("early").map(drop)
+    })
+}
 
 fn ended(pod: &Value, name: &str) -> Value {
     container(pod, name)["state"]["terminated"].clone()
