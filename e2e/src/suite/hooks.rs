@@ -83,14 +83,24 @@ fn pre_stop(cluster: &Cluster) -> Result<()> {
     let sleeps = hook(json!({"sleep": {"seconds": 3}}));
     let hangs = hook(json!({"exec": {"command": ["sleep", "1000"]}}));
     let fails = hook(json!({"exec": {"command": ["false"]}}));
+    let answers = "trap 'exit 0' TERM
+        while :; do printf 'HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n' | nc -l -p 8080; done & wait";
+    let request = json!({"httpGet": {"path": "/bye", "port": 8080, "httpHeaders": [{"name": "X-Hook", "value": "yes"}]}});
+    // Nobody listens there in the pod.
+    let elsewhere = json!({"tcpSocket": {"host": cluster.host(0)?.address.to_string(), "port": 10250}});
+    let http = with(
+        sh(answers),
+        &[("/lifecycle", json!({"preStop": request})), ("/readinessProbe", elsewhere)],
+    );
     within(cluster, "hooks-stop", |place| {
         place.create(&[
+            patient(pod("http", http), 60),
             patient(pod("exec", exec), 60),
             patient(pod("sleeps", sleeps), 60),
             patient(pod("hangs", hangs), 5),
             patient(pod("fails", fails), 60),
         ])?;
-        for name in ["exec", "sleeps", "hangs", "fails"] {
+        for name in ["http", "exec", "sleeps", "hangs", "fails"] {
             place.until_ready(name)?;
         }
         let begun = Instant::now();
@@ -98,6 +108,7 @@ fn pre_stop(cluster: &Cluster) -> Result<()> {
             let logs: Vec<_> = [("exec", "hook\nTERM"), ("sleeps", "TERM"), ("hangs", "TERM")]
                 .map(|(name, expected)| (name, expected, scope.spawn(move || place.kubectl(&["logs", "-f", name]))))
                 .into();
+            let asked = scope.spawn(|| place.kubectl(&["logs", "-f", "http"]));
             // So that whoever follows is there before the end.
             for (name, ..) in &logs {
                 place.kubectl(&["logs", name])?;
@@ -107,6 +118,11 @@ fn pre_stop(cluster: &Cluster) -> Result<()> {
                 let said = log.join().expect("kubectl does not panic")?;
                 ensure!(said == expected, "{name} said {said:?}");
             }
+            let asked = asked.join().expect("kubectl does not panic")?.to_lowercase();
+            ensure!(
+                asked.starts_with("get /bye http/1.1") && asked.contains("x-hook: yes"),
+                "the hook asked {asked:?}"
+            );
             Ok(())
         })?;
         let took = begun.elapsed();
