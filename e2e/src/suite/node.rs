@@ -5,7 +5,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::{Test, workload::condition};
+use super::{
+    Test,
+    workload::{STAY, condition, pod, sh, with, within},
+};
 use crate::{Cluster, wait_for};
 
 pub(super) const TESTS: &[Test] = &[
@@ -21,7 +24,43 @@ pub(super) const TESTS: &[Test] = &[
         kvmlet: true,
         run: lease,
     },
+    Test {
+        name: "a node's port lists its pods with their status, and those of them that run",
+        hosts: 1,
+        kvmlet: true,
+        run: listed,
+    },
 ];
+
+fn listed(cluster: &Cluster) -> Result<()> {
+    let host = cluster.host(0)?;
+    within(cluster, "node-pods", |place| {
+        let over = with(pod("over", sh("exit 0")), &[("/spec/restartPolicy", json!("Never"))]);
+        place.create(&[over, pod("runs", sh(STAY))])?;
+        place.until_phase("over", "Succeeded")?;
+        place.until_ready("runs")?;
+        let list = |path: &str| -> Result<Vec<(String, String)>> {
+            let text = cluster.kubectl(&["get", "--raw", &format!("/api/v1/nodes/{}/proxy/{path}", host.name)])?;
+            let list: Value = serde_json::from_str(&text).with_context(|| format!("read {path}"))?;
+            ensure!(list["kind"] == "PodList" && list["apiVersion"] == "v1", "{path}: {text}");
+            let items = list["items"].as_array().context("no items")?;
+            let own = items.iter().filter(|item| item["metadata"]["namespace"] == place.name.as_str());
+            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            Ok(own
+                .map(|item| (text(&item["metadata"]["name"]), text(&item["status"]["phase"])))
+                .collect())
+        };
+        let mut all = list("pods")?;
+        all.sort();
+        ensure!(
+            all == [("over".into(), "Succeeded".into()), ("runs".into(), "Running".into())],
+            "pods: {all:?}"
+        );
+        let running: Vec<_> = list("runningpods/")?.into_iter().map(|(name, _)| name).collect();
+        ensure!(running == ["runs"], "runningpods: {running:?}");
+        Ok(())
+    })
+}
 
 fn object(cluster: &Cluster) -> Result<()> {
     let host = cluster.host(0)?;
