@@ -13,6 +13,7 @@ use tracing::Instrument;
 use crate::{
     act::Act,
     desired::DesiredPod,
+    events::Note,
     lifecycle::Event,
     probe::{
         ask::{self, Target},
@@ -98,9 +99,19 @@ async fn work(act: Act, desired: Arc<DesiredPod>, planned: Planned, ips: Vec<Str
         let pod = format!("{}_{}({})", desired.name, desired.namespace, desired.uid);
         failure(&planned.handler, &desired.containers[planned.container].name, &pod, &why)
     });
-    if let Err(why) = &result {
-        tracing::info!(why, "a hook failed");
-    }
+    let result = match result {
+        Ok(warning) => {
+            if let Some(message) = warning {
+                let note = Note::warning("LifecycleHTTPFallback", None, message);
+                act.context.recorder.pod(&desired.pod, note);
+            }
+            Ok(())
+        }
+        Err(why) => {
+            tracing::info!(why, "a hook failed");
+            Err(why)
+        }
+    };
     let id = planned.id;
     let event = match planned.when {
         When::PostStart => Event::PostStarted { id, result },

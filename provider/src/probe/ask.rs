@@ -70,21 +70,20 @@ pub async fn ask(target: &Target<'_>, handler: &Handler, limit: Duration) -> Out
     }
 }
 
-/// Tells a container by a hook: an HTTP request has done its part whatever it is answered with.
-pub async fn tell(target: &Target<'_>, handler: &Handler, limit: Duration) -> Result<(), String> {
+/// Tells a container by a hook: an HTTP request has done its part whatever it is answered with. With a warning for the pod's owner, where there is one.
+pub async fn tell(target: &Target<'_>, handler: &Handler, limit: Duration) -> Result<Option<String>, String> {
     let outcome = match handler {
         Handler::Http(get) => {
             let address = target.ips.first().map(String::as_str).unwrap_or_default();
-            let deadline = tokio::time::Instant::now() + limit;
-            match http::send(target.act.context.http.of_hooks(), get, address, "lifecycle", deadline).await {
-                Ok(_) => Outcome::Success,
+            match http::tell(&target.act.context.http, get, address, limit).await {
+                Ok(warning) => return Ok(warning),
                 Err(outcome) => outcome,
             }
         }
         other => ask(target, other, limit).await,
     };
     match outcome {
-        Outcome::Success | Outcome::Warning(_) => Ok(()),
+        Outcome::Success | Outcome::Warning(_) => Ok(None),
         Outcome::Failure(why) | Outcome::Errored(why) => Err(why),
     }
 }

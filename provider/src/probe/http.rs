@@ -111,6 +111,30 @@ pub(super) async fn get(clients: &HttpClients, get: &HttpGet, address: &str, lim
     }
 }
 
+/// Tells by a request, whatever it is answered with. A server that speaks HTTP where HTTPS is asked for is told so, without what proves who asks, and the
+/// warning for the pod's owner says it (the kubelet's runHTTPHandler).
+pub(super) async fn tell(clients: &HttpClients, get: &HttpGet, address: &str, limit: Duration) -> Result<Option<String>, Outcome> {
+    let deadline = Instant::now() + limit;
+    let first = match send(clients.of_hooks(), get, address, "lifecycle", deadline).await {
+        Ok(_) => return Ok(None),
+        Err(Outcome::Failure(why)) if get.tls && why.ends_with(PLAIN) => Outcome::Failure(why),
+        Err(outcome) => return Err(outcome),
+    };
+    let proves = |name: &str| name.eq_ignore_ascii_case("authorization");
+    let plainly = HttpGet {
+        tls: false,
+        headers: get.headers.iter().filter(|(name, _)| !proves(name)).cloned().collect(),
+        ..get.clone()
+    };
+    match send(clients.of_hooks(), &plainly, address, "lifecycle", deadline).await {
+        Ok(_) => Ok(Some(format!(
+            "request to HTTPS lifecycle hook {} got HTTP response, retry with HTTP succeeded",
+            join(get.host.as_deref().unwrap_or(address), get.port)
+        ))),
+        Err(_) => Err(first),
+    }
+}
+
 /// Sends the request; an answer, whichever it is, or why there is none.
 pub(super) async fn send(client: &Client, get: &HttpGet, address: &str, purpose: &str, deadline: Instant) -> Result<Response, Outcome> {
     let url = url(get, address).map_err(Outcome::Errored)?;
@@ -163,10 +187,25 @@ pub(super) fn user_agent(purpose: &str) -> String {
     format!("kube-{purpose}/{short}")
 }
 
+/// Go's words for a server that answers TLS in HTTP.
+const PLAIN: &str = "http: server gave HTTP response to HTTPS client";
+
+/// Whether what came over TLS is no TLS.
+fn is_plain(io: &std::io::Error) -> bool {
+    let inner = io.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    matches!(
+        inner,
+        Some(rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType))
+    )
+}
+
 /// A failure in words near Go's.
 fn describe(error: &reqwest::Error, host: &str, port: u16) -> String {
     let mut last: &dyn Error = error;
     loop {
+        if last.downcast_ref::<std::io::Error>().is_some_and(is_plain) {
+            return PLAIN.into();
+        }
         if let Some(io) = last.downcast_ref::<std::io::Error>()
             && io.raw_os_error().is_some()
         {

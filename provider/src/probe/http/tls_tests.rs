@@ -105,3 +105,38 @@ async fn a_server_that_offers_http_2_is_probed_by_it_unless_the_host_is_another_
     let told = send(clients.of_hooks(), &spec(&[]), "127.0.0.1", "lifecycle", deadline).await;
     assert_eq!(told.unwrap().version(), reqwest::Version::HTTP_11);
 }
+
+#[tokio::test]
+async fn a_hook_over_https_at_a_server_of_http_is_told_plainly_and_without_credentials() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let server = tokio::spawn(async move {
+        let (mut first, _) = listener.accept().await.unwrap();
+        let mut hello = [0; 16];
+        first.read_exact(&mut hello).await.unwrap();
+        first.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
+        let (mut second, _) = listener.accept().await.unwrap();
+        let mut request = Vec::new();
+        while !request.ends_with(b"\r\n\r\n") {
+            request.push(second.read_u8().await.unwrap());
+        }
+        second.write_all(b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+        String::from_utf8(request).unwrap()
+    });
+    let hook = HttpGet {
+        tls: true,
+        host: None,
+        port,
+        path: "/bye".into(),
+        headers: vec![("Authorization".into(), "secret".into()), ("X-A".into(), "b".into())],
+    };
+    let told = tell(&HttpClients::new().unwrap(), &hook, "127.0.0.1", Duration::from_secs(20)).await;
+    let words = format!("request to HTTPS lifecycle hook 127.0.0.1:{port} got HTTP response, retry with HTTP succeeded");
+    assert_eq!(told, Ok(Some(words)));
+    let request = server.await.unwrap().to_lowercase();
+    assert!(
+        request.starts_with("get /bye ") && request.contains("x-a: b") && !request.contains("secret"),
+        "{request}"
+    );
+}
