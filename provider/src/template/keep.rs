@@ -70,7 +70,7 @@ pub struct Templates {
 
 struct State {
     template: Result<Template, String>,
-    /// How many there were before.
+    /// Of the template, or of the last attempt to have one: each has another.
     number: u64,
     /// Copies, of one template each, that failed with none between them that worked.
     failures: u32,
@@ -166,14 +166,20 @@ impl Templates {
                 warn!(why, "there is no template: machines are booted");
             }
             missed = if found.is_err() { missed + 1 } else { 0 };
-            self.state.lock().expect("no holder panics").template =
-                found.map_err(|why| format!("the node's template could not be made: {why}"));
+            self.put(found);
             if missed > 0 {
                 let _ = tokio::time::timeout(again(missed), self.wanted.notified()).await;
             } else {
                 self.wanted.notified().await;
             }
         }
+    }
+
+    /// What copies are of from now on, or why there are none. Those of the one before may still fail: they are told apart by its number.
+    fn put(&self, found: Result<Template, String>) {
+        let mut state = self.state.lock().expect("no holder panics");
+        state.number += 1;
+        state.template = found.map_err(|why| format!("the node's template could not be made: {why}"));
     }
 
     async fn have(&self, context: &Arc<Context>) -> Result<Template, String> {
@@ -344,105 +350,4 @@ fn again(missed: u32) -> Duration {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{config::Guest, template::original};
-
-    #[test]
-    fn what_could_not_be_made_is_tried_again_soon_and_then_less_and_less_often() {
-        let seconds = [1, 2, 3, 6, 7, 8, 1_000].map(|missed| again(missed).as_secs());
-        assert_eq!(seconds, [10, 20, 40, 320, 600, 600, 600]);
-    }
-
-    fn templates(root: &Path) -> Templates {
-        let kernel = root.join("kernel");
-        fs::write(&kernel, "one").unwrap();
-        let of = vec![(kernel.clone(), Stamp::of(&kernel))];
-        let directory = root.join("templates");
-        fs::create_dir_all(directory.join("key")).unwrap();
-        let template = Template {
-            directory: directory.join("key"),
-            of,
-        };
-        Templates {
-            directory,
-            state: Mutex::new(State {
-                template: Ok(template),
-                number: 7,
-                failures: 0,
-            }),
-            wanted: Notify::new(),
-        }
-    }
-
-    fn machine() -> MachineSpec {
-        MachineSpec {
-            comb: None,
-            ..original(&Guest::default(), Path::new("/m/vsock.sock"))
-        }
-    }
-
-    #[test]
-    fn a_replaced_guest_is_booted() {
-        let root = tempfile::tempdir().unwrap();
-        let templates = templates(root.path());
-        assert_eq!(templates.offer(machine()).1, Start::Copy(7));
-        fs::write(root.path().join("kernel"), "another").unwrap();
-        let (spec, start) = templates.offer(machine());
-        assert_eq!((spec.restore, spec.comb), (None, None));
-        assert!(matches!(start, Start::Boot(why) if why.contains("replaced")));
-    }
-
-    #[test]
-    fn a_template_whose_copy_failed_is_gone_and_after_some_there_are_no_more() {
-        let root = tempfile::tempdir().unwrap();
-        let templates = templates(root.path());
-        let again = |number| {
-            let mut state = templates.state.lock().unwrap();
-            state.number = number;
-            state.template = Ok(Template {
-                directory: root.path().join("none"),
-                of: Vec::new(),
-            });
-        };
-        templates.failed(6, "a copy of the one before");
-        assert_eq!(templates.offer(machine()).1, Start::Copy(7));
-        templates.failed(7, "it was cold");
-        templates.failed(7, "so was its sibling");
-        assert!(!root.path().join("templates/key").exists());
-        let (_, start) = templates.offer(machine());
-        assert!(matches!(start, Start::Boot(why) if why.contains("it was cold") && why.contains("another is being made")));
-        for number in [8, 9] {
-            again(number);
-            templates.failed(number, "and again");
-        }
-        let (_, start) = templates.offer(machine());
-        assert!(matches!(start, Start::Boot(why) if why.contains("3 templates") && why.contains("and again")));
-    }
-
-    #[test]
-    fn only_the_template_of_the_key_is_left() {
-        let root = tempfile::tempdir().unwrap();
-        let templates = templates(root.path());
-        fs::create_dir_all(templates.machine_dir()).unwrap();
-        templates.clear(Some("key")).unwrap();
-        let left: Vec<_> = fs::read_dir(&templates.directory)
-            .unwrap()
-            .flatten()
-            .map(|entry| entry.file_name())
-            .collect();
-        assert_eq!(left, ["key"]);
-        templates.clear(None).unwrap();
-        assert!(fs::read_dir(&templates.directory).unwrap().next().is_none());
-    }
-
-    #[test]
-    fn a_template_that_was_cut_short_is_not_whole() {
-        let root = tempfile::tempdir().unwrap();
-        assert!(!is_whole(root.path()));
-        for name in ["state", "memory", WORKING_SET] {
-            fs::write(root.path().join(name), "kvmsnap\n").unwrap();
-        }
-        assert!(!is_whole(root.path()));
-    }
-}
+mod tests;
