@@ -14,12 +14,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kvmlet_protocol::{RENEW_VERSION, Request};
+use kvmlet_protocol::{DEVICES_VERSION, WATCHDOG_VERSION};
 use tokio::sync::Notify;
 use tracing::{info, warn};
-use vmm_lib::{snapshot, spec::MachineSpec};
+use vmm_lib::{
+    snapshot,
+    spec::{MachineSpec, Watchdog, WatchdogAction},
+};
 
-use super::{MEMORY, WORKING_SET, copy, key::key, observe::observe, original, renewal};
+use super::{MEMORY, WORKING_SET, copy, key::key, observe::observe, original, requests};
 use crate::{
     act::chain,
     agent::Agent,
@@ -183,9 +186,11 @@ impl Templates {
     }
 
     async fn have(&self, context: &Arc<Context>) -> Result<Template, String> {
-        let (guest, program) = (context.config.guest.clone(), context.program.path().to_owned());
-        let of = [&guest.kernel, &guest.initramfs].map(|path| (path.clone(), Stamp::of(path))).into();
-        let key = blocking(move || key(&guest, &program)).await?;
+        let (config, program) = (context.config.clone(), context.program.path().to_owned());
+        let of = [&config.guest.kernel, &config.guest.initramfs]
+            .map(|path| (path.clone(), Stamp::of(path)))
+            .into();
+        let key = blocking(move || key(&config.guest, &config.machines, &program)).await?;
         let directory = self.directory.join(&key);
         let looked_at = directory.clone();
         if !blocking(move || Ok(is_whole(&looked_at))).await? {
@@ -229,7 +234,7 @@ impl Templates {
         let (state, memory) = (create("state")?, create("memory")?);
         let launch = Launch {
             cpus: 1,
-            spec: original(&context.config.guest, &machine.join("vsock.sock")),
+            spec: original(&context.config.guest, &context.config.machines, &machine.join("vsock.sock")),
             tap: Vec::new(),
             shared: Vec::new(),
             file_size: MEMORY + STATE,
@@ -239,10 +244,11 @@ impl Templates {
         let running = machine::launch(context, NAME, machine.into(), launch).await?;
         let answered = async {
             let agent = Agent::await_boot(&running.vsock, BOOT_TIME).await.map_err(|error| chain(&error))?;
-            let version = agent.welcome().version;
-            if version < RENEW_VERSION {
+            let watched = context.config.machines.watchdog_seconds > 0;
+            let (version, needed) = (agent.welcome().version, if watched { WATCHDOG_VERSION } else { DEVICES_VERSION });
+            if version < needed {
                 return Err(format!(
-                    "the guest's agent speaks version {version} of the protocol, and {RENEW_VERSION} is needed"
+                    "the guest's agent speaks version {version} of the protocol, and {needed} is needed"
                 ));
             }
             drop(agent);
@@ -259,11 +265,14 @@ impl Templates {
 
     /// Starts a first copy, as large as a pod's by default, and takes down what it touches.
     async fn try_out(&self, context: &Arc<Context>, machine: &Path, made: &Path) -> Result<(), String> {
-        let vsock = machine.join("vsock.sock");
+        let (vsock, machines) = (machine.join("vsock.sock"), &context.config.machines);
         let asked = MachineSpec {
             comb: None,
             memory: MEMORY + (256 << 20),
-            ..original(&context.config.guest, &vsock)
+            watchdog: (machines.watchdog_seconds > 0).then_some(Watchdog {
+                action: WatchdogAction::Reset,
+            }),
+            ..original(&context.config.guest, machines, &vsock)
         };
         let mut spec = copy(asked, made).map_err(|(_, why)| why.to_owned())?;
         if let Some(restore) = &mut spec.restore {
@@ -281,8 +290,9 @@ impl Templates {
         let running = machine::launch(context, NAME, machine.into(), launch).await?;
         let answered = async {
             let mut agent = Agent::await_boot(&running.vsock, BOOT_TIME).await.map_err(|error| chain(&error))?;
-            let renewal = renewal(&spec, 1).map_err(|error| format!("read random bytes: {error}"))?;
-            agent.command(&Request::Renew(renewal)).await.map_err(|error| chain(&error))?;
+            for request in requests(&spec, 1).map_err(|error| format!("read random bytes: {error}"))? {
+                agent.command(&request).await.map_err(|error| chain(&error))?;
+            }
             let (pid, memory, file) = (running.pid(), made.join("memory"), made.join(WORKING_SET));
             blocking(move || {
                 let set = observe(pid, &memory).map_err(|error| format!("see what it touches: {error}"))?;
@@ -321,7 +331,6 @@ fn never(config: &Config) -> Option<&'static str> {
     let reasons = [
         (!config.machines.templates, "machines.templates is off"),
         (config.guest.serial, "guest.serial is on"),
-        (config.machines.watchdog_seconds > 0, "machines.watchdogSeconds is set"),
     ];
     reasons.into_iter().find_map(|(so, why)| so.then_some(why))
 }

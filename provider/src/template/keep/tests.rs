@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    config::{Guest, tests::GOOD},
+    config::{Guest, Machines, tests::GOOD},
     template::original,
 };
 
@@ -46,7 +46,7 @@ fn copied(templates: &Templates) -> u64 {
 fn machine() -> MachineSpec {
     MachineSpec {
         comb: None,
-        ..original(&Guest::default(), Path::new("/m/vsock.sock"))
+        ..original(&Guest::default(), &Machines::default(), Path::new("/m/vsock.sock"))
     }
 }
 
