@@ -37,6 +37,19 @@ pub struct Shared {
     pub read_only: bool,
 }
 
+impl Shared {
+    /// The same, with a descriptor of its own.
+    pub fn try_clone(&self) -> std::io::Result<Self> {
+        Ok(Self {
+            volume: self.volume.clone(),
+            tag: self.tag.clone(),
+            path: self.path.clone(),
+            what: self.what.try_clone()?,
+            ..*self
+        })
+    }
+}
+
 /// The hostPath volumes of a pod, by name.
 fn volumes(pod: &DesiredPod) -> impl Iterator<Item = (&str, &HostPathVolumeSource)> {
     let volumes = pod.volumes().iter();

@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Bytes of images that a pod's guest reads in place: each costs it a 64th of its length in page descriptors.
-const IN_PLACE: u64 = 1 << 30;
+pub const IN_PLACE: u64 = 1 << 30;
 /// virtio-blk serial of the scratch disk.
 pub const SCRATCH: &str = "scratch";
 /// Pairs of queues of a pod's network interface: one for each of its processors, as far as the configuration goes.
@@ -78,18 +78,14 @@ pub fn machine(
         limits: Limits::default(),
         engine: DiskEngine::Calls,
     });
-    let line = template::guest_command_line(guest);
+    let line = template::guest_command_line(guest, machines);
     let mut command_line = if guest.serial { with_console(&line) } else { line };
     if cpus > size.cpus {
         // The agent starts them when the pod is resized.
         command_line.push_str(&format!(" maxcpus={}", size.cpus));
     }
-    let watchdog = (machines.watchdog_seconds > 0).then(|| {
-        // How long is the driver's to know; the agent finds it there.
-        command_line.push_str(&format!(" i6300esb.heartbeat={}", machines.watchdog_seconds));
-        Watchdog {
-            action: WatchdogAction::Reset,
-        }
+    let watchdog = (machines.watchdog_seconds > 0).then_some(Watchdog {
+        action: WatchdogAction::Reset,
     });
     MachineSpec {
         version: SPEC_VERSION,

@@ -29,7 +29,8 @@ use crate::{
     eviction,
     figures::{Lap, Phase, turn},
     follow::Holding,
-    host_path, late_image,
+    host_path::{self, Shared},
+    late_image,
     lifecycle::{Event, Failure, StartFailure},
     logs, lower,
     machine::{self, Launch, Running},
@@ -205,29 +206,50 @@ async fn up(act: &Act, desired: &Arc<DesiredPod>, boot: Launch) -> Result<Agent,
     };
     if let Start::Copy(number) = start {
         let own: Result<_, _> = boot.tap.iter().map(OwnedFd::try_clone).collect();
+        let shared: Result<_, _> = boot.shared.iter().map(Shared::try_clone).collect();
         let copy = Launch {
             spec: offered,
             tap: own.map_err(|e| format!("duplicate the tap: {e}"))?,
-            shared: Vec::new(),
+            shared: shared.map_err(|e| format!("duplicate what is shared: {e}"))?,
             ..boot
         };
-        match answered(act, &desired.uid, copy).await {
-            Ok(agent) => {
+        let surplus = template::surplus(&copy.spec);
+        let why = match answered(act, &desired.uid, copy).await {
+            Ok(mut agent) => {
                 context.templates.worked();
-                told(&start, begun.elapsed());
-                return Ok(agent);
+                match find(act, &mut agent, surplus).await {
+                    Ok(()) => {
+                        told(&start, begun.elapsed());
+                        return Ok(agent);
+                    }
+                    // It is this pod's own, and says nothing of the template.
+                    Err(why) => why,
+                }
             }
             Err(why) => {
                 context.templates.failed(number, &why);
-                machine::stop(context, &desired.uid).await?;
-                start = Start::Boot(format!("as a copy of the node's template it did not come up: {why}"));
-                begun = Instant::now();
+                why
             }
-        }
+        };
+        machine::stop(context, &desired.uid).await?;
+        start = Start::Boot(format!("as a copy of the node's template it did not come up: {why}"));
+        begun = Instant::now();
     }
     let agent = answered(act, &desired.uid, boot).await?;
     told(&start, begun.elapsed());
     Ok(agent)
+}
+
+/// Has the guest of a copy look for what its template has no place for.
+async fn find(act: &Act, agent: &mut Agent, surplus: Vec<Request>) -> Result<(), String> {
+    let running = act.running().ok_or("the machine is not there")?;
+    let found = async {
+        for request in surplus {
+            agent.command(&request).await.map_err(|e| chain(&e))?;
+        }
+        Ok(())
+    };
+    unless_it_ends(&running, found).await
 }
 
 /// Starts a machine and waits for its agent; a copy is made one of its own.

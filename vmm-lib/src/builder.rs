@@ -220,7 +220,7 @@ impl Builder {
 
         let restored = snapshot.is_some();
         if let Some((state, _, set)) = snapshot {
-            restore(&state, &vm, &vcpus, &bus)?;
+            restore(&state, &vm, &vcpus, &bus, spec.surplus_places().len())?;
             generation::renew(&memory, &vm)?;
             timeline.done(Phase::Restore);
             set.prefetch(&memory, &layout, &vcpus[0]);

@@ -1,5 +1,7 @@
 //! The machine's devices on its bus, in PCI order: host bridge, disks, images in place, networks, vsock, entropy, balloon, memory that comes and
-//! goes, console, shares, watchdog. Knows what each needs; does none of its work.
+//! goes, console, what a comb has no place for, shares, watchdog. Knows what each needs; does none of its work. Where each stands is [`places`]'s.
+
+mod places;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -11,7 +13,7 @@ use crate::files::{FileError, Files};
 use crate::irq::Interrupts;
 use crate::memory::Layout;
 use crate::pci::{DEVICES, HostBridge, PciFunction};
-use crate::spec::{self, Comb, Disk, DiskFormat, MAX_NETS, MAX_STORES, MachineSpec, Share};
+use crate::spec::{self, Disk, DiskFormat, MAX_NETS, MAX_STORES, MachineSpec, Share};
 use crate::threads::Threads;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::block::{self, Block, BlockError};
@@ -99,17 +101,22 @@ fn virtio(
     (inlet, screen): (Option<Inlet>, Option<Screen>),
 ) -> Result<Vec<Box<dyn VirtioDevice>>, DeviceError> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
-    let places = spec.places();
-    for (index, disk) in spec.disks.iter().enumerate() {
-        devices.push(Box::new(disk_device(&format!("disks[{index}]"), disk, files)?));
+    let (places, placed) = (spec.places(), spec.placed());
+    let disk = |(index, disk)| disk_device(&format!("disks[{index}]"), disk, files);
+    let pmem = |(pmem, region): (&spec::Pmem, &std::ops::Range<u64>)| Pmem::new(&pmem.name, region.clone());
+    let net = |(index, net)| net_device(&format!("nets[{index}]"), net, files);
+    let (mut disks, mut nets) = (spec.disks.iter().enumerate(), spec.nets.iter().enumerate());
+    let mut pmems = spec.pmems.iter().zip(&layout.images);
+    for one in disks.by_ref().take(placed.disks) {
+        devices.push(Box::new(disk(one)?));
     }
     pad(&mut devices, places.pmems, block::placeholder);
-    for (pmem, region) in spec.pmems.iter().zip(&layout.images) {
-        devices.push(Box::new(Pmem::new(&pmem.name, region.clone())));
+    for one in pmems.by_ref().take(placed.pmems) {
+        devices.push(Box::new(pmem(one)));
     }
     pad(&mut devices, places.nets, pmem::placeholder);
-    for (index, net) in spec.nets.iter().enumerate() {
-        devices.push(Box::new(net_device(&format!("nets[{index}]"), net, files)?));
+    for one in nets.by_ref().take(placed.nets) {
+        devices.push(Box::new(net(one)?));
     }
     pad(&mut devices, places.others, net::placeholder);
     if let Some(vsock) = &spec.vsock {
@@ -134,6 +141,15 @@ fn virtio(
             .transpose()?;
         devices.push(Box::new(Console::new(output, input, screen)));
     }
+    for one in disks {
+        devices.push(Box::new(disk(one)?));
+    }
+    for one in pmems {
+        devices.push(Box::new(pmem(one)));
+    }
+    for one in nets {
+        devices.push(Box::new(net(one)?));
+    }
     for (index, share) in spec.shares.iter().enumerate() {
         devices.push(Box::new(share_device(&format!("shares[{index}]"), share, files)?));
     }
@@ -144,56 +160,6 @@ fn virtio(
 fn pad(devices: &mut Vec<Box<dyn VirtioDevice>>, next: u8, placeholder: impl Fn() -> Placeholder) {
     while devices.len() + 1 < usize::from(next) {
         devices.push(Box::new(placeholder()));
-    }
-}
-
-/// Device numbers on the bus of the first function of each kind, behind the host bridge.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Places {
-    /// Of disks.
-    pub disks: u8,
-    /// Of images in place.
-    pub pmems: u8,
-    /// Of network interfaces.
-    pub nets: u8,
-    /// Of the others.
-    pub others: u8,
-}
-
-impl MachineSpec {
-    /// Where the functions of a valid specification stand: each kind's one behind the other, with the comb's places behind those that there are.
-    pub fn places(&self) -> Places {
-        let room = |count: usize, places: fn(&Comb) -> u8| self.comb.as_ref().map_or(0, places).max(count as u8);
-        let pmems = 1 + room(self.disks.len(), |comb| comb.disks);
-        let nets = pmems + room(self.pmems.len(), |comb| comb.pmems);
-        let others = nets + room(self.nets.len(), |comb| comb.nets);
-        Places {
-            disks: 1,
-            pmems,
-            nets,
-            others,
-        }
-    }
-
-    /// Device numbers of the disks, images, networks and memory that comes and goes that there are: what a guest that was made of a snapshot has to look at anew.
-    pub fn filled_places(&self) -> Vec<u8> {
-        let places = self.places();
-        let kinds = [
-            (places.disks, self.disks.len()),
-            (places.pmems, self.pmems.len()),
-            (places.nets, self.nets.len()),
-        ];
-        let of = |(first, count): (u8, usize)| first..first + count as u8;
-        let single = [self.vsock.is_some(), self.rng, self.balloon];
-        let memory = places.others + single.into_iter().filter(|there| *there).count() as u8;
-        let memory = (memory, usize::from(self.hotplug.is_some() && self.comb.is_some()));
-        // Memory first: what the others need may have to come out of it.
-        [memory].into_iter().chain(kinds).flat_map(of).collect()
-    }
-
-    /// Whether there is a function for memory that comes and goes, the last one.
-    pub(crate) fn has_memory_place(&self) -> bool {
-        self.hotplug.is_some() || self.comb.as_ref().is_some_and(|comb| comb.memory_bytes > 0)
     }
 }
 

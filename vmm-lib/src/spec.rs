@@ -122,21 +122,23 @@ pub struct Boot {
     pub command_line: String,
 }
 
-/// Places for processors, devices and memory that a machine need not have: a snapshot of a machine can become any machine that fits into the same
-/// comb. Functions of the bus stand at the same places whether there is a device behind them or not; one without is not to be driven.
+/// Places for processors, devices and memory that a machine need not have: a snapshot of a machine can become any machine with the same comb.
+/// Functions of the bus stand at the same places whether there is a device behind them or not; one without is not to be driven. What a machine
+/// that is made of a snapshot has besides (more disks, images or interfaces than places, an interface with several pairs of queues, shares, a
+/// watchdog) stands behind all of these, and its guest has to look for it ([`MachineSpec::surplus_places`]).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Comb {
     /// Processors that the guest is told of, at least `cpus`, at most [`MAX_CPUS`].
     pub cpus: u8,
-    /// Disks, at least as many as there are; together with `pmems` at most [`MAX_STORES`].
+    /// Disks, at least as many as there are, unless it is made of a snapshot; together with `pmems` at most [`MAX_STORES`].
     pub disks: u8,
-    /// Images in place, at least as many as there are.
+    /// Images in place, likewise.
     pub pmems: u8,
-    /// Network interfaces, at least as many as there are, at most [`MAX_NETS`].
+    /// Network interfaces, likewise, at most [`MAX_NETS`].
     pub nets: u8,
-    /// Room for images in place, bytes, each rounded up to 2 MiB.
+    /// Room for all images in place, bytes, each rounded up to 2 MiB.
     pub pmem_bytes: u64,
     /// Room for memory that comes and goes, bytes, as `hotplug.size`, and at least that; 0 for no such place.
     pub memory_bytes: u64,

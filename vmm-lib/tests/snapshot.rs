@@ -11,7 +11,7 @@ use std::thread;
 use support::{Kernel, LOAD, bzimage, out_byte, refusal, run_machine};
 use vmm_lib::exit::MachineExit;
 use vmm_lib::snapshot::SnapshotFiles;
-use vmm_lib::spec::{FileSource, MachineSpec, Restore, Serial};
+use vmm_lib::spec::{Comb, Disk, DiskEngine, DiskFormat, Extent, FileSource, Limits, MachineSpec, Restore, Serial};
 use vmm_lib::{Builder, Machine};
 
 /// Where a machine's generation identifier is.
@@ -122,6 +122,61 @@ fn each_machine_that_is_made_of_a_snapshot_has_a_generation_identifier_of_its_ow
         memory.read_exact_at(&mut identifier, GENERATION).expect("memory is as long");
         assert!(identifier != [0; 16] && !seen.contains(&identifier), "{name}: {identifier:?}");
         seen.push(identifier);
+    }
+}
+
+#[test]
+fn a_machine_of_a_comb_may_have_more_than_its_places_behind_them_and_one_without_a_comb_may_not() {
+    let (kernel, directory) = (counting(), tempfile::tempdir().expect("a directory"));
+    let content = directory.path().join("content");
+    fs::write(&content, [0; 512]).expect("a file can be made");
+    let plain = kernel.spec(1);
+    let template = MachineSpec {
+        comb: Some(Comb {
+            cpus: 1,
+            disks: 1,
+            pmems: 0,
+            nets: 0,
+            pmem_bytes: 0,
+            memory_bytes: 0,
+        }),
+        ..plain.clone()
+    };
+    let with_disks = |spec: &MachineSpec| MachineSpec {
+        disks: ["one", "two"].map(|serial| disk(serial, &content)).into(),
+        ..spec.clone()
+    };
+    for (name, spec) in [("plain", &plain), ("template", &template)] {
+        take(build(spec.clone()), &files(directory.path(), name), 0);
+    }
+    let spec = with_disks(&restored(&template, directory.path(), "template"));
+    // Bridge, the comb's disk, entropy.
+    assert_eq!(spec.surplus_places(), 3..4);
+    let machine = build(spec);
+    let handle = machine.handle();
+    let running = thread::spawn(|| run_machine(machine));
+    let devices = handle.devices().expect("it runs, or will");
+    let of = |name: &str| devices.iter().find(|device| device.name == name).map(|device| device.slot);
+    assert_eq!((of("block one"), of("block two")), (Some(1), Some(3)), "{devices:?}");
+    handle.stop();
+    assert_eq!(running.join().expect("no panic").exit, MachineExit::Stopped);
+    let why = refusal(with_disks(&restored(&plain, directory.path(), "plain")), Vec::new());
+    assert!(why.contains("the machine has 4 functions, the snapshot 2"), "{why}");
+}
+
+/// A disk of one sector.
+fn disk(serial: &str, content: &Path) -> Disk {
+    Disk {
+        serial: serial.into(),
+        extents: vec![Extent {
+            file: FileSource::Path(content.into()),
+            offset: 0,
+            length: 512,
+        }],
+        read_only: true,
+        format: DiskFormat::Raw,
+        limits: Limits::default(),
+        engine: DiskEngine::Calls,
     }
 }
 

@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
 use super::{
-    Test, daemon,
+    Test, daemon, templates,
     workload::{PATIENCE, Place, STAY, line, pod, pod_of, sh, with, within},
 };
 use crate::{
@@ -67,6 +67,7 @@ fn folder(place: &Place<'_>, name: &str, body: impl FnOnce(&str) -> Result<()>) 
 }
 
 fn shared(cluster: &Cluster) -> Result<()> {
+    templates::template(cluster.host(0)?)?;
     within(cluster, "host-path", |place| {
         folder(place, "work", |path| {
             let host = cluster.host(0)?;
@@ -95,6 +96,7 @@ fn shared(cluster: &Cluster) -> Result<()> {
                 mount("new", "/made-by-node"),
             ];
             place.create(&[with_volumes("writes", &format!("{script}{STAY}"), &volumes, &mounts)])?;
+            place.until_event("writes", "MachineStarted", "as a copy of the node's template in ")?;
             place.until_says("writes", "done")?;
             let said = place.kubectl(&["logs", "writes"])?;
             for (key, value) in [

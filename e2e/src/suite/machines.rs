@@ -8,6 +8,7 @@ use serde_json::json;
 use super::{
     Test,
     daemon::{self, Identity},
+    templates,
     workload::{STAY, container, pod, sh, with, within},
 };
 use crate::Cluster;
@@ -34,13 +35,17 @@ fn stands_still(cluster: &Cluster) -> Result<()> {
     let config = format!("machines: {{watchdogSeconds: {}}}\n", WATCHDOG.as_secs());
     daemon::with_config(cluster, &config, || {
         within(cluster, "machine-watchdog", |place| {
+            // The watchdog is a copy's, too.
+            templates::until_a_copy(place, "before")?;
             let all = json!({"privileged": false, "capabilities": {"add": ["ALL"]}});
             place.create(&[
                 pod("hangs", with(sh(STAY), &[("/securityContext", all)])),
                 pod("neighbour", sh(STAY)),
             ])?;
-            place.until_ready("hangs")?;
-            place.until_ready("neighbour")?;
+            for name in ["hangs", "neighbour"] {
+                place.until_ready(name)?;
+                place.until_event(name, "MachineStarted", "as a copy of the node's template in ")?;
+            }
             let neighbour = Identity::of(place, "neighbour")?;
             let begun = Instant::now();
             // A kernel that panics and is not to restart stands still with its interrupts off.

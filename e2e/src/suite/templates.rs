@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 use super::{
     Test,
     daemon::restart,
-    workload::{PATIENCE, Place, STAY, pod, sh, with, within},
+    workload::{PATIENCE, Place, STAY, line, pod, sh, with, within},
 };
-use crate::{Cluster, Host, wait_for};
+use crate::{Cluster, Host, host_config::SHARED, wait_for};
 
 pub(super) const TESTS: &[Test] = &[
     Test {
@@ -22,6 +22,12 @@ pub(super) const TESTS: &[Test] = &[
         hosts: 1,
         kvmlet: true,
         run: copies,
+    },
+    Test {
+        name: "a pod with more images than copies of the node's template have places for, and directories of the host, is a copy all the same",
+        hosts: 1,
+        kvmlet: true,
+        run: surplus,
     },
     Test {
         name: "no two copies have a random number, a boot id, an address or a TCP sequence in common, and their clocks are right",
@@ -41,7 +47,7 @@ pub(super) const TESTS: &[Test] = &[
 const TEMPLATES: &str = "/var/lib/kvmlet/templates";
 
 /// Waits until the node has a template; its directory.
-fn template(host: &Host) -> Result<String> {
+pub(super) fn template(host: &Host) -> Result<String> {
     wait_for("the node to have a template", PATIENCE, || {
         let found = host.sh(&format!("cd {TEMPLATES} 2>/dev/null && ls | grep -v making || true"))?;
         Ok((!found.trim().is_empty()).then(|| found.trim().to_owned()))
@@ -58,7 +64,7 @@ fn told(place: &Place<'_>, pod: &str) -> Result<String> {
 }
 
 /// Starts a pod after another, of names that begin so, until one's machine is a copy.
-fn until_a_copy(place: &Place<'_>, name: &str) -> Result<()> {
+pub(super) fn until_a_copy(place: &Place<'_>, name: &str) -> Result<()> {
     let mut number = 0;
     wait_for("a pod to be a copy", PATIENCE, || {
         number += 1;
@@ -120,6 +126,43 @@ fn copies(cluster: &Cluster) -> Result<()> {
         );
         Ok(())
     })
+}
+
+/// Images of the same files that differ in how they are run. With that of the container and one more they are 10, of which 8 have places.
+const USERS: [&str; 8] = ["latest", "number", "group", "numbers", "root", "stop", "plain", "workdir"];
+
+fn surplus(cluster: &Cluster) -> Result<()> {
+    let host = cluster.host(0)?;
+    template(host)?;
+    let shared = format!("{SHARED}/surplus");
+    host.sh(&format!(
+        "rm -rf {shared}; mkdir -p {shared}/a {shared}/b; echo of-a > {shared}/a/file; echo of-b > {shared}/b/file"
+    ))?;
+    within(cluster, "templates-surplus", |place| {
+        let image =
+            |(name, reference): (String, String)| json!({"name": name, "image": {"reference": reference, "pullPolicy": "IfNotPresent"}});
+        let directory = |name: &str| json!({"name": name, "hostPath": {"path": format!("{shared}/{name}"), "type": "Directory"}});
+        let users = USERS.map(|tag| (tag.to_owned(), format!("users:{tag}")));
+        let images = users.into_iter().chain([("nginx".to_owned(), "nginx".to_owned())]);
+        let mut volumes: Vec<Value> = images.map(image).collect();
+        volumes.extend(["a", "b"].map(directory));
+        let names = volumes.iter().filter_map(|volume| volume["name"].as_str());
+        let mounts: Vec<Value> = names.map(|name| json!({"name": name, "mountPath": format!("/v/{name}")})).collect();
+        let script = "cd /v; echo users=$(grep -l 'An app' */etc/passwd | wc -l); echo nginx=$(head -n 1 nginx/etc/nginx/nginx.conf)
+            echo shared=$(cat a/file b/file); echo from-pod > a/made; ls /sys/class/block; ";
+        let main = with(sh(&format!("{script}{STAY}")), &[("/volumeMounts", json!(mounts))]);
+        place.create(&[with(pod("much", main), &[("/spec/volumes", json!(volumes))])])?;
+        place.until_ready("much")?;
+        place.until_event("much", "MachineStarted", "as a copy of the node's template in ")?;
+        place.until_says("much", "pmem9")?;
+        let said = place.kubectl(&["logs", "much"])?;
+        for (key, value) in [("users", "8"), ("nginx", "worker_processes 1;"), ("shared", "of-a of-b")] {
+            ensure!(line(&said, key)? == value, "{key} is not {value:?}: {said}");
+        }
+        ensure!(host.sh(&format!("cat {shared}/a/made"))?.trim() == "from-pod");
+        Ok(())
+    })?;
+    host.sh(&format!("rm -r {shared}")).map(drop)
 }
 
 /// What a copy says of itself: its clock at once and then each second; of what is its own a line each, none of which another may say. A guest has no

@@ -1,19 +1,20 @@
 //! The agent's state: the pod and its containers. Owns their table, the generation, and the dispatch of requests.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use kvmlet_protocol::{
-    ContainerSpec, ContainerState, ContainerStatus, ErrorKind, ExitStatus, Extras, Failure, LayerFigures, Request, Resources, Response,
-    SandboxSpec, StorageFigures,
+    ContainerSpec, ContainerState, ContainerStatus, ErrorKind, ExitStatus, Extras, Failure, LayerFigures, Renewal, Request, Resources,
+    Response, SandboxSpec, StorageFigures, TEMPLATE_WORD,
 };
 
 use crate::container::{self, Container};
 use crate::device::Images;
-use crate::failure::fail;
+use crate::failure::{Attempt, fail};
 use crate::setup::Sandbox;
-use crate::{attach, bus, cgroup, renew, resize, stats};
+use crate::{attach, bus, cgroup, renew, resize, stats, watchdog};
 
 /// How long a watch waits for a change.
 const WATCH: Duration = Duration::from_secs(30);
@@ -27,6 +28,8 @@ pub(crate) struct Agent {
     images: Mutex<Images>,
     table: Mutex<Table>,
     changed: Condvar,
+    /// It is a template's, whose copies have the same random numbers until they are renewed.
+    template: AtomicBool,
 }
 
 #[derive(Default)]
@@ -65,6 +68,32 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Agent {
+    /// Of a guest whose kernel was given this command line.
+    pub(crate) fn new(command_line: &str) -> Self {
+        let template = command_line.split_whitespace().any(|word| word == TEMPLATE_WORD);
+        Self {
+            template: template.into(),
+            ..Self::default()
+        }
+    }
+
+    /// Refuses what must not be asked of a copy before it is one of its own.
+    pub(crate) fn admit(&self, request: &Request) -> Result<(), Failure> {
+        if self.template.load(Ordering::Acquire) && !matches!(request, Request::Renew(_) | Request::PowerOff) {
+            return Err(fail(
+                ErrorKind::Conflict,
+                "this machine is a template, or a copy of one that was not renewed yet",
+            ));
+        }
+        Ok(())
+    }
+
+    fn renew(&self, renewal: &Renewal) -> Result<(), Failure> {
+        renew::renew(renewal)?;
+        self.template.store(false, Ordering::Release);
+        Ok(())
+    }
+
     /// Answers every request but those that change the connection or end the machine.
     pub(crate) fn answer(self: &Arc<Self>, request: Request) -> Response {
         let result = match request {
@@ -82,8 +111,8 @@ impl Agent {
             Request::List => Ok(lock(&self.table).list()),
             Request::Watch { seen } => Ok(self.watch(seen)),
             Request::Remove { container } => self.remove(&container).map(|()| Response::Done),
-            Request::Renew(renewal) => renew::renew(&renewal).map(|()| Response::Done),
-            Request::Attached { device } => bus::attached(device).map(|()| Response::Done),
+            Request::Renew(renewal) => self.renew(&renewal).map(|()| Response::Done),
+            Request::Attached { device } => self.attached(device).map(|()| Response::Done),
             Request::Detaching { device } => bus::detaching(device, &mut lock(&self.images)).map(|()| Response::Done),
             Request::Usage { volumes, above } => self.sandbox().and_then(|s| s.volumes.usage(&volumes, above)).map(Response::Usage),
             Request::Storage { volumes } => self.storage(&volumes).map(|storage| Response::Storage(Box::new(storage))),
@@ -117,6 +146,15 @@ impl Agent {
                 Ok(())
             }
         }
+    }
+
+    /// A machine that is a copy has its watchdog from then on.
+    fn attached(self: &Arc<Self>, device: u8) -> Result<(), Failure> {
+        bus::attached(device)?;
+        if bus::is_watchdog(device) {
+            watchdog::start(Arc::clone(self)).attempt("feed the watchdog")?;
+        }
+        Ok(())
     }
 
     fn sandbox(&self) -> Result<Arc<Sandbox>, Failure> {
@@ -270,5 +308,28 @@ impl Agent {
         } else {
             Err(fail(ErrorKind::Conflict, "the container is being started or removed"))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_that_was_not_renewed_answers_nothing_else() {
+        let renewal = Renewal {
+            entropy: Vec::new(),
+            time: 0,
+            cpus: 1,
+            memory: 0,
+            devices: Vec::new(),
+        };
+        let copy = Agent::new("quiet maxcpus=1 kvmlet.template\n");
+        assert_eq!(copy.admit(&Request::Renew(renewal)), Ok(()));
+        assert_eq!(copy.admit(&Request::PowerOff), Ok(()));
+        for request in [Request::List, Request::Attached { device: 18 }, Request::Forward { port: 1 }] {
+            assert_eq!(copy.admit(&request).unwrap_err().kind, ErrorKind::Conflict, "{request:?}");
+        }
+        assert_eq!(Agent::new("quiet not.kvmlet.template").admit(&Request::List), Ok(()));
     }
 }

@@ -66,7 +66,7 @@ fn start() -> io::Result<()> {
             },
         )?;
     }
-    let agent = Arc::new(Agent::default());
+    let agent = Arc::new(Agent::new(&fs::read_to_string("/proc/cmdline")?));
     let fed_for = Arc::clone(&agent);
     server::listen("control", control, move |connection| server::control(&agent, connection))?;
     server::listen("log", log, server::log)?;

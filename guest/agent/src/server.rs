@@ -85,7 +85,12 @@ pub(crate) fn control(agent: &Arc<Agent>, mut connection: VsockStream) -> Result
         return Ok(());
     }
     loop {
-        let response = match read_frame(&mut connection, MAX_HOST_FRAME)? {
+        let request = read_frame(&mut connection, MAX_HOST_FRAME)?;
+        if let Err(failure) = agent.admit(&request) {
+            write_frame(&mut connection, &Response::Failed(failure))?;
+            continue;
+        }
+        let response = match request {
             Request::Exec(spec) => match exec::start(agent, &spec) {
                 Ok(session) => return session.run(connection),
                 Err(failure) => Response::Failed(failure),

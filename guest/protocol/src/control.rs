@@ -70,7 +70,8 @@ pub enum Request {
     PowerOff,
     /// Makes a copy of another machine one of its own, before anything else is asked of it. Since version 3.
     Renew(Renewal),
-    /// A device has come to the machine's bus: the guest looks for it, and answers when its driver is at work. Since version 4.
+    /// A device has come to the machine's bus: the guest looks for it, and answers when its driver is at work. A watchdog is fed from then
+    /// on, since version [`crate::WATCHDOG_VERSION`]. Since version 4.
     Attached {
         /// Device number on PCI bus 0.
         device: u8,

@@ -37,7 +37,7 @@ pub const CONTROL_PORT: u32 = 1024;
 /// vsock port on which the agent hands out the containers' output.
 pub const LOG_PORT: u32 = 1025;
 /// The newest version of this protocol; the agent and the host speak the smaller of their two newest.
-pub const VERSION: u16 = 9;
+pub const VERSION: u16 = 10;
 /// The oldest version that understands today's [`SandboxSpec`]: a guest that is new must speak it.
 pub const SANDBOX_VERSION: u16 = 2;
 /// The oldest version that has [`Request::Renew`].
@@ -60,6 +60,11 @@ pub const IMAGE_VERSION: u16 = 8;
 pub const LIMIT_POD_VERSION: u16 = 8;
 /// The oldest version that has [`Request::Storage`].
 pub const STORAGE_VERSION: u16 = 9;
+/// The oldest version whose [`Request::Attached`] finds a watchdog too, and has it fed.
+pub const WATCHDOG_VERSION: u16 = 10;
+/// A word of a template's kernel command line: an agent that finds it answers nothing but [`Request::Renew`] and [`Request::PowerOff`] until it was
+/// renewed, since version 10.
+pub const TEMPLATE_WORD: &str = "kvmlet.template";
 /// Name of a file that is shared alone, in a directory that has nothing else.
 pub const SHARED_FILE: &str = "file";
 /// The oldest version still spoken.

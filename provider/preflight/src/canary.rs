@@ -136,7 +136,7 @@ impl Launching {
                 spec: MachineSpec {
                     name: NAME.into(),
                     comb: None,
-                    ..template::original(&config.guest, &vsock)
+                    ..template::original(&config.guest, &config.machines, &vsock)
                 },
                 tap: Vec::new(),
                 shared: Vec::new(),

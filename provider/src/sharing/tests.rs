@@ -13,7 +13,7 @@ use vmm_lib::spec::{FileSource, MachineSpec, Restore};
 
 use super::Copies;
 use crate::{
-    config::{Guest, Sharing, SharingPolicy},
+    config::{Guest, Machines, Sharing, SharingPolicy},
     template::{Start, original},
 };
 
@@ -95,7 +95,7 @@ async fn a_host_shares_files_a_namespace_those_of_its_pods_and_nobody_none() {
 }
 
 fn booted() -> MachineSpec {
-    original(&Guest::default(), Path::new("/m/vsock.sock"))
+    original(&Guest::default(), &Machines::default(), Path::new("/m/vsock.sock"))
 }
 
 /// A machine as a copy of a template with this memory.

@@ -14,12 +14,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kvmlet_protocol::{RENEW_VERSION, Request};
+use kvmlet_protocol::{DEVICES_VERSION, WATCHDOG_VERSION};
 use tokio::sync::Notify;
 use tracing::{info, warn};
-use vmm_lib::{snapshot, spec::MachineSpec};
+use vmm_lib::{
+    snapshot,
+    spec::{MachineSpec, Watchdog, WatchdogAction},
+};
 
-use super::{MEMORY, WORKING_SET, copy, key::key, observe::observe, original, renewal};
+use super::{MEMORY, WORKING_SET, copy, key::key, observe::observe, original, requests};
 use crate::{
     act::chain,
     agent::Agent,
@@ -70,7 +73,7 @@ pub struct Templates {
 
 struct State {
     template: Result<Template, String>,
-    /// How many there were before.
+    /// Of the template, or of the last attempt to have one: each has another.
     number: u64,
     /// Copies, of one template each, that failed with none between them that worked.
     failures: u32,
@@ -166,8 +169,7 @@ impl Templates {
                 warn!(why, "there is no template: machines are booted");
             }
             missed = if found.is_err() { missed + 1 } else { 0 };
-            self.state.lock().expect("no holder panics").template =
-                found.map_err(|why| format!("the node's template could not be made: {why}"));
+            self.put(found);
             if missed > 0 {
                 let _ = tokio::time::timeout(again(missed), self.wanted.notified()).await;
             } else {
@@ -176,10 +178,19 @@ impl Templates {
         }
     }
 
+    /// What copies are of from now on, or why there are none. Those of the one before may still fail: they are told apart by its number.
+    fn put(&self, found: Result<Template, String>) {
+        let mut state = self.state.lock().expect("no holder panics");
+        state.number += 1;
+        state.template = found.map_err(|why| format!("the node's template could not be made: {why}"));
+    }
+
     async fn have(&self, context: &Arc<Context>) -> Result<Template, String> {
-        let (guest, program) = (context.config.guest.clone(), context.program.path().to_owned());
-        let of = [&guest.kernel, &guest.initramfs].map(|path| (path.clone(), Stamp::of(path))).into();
-        let key = blocking(move || key(&guest, &program)).await?;
+        let (config, program) = (context.config.clone(), context.program.path().to_owned());
+        let of = [&config.guest.kernel, &config.guest.initramfs]
+            .map(|path| (path.clone(), Stamp::of(path)))
+            .into();
+        let key = blocking(move || key(&config.guest, &config.machines, &program)).await?;
         let directory = self.directory.join(&key);
         let looked_at = directory.clone();
         if !blocking(move || Ok(is_whole(&looked_at))).await? {
@@ -223,7 +234,7 @@ impl Templates {
         let (state, memory) = (create("state")?, create("memory")?);
         let launch = Launch {
             cpus: 1,
-            spec: original(&context.config.guest, &machine.join("vsock.sock")),
+            spec: original(&context.config.guest, &context.config.machines, &machine.join("vsock.sock")),
             tap: Vec::new(),
             shared: Vec::new(),
             file_size: MEMORY + STATE,
@@ -233,10 +244,11 @@ impl Templates {
         let running = machine::launch(context, NAME, machine.into(), launch).await?;
         let answered = async {
             let agent = Agent::await_boot(&running.vsock, BOOT_TIME).await.map_err(|error| chain(&error))?;
-            let version = agent.welcome().version;
-            if version < RENEW_VERSION {
+            let watched = context.config.machines.watchdog_seconds > 0;
+            let (version, needed) = (agent.welcome().version, if watched { WATCHDOG_VERSION } else { DEVICES_VERSION });
+            if version < needed {
                 return Err(format!(
-                    "the guest's agent speaks version {version} of the protocol, and {RENEW_VERSION} is needed"
+                    "the guest's agent speaks version {version} of the protocol, and {needed} is needed"
                 ));
             }
             drop(agent);
@@ -253,11 +265,14 @@ impl Templates {
 
     /// Starts a first copy, as large as a pod's by default, and takes down what it touches.
     async fn try_out(&self, context: &Arc<Context>, machine: &Path, made: &Path) -> Result<(), String> {
-        let vsock = machine.join("vsock.sock");
+        let (vsock, machines) = (machine.join("vsock.sock"), &context.config.machines);
         let asked = MachineSpec {
             comb: None,
             memory: MEMORY + (256 << 20),
-            ..original(&context.config.guest, &vsock)
+            watchdog: (machines.watchdog_seconds > 0).then_some(Watchdog {
+                action: WatchdogAction::Reset,
+            }),
+            ..original(&context.config.guest, machines, &vsock)
         };
         let mut spec = copy(asked, made).map_err(|(_, why)| why.to_owned())?;
         if let Some(restore) = &mut spec.restore {
@@ -275,8 +290,9 @@ impl Templates {
         let running = machine::launch(context, NAME, machine.into(), launch).await?;
         let answered = async {
             let mut agent = Agent::await_boot(&running.vsock, BOOT_TIME).await.map_err(|error| chain(&error))?;
-            let renewal = renewal(&spec, 1).map_err(|error| format!("read random bytes: {error}"))?;
-            agent.command(&Request::Renew(renewal)).await.map_err(|error| chain(&error))?;
+            for request in requests(&spec, 1).map_err(|error| format!("read random bytes: {error}"))? {
+                agent.command(&request).await.map_err(|error| chain(&error))?;
+            }
             let (pid, memory, file) = (running.pid(), made.join("memory"), made.join(WORKING_SET));
             blocking(move || {
                 let set = observe(pid, &memory).map_err(|error| format!("see what it touches: {error}"))?;
@@ -315,7 +331,6 @@ fn never(config: &Config) -> Option<&'static str> {
     let reasons = [
         (!config.machines.templates, "machines.templates is off"),
         (config.guest.serial, "guest.serial is on"),
-        (config.machines.watchdog_seconds > 0, "machines.watchdogSeconds is set"),
     ];
     reasons.into_iter().find_map(|(so, why)| so.then_some(why))
 }
@@ -344,105 +359,4 @@ fn again(missed: u32) -> Duration {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{config::Guest, template::original};
-
-    #[test]
-    fn what_could_not_be_made_is_tried_again_soon_and_then_less_and_less_often() {
-        let seconds = [1, 2, 3, 6, 7, 8, 1_000].map(|missed| again(missed).as_secs());
-        assert_eq!(seconds, [10, 20, 40, 320, 600, 600, 600]);
-    }
-
-    fn templates(root: &Path) -> Templates {
-        let kernel = root.join("kernel");
-        fs::write(&kernel, "one").unwrap();
-        let of = vec![(kernel.clone(), Stamp::of(&kernel))];
-        let directory = root.join("templates");
-        fs::create_dir_all(directory.join("key")).unwrap();
-        let template = Template {
-            directory: directory.join("key"),
-            of,
-        };
-        Templates {
-            directory,
-            state: Mutex::new(State {
-                template: Ok(template),
-                number: 7,
-                failures: 0,
-            }),
-            wanted: Notify::new(),
-        }
-    }
-
-    fn machine() -> MachineSpec {
-        MachineSpec {
-            comb: None,
-            ..original(&Guest::default(), Path::new("/m/vsock.sock"))
-        }
-    }
-
-    #[test]
-    fn a_replaced_guest_is_booted() {
-        let root = tempfile::tempdir().unwrap();
-        let templates = templates(root.path());
-        assert_eq!(templates.offer(machine()).1, Start::Copy(7));
-        fs::write(root.path().join("kernel"), "another").unwrap();
-        let (spec, start) = templates.offer(machine());
-        assert_eq!((spec.restore, spec.comb), (None, None));
-        assert!(matches!(start, Start::Boot(why) if why.contains("replaced")));
-    }
-
-    #[test]
-    fn a_template_whose_copy_failed_is_gone_and_after_some_there_are_no_more() {
-        let root = tempfile::tempdir().unwrap();
-        let templates = templates(root.path());
-        let again = |number| {
-            let mut state = templates.state.lock().unwrap();
-            state.number = number;
-            state.template = Ok(Template {
-                directory: root.path().join("none"),
-                of: Vec::new(),
-            });
-        };
-        templates.failed(6, "a copy of the one before");
-        assert_eq!(templates.offer(machine()).1, Start::Copy(7));
-        templates.failed(7, "it was cold");
-        templates.failed(7, "so was its sibling");
-        assert!(!root.path().join("templates/key").exists());
-        let (_, start) = templates.offer(machine());
-        assert!(matches!(start, Start::Boot(why) if why.contains("it was cold") && why.contains("another is being made")));
-        for number in [8, 9] {
-            again(number);
-            templates.failed(number, "and again");
-        }
-        let (_, start) = templates.offer(machine());
-        assert!(matches!(start, Start::Boot(why) if why.contains("3 templates") && why.contains("and again")));
-    }
-
-    #[test]
-    fn only_the_template_of_the_key_is_left() {
-        let root = tempfile::tempdir().unwrap();
-        let templates = templates(root.path());
-        fs::create_dir_all(templates.machine_dir()).unwrap();
-        templates.clear(Some("key")).unwrap();
-        let left: Vec<_> = fs::read_dir(&templates.directory)
-            .unwrap()
-            .flatten()
-            .map(|entry| entry.file_name())
-            .collect();
-        assert_eq!(left, ["key"]);
-        templates.clear(None).unwrap();
-        assert!(fs::read_dir(&templates.directory).unwrap().next().is_none());
-    }
-
-    #[test]
-    fn a_template_that_was_cut_short_is_not_whole() {
-        let root = tempfile::tempdir().unwrap();
-        assert!(!is_whole(root.path()));
-        for name in ["state", "memory", WORKING_SET] {
-            fs::write(root.path().join(name), "kvmsnap\n").unwrap();
-        }
-        assert!(!is_whole(root.path()));
-    }
-}
+mod tests;

@@ -11,13 +11,16 @@ use sha2::{Digest, Sha256};
 use vmm_lib::kvm;
 
 use super::{MEMORY, comb, command_line, guest_command_line};
-use crate::{act::chain, config::Guest};
+use crate::{
+    act::chain,
+    config::{Guest, Machines},
+};
 
 /// Changes when templates are made or taken up in another way.
-const FORM: u32 = 1;
+const FORM: u32 = 2;
 
 /// The key of templates of this guest by this monitor on this host as it is now, in hexadecimal.
-pub(super) fn key(guest: &Guest, program: &Path) -> Result<String, String> {
+pub(super) fn key(guest: &Guest, machines: &Machines, program: &Path) -> Result<String, String> {
     let mut all = Sha256::new();
     let mut part = |name: &str, content: &[u8]| {
         // With its length, so that nothing can slip from one part into the next.
@@ -26,7 +29,7 @@ pub(super) fn key(guest: &Guest, program: &Path) -> Result<String, String> {
     };
     part("form", &FORM.to_le_bytes());
     part("shape", format!("{MEMORY} {:?}", comb()).as_bytes());
-    part("command line", command_line(&guest_command_line(guest)).as_bytes());
+    part("command line", command_line(&guest_command_line(guest, machines)).as_bytes());
     for path in [program, &guest.kernel, &guest.initramfs] {
         part("file", &digest(path).map_err(|error| format!("read {}: {error}", path.display()))?);
     }
@@ -101,20 +104,25 @@ mod tests {
             initramfs: file("initramfs"),
             ..Guest::default()
         };
-        let monitor = file("monitor");
-        let first = key(&guest, &monitor).unwrap();
-        assert_eq!((first.len(), &key(&guest, &monitor).unwrap()), (64, &first));
+        let (monitor, plain) = (file("monitor"), Machines::default());
+        let first = key(&guest, &plain, &monitor).unwrap();
+        assert_eq!((first.len(), &key(&guest, &plain, &monitor).unwrap()), (64, &first));
         for name in ["kernel", "initramfs", "monitor"] {
-            let before = key(&guest, &monitor).unwrap();
+            let before = key(&guest, &plain, &monitor).unwrap();
             fs::write(directory.path().join(name), "another").unwrap();
-            assert_ne!(key(&guest, &monitor).unwrap(), before, "{name}");
+            assert_ne!(key(&guest, &plain, &monitor).unwrap(), before, "{name}");
         }
         let other = Guest {
             extra_command_line: "quiet".into(),
             ..guest.clone()
         };
-        assert_ne!(key(&other, &monitor).unwrap(), key(&guest, &monitor).unwrap());
+        assert_ne!(key(&other, &plain, &monitor).unwrap(), key(&guest, &plain, &monitor).unwrap());
+        let watched = Machines {
+            watchdog_seconds: 30,
+            ..Machines::default()
+        };
+        assert_ne!(key(&guest, &watched, &monitor).unwrap(), key(&guest, &plain, &monitor).unwrap());
         fs::remove_file(&guest.kernel).unwrap();
-        assert!(key(&guest, &monitor).unwrap_err().contains("kernel"));
+        assert!(key(&guest, &plain, &monitor).unwrap_err().contains("kernel"));
     }
 }

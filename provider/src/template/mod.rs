@@ -8,15 +8,20 @@ mod observe;
 
 use std::{collections::BTreeMap, path::Path};
 
-use kvmlet_protocol::Renewal;
+use kvmlet_protocol::{Renewal, Request, TEMPLATE_WORD};
 use vmm_lib::{
     boot::FAST_COMMAND_LINE,
-    spec::{Boot, Comb, FileSource, HOTPLUG_STEP, Hotplug, MachineSpec, Pmem, Restore, SPEC_VERSION, Vsock},
+    spec::{Boot, Comb, FileSource, HOTPLUG_STEP, Hotplug, MAX_STORES, MachineSpec, Pmem, Restore, SPEC_VERSION, Vsock},
 };
 
 pub use keep::{Start, Templates};
 
-use crate::{act::now_nanoseconds, config::Guest, random};
+use crate::{
+    act::now_nanoseconds,
+    config::{Guest, Machines},
+    lower::IN_PLACE,
+    random,
+};
 
 /// Memory of a template, bytes; what a pod needs above that comes by virtio-mem.
 pub const MEMORY: u64 = 128 << 20;
@@ -43,35 +48,39 @@ pub fn wanted(annotations: Option<&BTreeMap<String, String>>) -> Result<bool, St
     }
 }
 
-/// The places of a template: what most pods have at the most. A pod with more is booted.
+/// The places of a template: what most pods have at the most. What a pod has besides stands behind them, for its guest to look for.
 pub fn comb() -> Comb {
     Comb {
         cpus: 8,
         disks: 4,
         pmems: 8,
         nets: 1,
-        pmem_bytes: (1 << 30) + 8 * PMEM_STEP,
+        pmem_bytes: IN_PLACE + MAX_STORES as u64 * PMEM_STEP,
         memory_bytes: 64 << 30,
     }
 }
 
-/// A template's kernel command line: further processors are started by the agent of a copy that has them.
+/// A template's kernel command line: further processors are started by the agent of a copy that has them, and it does nothing before it was
+/// renewed.
 pub fn command_line(line: &str) -> String {
-    format!("{line} maxcpus=1")
+    format!("{line} maxcpus=1 {TEMPLATE_WORD}")
 }
 
 /// The kernel command line of a node's guests.
-pub fn guest_command_line(guest: &Guest) -> String {
-    let extra = &guest.extra_command_line;
-    if extra.is_empty() {
-        FAST_COMMAND_LINE.to_owned()
-    } else {
-        format!("{FAST_COMMAND_LINE} {extra}")
+pub fn guest_command_line(guest: &Guest, machines: &Machines) -> String {
+    let mut line = FAST_COMMAND_LINE.to_owned();
+    if !guest.extra_command_line.is_empty() {
+        line = format!("{line} {}", guest.extra_command_line);
     }
+    if machines.watchdog_seconds > 0 {
+        // How long is the driver's to know; the agent finds it there.
+        line.push_str(&format!(" i6300esb.heartbeat={}", machines.watchdog_seconds));
+    }
+    line
 }
 
-/// The machine that a template is made of: no disk, no image, no network.
-pub fn original(guest: &Guest, vsock: &Path) -> MachineSpec {
+/// The machine that a template is made of: no disk, no image, no network, no watchdog.
+pub fn original(guest: &Guest, machines: &Machines, vsock: &Path) -> MachineSpec {
     MachineSpec {
         version: SPEC_VERSION,
         name: "template".into(),
@@ -80,7 +89,7 @@ pub fn original(guest: &Guest, vsock: &Path) -> MachineSpec {
         boot: Boot {
             kernel: FileSource::Path(guest.kernel.clone()),
             initramfs: Some(FileSource::Path(guest.initramfs.clone())),
-            command_line: command_line(&guest_command_line(guest)),
+            command_line: command_line(&guest_command_line(guest, machines)),
         },
         disks: Vec::new(),
         pmems: Vec::new(),
@@ -111,8 +120,6 @@ fn copy(mut spec: MachineSpec, directory: &Path) -> Result<MachineSpec, (Box<Mac
     let misfits = [
         (spec.serial.is_some(), "guest.serial is on"),
         (spec.console.is_some(), "it has a console"),
-        (spec.watchdog.is_some(), "it has a watchdog"),
-        (!spec.shares.is_empty(), "it shares directories of the host"),
         (
             spec.hotplug.is_some_and(|hotplug| hotplug.requested > 0),
             "its memory comes and goes",
@@ -123,24 +130,12 @@ fn copy(mut spec: MachineSpec, directory: &Path) -> Result<MachineSpec, (Box<Mac
             "it has more memory than a copy can have",
         ),
         (spec.cpus > comb.cpus, "it has more processors than a copy can have"),
-        (spec.disks.len() > usize::from(comb.disks), "it has more disks than a copy can have"),
-        (
-            spec.pmems.len() > usize::from(comb.pmems),
-            "it has more images than a copy can have",
-        ),
-        (
-            spec.nets.len() > usize::from(comb.nets),
-            "it has more networks than a copy can have",
-        ),
-        (
-            spec.nets.iter().any(|net| !net.more_queues.is_empty()),
-            "its network has several pairs of queues",
-        ),
         (pmem_bytes > comb.pmem_bytes, "its images are larger than a copy's can be"),
     ];
     if let Some((_, why)) = misfits.into_iter().find(|(misfit, _)| *misfit) {
         return Err((Box::new(spec), why));
     }
+    let booted = spec.clone();
     let more = spec.memory - MEMORY;
     let room = more + spec.hotplug.map_or(0, |hotplug| hotplug.size);
     spec.memory = MEMORY;
@@ -155,7 +150,24 @@ fn copy(mut spec: MachineSpec, directory: &Path) -> Result<MachineSpec, (Box<Mac
         working_set: Some(FileSource::Path(directory.join(WORKING_SET))),
         verify: false,
     });
-    Ok(spec)
+    if spec.fits_bus() {
+        Ok(spec)
+    } else {
+        Err((Box::new(booted), "it has more devices than a copy can have"))
+    }
+}
+
+/// What the agent of a copy is asked, in this order and before anything else, until the machine is one of its own; its guest uses so many of its
+/// processors.
+pub fn requests(spec: &MachineSpec, cpus: u8) -> std::io::Result<Vec<Request>> {
+    let mut requests = vec![Request::Renew(renewal(spec, cpus)?)];
+    requests.extend(surplus(spec));
+    Ok(requests)
+}
+
+/// What the agent of a copy is asked once it was renewed: to look for what stands behind the comb.
+pub fn surplus(spec: &MachineSpec) -> Vec<Request> {
+    spec.surplus_places().map(|device| Request::Attached { device }).collect()
 }
 
 /// What a machine that is a copy is told; its guest uses so many of its processors.
@@ -171,7 +183,7 @@ pub fn renewal(spec: &MachineSpec, cpus: u8) -> std::io::Result<Renewal> {
 
 #[cfg(test)]
 mod tests {
-    use vmm_lib::spec::{Net, NetLimits};
+    use vmm_lib::spec::{Disk, DiskEngine, DiskFormat, Extent, Limits, Net, NetLimits, Share, Watchdog, WatchdogAction};
 
     use super::*;
 
@@ -180,7 +192,7 @@ mod tests {
             memory: 324 << 20,
             cpus: 2,
             comb: None,
-            ..original(&Guest::default(), Path::new("/m/vsock.sock"))
+            ..original(&Guest::default(), &Machines::default(), Path::new("/m/vsock.sock"))
         };
         change(&mut spec);
         spec
@@ -253,12 +265,82 @@ mod tests {
         assert!(refused(|spec| spec.cpus = 9).contains("processors"));
         assert!(refused(|spec| spec.memory = MEMORY + (64 << 30) + (2 << 20)).contains("more memory"));
         assert!(refused(|spec| spec.memory = MEMORY - (2 << 20)).contains("smaller"));
-        assert!(refused(|spec| spec.nets = vec![several_queues()]).contains("pairs of queues"));
-        assert!(
-            refused(|spec| spec.watchdog = Some(vmm_lib::spec::Watchdog {
-                action: vmm_lib::spec::WatchdogAction::Reset
-            }))
-            .contains("watchdog")
-        );
+        // Of 32 functions the bridge and the comb have 18: there are 14 more.
+        assert!(refused(|spec| spec.shares = (0..15).map(share).collect()).contains("more devices"));
+        assert!(refused(|spec| spec.pmems = vec![image(1 << 30), image(64 << 20)]).contains("images are larger"));
+    }
+
+    fn share(number: u32) -> Share {
+        Share {
+            tag: format!("share{number}"),
+            socket: FileSource::Passed(2 + number),
+        }
+    }
+
+    fn image(length: u64) -> Pmem {
+        let extents = vec![Extent {
+            file: FileSource::Path("/image".into()),
+            offset: 0,
+            length,
+        }];
+        Pmem {
+            name: "image".into(),
+            extents,
+        }
+    }
+
+    fn disk(number: u32) -> Disk {
+        Disk {
+            serial: format!("disk{number}"),
+            extents: image(4096).extents,
+            read_only: true,
+            format: DiskFormat::Raw,
+            limits: Limits::default(),
+            engine: DiskEngine::Calls,
+        }
+    }
+
+    #[test]
+    fn what_the_comb_lacks_is_looked_for_once_the_copy_is_one_of_its_own() {
+        let most = machine(|spec| {
+            spec.nets = vec![several_queues()];
+            spec.disks = (0..6).map(disk).collect();
+            spec.pmems = (0..11).map(|_| image(4096)).collect();
+            spec.shares = vec![share(0), share(1)];
+            spec.watchdog = Some(Watchdog {
+                action: WatchdogAction::Reset,
+            });
+        });
+        let copied = copy(most, Path::new("/t")).unwrap();
+        assert_eq!(copied.validate(4), Ok(()));
+        let requests = requests(&copied, 2).unwrap();
+        let (renew, devices) = requests.split_first().unwrap();
+        let Request::Renew(renewal) = renew else { panic!("{renew:?}") };
+        // Memory, then what is at the places: 4 disks, 8 images.
+        let places: Vec<u8> = [17].into_iter().chain(1..=12).collect();
+        assert_eq!(renewal.devices, places);
+        // 2 disks, 3 images, the network, 2 directories, the watchdog.
+        let surplus: Vec<_> = (18..27).map(|device| Request::Attached { device }).collect();
+        assert_eq!(devices, surplus);
+        // One that fits is asked nothing more than before.
+        let small = copy(machine(|spec| spec.disks = vec![disk(0)]), Path::new("/t")).unwrap();
+        assert_eq!(super::requests(&small, 2).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn images_of_small_files_fit_with_all_that_rounding_takes() {
+        // The comb's, and as many as the bus has places besides.
+        const MOST: usize = 8 + 14;
+        let mut left = IN_PLACE;
+        let many = machine(|spec| {
+            for _ in 1..MOST {
+                spec.pmems.push(image((2 << 20) + 4096));
+                left -= (2 << 20) + 4096;
+            }
+            spec.pmems.push(image(left));
+            spec.disks = vec![disk(0)];
+        });
+        let copied = copy(many, Path::new("/t")).unwrap();
+        assert_eq!((copied.pmems.len(), copied.validate(0)), (MOST, Ok(())));
     }
 }

@@ -49,11 +49,12 @@ pub(crate) fn check_shape(state: &State, spec: &MachineSpec, layout: &Layout, cp
     }
 }
 
-/// Makes a machine that has not run what it was. Processors beyond those of the snapshot wait for the guest to start them.
-pub(crate) fn restore(state: &State, vm: &VmFd, vcpus: &[VcpuFd], bus: &Bus) -> Result<(), RestoreError> {
+/// Makes a machine that has not run what it was. Processors beyond those of the snapshot wait for the guest to start them, up to `surplus`
+/// functions for it to look for them.
+pub(crate) fn restore(state: &State, vm: &VmFd, vcpus: &[VcpuFd], bus: &Bus, surplus: usize) -> Result<(), RestoreError> {
     state.board.restore(vm).map_err(|(what, error)| RestoreError::Kvm(what, error))?;
     bus.pci
-        .restore(&state.functions)
+        .restore(&state.functions, surplus)
         .map_err(|(device, what)| RestoreError::Device(device, what))?;
     for (processor, vcpu) in state.processors.iter().zip(vcpus) {
         processor.restore(vcpu)?;

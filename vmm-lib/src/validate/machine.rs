@@ -67,19 +67,11 @@ impl MachineSpec {
 
     /// The bus has room for all functions.
     pub(super) fn functions(&self, check: &mut Checker) {
-        let single = [
-            self.vsock.is_some(),
-            self.rng,
-            self.balloon,
-            self.has_memory_place(),
-            self.console.is_some(),
-            self.watchdog.is_some(),
-        ];
         let counts = [self.disks.len(), self.pmems.len(), self.nets.len(), self.shares.len()];
         // Each of these is refused by itself when it is too large.
         if counts.into_iter().all(|count| count <= MAX_STORES) {
-            let functions = usize::from(self.places().others) + self.shares.len() + single.into_iter().filter(|there| *there).count();
-            check.require(functions <= DEVICES, "disks", || {
+            check.require(self.fits_bus(), "disks", || {
+                let functions = self.function_count();
                 format!("and all other devices are {functions}, more than the {DEVICES} of a bus")
             });
         }
@@ -93,10 +85,12 @@ impl MachineSpec {
             });
         };
         room("comb.cpus", comb.cpus, usize::from(self.cpus), usize::from(MAX_CPUS));
-        room("comb.disks", comb.disks, self.disks.len(), MAX_DISKS);
+        // What a machine that is made of a snapshot has besides stands behind the comb.
+        let least = |count: usize| if self.restore.is_some() { 0 } else { count };
+        room("comb.disks", comb.disks, least(self.disks.len()), MAX_DISKS);
         let left = MAX_STORES.saturating_sub(usize::from(comb.disks));
-        room("comb.pmems", comb.pmems, self.pmems.len(), left);
-        room("comb.nets", comb.nets, self.nets.len(), MAX_NETS);
+        room("comb.pmems", comb.pmems, least(self.pmems.len()), left);
+        room("comb.nets", comb.nets, least(self.nets.len()), MAX_NETS);
         let needs = self
             .pmems
             .iter()

@@ -39,8 +39,8 @@ pub(super) fn hello(socket: &Path) -> anyhow::Result<(UnixStream, Welcome)> {
 
 /// Makes a copy of a machine one of its own.
 pub(super) fn renew(stream: &mut UnixStream, spec: &MachineSpec) -> anyhow::Result<()> {
-    let renewal = kvmlet_provider::template::renewal(spec, spec.cpus).context("read random bytes")?;
-    ask(stream, &Request::Renew(renewal))
+    let requests = kvmlet_provider::template::requests(spec, spec.cpus).context("read random bytes")?;
+    requests.iter().try_for_each(|request| ask(stream, request))
 }
 
 /// Asks for what is answered without a word.
