@@ -12,8 +12,8 @@ use k8s_openapi::{
     api::{
         coordination::v1::{Lease, LeaseSpec},
         core::v1::{
-            ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec, NodeStatus, NodeSystemInfo,
-            Taint,
+            ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures, NodeRuntimeHandler,
+            NodeRuntimeHandlerFeatures, NodeSpec, NodeStatus, NodeSystemInfo, Taint,
         },
     },
     apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference, Time},
@@ -46,6 +46,8 @@ pub(crate) const KUBELET_VERSION: &str = "v1.36.3";
 /// What the API server and the scheduler count on here (status.declaredFeatures), sorted: that WebSockets of exec, attach and port-forward
 /// are passed through to this node (KEP-4006), instead of being made SPDY on the way.
 const DECLARED_FEATURES: [&str; 1] = ["ExtendWebSocketsToKubelet"];
+/// Those of RuntimeClasses that run here; the empty one is that of pods without a class.
+const HANDLERS: [&str; 2] = ["", "kvmlet"];
 /// Most images that the status lists.
 const MAX_IMAGES: usize = 50;
 
@@ -328,6 +330,10 @@ impl NodeKeeper {
             node_info: Some(self.host.info.clone()),
             conditions: Some(self.conditions(node)),
             images: Some(images(self.images.list())),
+            features: Some(NodeFeatures {
+                supplemental_groups_policy: Some(true),
+            }),
+            runtime_handlers: Some(HANDLERS.map(handler).to_vec()),
             declared_features: Some(DECLARED_FEATURES.map(str::to_owned).to_vec()),
             ..NodeStatus::default()
         }
@@ -366,6 +372,17 @@ impl NodeKeeper {
             condition("Ready", false, "KvmletNotReady", text.join("; "))
         };
         pressures.into_iter().chain([ready]).collect()
+    }
+}
+
+/// What pods of a handler can have; users of a guest are none of the host's.
+fn handler(name: &str) -> NodeRuntimeHandler {
+    NodeRuntimeHandler {
+        name: Some(name.to_owned()),
+        features: Some(NodeRuntimeHandlerFeatures {
+            recursive_read_only_mounts: Some(true),
+            user_namespaces: Some(true),
+        }),
     }
 }
 

@@ -1,6 +1,7 @@
 //! What is reported of a pod: its state in the API's words. Pure; times of conditions come from the previous status where nothing changed.
 
 mod messages;
+mod mounts;
 
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -46,6 +47,7 @@ pub fn status(desired: &DesiredPod, state: &PodState, host_ips: &[String], previ
                 let has_run = c.is_up() || matches!(c.slot, Slot::Ended(_));
                 ContainerStatus {
                     resources: has_run.then(|| state.in_force(index)).flatten().map(|own| own.resources()),
+                    volume_mounts: status.container_id.is_some().then(|| mounts::of(desired.spec_of(d))).flatten(),
                     ..status
                 }
             })

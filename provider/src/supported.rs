@@ -166,7 +166,7 @@ const CONTAINER: &[(&str, Rule)] = &[
     ("volumeMounts.mountPropagation", OneOf(&["None"], NO_PROPAGATION)),
     ("volumeMounts.name", Any),
     ("volumeMounts.readOnly", Any),
-    ("volumeMounts.recursiveReadOnly", Only("Disabled")),
+    ("volumeMounts.recursiveReadOnly", Any),
     ("volumeMounts.subPath", Any),
     ("volumeMounts.subPathExpr", Any),
     ("workingDir", Any),

@@ -82,6 +82,16 @@ fn object(cluster: &Cluster) -> Result<()> {
         "{taints:?}"
     );
     let status = &node["status"];
+    ensure!(status["features"]["supplementalGroupsPolicy"] == true, "{}", status["features"]);
+    let handlers = status["runtimeHandlers"].as_array().context("the node names no handlers")?;
+    for name in ["", "kvmlet"] {
+        // An empty name is left out by the API server.
+        let handler = handlers.iter().find(|handler| handler["name"].as_str().unwrap_or_default() == name);
+        ensure!(
+            handler.is_some_and(|handler| handler["features"]["recursiveReadOnlyMounts"] == true),
+            "{handlers:?}"
+        );
+    }
     ensure!(
         status["addresses"] == json!([{"type": "InternalIP", "address": host.address}, {"type": "Hostname", "address": host.name}]),
         "{}",

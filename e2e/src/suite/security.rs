@@ -93,9 +93,11 @@ fn contexts(cluster: &Cluster) -> Result<()> {
         echo rights=$(of CapEff) filter=$(of Seccomp) escalates=$(of NoNewPrivs)
         touch /own 2>/dev/null && echo root=open || echo root=closed
         echo 1 2>/dev/null >/proc/sys/kernel/printk_delay && echo kernel=open || echo kernel=closed
+        touch /fixed/own 2>/dev/null && echo fixed=open || echo fixed=closed
         touch /data/$NAME && echo group=$(stat -c %g /data/$NAME) member=$(id -G | grep -wc 5000)";
     let of = |name: &str, security| {
-        let mounts = json!([{"name": "data", "mountPath": "/data"}]);
+        let fixed = json!({"name": "data", "mountPath": "/fixed", "readOnly": true, "recursiveReadOnly": "Enabled"});
+        let mounts = json!([{"name": "data", "mountPath": "/data"}, fixed]);
         let changes = [
             ("/name", json!(name)),
             ("/securityContext", security),
@@ -122,19 +124,22 @@ fn contexts(cluster: &Cluster) -> Result<()> {
                 ("/spec/volumes", json!([{"name": "data", "emptyDir": {}}])),
             ],
         )])?;
-        place.until_phase("all", "Succeeded")?;
+        let found = place.until_phase("all", "Succeeded")?;
+        let mounts = container(&found, "some")["volumeMounts"].as_array().cloned().unwrap_or_default();
+        let fixed = json!({"name": "data", "mountPath": "/fixed", "readOnly": true, "recursiveReadOnly": "Enabled"});
+        ensure!(mounts.contains(&fixed), "{mounts:?}");
         for (name, said) in [
             (
                 "strict",
-                "rights=0000000000000000 filter=2 escalates=1\nroot=closed\nkernel=closed\ngroup=5000 member=1",
+                "rights=0000000000000000 filter=2 escalates=1\nroot=closed\nkernel=closed\nfixed=closed\ngroup=5000 member=1",
             ),
             (
                 "some",
-                "rights=0000000000000400 filter=0 escalates=0\nroot=open\nkernel=closed\ngroup=5000 member=1",
+                "rights=0000000000000400 filter=0 escalates=0\nroot=open\nkernel=closed\nfixed=closed\ngroup=5000 member=1",
             ),
             (
                 "loose",
-                "rights=00000000a80425fb filter=0 escalates=0\nroot=open\nkernel=open\ngroup=5000 member=1",
+                "rights=00000000a80425fb filter=0 escalates=0\nroot=open\nkernel=open\nfixed=closed\ngroup=5000 member=1",
             ),
         ] {
             let found = place.kubectl(&["logs", "all", "-c", name])?;
