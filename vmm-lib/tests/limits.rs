@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::sync::Arc;
+use std::thread;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use support::drive::*;
@@ -156,6 +157,8 @@ fn memory_that_there_is_not_is_named() {
 fn a_processor_without_a_thread_ends_its_machine_by_name() {
     let kernel = power_off();
     let machine = Builder::new(kernel.spec(1), Vec::new()).build().expect("this KVM makes machines");
+    // libc keeps the stack of the thread that loaded the kernel for the next one.
+    let _taken = thread::spawn(thread::park);
     // Less than a stack.
     limit(Resource::As, size() + MIB);
     let exit = machine.run().exit;

@@ -190,20 +190,22 @@ pub(super) fn user_agent(purpose: &str) -> String {
 /// Go's words for a server that answers TLS in HTTP.
 const PLAIN: &str = "http: server gave HTTP response to HTTPS client";
 
-/// Whether what came over TLS is no TLS.
-fn is_plain(io: &std::io::Error) -> bool {
-    let inner = io.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    matches!(
-        inner,
-        Some(rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType))
-    )
+/// Whether what came over TLS is no TLS. Errors of I/O hold others that are no sources of theirs.
+fn is_plain(error: &(dyn Error + 'static)) -> bool {
+    match error.downcast_ref::<std::io::Error>() {
+        Some(io) => io.get_ref().is_some_and(|inner| is_plain(inner)),
+        None => matches!(
+            error.downcast_ref::<rustls::Error>(),
+            Some(rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType))
+        ),
+    }
 }
 
 /// A failure in words near Go's.
 fn describe(error: &reqwest::Error, host: &str, port: u16) -> String {
     let mut last: &dyn Error = error;
     loop {
-        if last.downcast_ref::<std::io::Error>().is_some_and(is_plain) {
+        if is_plain(last) {
             return PLAIN.into();
         }
         if let Some(io) = last.downcast_ref::<std::io::Error>()
