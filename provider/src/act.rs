@@ -9,7 +9,6 @@ use std::{
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{DeleteParams, Preconditions};
 use kvmlet_network::PodNetworks;
 use kvmlet_protocol::{Request, Response};
 use tokio::sync::{mpsc, watch};
@@ -27,7 +26,7 @@ use crate::{
     objects::PodObjects,
     prepare, pull, resize,
     state::{PodState, Slot},
-    write::Writer,
+    write,
 };
 
 /// How long a guest has to power itself off before its machine is stopped.
@@ -320,20 +319,9 @@ pub async fn delete_object(act: Act, pod: Arc<Pod>, reported: Option<(u64, watch
     if let Some((number, mut taken)) = reported {
         let _ = taken.wait_for(|n| *n >= number).await;
     }
-    let meta = &pod.metadata;
-    let pods = Writer::<Pod>::of(&act.context.client, meta.namespace.as_deref().unwrap_or_default());
-    let preconditions = Preconditions {
-        uid: meta.uid.clone(),
-        resource_version: None,
-    };
-    let params = DeleteParams {
-        grace_period_seconds: Some(0),
-        preconditions: Some(preconditions),
-        ..DeleteParams::default()
-    };
     let mut wait = Duration::from_millis(100);
     loop {
-        match pods.delete(meta.name.as_deref().unwrap_or_default(), &params).await {
+        match write::delete(&act.context.client, &pod).await {
             Ok(()) => return Event::Deleted(true),
             Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => return Event::Deleted(true),
             Err(error) => warn!(%error, "delete the pod's object; trying again"),

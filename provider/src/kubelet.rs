@@ -12,7 +12,6 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, Preconditions},
     runtime::{WatchStreamExt, watcher},
 };
 use tokio::sync::mpsc::error::TrySendError;
@@ -26,6 +25,7 @@ use crate::{
     events::Note,
     host_path, pressure,
     state::{PodState, Verdict},
+    write,
 };
 
 /// The tasks, by UID; shared with the server.
@@ -155,10 +155,7 @@ impl Kubelet {
         // Mirror pods of a kubelet and pods that ended before this node's state was lost are not run again.
         let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default();
         if matches!(phase, "Succeeded" | "Failed") {
-            // Without grace it has been deleted for good: this is the last news of it, and may come after its task has ended.
-            if pod.metadata.deletion_timestamp.is_some() && pod.metadata.deletion_grace_period_seconds != Some(0) {
-                self.delete_ended(&pod).await;
-            }
+            self.let_go(&pod).await;
             return;
         }
         let (desired, refusal) = DesiredPod::read(Arc::new(pod));
@@ -213,29 +210,22 @@ impl Kubelet {
 
     /// A pod that is neither run nor failed. Nothing here has to end when it is deleted.
     async fn leave(&self, pod: &Arc<Pod>, refusal: &Refusal) {
-        match (&pod.metadata.deletion_timestamp, pod.metadata.deletion_grace_period_seconds) {
-            (None, _) => {
-                let message = format!("left alone, as the node's daemonSets says: {}", refusal.message);
-                self.context.recorder.pod(pod, Note::warning(refusal.reason, None, message));
-            }
-            (Some(_), Some(0)) => {}
-            (Some(_), _) => self.delete_ended(pod).await,
+        if pod.metadata.deletion_timestamp.is_none() {
+            let message = format!("left alone, as the node's daemonSets says: {}", refusal.message);
+            self.context.recorder.pod(pod, Note::warning(refusal.reason, None, message));
         }
+        self.let_go(pod).await;
     }
 
-    async fn delete_ended(&self, pod: &Pod) {
-        let api: Api<Pod> = Api::namespaced(self.context.client.clone(), &pod.namespace().unwrap_or_default());
-        let preconditions = Preconditions {
-            uid: pod.uid(),
-            resource_version: None,
-        };
-        let params = DeleteParams {
-            grace_period_seconds: Some(0),
-            preconditions: Some(preconditions),
-            ..DeleteParams::default()
-        };
-        if let Err(error) = api.delete(&pod.name_any(), &params).await {
-            warn!(%error, "delete a pod that has ended");
+    /// Deletes the object of a pod of which nothing is here, if that was asked for. Without grace it has been deleted for good: this is the last news of
+    /// it, and may come after its task has ended.
+    async fn let_go(&self, pod: &Pod) {
+        let meta = &pod.metadata;
+        if meta.deletion_timestamp.is_none() || meta.deletion_grace_period_seconds == Some(0) {
+            return;
+        }
+        if let Err(error) = write::delete(&self.context.client, pod).await {
+            warn!(%error, "delete the object of a pod of which nothing is here");
         }
     }
 }

@@ -84,9 +84,6 @@ pub fn machine(
         // The agent starts them when the pod is resized.
         command_line.push_str(&format!(" maxcpus={}", size.cpus));
     }
-    let watchdog = (machines.watchdog_seconds > 0).then_some(Watchdog {
-        action: WatchdogAction::Reset,
-    });
     MachineSpec {
         version: SPEC_VERSION,
         name: format!("{}/{}", pod.namespace, pod.name),
@@ -133,9 +130,16 @@ pub fn machine(
         pmem_room: 0,
         dirty_log: false,
         console: None,
-        watchdog,
+        watchdog: watchdog(machines),
         count_exits: false,
     }
+}
+
+/// The watchdog of a node's machines, if they have one.
+pub fn watchdog(machines: &Machines) -> Option<Watchdog> {
+    (machines.watchdog_seconds > 0).then_some(Watchdog {
+        action: WatchdogAction::Reset,
+    })
 }
 
 /// Name of the image of this number: of its virtio-pmem device, or the serial of its disk.

@@ -3,10 +3,10 @@
 
 use std::marker::PhantomData;
 
-use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::{NamespaceResourceScope, api::core::v1::Pod};
 use kube::{
     Client, Error, Resource,
-    api::{DeleteParams, Patch, PatchParams, PostParams},
+    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
     core::{Request, request},
 };
 use serde::Serialize;
@@ -50,13 +50,24 @@ impl<'a, K: Resource<DynamicType = (), Scope = NamespaceResourceScope>> Writer<'
             .await
     }
 
-    /// Deletes one, or begins to.
-    pub(crate) async fn delete(&self, name: &str, params: &DeleteParams) -> kube::Result<()> {
-        self.send(self.request.delete(name, params)).await
-    }
-
     async fn send(&self, request: Result<hyper::Request<Vec<u8>>, request::Error>) -> kube::Result<()> {
         let request = request.map_err(Error::BuildRequest)?;
         self.client.request_text(request).await.map(drop)
     }
+}
+
+/// Deletes a pod's object for good, if it is still this one.
+pub(crate) async fn delete(client: &Client, pod: &Pod) -> kube::Result<()> {
+    let meta = &pod.metadata;
+    let pods = Writer::<Pod>::of(client, meta.namespace.as_deref().unwrap_or_default());
+    let params = DeleteParams {
+        grace_period_seconds: Some(0),
+        preconditions: Some(Preconditions {
+            uid: meta.uid.clone(),
+            resource_version: None,
+        }),
+        ..DeleteParams::default()
+    };
+    pods.send(pods.request.delete(meta.name.as_deref().unwrap_or_default(), &params))
+        .await
 }

@@ -14,15 +14,15 @@ use crate::spec::{Boot, FileSource, MachineSpec, Restore, SPEC_VERSION};
 /// `jmp` to itself.
 pub(crate) const SPIN: [u8; 2] = [0xeb, 0xfe];
 
-/// A machine that runs `code`, from a kernel at a path.
-pub(crate) fn spec(kernel: PathBuf) -> MachineSpec {
+/// The plainest machine of a kernel.
+pub(crate) fn spec(kernel: FileSource) -> MachineSpec {
     MachineSpec {
         version: SPEC_VERSION,
         name: "test".into(),
         cpus: 1,
         memory: 32 << 20,
         boot: Boot {
-            kernel: FileSource::Path(kernel),
+            kernel,
             initramfs: None,
             command_line: String::new(),
         },
@@ -57,7 +57,7 @@ impl Snapshotted {
             directory: tempfile::tempdir().expect("a directory"),
         };
         std::fs::write(new.kernel(), bzimage::bzimage(code)).expect("it can be written");
-        let machine = Builder::new(spec(new.kernel()), Vec::new())
+        let machine = Builder::new(spec(FileSource::Path(new.kernel())), Vec::new())
             .build()
             .expect("this KVM makes machines");
         let handle = machine.handle();
@@ -98,7 +98,7 @@ impl Snapshotted {
                 working_set: None,
                 verify: true,
             }),
-            ..spec(self.kernel())
+            ..spec(FileSource::Path(self.kernel()))
         }
     }
 }

@@ -4,7 +4,6 @@
 mod support;
 
 use std::fs::File;
-use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,7 +13,7 @@ use support::script::{Running, Script};
 use support::{HALT, Kernel, bzimage, run_machine};
 use vmm_lib::exit::MachineExit;
 use vmm_lib::snapshot::{SnapshotError, SnapshotFiles};
-use vmm_lib::spec::{Disk, DiskEngine, DiskFormat, Extent, FileSource, Limits};
+use vmm_lib::spec::FileSource;
 use vmm_lib::{AttachError, Attachment, Builder, DetachError, Occupied};
 
 /// Where the first device goes that is attached to a machine with one besides its bridge.
@@ -25,28 +24,6 @@ const CAPABILITIES: u64 = CONFIG + 0x34;
 const OTHER_BAR: u64 = BAR + 0x10_0000;
 /// Where a driver writes what it asks of a disk.
 const HEADER: u64 = DATA + 0x4000;
-
-/// A disk of one sector of these bytes.
-fn disk(serial: &str, byte: u8) -> (Attachment, Vec<OwnedFd>) {
-    let mut file = tempfile::tempfile().expect("a temporary file can be made");
-    file.write_all(&[byte; 512]).expect("and written");
-    (of(serial), vec![file.into()])
-}
-
-fn of(serial: &str) -> Attachment {
-    Attachment::Disk(Disk {
-        serial: serial.into(),
-        extents: vec![Extent {
-            file: FileSource::Passed(0),
-            offset: 0,
-            length: 512,
-        }],
-        read_only: true,
-        format: DiskFormat::Raw,
-        limits: Limits::default(),
-        engine: DiskEngine::Calls,
-    })
-}
 
 fn attach(running: &Running, serial: &str, byte: u8) -> Result<u8, AttachError> {
     let (attachment, files) = disk(serial, byte);

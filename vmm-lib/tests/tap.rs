@@ -2,15 +2,11 @@
 
 mod support;
 
-use std::io::Write as _;
-use std::os::fd::OwnedFd;
-
 use support::drive::*;
 use support::network::{Network, frame, in_a_network};
 use support::script::Script;
-use vmm_lib::Attachment;
 use vmm_lib::exit::MachineExit;
-use vmm_lib::spec::{Disk, DiskEngine, DiskFormat, Extent, FileSource, Limits, Net, NetLimits};
+use vmm_lib::spec::{FileSource, Net, NetLimits};
 
 /// Rings of the receive queue, in which nothing is ever offered; those of the transmit queue are the usual ones.
 const RECEIVE: [u64; 3] = [TABLE + 0x8000, AVAILABLE + 0x8000, USED + 0x8000];
@@ -41,24 +37,6 @@ fn send(script: &mut Script, count: u64) {
     offer(script, BAR, count, 0);
     script.write(2, BAR + NOTIFY + 4, 1);
     script.wait(USED + 2, (count & !(count - 1)) as u8);
-}
-
-fn disk() -> (Attachment, Vec<OwnedFd>) {
-    let mut file = tempfile::tempfile().expect("a temporary file can be made");
-    file.write_all(&[7; 512]).expect("and written");
-    let disk = Disk {
-        serial: "signal".into(),
-        extents: vec![Extent {
-            file: FileSource::Passed(0),
-            offset: 0,
-            length: 512,
-        }],
-        read_only: true,
-        format: DiskFormat::Raw,
-        limits: Limits::default(),
-        engine: DiskEngine::Calls,
-    };
-    (Attachment::Disk(disk), vec![file.into()])
 }
 
 #[test]
@@ -101,7 +79,7 @@ fn for_away(network: &Network) {
     assert_eq!(running.said(1), [READY]);
     assert_eq!(wire.receive(), frame(3));
     network.delete();
-    let (attachment, files) = disk();
+    let (attachment, files) = disk("signal", 7);
     assert_eq!(running.handle.attach(attachment, files).expect("there is a place"), SLOT);
     let (report, said) = running.end();
     assert_eq!(report.exit, MachineExit::PoweredOff);

@@ -108,20 +108,22 @@ impl Cluster {
 
     /// Applies a manifest.
     pub fn apply(&self, yaml: &str) -> Result<()> {
-        let file = self.state.root.join(format!("apply-{}.yaml", thread_token()));
-        write(&file, yaml)?;
-        let applied = self.kubectl(&["apply", "-f", &file.to_string_lossy()]);
-        fs::remove_file(&file).context("remove an applied manifest")?;
-        applied.map(drop)
+        self.handed(yaml, |file| self.kubectl(&["apply", "-f", file])).map(drop)
     }
 
     /// Asks for an object to be created; what kubectl said of it, good or bad.
     pub fn create_output(&self, object: &Value, more: &[&str]) -> Result<Output> {
-        let file = self.state.root.join(format!("create-{}.json", thread_token()));
-        write(&file, object.to_string())?;
-        let output = self.kubectl_output(&[&["create", "-f", &file.to_string_lossy()], more].concat());
-        fs::remove_file(&file).context("remove what was to be created")?;
-        output
+        let create = |file: &str| self.kubectl_output(&[&["create", "-f", file], more].concat());
+        self.handed(&object.to_string(), create)
+    }
+
+    /// Hands a manifest over as a file.
+    fn handed<T>(&self, manifest: &str, to: impl FnOnce(&str) -> Result<T>) -> Result<T> {
+        let file = self.state.root.join(format!("manifest-{}.yaml", thread_token()));
+        write(&file, manifest)?;
+        let done = to(&file.to_string_lossy());
+        fs::remove_file(&file).context("remove a manifest")?;
+        done
     }
 
     /// The same cluster as one sees it who works on one host only.

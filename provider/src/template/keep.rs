@@ -17,10 +17,7 @@ use std::{
 use kvmlet_protocol::{DEVICES_VERSION, WATCHDOG_VERSION};
 use tokio::sync::Notify;
 use tracing::{info, warn};
-use vmm_lib::{
-    snapshot,
-    spec::{MachineSpec, Watchdog, WatchdogAction},
-};
+use vmm_lib::{snapshot, spec::MachineSpec};
 
 use super::{MEMORY, WORKING_SET, copy, key::key, observe::observe, original, requests};
 use crate::{
@@ -28,6 +25,7 @@ use crate::{
     agent::Agent,
     config::Config,
     context::Context,
+    lower,
     machine::{self, Launch},
 };
 
@@ -269,9 +267,7 @@ impl Templates {
         let asked = MachineSpec {
             comb: None,
             memory: MEMORY + (256 << 20),
-            watchdog: (machines.watchdog_seconds > 0).then_some(Watchdog {
-                action: WatchdogAction::Reset,
-            }),
+            watchdog: lower::watchdog(machines),
             ..original(&context.config.guest, machines, &vsock)
         };
         let mut spec = copy(asked, made).map_err(|(_, why)| why.to_owned())?;

@@ -5,36 +5,20 @@ mod rooms;
 use super::*;
 use crate::spec::{
     Boot, Console, Disk, DiskEngine, DiskFormat, Hotplug, MAX_COMMAND_LINE, MAX_DISKS, MAX_NETS, MAX_PMEM, MAX_QUEUE_PAIRS, MAX_STORES,
-    Net, NetLimits, Pmem, SPEC_VERSION, Serial, Share, Vsock, Watchdog, WatchdogAction,
+    Net, NetLimits, Pmem, Serial, Share, Vsock, Watchdog, WatchdogAction,
 };
+use crate::testing;
 
 fn spec() -> MachineSpec {
     MachineSpec {
-        version: SPEC_VERSION,
         name: "m".into(),
-        cpus: 1,
         memory: 64 << 20,
         boot: Boot {
             kernel: FileSource::Passed(0),
             initramfs: None,
             command_line: "quiet".into(),
         },
-        disks: Vec::new(),
-        pmems: Vec::new(),
-        shares: Vec::new(),
-        nets: Vec::new(),
-        vsock: None,
-        rng: false,
-        balloon: false,
-        hotplug: None,
-        serial: None,
-        comb: None,
-        restore: None,
-        pmem_room: 0,
-        dirty_log: false,
-        console: None,
-        watchdog: None,
-        count_exits: false,
+        ..testing::spec(FileSource::Passed(0))
     }
 }
 

@@ -1,5 +1,11 @@
 //! How a [`Script`] drives a device by its registers and rings, in the way of a driver with one queue of 8.
 
+use std::io::Write as _;
+use std::os::fd::OwnedFd;
+
+use vmm_lib::Attachment;
+use vmm_lib::spec::{Disk, DiskEngine, DiskFormat, Extent, FileSource, Limits};
+
 use super::script::Script;
 
 pub const ECAM: u64 = 0xe000_0000;
@@ -59,4 +65,27 @@ pub fn descriptor(script: &mut Script, table: u64, index: u64, (address, length,
 pub fn offer(script: &mut Script, bar: u64, count: u64, head: u64) {
     let slot = AVAILABLE + 4 + 2 * ((count - 1) % 8);
     script.write(2, slot, head).write(2, AVAILABLE + 2, count).write(2, bar + NOTIFY, 0);
+}
+
+/// A disk of one sector of these bytes.
+pub fn disk(serial: &str, byte: u8) -> (Attachment, Vec<OwnedFd>) {
+    let mut file = tempfile::tempfile().expect("a temporary file can be made");
+    file.write_all(&[byte; 512]).expect("and written");
+    (of(serial), vec![file.into()])
+}
+
+/// The same, of the first descriptor that is passed.
+pub fn of(serial: &str) -> Attachment {
+    Attachment::Disk(Disk {
+        serial: serial.into(),
+        extents: vec![Extent {
+            file: FileSource::Passed(0),
+            offset: 0,
+            length: 512,
+        }],
+        read_only: true,
+        format: DiskFormat::Raw,
+        limits: Limits::default(),
+        engine: DiskEngine::Calls,
+    })
 }

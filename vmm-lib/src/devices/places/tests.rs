@@ -2,9 +2,10 @@
 
 use super::*;
 use crate::spec::{
-    Boot, Disk, DiskEngine, DiskFormat, Extent, FileSource, Hotplug, Limits, MachineSpec, Net, NetLimits, Pmem, Restore, SPEC_VERSION,
-    Share, Watchdog, WatchdogAction,
+    Disk, DiskEngine, DiskFormat, Extent, FileSource, Hotplug, Limits, MachineSpec, Net, NetLimits, Pmem, Restore, Share, Watchdog,
+    WatchdogAction,
 };
+use crate::testing;
 
 /// A comb with 2 places for disks, 2 for images and 1 for a network interface.
 const COMB: Comb = Comb {
@@ -45,24 +46,11 @@ fn copy(disks: usize, pmems: usize) -> MachineSpec {
         extents: extents(),
     };
     MachineSpec {
-        version: SPEC_VERSION,
-        name: "m".into(),
-        cpus: 1,
         memory: 64 << 20,
-        boot: Boot {
-            kernel: file(),
-            initramfs: None,
-            command_line: String::new(),
-        },
         disks: (0..disks).map(disk).collect(),
         pmems: (0..pmems).map(pmem).collect(),
-        shares: Vec::new(),
-        nets: Vec::new(),
-        vsock: None,
         rng: true,
         balloon: true,
-        hotplug: None,
-        serial: None,
         comb: Some(COMB),
         restore: Some(Restore {
             state: file(),
@@ -70,11 +58,7 @@ fn copy(disks: usize, pmems: usize) -> MachineSpec {
             working_set: None,
             verify: false,
         }),
-        pmem_room: 0,
-        dirty_log: false,
-        console: None,
-        watchdog: None,
-        count_exits: false,
+        ..testing::spec(file())
     }
 }
 
