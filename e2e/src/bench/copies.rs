@@ -1,9 +1,9 @@
 //! Machines that are made of a snapshot, beside our own cold starts in the same run: how long one takes, what it holds in memory once its guest
 //! idles, and how many start in a second, alone and at once.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
-use super::{FOLDER, Options, Row, command_line::held, guest::Own, measure::Many, median, stopwatch};
+use super::{FOLDER, Options, Row, command_line::held, guest::Own, measure::Many, median, start, stopwatch};
 use crate::{Cluster, Host, HostKind};
 
 const COLD: &str = "our cold start";
@@ -15,8 +15,12 @@ const MOST_COLD: f64 = (40 << 20) as f64;
 const MOST_COPY: f64 = (12 << 20) as f64;
 /// After the agent's hello, milliseconds: free pages are reported every two seconds.
 const IDLE: &str = "5000";
+/// Copies one after the other, which all run on; and of these how many at the beginning and at the end are compared.
+const BESIDE_EACH_OTHER: usize = 100;
+const COMPARED: usize = 10;
+/// Of the first ones' processor time, that of the last ones.
+const FLAT: f64 = 1.1;
 /// Starts at once.
-const EMULATED_COLD: [usize; 3] = [1, 4, 16];
 const MANY: [usize; 3] = [1, 10, 100];
 /// What a machine may need, for choosing how many, bytes.
 const ROOM: u64 = 64 << 20;
@@ -51,11 +55,12 @@ fn measure(host: &Host, bench: &str, template: &str) -> Result<Vec<Row>> {
         HostKind::Native => MOST_NATIVE,
         HostKind::Emulated => MOST_EMULATED,
     };
-    let seconds = |samples: &[Own]| of(samples, |sample| sample.seconds);
-    Ok(vec![
-        row("copy of a template, process to agent's hello", "s", seconds(&copies))
-            .beside(COLD, seconds(&colds))
-            .at_most(most),
+    let beside = |name: &str, figure: fn(&Own) -> f64| row(name, "s", of(&copies, figure)).beside(COLD, of(&colds, figure));
+    let name = "copy of a template, process to agent's hello";
+    let time = beside(name, |sample| sample.seconds);
+    let work = beside(&format!("{name}, processor time"), |sample| sample.processor);
+    let mut rows = start::by_kind(host.kind, (time, work), most);
+    rows.extend([
         row("of it the process's own start", "s", of(&copies, |sample| sample.process)),
         row(
             "copy's own memory, guest idle",
@@ -69,7 +74,20 @@ fn measure(host: &Host, bench: &str, template: &str) -> Result<Vec<Row>> {
             of(&colds, |sample| sample.anonymous as f64),
         )
         .at_most(MOST_COLD),
-    ])
+    ]);
+    rows.push(flat(host, bench, &copy)?);
+    Ok(rows)
+}
+
+/// Whether a copy costs the same beside many others.
+fn flat(host: &Host, bench: &str, copy: &[String]) -> Result<Row> {
+    let count = BESIDE_EACH_OTHER.to_string();
+    let each: Vec<f64> = stopwatch(host, bench, &["beside-each-other", "--count", &count], copy)?;
+    ensure!(each.len() == BESIDE_EACH_OTHER, "{} copies were started", each.len());
+    let (first, last) = (&each[..COMPARED], &each[BESIDE_EACH_OTHER - COMPARED..]);
+    let name = format!("copy beside {BESIDE_EACH_OTHER} others, processor time");
+    let row = Row::new(host.kind, name, "s", median(last.to_vec()));
+    Ok(row.beside("the first ones", median(first.to_vec())).at_most(FLAT))
 }
 
 pub(super) fn at_once(cluster: &Cluster, _: &Options) -> Result<Vec<Row>> {
@@ -78,7 +96,6 @@ pub(super) fn at_once(cluster: &Cluster, _: &Options) -> Result<Vec<Row>> {
     let template = take(host)?;
     let kibibytes: u64 = host.sh("awk '/MemAvailable/ { print $2 }' /proc/meminfo")?.trim().parse()?;
     let available = kibibytes << 10;
-    let cold = if host.kind == HostKind::Native { MANY } else { EMULATED_COLD };
     let mut rows = Vec::new();
     let mut measure = |what: &str, argv: &[String], count: usize| -> Result<()> {
         let count_text = count.to_string();
@@ -94,7 +111,7 @@ pub(super) fn at_once(cluster: &Cluster, _: &Options) -> Result<Vec<Row>> {
     };
     let fits = |count: &usize| *count as u64 * ROOM < available;
     let (plain, copy) = (held(&[]), held(&["--from", &template]));
-    let cold = cold
+    let cold = MANY
         .into_iter()
         .filter(fits)
         .try_for_each(|count| measure("cold starts", &plain, count));

@@ -5,10 +5,6 @@ use std::{io::Write, process::Stdio, thread, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use kvmlet_protocol::{CONTROL_PORT, Hello, MAX_GUEST_FRAME, OLDEST_VERSION, Request, Response, VERSION, Welcome, read_frame, write_frame};
-use nix::sys::{
-    resource::{UsageWho, getrusage},
-    time::TimeValLike,
-};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -22,14 +18,23 @@ use super::{
 pub(crate) struct Sample {
     /// From before the process was made to the agent's answer.
     pub(crate) seconds: f64,
-    /// Processor time of the whole process until it was ended, right after.
-    pub(crate) cpu_seconds: f64,
+    /// Processor time of the whole process until the answer, its guest's among it.
+    pub(crate) processor: f64,
     /// Memory at the answer.
     pub(crate) memory: Usage,
     /// What the guest says it has, bytes.
     pub(crate) guest_total: u64,
     /// What of it is not available any more, bytes.
     pub(crate) guest_used: u64,
+}
+
+/// What taking up a snapshot cost.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Resumed {
+    /// From before the process was made to the agent's answer.
+    pub(crate) seconds: f64,
+    /// Processor time of the whole process until the answer, its guest's among it.
+    pub(crate) processor: f64,
 }
 
 /// What one start cost by kvmlet's own word.
@@ -39,6 +44,8 @@ pub(crate) struct Own {
     pub(crate) seconds: f64,
     /// Of these, until the process began to make its machine.
     pub(crate) process: f64,
+    /// Processor time of the whole process until the answer, its guest's among it.
+    pub(crate) processor: f64,
     /// Memory of the whole process, guest included, that no file and no other process has, bytes; some time after the answer.
     pub(crate) anonymous: u64,
 }
@@ -46,37 +53,47 @@ pub(crate) struct Own {
 /// Starts `argv`, measures, ends it. `ram` is what the guest was given, bytes.
 pub(super) fn start(way: &Way, ram: u64, argv: &[String]) -> Result<Sample> {
     way.clear();
-    let before = cpu()?;
     let mut monitor = Monitor::start(argv, Stdio::inherit())?;
     let (mut stream, seconds) = monitor.wait(|| greet(way))?;
+    let processor = monitor.processor_seconds()?;
     let memory = smaps::parse(&monitor.proc("smaps")?, ram);
     let (total, available) = stats(&mut stream)?;
     drop(monitor);
     Ok(Sample {
         seconds,
-        cpu_seconds: cpu()? - before,
+        processor,
         memory,
         guest_total: total,
         guest_used: total.saturating_sub(available),
     })
 }
 
+/// Starts `argv`, a `kvmlet vm --probe --hold`, so many times one after the other, and lets all run: processor seconds of each until its answer.
+pub(super) fn beside_each_other(count: usize, argv: &[String]) -> Result<Vec<f64>> {
+    let mut running = Vec::with_capacity(count);
+    (0..count)
+        .map(|_| {
+            let mut monitor = Monitor::start(argv, Stdio::piped())?;
+            monitor.said()?;
+            let processor = monitor.processor_seconds()?;
+            running.push(monitor);
+            Ok(processor)
+        })
+        .collect()
+}
+
 /// Starts `argv`, a `kvmlet vm --probe --hold`, lets its guest idle for so long, measures, ends it.
 pub(super) fn own(idle: Duration, argv: &[String]) -> Result<Own> {
     let mut monitor = Monitor::start(argv, Stdio::piped())?;
     let said = monitor.said()?;
+    let processor = monitor.processor_seconds()?;
     thread::sleep(idle);
     Ok(Own {
         seconds: said.seconds,
         process: said.seconds - said.inside,
+        processor,
         anonymous: smaps::anonymous(&monitor.proc("smaps_rollup")?)?,
     })
-}
-
-/// Processor seconds of children that were waited for.
-fn cpu() -> Result<f64> {
-    let usage = getrusage(UsageWho::RUSAGE_CHILDREN).context("read used time")?;
-    Ok((usage.user_time() + usage.system_time()).num_microseconds() as f64 / 1e6)
 }
 
 /// The first frame of a connection, and the agent's answer.

@@ -16,11 +16,14 @@ use crate::{
     paths::{repository, target},
     progress::say,
     registry,
+    suite::in_place::{Pages, pages},
 };
 
 const PEER: &str = "umoci unpack";
 const ROUNDS: usize = 3;
 const NAMESPACE: &str = "bench-image";
+/// Of an image's pages, what all who read it have together: what one of the two alone has read in between is its own.
+const MOST_PAGES: f64 = 1.05;
 /// From emulation's first byte to a running container, with some 400 MB in between.
 const DEADLINE: Duration = Duration::from_secs(400);
 
@@ -83,7 +86,16 @@ pub(super) fn second_pod(cluster: &Cluster, _: &Options) -> Result<Vec<Row>> {
     cluster.create_namespace(NAMESPACE)?;
     let measured = pods(cluster);
     cluster.delete_namespace(NAMESPACE)?;
-    measured
+    let mut rows = measured?;
+    let Pages { image, shares } = pages(cluster, "bench-image-pages")?;
+    let row = Row::new(
+        cluster.host(0)?.kind,
+        "host's memory for the image that two pods have read",
+        "bytes",
+        shares as f64,
+    );
+    rows.push(row.beside("the image's pages", image as f64).at_most(MOST_PAGES));
+    Ok(rows)
 }
 
 fn pods(cluster: &Cluster) -> Result<Vec<Row>> {

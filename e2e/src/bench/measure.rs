@@ -32,6 +32,15 @@ pub enum Measure {
         #[arg(last = true, required = true)]
         argv: Vec<String>,
     },
+    /// The same, one after the other, all of which run on.
+    BesideEachOther {
+        /// How many.
+        #[arg(long)]
+        count: usize,
+        /// The machine monitor.
+        #[arg(last = true, required = true)]
+        argv: Vec<String>,
+    },
     /// The same, many at once; all of them run until the last has answered.
     Many {
         /// How many.
@@ -98,6 +107,7 @@ impl Measure {
         let text = match self {
             Self::Start { way, ram, argv } => serde_json::to_string(&guest::start(way, *ram, argv)?),
             Self::Own { idle, argv } => serde_json::to_string(&guest::own(Duration::from_millis(*idle), argv)?),
+            Self::BesideEachOther { count, argv } => serde_json::to_string(&guest::beside_each_other(*count, argv)?),
             Self::Many { count, argv } => serde_json::to_string(&many(*count, argv)?),
             Self::Calls { way, argv } => serde_json::to_string(&calls(way, argv)?),
             Self::Traffic {

@@ -11,6 +11,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use nix::{
     sys::signal::{Signal, kill},
+    time::ClockId,
     unistd::Pid,
 };
 
@@ -99,23 +100,20 @@ impl Monitor {
         fs::read_to_string(&path).with_context(|| format!("read {path}"))
     }
 
-    /// What its threads have run so far: with its guest's processors, and with a vhost thread, which is one of them since Linux 6.4.
+    /// What its threads have run so far, those too that have ended: with its guest's processors, and with a vhost thread, which is one of them
+    /// since Linux 6.4.
     pub(super) fn processor_seconds(&self) -> Result<f64> {
-        let folder = format!("/proc/{}/task", self.child.id());
-        let mut nanoseconds = 0;
-        for thread in fs::read_dir(&folder).with_context(|| format!("read {folder}"))? {
-            let path = thread?.path().join("schedstat");
-            let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-            let ran = text.split(' ').next().and_then(|word| word.parse::<u64>().ok());
-            nanoseconds += ran.with_context(|| format!("read {text}"))?;
-        }
-        Ok(nanoseconds as f64 / 1e9)
+        let clock = ClockId::pid_cpu_clock_id(self.pid()?).context("find the monitor's clock")?;
+        Ok(Duration::from(clock.now().context("read the monitor's clock")?).as_secs_f64())
+    }
+
+    fn pid(&self) -> Result<Pid> {
+        Ok(Pid::from_raw(i32::try_from(self.child.id())?))
     }
 
     /// Asks it to end, and waits for that.
     pub(super) fn terminate(mut self) -> Result<()> {
-        let pid = Pid::from_raw(i32::try_from(self.child.id())?);
-        kill(pid, Signal::SIGTERM).context("end the monitor")?;
+        kill(self.pid()?, Signal::SIGTERM).context("end the monitor")?;
         let begun = Instant::now();
         while self.child.try_wait().context("wait for the monitor")?.is_none() {
             ensure!(begun.elapsed() < DEADLINE, "{} does not end", self.program);

@@ -11,7 +11,7 @@ use super::{
     FOLDER, Options, Row,
     command_line::{COMMAND_LINE, CommandLine, INITRAMFS, KERNEL, MEMORY, Machine, held, kvmlet, words},
     devices,
-    guest::{Own, Sample},
+    guest::{Own, Resumed},
     median, resume, start, stopwatch,
 };
 use crate::{Cluster, Host};
@@ -43,7 +43,7 @@ pub(super) fn rows(cluster: &Cluster, options: &Options) -> Result<Vec<Row>> {
             let lines = (kvmlet(Machine::PLAIN), firecracker(host, &program, Machine::PLAIN)?);
             let name = "system calls of a start beside Firecracker";
             rows.push(start::calls_beside(host, &bench, name, (FIRECRACKER, &lines))?);
-            rows.push(copies(host, &bench, options.starts, &program)?);
+            rows.extend(copies(host, &bench, options.starts, &program)?);
             rows.extend(own_kernel(host, &bench, options.starts, &program)?);
         }
     }
@@ -82,21 +82,12 @@ fn parse(text: &str) -> Result<Vec<(Peer, &str)>> {
 
 fn starts(host: &Host, bench: &str, starts: usize, peer: Peer, program: &str) -> Result<Vec<Row>> {
     let (name, theirs, most) = match peer {
-        Peer::Firecracker => (FIRECRACKER, firecracker(host, program, Machine::PLAIN)?, Some(MOST_TIME)),
-        Peer::CloudHypervisor => ("Cloud Hypervisor", cloud_hypervisor(program), None),
+        Peer::Firecracker => (FIRECRACKER, firecracker(host, program, Machine::PLAIN)?, MOST_TIME),
+        // Nothing was promised beside it.
+        Peer::CloudHypervisor => ("Cloud Hypervisor", cloud_hypervisor(program), f64::INFINITY),
     };
     let samples = start::in_turn(host, bench, starts, &(kvmlet(Machine::PLAIN), theirs))?;
-    let row = |what: &str, figure: fn(&Sample) -> f64| {
-        start::beside(host, &format!("machine start beside {name}{what}"), "s", (name, &samples), figure)
-    };
-    let time = row("", |sample| sample.seconds);
-    Ok(vec![
-        match most {
-            Some(most) => time.at_most(most),
-            None => time,
-        },
-        row(", processor time", |sample| sample.cpu_seconds),
-    ])
+    Ok(start::judged(host, &format!("machine start beside {name}"), (name, &samples), most))
 }
 
 /// Our cold start beside Firecracker's with the kernel, transport and kernel arguments that it has by itself, where its kernel is named.
@@ -110,22 +101,26 @@ fn own_kernel(host: &Host, bench: &str, starts: usize, program: &str) -> Result<
     let theirs = configured(host, boot, Machine::PLAIN, &[program, "--no-api"])?;
     let samples = start::in_turn(host, bench, starts, &(kvmlet(Machine::PLAIN), theirs))?;
     let name = "machine start beside Firecracker with its own guest kernel";
-    let row = start::beside(host, name, "s", (FIRECRACKER, &samples), |sample| sample.seconds);
-    Ok(vec![row.at_most(MOST_TIME_OWN)])
+    Ok(start::judged(host, name, (FIRECRACKER, &samples), MOST_TIME_OWN))
 }
 
-fn copies(host: &Host, bench: &str, starts: usize, program: &str) -> Result<Row> {
+fn copies(host: &Host, bench: &str, starts: usize, program: &str) -> Result<Vec<Row>> {
     let template = super::copies::take(host)?;
-    let (mut a, mut b) = (Vec::new(), Vec::new());
+    let (mut ours, mut theirs) = (Vec::<Own>::new(), Vec::<Resumed>::new());
     for _ in 0..starts {
-        let own: Own = stopwatch(host, bench, &["own", "--idle", "0"], &held(&["--from", &template]))?;
-        a.push(own.seconds);
+        ours.push(stopwatch(host, bench, &["own", "--idle", "0"], &held(&["--from", &template]))?);
         let resumed = host.run_with(&[bench, "measure", "resume", program, FOLDER], b"", super::DEADLINE)?;
-        b.push(serde_json::from_slice(&resumed.stdout).with_context(|| resumed.error_text())?);
+        theirs.push(serde_json::from_slice(&resumed.stdout).with_context(|| resumed.error_text())?);
     }
     host.sh(&format!("rm -rf {template} {FOLDER}/state {FOLDER}/memory"))?;
-    let row = Row::new(host.kind, "copy of a template beside Firecracker's snapshot", "s", median(a));
-    Ok(row.beside(FIRECRACKER, median(b)).at_most(1.0))
+    let row = |name: &str, own: fn(&Own) -> f64, resumed: fn(&Resumed) -> f64| {
+        let (ours, theirs) = (ours.iter().map(own).collect(), theirs.iter().map(resumed).collect());
+        Row::new(host.kind, name, "s", median(ours)).beside(FIRECRACKER, median(theirs))
+    };
+    let name = "copy of a template beside Firecracker's snapshot";
+    let time = row(name, |own| own.seconds, |resumed| resumed.seconds);
+    let work = row(&format!("{name}, processor time"), |own| own.processor, |resumed| resumed.processor);
+    Ok(start::by_kind(host.kind, (time, work), 1.0))
 }
 
 fn firecracker(host: &Host, program: &str, machine: Machine<'_>) -> Result<CommandLine> {

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Options, Row, median, percentile, process::Measured, smaps};
+use super::{Options, Row, median, percentile, process::Measured, smaps, start::MOST_PRIVATE};
 use crate::{Cluster, Host, node, progress::say};
 
 const NAMESPACE: &str = "bench-pods";
@@ -22,7 +22,6 @@ const NAMESPACE: &str = "bench-pods";
 const DEADLINE_A_POD: Duration = Duration::from_secs(30);
 /// No machine has less.
 const LEAST_RAM: u64 = 100 << 20;
-const MOST_PRIVATE: f64 = (8 << 20) as f64;
 
 pub(super) fn rows(cluster: &Cluster, options: &Options) -> Result<Vec<Row>> {
     let host = cluster.host(0)?;

@@ -13,14 +13,18 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::{guest::greet, monitor::Monitor, way::Way};
+use super::{
+    guest::{Resumed, greet},
+    monitor::Monitor,
+    way::Way,
+};
 
 /// In the folder: what `--config-file` takes, and the vsock's socket that it names.
 pub(super) const CONFIG: &str = "firecracker.json";
 pub(super) const VSOCK: &str = "firecracker.vsock";
 
-/// Seconds of the second one's start.
-pub(super) fn run(program: &str, folder: &Path) -> Result<f64> {
+/// The second one's start.
+pub(super) fn run(program: &str, folder: &Path) -> Result<Resumed> {
     let path = |name: &str| folder.join(name).to_string_lossy().into_owned();
     let (socket, vsock) = (path("firecracker.sock"), path(VSOCK));
     let way = Way::Unix(vsock.clone().into());
@@ -46,7 +50,10 @@ pub(super) fn run(program: &str, folder: &Path) -> Result<f64> {
     second.wait(|| UnixStream::connect(&socket).context("reach the API"))?;
     request(&socket, "PUT", "/snapshot/load", &load)?;
     let ((), seconds) = second.wait(|| greet(&way).map(drop))?;
-    Ok(seconds)
+    Ok(Resumed {
+        seconds,
+        processor: second.processor_seconds()?,
+    })
 }
 
 fn request(socket: &str, method: &str, path: &str, body: &Value) -> Result<()> {

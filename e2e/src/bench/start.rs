@@ -22,13 +22,23 @@ pub(super) fn rows(cluster: &Cluster, options: &Options) -> Result<Vec<Row>> {
     let host = cluster.host(0)?;
     let bench = super::prepare(host)?;
     let samples = in_turn(host, &bench, options.starts, &both())?;
-    let row = |name: &str, figure: fn(&Sample) -> f64| beside(host, name, "s", (PEER, &samples), figure);
-    let time = row("machine start, process to agent's hello", |sample| sample.seconds);
-    let work = row("machine start, processor time", |sample| sample.cpu_seconds);
-    Ok(match host.kind {
-        HostKind::Native => vec![time.at_most(MOST_TIME), work],
-        HostKind::Emulated => vec![time, work.at_most(MOST_TIME)],
-    })
+    Ok(judged(host, "machine start, process to agent's hello", (PEER, &samples), MOST_TIME))
+}
+
+/// How long starts took, and the processor's time of it: of the peer's, the one or the other at most so much.
+pub(super) fn judged(host: &Host, name: &str, samples: (&'static str, &Samples), most: f64) -> Vec<Row> {
+    let time = beside(host, name, "s", samples, |sample| sample.seconds);
+    let work = beside(host, &format!("{name}, processor time"), "s", samples, |sample| sample.processor);
+    by_kind(host.kind, (time, work), most)
+}
+
+/// A time and the processor's time of the same thing. On real hardware it is the time that may be so much at most; where the host is emulated,
+/// it is the processor's, as what the emulator has carried out.
+pub(super) fn by_kind(kind: HostKind, (time, work): (Row, Row), most: f64) -> Vec<Row> {
+    match kind {
+        HostKind::Native => vec![time.at_most(most), work],
+        HostKind::Emulated => vec![time, work.at_most(most)],
+    }
 }
 
 /// Beside another machine, which runs the same program: what they share is there once a host.

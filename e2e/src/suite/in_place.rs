@@ -46,10 +46,29 @@ const MAPPED: &str = "awk '/^[0-9a-f]+-[0-9a-f]+ /{ on = /\\/images\\// } on && 
     END { printf \"rss=%d\\npss=%d\\n\", r * 1024, p * 1024 }' /proc/$1/smaps";
 
 fn shared(cluster: &Cluster) -> Result<()> {
-    within(cluster, "in-place", |place| {
+    let Pages { image, shares } = pages(cluster, "in-place")?;
+    ensure!(
+        shares < image / 20 * 21,
+        "together {shares} bytes of an image that is {image} in one"
+    );
+    Ok(())
+}
+
+/// What two pods that have read all of one image have of the host's memory for it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pages {
+    /// The image's pages that one of the two has mapped, bytes.
+    pub(crate) image: u64,
+    /// What both take of the host for theirs: their shares of them (Pss), bytes.
+    pub(crate) shares: u64,
+}
+
+/// Two pods of the rig's largest image, in a namespace of their own.
+pub(crate) fn pages(cluster: &Cluster, namespace: &str) -> Result<Pages> {
+    within(cluster, namespace, |place| {
         let main = json!({"image": "large", "command": ["python3", "-c", READ], "resources": {"limits": {"memory": "64Mi"}}});
         place.create(&[pod("one", main.clone()), pod("two", main)])?;
-        let (host, mut all, mut shares, mut whole) = (cluster.host(0)?, Vec::new(), 0, 0);
+        let (host, mut all, mut shares, mut image) = (cluster.host(0)?, Vec::new(), 0, 0);
         for name in ["one", "two"] {
             let said = wait_for(&format!("{name} to have read its image"), PATIENCE, || {
                 let logs = place.kubectl(&["logs", name])?;
@@ -69,13 +88,9 @@ fn shared(cluster: &Cluster) -> Result<()> {
                 "pod {name} does not read the host's pages: {found}"
             );
             shares += number("pss")?;
-            whole = whole.max(number("rss")?);
+            image = image.max(number("rss")?);
         }
-        ensure!(
-            shares < whole / 20 * 21,
-            "together {shares} bytes of an image that is {whole} in one"
-        );
-        Ok(())
+        Ok(Pages { image, shares })
     })
 }
 

@@ -21,7 +21,7 @@ pub(super) const TESTS: &[Test] = &[
         run: stands_still,
     },
     Test {
-        name: "machines' control groups have the limits of reads and writes that their node allows",
+        name: "machines are held to the writes a second that their node allows",
         hosts: 1,
         kvmlet: true,
         run: limited,
@@ -30,6 +30,8 @@ pub(super) const TESTS: &[Test] = &[
 
 /// Of two stages, of about half as much each.
 const WATCHDOG: Duration = Duration::from_secs(10);
+/// By a machine that may write 2 MiB a second, MiB.
+const WRITTEN: u64 = 16;
 
 fn stands_still(cluster: &Cluster) -> Result<()> {
     let config = format!("machines: {{watchdogSeconds: {}}}\n", WATCHDOG.as_secs());
@@ -85,6 +87,16 @@ fn limited(cluster: &Cluster) -> Result<()> {
                 .host(0)?
                 .sh(&format!("cat /sys/fs/cgroup/kvmlet.slice/{uid}/io.max"))?;
             ensure!(limits.contains("rbps=max wbps=2097152 riops=5000 wiops=max"), "{limits:?}");
+            // Past both page caches, the guest's and the host's.
+            let (written, begun) = (WRITTEN.to_string(), Instant::now());
+            let write = format!("dd if=/dev/zero of=/written bs=1M count={written} conv=fsync");
+            place.kubectl(&["exec", "limited", "--", "sh", "-c", &write])?;
+            let (took, least) = (begun.elapsed(), Duration::from_secs(WRITTEN / 2));
+            // A second of them may be under way or saved up.
+            ensure!(
+                took + Duration::from_secs(1) >= least,
+                "{WRITTEN} MiB at 2 MiB a second took {took:?}"
+            );
             Ok(())
         })
     })

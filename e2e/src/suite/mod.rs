@@ -27,7 +27,7 @@ mod hooks;
 mod host_path;
 mod image_volumes;
 mod images;
-mod in_place;
+pub(crate) mod in_place;
 mod jail;
 mod logs;
 mod machines;

@@ -28,21 +28,22 @@ const HERE: &str = "here";
 
 /// Makes a namespace, does what `body` does in it, deletes its pods, and looks whether anything is left on a host; the namespace goes in its
 /// own time. Where `body` fails the namespace stays for the dump; the runner takes it away.
-pub(super) fn within(cluster: &Cluster, name: &str, body: impl FnOnce(&Place<'_>) -> Result<()>) -> Result<()> {
+pub(super) fn within<T>(cluster: &Cluster, name: &str, body: impl FnOnce(&Place<'_>) -> Result<T>) -> Result<T> {
     let before = traces(cluster)?;
     cluster.create_namespace(name)?;
     let place = Place {
         cluster,
         name: name.into(),
     };
-    body(&place)?;
+    let answer = body(&place)?;
     place.kubectl(&["delete", "pods", "--all", "--timeout=110s"])?;
     wait_for("nothing of the pods to be left on the hosts", Duration::from_secs(30), || {
         let left: Vec<_> = traces(cluster)?.difference(&before).cloned().collect();
         ensure!(left.is_empty(), "left: {left:?}");
         Ok(Some(()))
     })?;
-    cluster.kubectl(&["delete", "namespace", name, "--wait=false"]).map(drop)
+    cluster.kubectl(&["delete", "namespace", name, "--wait=false"])?;
+    Ok(answer)
 }
 
 fn traces(cluster: &Cluster) -> Result<BTreeSet<String>> {

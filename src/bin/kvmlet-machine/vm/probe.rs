@@ -36,6 +36,8 @@ use crate::cli::VmArguments;
 
 /// How long a probed guest may take.
 const PROBE_TIME: Duration = Duration::from_secs(60);
+/// One that is held: many may start at once, and whoever does that can end them.
+const HELD_TIME: Duration = Duration::from_secs(600);
 
 /// Boots once.
 pub(crate) fn run(arguments: &VmArguments) -> anyhow::Result<ExitCode> {
@@ -155,10 +157,11 @@ fn boot(arguments: &VmArguments, spec: MachineSpec, tap: Option<OwnedFd>, socket
         }
         anyhow::Ok(welcome)
     };
+    let most = if arguments.hold { HELD_TIME } else { PROBE_TIME };
     let answered = loop {
         match greet() {
             Ok(welcome) => break Ok(welcome),
-            Err(error) if begun.elapsed() > PROBE_TIME || watch.recv_timeout(Duration::from_millis(5)).is_ok() => break Err(error),
+            Err(error) if begun.elapsed() > most || watch.recv_timeout(Duration::from_millis(5)).is_ok() => break Err(error),
             Err(_) => {}
         }
     };
