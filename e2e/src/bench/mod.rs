@@ -20,6 +20,7 @@ mod smaps;
 mod start;
 mod traffic;
 mod way;
+mod worth;
 
 use std::time::Duration;
 

@@ -11,9 +11,10 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use nix::{
     sys::signal::{Signal, kill},
-    time::ClockId,
     unistd::Pid,
 };
+
+use super::process;
 
 /// Between two attempts to reach the guest.
 const PAUSE: Duration = Duration::from_millis(2);
@@ -103,8 +104,7 @@ impl Monitor {
     /// What its threads have run so far, those too that have ended: with its guest's processors, and with a vhost thread, which is one of them
     /// since Linux 6.4.
     pub(super) fn processor_seconds(&self) -> Result<f64> {
-        let clock = ClockId::pid_cpu_clock_id(self.pid()?).context("find the monitor's clock")?;
-        Ok(Duration::from(clock.now().context("read the monitor's clock")?).as_secs_f64())
+        process::seconds(self.pid()?)
     }
 
     fn pid(&self) -> Result<Pid> {

@@ -39,9 +39,10 @@ fn measure(cluster: &Cluster, host: &Host, count: usize) -> Result<Vec<Row>> {
 
     let daemon = Measured::find(host, &format!("{} node ", node::PROGRAM))?;
     daemon.forget_peak()?;
-    let before = daemon.cpu_seconds()?;
+    let bench = super::prepare(host)?;
+    let before = daemon.cpu_seconds(&bench)?;
     let mut seconds = watch(cluster, count)?;
-    let cpu = daemon.cpu_seconds()? - before;
+    let cpu = daemon.cpu_seconds(&bench)? - before;
     let peak = daemon.peak()?;
     let machines = machines(host)?;
     let failures = count - seconds.len();

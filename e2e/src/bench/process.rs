@@ -1,11 +1,11 @@
 //! A process on a host, and what it took: processor time, and memory at its most.
 
-use anyhow::{Context, Result, bail};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::{time::ClockId, unistd::Pid};
 
 use crate::Host;
-
-/// Linux' USER_HZ.
-const TICKS: f64 = 100.0;
 
 /// One that runs for as long as it is measured.
 #[derive(Debug, Clone, Copy)]
@@ -35,20 +35,17 @@ impl<'a> Measured<'a> {
         text.parse().with_context(|| format!("read {text}"))
     }
 
-    /// Of processors, so far.
-    pub(super) fn cpu_seconds(&self) -> Result<f64> {
-        let text = self.host.sh(&format!("cat /proc/{}/stat", self.pid))?;
-        let fields: Vec<f64> = text
-            .rsplit(')')
-            .next()
-            .unwrap_or_default()
-            .split_ascii_whitespace()
-            .filter_map(|field| field.parse().ok())
-            .collect();
-        // After the name: state (no number), then ten others, then user and system time.
-        match fields.get(10..12) {
-            Some([user, system]) => Ok((user + system) / TICKS),
-            _ => bail!("read {text}"),
-        }
+    /// Of processors, so far, by `bench`, this program on its host.
+    pub(super) fn cpu_seconds(&self, bench: &str) -> Result<f64> {
+        let output = self.host.run(&[bench, "measure", "processor", "--pid", &self.pid.to_string()])?;
+        ensure!(output.code == 0, "{}", output.error_text());
+        output.text().trim().parse().with_context(|| format!("read {}", output.text()))
     }
+}
+
+/// What all threads of a process have run so far, those too that have ended, in seconds: CLOCK_PROCESS_CPUTIME_ID of another process.
+pub(super) fn seconds(pid: Pid) -> Result<f64> {
+    let clock = ClockId::pid_cpu_clock_id(pid).with_context(|| format!("find the clock of process {pid}"))?;
+    let now = clock.now().with_context(|| format!("read the clock of process {pid}"))?;
+    Ok(Duration::from(now).as_secs_f64())
 }
