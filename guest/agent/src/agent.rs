@@ -67,6 +67,10 @@ fn started(container: Arc<Container>) -> Response {
     Response::Started { pid: container.pid }
 }
 
+fn file(bytes: Vec<u8>) -> Response {
+    Response::File(bytes.into())
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -127,6 +131,7 @@ impl Agent {
             Request::Detaching { device } => bus::detaching(device, &mut lock(&self.images)).map(|()| Response::Done),
             Request::Usage { volumes, above } => self.sandbox().and_then(|s| s.volumes.usage(&volumes, above)).map(Response::Usage),
             Request::Storage { volumes } => self.storage(&volumes).map(|storage| Response::Storage(Box::new(storage))),
+            Request::ReadFile { volume, path } => self.sandbox().and_then(|s| s.volumes.read(&volume, &path)).map(file),
             Request::Resize { cpus, containers } => self.resize(cpus, containers).map(|()| Response::Done),
             Request::LimitPod(limits) => cgroup::limit_pod(&limits).map(|()| Response::Done),
             Request::Stats => Ok(Response::Stats(stats::read(&self.containers()))),

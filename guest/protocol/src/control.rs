@@ -133,6 +133,14 @@ pub enum Request {
         /// The filter, if it has one of its own.
         filter: Option<Box<Filter>>,
     },
+    /// What a file in a volume holds, if that is not more than [`crate::MAX_FILE`]; answered by [`Response::File`]. No link leads out of the
+    /// volume. Since version [`crate::READ_FILE_VERSION`].
+    ReadFile {
+        /// The volume's name.
+        volume: String,
+        /// Path in the volume.
+        path: String,
+    },
 }
 
 /// What a machine that was made of a snapshot has to know to be one of its own.
@@ -198,6 +206,8 @@ pub enum Response {
         /// Who that is.
         user: Identity,
     },
+    /// A file's content. Since version [`crate::READ_FILE_VERSION`].
+    File(serde_bytes::ByteBuf),
 }
 
 /// Why a request failed: a kind for the program, a sentence for people.

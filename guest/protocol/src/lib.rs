@@ -68,6 +68,8 @@ pub const STORAGE_VERSION: u16 = 9;
 pub const WATCHDOG_VERSION: u16 = 10;
 /// The oldest version that has [`Request::StartAs`].
 pub const START_AS_VERSION: u16 = 11;
+/// The oldest version that has [`Request::ReadFile`].
+pub const READ_FILE_VERSION: u16 = 11;
 /// A word of a template's kernel command line: an agent that finds it answers nothing but [`Request::Renew`] and [`Request::PowerOff`] until it was
 /// renewed, since version 10.
 pub const TEMPLATE_WORD: &str = "kvmlet.template";
@@ -79,6 +81,8 @@ pub const OLDEST_VERSION: u16 = 1;
 pub const MAX_HOST_FRAME: usize = 16 << 20;
 /// Largest frame, in bytes, that a host accepts from a guest.
 pub const MAX_GUEST_FRAME: usize = 1 << 20;
+/// Largest file, in bytes, that the agent reads for the host.
+pub const MAX_FILE: usize = 512 << 10;
 /// Largest piece of output or input, in bytes, in one frame of a stream.
 pub const MAX_CHUNK: usize = 64 << 10;
 /// Bytes of a container's output that the agent keeps unacknowledged before it stops reading its pipe.

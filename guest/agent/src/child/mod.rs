@@ -5,7 +5,7 @@
 mod bpf;
 mod command;
 mod credentials;
-mod files;
+pub(crate) mod files;
 mod filter;
 mod root;
 mod seccomp;
