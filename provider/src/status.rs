@@ -17,7 +17,7 @@ use kvmlet_protocol::Identity;
 use crate::{
     desired::{DesiredContainer, DesiredPod},
     image_volumes,
-    lifecycle::{is_initialized, is_over},
+    lifecycle::{RESTARTING_ALL, is_initialized, is_over},
     state::{ContainerState, Ended, ImageState, Machine, PodState, Slot},
 };
 
@@ -231,12 +231,14 @@ fn container(
     };
     // Until it runs again the instance that counts is the one that ended.
     let ended_last = c.last.is_some() && matches!(c.slot, Slot::Waiting { .. } | Slot::Starting { .. });
+    // But one that was taken away to begin anew with its pod has none, and has restarted (convertToAPIContainerStatuses).
+    let anew = ended_last && c.last.as_ref().is_some_and(|e| e.reason == RESTARTING_ALL);
     ContainerStatus {
         name: c.name.clone(),
         image: c.image_name.clone(),
         image_id,
-        container_id: id.filter(|id| !id.is_empty()).map(|id| format!("{RUNTIME}://{id}")),
-        restart_count: i32::try_from(c.restarts.saturating_sub(u32::from(ended_last))).unwrap_or(i32::MAX),
+        container_id: id.filter(|id| !id.is_empty() && !anew).map(|id| format!("{RUNTIME}://{id}")),
+        restart_count: i32::try_from(c.restarts.saturating_sub(u32::from(ended_last && !anew))).unwrap_or(i32::MAX),
         ready: if desired.is_probed() {
             started && (desired.probes.readiness.is_none() || c.health.ready)
         } else {

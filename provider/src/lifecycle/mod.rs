@@ -25,6 +25,7 @@ mod tests;
 use jiff::{SignedDuration, Timestamp};
 use kvmlet_protocol as protocol;
 
+pub use self::restart_all::REASON as RESTARTING_ALL;
 use crate::{
     desired::{Deletion, DesiredContainer, DesiredPod},
     events::Note,

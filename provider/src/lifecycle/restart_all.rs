@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Reason of what is reported of containers meanwhile.
-const REASON: &str = "RestartingAllContainers";
+pub const REASON: &str = "RestartingAllContainers";
 /// What is said of them.
 const MESSAGE: &str = "The container is removed because RestartAllContainers in place";
 

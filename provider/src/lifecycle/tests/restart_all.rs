@@ -94,8 +94,8 @@ fn a_container_that_does_it_again_waits_as_one_that_crashes() {
     life.exit(1, 42);
     life.exit(2, 137);
     life.started(0);
-    assert_eq!(life.exit(0, 0), [start(2, "id9", 2, Some("id6"))], "the others do not wait");
-    assert_eq!(life.pass(10), [start(1, "id10", 2, Some("id5"))]);
+    assert_eq!(life.exit(0, 0), [start(2, "id8", 2, Some("id6"))], "the others do not wait");
+    assert_eq!(life.pass(10), [start(1, "id9", 2, Some("id5"))]);
 }
 
 #[test]
