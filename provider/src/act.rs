@@ -21,7 +21,7 @@ use crate::{
     desired::DesiredPod,
     follow::Holding,
     image_volumes,
-    lifecycle::{Action, Event},
+    lifecycle::{Action, Event, StartFailure},
     machine::{self, Running},
     objects::PodObjects,
     prepare, pull, resize,
@@ -100,7 +100,11 @@ pub fn begin(act: &Act, desired: &Arc<DesiredPod>, state: &PodState, action: Act
             let of_volumes: Vec<String> = state.volume_images.iter().filter_map(|i| i.id().map(str::to_owned)).collect();
             let devices = image_volumes::devices(&desired, &of_volumes, &images);
             act.spawn(async move |act| {
+                act.context.meters.kubelet.pod_starts();
                 let result = prepare::machine(&act, &desired, &images, &devices).await;
+                if result.is_err() {
+                    act.context.meters.kubelet.pod_failed();
+                }
                 if result.is_err()
                     && let Err(error) = destroy(&act.context, &desired.uid).await
                 {
@@ -138,7 +142,15 @@ pub fn begin(act: &Act, desired: &Arc<DesiredPod>, state: &PodState, action: Act
                     let _ = request(&running.vsock, &Request::Remove { container: old.clone() }).await;
                     running.close_log(&old).await;
                 }
+                act.context.meters.kubelet.container_starts(desired.at(container));
                 let result = prepare::container(&act, &desired, instance).await;
+                if let Err(failure) = &result {
+                    let reason = match failure {
+                        StartFailure::Config { reason, .. } => reason,
+                        StartFailure::Process { .. } => "RunContainerError",
+                    };
+                    act.context.meters.kubelet.container_failed(desired.at(container), reason);
+                }
                 Event::Started { container, result }
             });
         }

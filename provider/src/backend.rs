@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use kvmlet_server::{
-    AttachRequest, Backend, ContainerTarget, ExecRequest, ExecSession, Figures, FiguresPage, LogError, LogSource, LogTarget,
+    Asked, AttachRequest, Backend, ContainerTarget, ExecRequest, ExecSession, Figures, FiguresPage, LogError, LogSource, LogTarget,
     PortConnection, PortForwardRequest, StreamError,
 };
 use tokio::sync::watch;
@@ -109,6 +110,14 @@ impl Backend for Provider {
             .filter(|v| v.state.containers.iter().any(|c| matches!(c.slot, Slot::Running { .. })))
             .map(|v| object(v))
             .collect()
+    }
+
+    fn asked(&self, asked: &Asked) {
+        self.context.meters.kubelet.asked(asked);
+    }
+
+    fn served(&self, asked: &Asked, took: Duration) {
+        self.context.meters.kubelet.served(asked, took);
     }
 
     async fn figures(&self, page: FiguresPage) -> Result<Figures, String> {

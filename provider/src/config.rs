@@ -73,6 +73,9 @@ pub struct Config {
     /// State that survives a restart.
     #[serde(default = "default_state_dir")]
     pub state_dir: PathBuf,
+    /// Profiles of system calls that pods may name; `seccomp` in `state_dir` by default.
+    #[serde(default)]
+    seccomp_profile_root: Option<PathBuf>,
     /// Containers' logs.
     #[serde(default = "default_log_dir")]
     pub log_dir: PathBuf,
@@ -303,6 +306,11 @@ pub enum ConfigError {
 }
 
 impl Config {
+    /// Where profiles of system calls are that pods name (`seccompProfile: {type: Localhost}`).
+    pub fn seccomp_dir(&self) -> PathBuf {
+        self.seccomp_profile_root.clone().unwrap_or_else(|| self.state_dir.join("seccomp"))
+    }
+
     /// Where the records of pods' networks are.
     pub fn network_dir(&self) -> PathBuf {
         self.state_dir.join("network")
@@ -373,6 +381,13 @@ impl Config {
                 gc.low_threshold_percent, gc.high_threshold_percent
             );
             return value("images.gc.lowThresholdPercent", message);
+        }
+        if gc.max_age_seconds != 0 && gc.max_age_seconds <= gc.min_age_seconds {
+            let message = format!(
+                "{} must be greater than images.gc.minAgeSeconds {}",
+                gc.max_age_seconds, gc.min_age_seconds
+            );
+            return value("images.gc.maxAgeSeconds", message);
         }
         if config.logs.max_files < 2 {
             return value("logs.maxFiles", "must be 2 or more".into());

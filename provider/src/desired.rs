@@ -45,7 +45,7 @@ pub struct DesiredPod {
     pub pod_requests: Amounts,
     /// Limits of the pod as a whole, the same way.
     pub pod_limits: Amounts,
-    /// What its containers ask for, where that is not what they were given (the `resize` subresource).
+    /// What it asks for, as [`Allocation::of_pod`] has it, where that is not what they were given (the `resize` subresource).
     pub asked: Option<Vec<Allocation>>,
 }
 
@@ -107,17 +107,19 @@ pub enum RestartPolicy {
 pub struct OwnRestart {
     /// Where no rule matches.
     pub policy: RestartPolicy,
-    /// Exit codes after which it is restarted whatever the policy says.
+    /// In order: the first whose exit codes match wins over the policy.
     pub rules: Vec<ExitCodes>,
 }
 
-/// Exit codes of a rule.
+/// Exit codes of a rule, after which its container is restarted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExitCodes {
     /// Those that are listed (`In`), or all others (`NotIn`).
     pub listed: bool,
     /// The list.
     pub values: Vec<i32>,
+    /// All of the pod begins anew (RestartAllContainers), not this container alone.
+    pub all: bool,
 }
 
 /// imagePullPolicy of a container, pullPolicy of an image volume.
@@ -197,20 +199,26 @@ impl DesiredPod {
 
     /// Keeps to what the containers were given; what they ask for besides is noted.
     pub fn keep(&mut self, allocated: &[Allocation]) {
-        let asked = self
-            .asked
-            .take()
-            .unwrap_or_else(|| self.containers.iter().map(Allocation::of).collect());
+        let asked = self.asked.take().unwrap_or_else(|| Allocation::of_pod(self));
         self.give(allocated);
         self.asked = (asked != allocated).then_some(asked);
     }
 
-    /// With these amounts for its containers.
+    /// With these amounts for its containers, and for the pod as a whole where there is one more (as [`Allocation::of_pod`] has them).
     pub fn give(&mut self, amounts: &[Allocation]) {
+        if let Some(whole) = amounts.get(self.containers.len()) {
+            self.pod_requests = Amounts::read(whole.requests);
+            self.pod_limits = Amounts::read(whole.limits);
+        }
         for (c, own) in self.containers.iter_mut().zip(amounts) {
             c.requests = Amounts::read(own.requests);
             c.limits = Amounts::read(own.limits);
         }
+    }
+
+    /// Whether it says of itself as a whole what it requests, or is limited to.
+    pub fn has_own_amounts(&self) -> bool {
+        self.pod_requests != Amounts::default() || self.pod_limits != Amounts::default()
     }
 
     /// What the scheduler counts: what the pod says of itself, else the larger of the sum of containers and each init container; with the overhead (the
@@ -242,7 +250,7 @@ impl DesiredPod {
     /// Whether a container that ended with this code runs again (podutil.ContainerShouldRestart).
     pub fn restarts(&self, container: &DesiredContainer, code: i32) -> bool {
         let (policy, once) = match &container.restart {
-            Some(own) if own.rules.iter().any(|rule| rule.values.contains(&code) == rule.listed) => return true,
+            Some(own) if own.rule(code).is_some() => return true,
             Some(own) => (own.policy, false),
             None => (self.restart, container.init),
         };
@@ -251,6 +259,21 @@ impl DesiredPod {
             RestartPolicy::OnFailure => code != 0,
             RestartPolicy::Always => !once || code != 0,
         }
+    }
+
+    /// Whether all of the pod begins anew when a container ends with this code.
+    pub fn restarts_all(&self, container: &DesiredContainer, code: i32) -> bool {
+        container
+            .restart
+            .as_ref()
+            .and_then(|own| own.rule(code))
+            .is_some_and(|rule| rule.all)
+    }
+
+    /// Whether it may at all (podutil.AllContainersCouldRestart).
+    pub fn could_restart_all(&self) -> bool {
+        let mut rules = self.containers.iter().filter_map(|c| c.restart.as_ref()).flat_map(|own| &own.rules);
+        rules.any(|rule| rule.all)
     }
 
     /// The container of this number: ephemeral ones are behind the others.
@@ -381,13 +404,21 @@ impl OwnRestart {
         Some(Self {
             policy: RestartPolicy::read(Some(policy)),
             rules: rules
-                .filter_map(|rule| rule.exit_codes.as_ref())
-                .map(|codes| ExitCodes {
+                .filter_map(|rule| Some((rule.exit_codes.as_ref()?, rule.action == "RestartAllContainers")))
+                .map(|(codes, all)| ExitCodes {
                     listed: codes.operator == "In",
                     values: codes.values.clone().unwrap_or_default(),
+                    all,
                 })
                 .collect(),
         })
+    }
+}
+
+impl OwnRestart {
+    /// The rule for this exit code (podutil.FindMatchingContainerRestartRule).
+    fn rule(&self, code: i32) -> Option<&ExitCodes> {
+        self.rules.iter().find(|rule| rule.values.contains(&code) == rule.listed)
     }
 }
 

@@ -14,6 +14,7 @@ use crate::{
     context::Context,
     desired::{Deletion, DesiredPod},
     eviction::{Eviction, Warden},
+    figures::Startup,
     follow::{Follower, Holding},
     hooks::Hooks,
     lifecycle::{self, Action, Event},
@@ -129,6 +130,7 @@ pub fn start(context: Arc<Context>, mut desired: DesiredPod, begin: Start) -> Ha
         hooks: Hooks::default(),
         follower: Follower::default(),
         warden: Warden::default(),
+        startup: if recovered { Startup::over() } else { Startup::default() },
         referring: None,
         stepped: Timestamp::UNIX_EPOCH,
         written: None,
@@ -148,6 +150,7 @@ struct Driver {
     hooks: Hooks,
     follower: Follower,
     warden: Warden,
+    startup: Startup,
     /// The pod as its objects were last looked for.
     referring: Option<Arc<DesiredPod>>,
     /// When the last step was.
@@ -259,6 +262,9 @@ impl Driver {
         }
         let previous = self.reported.as_ref().map(|(status, ..)| &**status);
         let status = status::status(&self.desired, &self.state, &self.context.facts.host_ips, previous, now);
+        for begun in self.startup.look(&self.desired, &self.state, &status, now) {
+            self.context.meters.kubelet.begun(&begun);
+        }
         let status = Arc::new(status);
         self.save(&status);
         self.publish(status);

@@ -1,11 +1,13 @@
 //! A container's environment, command and arguments, resolved once when it is created (the kubelet's makeEnvironmentVariables).
 
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{FileKeySelector, Service};
 use kvmlet_image::ImageConfig;
+use tracing::info;
 
 use crate::{
     desired::{DesiredContainer, DesiredPod},
     downward::{self, Facts},
+    env_file::{self, Files},
     expand::expand,
     objects::{ObjectError, PodObjects},
 };
@@ -14,7 +16,13 @@ use crate::{
 pub type Env = Vec<(String, String)>;
 
 /// The pod's own variables (`envFrom`, then `env`, above those of services), or the sentence of a CreateContainerConfigError.
-pub async fn variables(pod: &DesiredPod, container: &DesiredContainer, facts: &Facts, objects: &PodObjects) -> Result<Env, String> {
+pub async fn variables(
+    pod: &DesiredPod,
+    container: &DesiredContainer,
+    facts: &Facts,
+    objects: &PodObjects,
+    files: &Files,
+) -> Result<Env, String> {
     let spec = pod.spec_of(container);
     let api = pod.pod.spec.as_ref().expect("a pod without a specification is refused");
     let links = api.enable_service_links.unwrap_or(true);
@@ -47,6 +55,8 @@ pub async fn variables(pod: &DesiredPod, container: &DesiredContainer, facts: &F
                 } else if let Some(from) = &from.secret_key_ref {
                     let entries = objects.secret(&pod.namespace, &from.name).await;
                     key_of("Secret", &pod.namespace, &from.name, entries, &from.key, from.optional)?
+                } else if let Some(from) = &from.file_key_ref {
+                    of_file(files, from)?
                 } else {
                     return Err(format!("env {:?} has a source that this node does not know", variable.name));
                 }
@@ -145,6 +155,31 @@ fn optional<T>(result: Result<T, ObjectError>, optional: Option<bool>) -> Result
     }
 }
 
+/// A variable out of a file, in the kubelet's words where it cannot be had: a file that is not there is an error, optional or not.
+fn of_file(files: &Files, from: &FileKeySelector) -> Result<Option<String>, String> {
+    let file = files.get(&(from.volume_name.clone(), from.path.clone()));
+    let file = file.ok_or_else(|| format!("cannot find the volume {:?} referenced by FileKeyRef", from.volume_name))?;
+    let value = file
+        .as_ref()
+        .map_err(Clone::clone)
+        .and_then(|file| env_file::value(file, &from.key));
+    match value {
+        Ok(None) if from.optional != Some(true) => {
+            Err(format!("environment variable key {:?} not found in file {:?}", from.key, from.path))
+        }
+        Ok(value) => Ok(value),
+        Err(why) => {
+            info!(
+                why,
+                volume = from.volume_name,
+                path = from.path,
+                "a file of variables could not be read"
+            );
+            Err("couldn't parse env file".into())
+        }
+    }
+}
+
 fn key_of(
     kind: &'static str,
     namespace: &str,
@@ -218,6 +253,28 @@ mod tests {
         }
         assert!(!env.iter().any(|(n, _)| n.starts_with("X_") || n.starts_with("HEADLESS")));
         assert!(get(&services(&all, "n", false), "MY_DB_SERVICE_HOST").is_none());
+    }
+
+    #[test]
+    fn a_variable_of_a_file_is_missed_in_the_kubelets_words() {
+        let of = |file: Result<&str, &str>, optional: bool| {
+            let from = json!({"volumeName": "v", "path": "a/env", "key": "KEY", "optional": optional});
+            let file = file.map(|text| text.as_bytes().to_vec()).map_err(str::to_owned);
+            let files = Files::from([(("v".to_owned(), "a/env".to_owned()), file)]);
+            of_file(&files, &serde_json::from_value(from).unwrap())
+        };
+        assert_eq!(of(Ok("KEY='value'\n"), false), Ok(Some("value".into())));
+        assert_eq!(of(Ok("OTHER='value'\n"), true), Ok(None));
+        let missed = "environment variable key \"KEY\" not found in file \"a/env\"";
+        assert_eq!(of(Ok("OTHER='value'\n"), false), Err(missed.into()));
+        assert_eq!(of(Ok("KEY=''"), false), Err(missed.into()));
+        for optional in [false, true] {
+            assert_eq!(of(Ok("KEY=value"), optional), Err("couldn't parse env file".into()));
+            assert_eq!(of(Err("not there"), optional), Err("couldn't parse env file".into()));
+        }
+        let elsewhere = serde_json::from_value(json!({"volumeName": "w", "path": "p", "key": "K"})).unwrap();
+        let error = of_file(&Files::new(), &elsewhere).unwrap_err();
+        assert_eq!(error, "cannot find the volume \"w\" referenced by FileKeyRef");
     }
 
     #[test]

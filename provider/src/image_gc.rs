@@ -1,5 +1,5 @@
 //! Images that no pod needs go when their disk is nearly full, those first that have been idle the longest: as the kubelet's image garbage
-//! collector does (pkg/kubelet/images/image_gc_manager.go); copies that were made for who may not share them go with the last pod of their namespace. What is chosen is a pure function; when a use was is remembered by this daemon
+//! collector does (pkg/kubelet/images/image_gc_manager.go); and where the node says so, those that have been idle for too long go before that; copies that were made for who may not share them go with the last pod of their namespace. What is chosen is a pure function; when a use was is remembered by this daemon
 //! alone, so after its restart every image counts as found then.
 
 use std::{
@@ -97,9 +97,13 @@ fn in_use(pods: &Pods) -> HashSet<String> {
 
 /// Frees what is to be freed. The error says that there was not enough.
 async fn collect(context: &Context, pods: &Pods) -> Result<(), String> {
+    let gc = &context.config.images.gc;
+    if gc.max_age_seconds > 0 {
+        free(context, pods, u64::MAX, gc.max_age_seconds).await?;
+    }
     let disk = readings::disk(context.images.dir()).map_err(|error| format!("look at the images' disk: {error}"))?;
-    let wanted = wanted(disk.capacity, disk.available, &context.config.images.gc);
-    let freed = free(context, pods, wanted).await?;
+    let wanted = wanted(disk.capacity, disk.available, gc);
+    let freed = free(context, pods, wanted, gc.min_age_seconds).await?;
     if freed < wanted {
         return Err(format!(
             "Failed to garbage collect required amount of images. Attempted to free {wanted} bytes, but only found {freed} bytes eligible to free."
@@ -114,17 +118,18 @@ async fn collect(context: &Context, pods: &Pods) -> Result<(), String> {
 /// # Errors
 /// What keeps them from being removed, for people.
 pub async fn remove_unneeded(context: &Context, pods: &Pods) -> Result<u64, String> {
-    free(context, pods, u64::MAX).await
+    free(context, pods, u64::MAX, context.config.images.gc.min_age_seconds).await
 }
 
-/// Removes images until so many bytes are free of them, or none is left that may go; notes which are in use. Answers with the bytes.
-async fn free(context: &Context, pods: &Pods, wanted: u64) -> Result<u64, String> {
-    let (store, gc) = (&context.images, &context.config.images.gc);
+/// Removes images that have been idle for so many seconds until so many bytes are free of them, or none is left; notes which are in use. Answers
+/// with the bytes.
+async fn free(context: &Context, pods: &Pods, wanted: u64, age: u32) -> Result<u64, String> {
+    let store = &context.images;
     let here = store.list().into_iter().map(|image| image.id).collect::<HashSet<_>>();
     let now = Timestamp::now();
     let idle = context.image_uses.idle(&here, &in_use(pods), now);
     let mut freed = 0;
-    for id in choose(idle, now, SignedDuration::from_secs(i64::from(gc.min_age_seconds))) {
+    for id in choose(idle, now, SignedDuration::from_secs(age.into())) {
         if freed >= wanted {
             break;
         }
@@ -150,6 +155,7 @@ mod tests {
         high_threshold_percent: 85,
         low_threshold_percent: 80,
         min_age_seconds: 120,
+        max_age_seconds: 0,
     };
 
     fn at(second: i64) -> Timestamp {

@@ -14,7 +14,7 @@ use vmm_lib::spec::{
     Share, Vsock, Watchdog, WatchdogAction,
 };
 
-pub use self::container::{container, extras, pod_limits, resources};
+pub use self::container::{container, extras, pod_limits, resources, seccomp_profile};
 use crate::{
     config::{Guest, Machines},
     desired::DesiredPod,

@@ -44,8 +44,13 @@ const STATUS_AT_LEAST: Duration = Duration::from_secs(300);
 /// The version that clients compare for skew: what this node behaves like.
 pub(crate) const KUBELET_VERSION: &str = "v1.36.3";
 /// What the API server and the scheduler count on here (status.declaredFeatures), sorted: that WebSockets of exec, attach and port-forward
-/// are passed through to this node (KEP-4006), instead of being made SPDY on the way.
-const DECLARED_FEATURES: [&str; 1] = ["ExtendWebSocketsToKubelet"];
+/// are passed through to this node (KEP-4006), instead of being made SPDY on the way; that a pod as a whole is
+/// resized in place (KEP-5419); that containers can restart all of their pod (KEP-5532).
+const DECLARED_FEATURES: [&str; 3] = [
+    "ExtendWebSocketsToKubelet",
+    "InPlacePodLevelResourcesVerticalScaling",
+    "RestartAllContainersOnContainerExits",
+];
 /// Those of RuntimeClasses that run here; the empty one is that of pods without a class.
 const HANDLERS: [&str; 2] = ["", "kvmlet"];
 /// Most images that the status lists.

@@ -12,8 +12,8 @@ use k8s_openapi::api::core::v1::ContainerPort;
 use kvmlet_image::{ImageDevice, PulledImage};
 use kvmlet_network::{HostPort, PodInterface, PodNetwork, PodNetworkRequest, Protocol};
 use kvmlet_protocol::{
-    ErrorKind, Extras, IMAGE_VERSION, Interface, LIMIT_POD_VERSION, Request, Response, Route, SANDBOX_VERSION, SHARE_VERSION,
-    STREAMS_VERSION, USAGE_VERSION,
+    ContainerSpec, ErrorKind, Extras, Filter, IMAGE_VERSION, Interface, LIMIT_POD_VERSION, Request, Response, Route, SANDBOX_VERSION,
+    SHARE_VERSION, START_AS_VERSION, STREAMS_VERSION, USAGE_VERSION,
 };
 use tracing::{info, warn};
 
@@ -24,7 +24,7 @@ use crate::{
     context::Context,
     desired::DesiredPod,
     downward::Facts,
-    env,
+    env, env_file,
     events::Note,
     eviction,
     figures::{Lap, Phase, turn},
@@ -34,7 +34,7 @@ use crate::{
     lifecycle::{Event, Failure, StartFailure},
     logs, lower,
     machine::{self, Launch, Running},
-    names, scratch,
+    names, scratch, seccomp,
     size::{self, Room, Size},
     streams,
     template::{self, Start},
@@ -315,7 +315,6 @@ pub async fn container(act: &Act, desired: &Arc<DesiredPod>, instance: Instance)
     let image = image(context, &instance.image).map_err(create_error)?;
     let target = instance.target.map_err(config_error)?;
     let present = instance.images.iter().position(|i| *i == instance.image);
-    let variables = env::variables(desired, own, &facts, &act.objects).await.map_err(config_error)?;
     let hostname = names::kernel_hostname(desired, &context.dns.domain);
     let running = act
         .machine
@@ -323,6 +322,11 @@ pub async fn container(act: &Act, desired: &Arc<DesiredPod>, instance: Instance)
         .expect("no holder panics")
         .clone()
         .ok_or_else(|| create_error("the machine is not there".into()))?;
+    let mut agent = Agent::connect(&running.vsock).await.map_err(|e| create_error(chain(&e)))?;
+    let files = env_file::gather(&mut agent, desired, own).await.map_err(config_error)?;
+    let variables = env::variables(desired, own, &facts, &act.objects, &files)
+        .await
+        .map_err(config_error)?;
     let device = match present {
         Some(number) => lower::image_name(number),
         None => {
@@ -333,6 +337,15 @@ pub async fn container(act: &Act, desired: &Arc<DesiredPod>, instance: Instance)
         }
     };
     let spec = lower::container(desired, own, &instance.id, device, &image.config, &variables, &hostname).map_err(config_error)?;
+    let filter = match lower::seccomp_profile(desired, own) {
+        Some(profile) => {
+            let path = seccomp::path(&context.config.seccomp_dir(), &profile).map_err(create_error)?;
+            let filter = seccomp::load(&path, &spec.process.capabilities, &agent.welcome().kernel).await;
+            Some(Box::new(filter.map_err(create_error)?))
+        }
+        None => None,
+    };
+    let start = start(spec, lower::extras(desired, own, target), filter, agent.welcome().version).map_err(create_error)?;
     logs::open(context, desired, &running, &own.name, &instance.id, instance.restarts)
         .await
         .map_err(|e| create_error(format!("open the container's log: {e}")))?;
@@ -340,20 +353,14 @@ pub async fn container(act: &Act, desired: &Arc<DesiredPod>, instance: Instance)
         &desired.pod,
         Note::normal("Created", Some(own.field_path()), "Container created".into()),
     );
-    let extras = lower::extras(desired, own, target);
-    let mut agent = Agent::connect(&running.vsock).await.map_err(|e| create_error(chain(&e)))?;
-    let version = agent.welcome().version;
-    let start = if extras == Extras::default() {
-        // All versions know this one.
-        Request::Start(Box::new(spec))
-    } else if version < STREAMS_VERSION {
-        return Err(create_error(streams::too_old(version)));
-    } else {
-        let container = Box::new(spec);
-        Request::StartWith { container, extras }
-    };
     match agent.ask(&start).await {
         Ok(Response::Started { .. }) => Ok(Timestamp::now()),
+        Ok(Response::StartedAs { user, .. }) => {
+            let at = Timestamp::now();
+            let container = instance.container;
+            let _ = act.events.send(Event::RunsAs { container, user }).await;
+            Ok(at)
+        }
         Ok(_) => Err(create_error("the agent answered with something else".into())),
         Err(AgentError::Failed(failure)) => Err(match failure.kind {
             ErrorKind::CommandNotFound => StartFailure::Process {
@@ -367,6 +374,23 @@ pub async fn container(act: &Act, desired: &Arc<DesiredPod>, instance: Instance)
             _ => create_error(failure.message),
         }),
         Err(error) => Err(create_error(chain(&error))),
+    }
+}
+
+/// What an agent of this version is asked to start a container with.
+fn start(spec: ContainerSpec, extras: Extras, filter: Option<Box<Filter>>, version: u16) -> Result<Request, String> {
+    let container = Box::new(spec);
+    if version >= START_AS_VERSION {
+        return Ok(Request::StartAs { container, extras, filter });
+    }
+    if filter.is_some() {
+        return Err(streams::too_old(version, START_AS_VERSION));
+    }
+    match extras == Extras::default() {
+        // All versions know this one.
+        true => Ok(Request::Start(container)),
+        false if version < STREAMS_VERSION => Err(streams::too_old(version, STREAMS_VERSION)),
+        false => Ok(Request::StartWith { container, extras }),
     }
 }
 

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ResourceRequirements;
+use kvmlet_protocol::Identity;
 use serde::{Deserialize, Serialize};
 
 pub use self::image::{ImageFacts, ImageState};
@@ -42,7 +43,8 @@ pub struct PodState {
     /// In the order of [`DesiredPod::ephemeral`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ephemeral: Vec<ContainerState>,
-    /// What its containers were given when the pod was taken, in their order: what its machine was made for.
+    /// What its containers were given when the pod was taken, in their order, and last the pod as a whole, where it says something of that itself:
+    /// what its machine was made for.
     #[serde(default)]
     pub allocated: Vec<Allocation>,
     /// What of that the machine and the containers have by now; empty for all of it.
@@ -57,6 +59,9 @@ pub struct PodState {
     /// Init containers that have done what the next one waits for, in this machine.
     #[serde(default)]
     pub passed: usize,
+    /// All containers are being ended, to begin anew (RestartAllContainers).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub restarting: bool,
     /// Deletion that has begun.
     pub deletion: Option<DeletionState>,
     /// Network, machine and disks are gone; only logs and this record are left.
@@ -143,6 +148,9 @@ pub struct ContainerState {
     /// Its end has begun.
     #[serde(default)]
     pub stop: Option<Stop>,
+    /// Who the first process of its last instance is; unknown of one that an agent of an older release started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<Identity>,
     /// Why the last postStart hook failed; empty since one that did not.
     #[serde(default)]
     pub hook_error: String,
@@ -165,6 +173,16 @@ impl Allocation {
             requests: numbers(container.requests),
             limits: numbers(container.limits),
         }
+    }
+
+    /// What a pod asks for: each of its containers, and last the pod as a whole, where it says something of that itself (spec.resources).
+    pub fn of_pod(pod: &DesiredPod) -> Vec<Self> {
+        let numbers = |a: Amounts| [a.cpu.milli_value(), a.memory.value(), a.storage.value()];
+        let whole = pod.has_own_amounts().then(|| Self {
+            requests: numbers(pod.pod_requests),
+            limits: numbers(pod.pod_limits),
+        });
+        pod.containers.iter().map(Self::of).chain(whole).collect()
     }
 
     /// As the API writes it.
@@ -295,11 +313,12 @@ impl PodState {
             containers: desired.containers.iter().map(ContainerState::new).collect(),
             volume_images: image_volumes::all(desired).map(|_| ImageState::Wanted).collect(),
             ephemeral: Vec::new(),
-            allocated: desired.containers.iter().map(Allocation::of).collect(),
+            allocated: Allocation::of_pod(desired),
             in_force: Vec::new(),
             room: None,
             resize: Resize::default(),
             passed: 0,
+            restarting: false,
             deletion: None,
             busy: BTreeSet::new(),
         }
@@ -357,6 +376,7 @@ impl ContainerState {
             backoff: 0,
             health: Health::default(),
             stop: None,
+            user: None,
             hook_error: String::new(),
         }
     }

@@ -6,16 +6,18 @@ mod mounts;
 use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{
-        ContainerState as ApiState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, HostIP, Pod,
-        PodCondition, PodIP, PodReadinessGate, PodStatus, ResourceRequirements,
+        ContainerState as ApiState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus, ContainerUser,
+        HostIP, LinuxContainerUser, Pod, PodCondition, PodIP, PodReadinessGate, PodStatus, ResourceRequirements,
     },
     apimachinery::pkg::apis::meta::v1::Time,
 };
 
+use kvmlet_protocol::Identity;
+
 use crate::{
-    desired::{Amounts, DesiredContainer, DesiredPod},
+    desired::{DesiredContainer, DesiredPod},
     image_volumes,
-    lifecycle::{is_initialized, is_over},
+    lifecycle::{RESTARTING_ALL, is_initialized, is_over},
     state::{ContainerState, Ended, ImageState, Machine, PodState, Slot},
 };
 
@@ -26,8 +28,14 @@ const RUNTIME: &str = "kvmlet";
 pub fn status(desired: &DesiredPod, state: &PodState, host_ips: &[String], previous: Option<&PodStatus>, now: Timestamp) -> PodStatus {
     let old = previous.or(desired.pod.status.as_ref());
     let phase = phase(desired, state);
-    // They are fixed: the API server lets them be changed on nodes alone that say they can (InPlacePodLevelResourcesVerticalScaling).
-    let whole = desired.pod_requests != Amounts::default() || desired.pod_limits != Amounts::default();
+    // What is in force of what was given to the pod as a whole.
+    let whole = desired.has_own_amounts().then(|| {
+        let mut now = desired.clone();
+        if !state.is_in_force() {
+            now.give(&state.in_force);
+        }
+        now
+    });
     let generation = desired.pod.metadata.generation;
     let initialized = is_initialized(state, desired);
     let statuses = |init: bool| -> Vec<ContainerStatus> {
@@ -89,7 +97,9 @@ pub fn status(desired: &DesiredPod, state: &PodState, host_ips: &[String], previ
         .map(|c| c.name.clone())
         .collect::<Vec<_>>()
         .join(" ");
-    if initialized || phase == "Succeeded" {
+    // One that begins anew in place stays initialized (GeneratePodInitializedCondition).
+    let stays = desired.could_restart_all() && conditions.old("Initialized").is_some_and(|c| c.status == "True");
+    if initialized || stays || phase == "Succeeded" {
         conditions.set("Initialized", true, (phase == "Succeeded").then_some("PodCompleted"), None);
     } else {
         let message = format!("containers with incomplete status: [{init_names}]");
@@ -109,6 +119,16 @@ pub fn status(desired: &DesiredPod, state: &PodState, host_ips: &[String], previ
     } else {
         let (reason, message) = not_ready();
         conditions.set("Ready", false, reason, message);
+    }
+    if desired.could_restart_all() {
+        let why = state.restarting.then(|| {
+            (
+                "RestartAllContainersStarted",
+                "container exited with restart policy rule".to_owned(),
+            )
+        });
+        let (reason, message) = why.unzip();
+        conditions.set("AllContainersRestarting", state.restarting, reason, message);
     }
     if let Some(pending) = &state.resize.pending {
         let message = Some(pending.message.clone());
@@ -143,10 +163,10 @@ pub fn status(desired: &DesiredPod, state: &PodState, host_ips: &[String], previ
         container_statuses: Some(mains).filter(|l| !l.is_empty()),
         ephemeral_container_statuses: Some(ephemeral(desired, state, initialized)).filter(|l| !l.is_empty()),
         qos_class: desired.pod.status.as_ref().and_then(|s| s.qos_class.clone()),
-        allocated_resources: whole.then(|| desired.requests().to_api()),
-        resources: whole.then(|| ResourceRequirements {
-            requests: Some(desired.requests().to_api()),
-            limits: Some(desired.limits().to_api()).filter(|limits| !limits.is_empty()),
+        allocated_resources: whole.is_some().then(|| desired.requests().to_api()),
+        resources: whole.map(|now| ResourceRequirements {
+            requests: Some(now.requests().to_api()),
+            limits: Some(now.limits().to_api()).filter(|limits| !limits.is_empty()),
             ..ResourceRequirements::default()
         }),
         observed_generation: if over {
@@ -211,12 +231,14 @@ fn container(
     };
     // Until it runs again the instance that counts is the one that ended.
     let ended_last = c.last.is_some() && matches!(c.slot, Slot::Waiting { .. } | Slot::Starting { .. });
+    // But one that was taken away to begin anew with its pod has none, and has restarted (convertToAPIContainerStatuses).
+    let anew = ended_last && c.last.as_ref().is_some_and(|e| e.reason == RESTARTING_ALL);
     ContainerStatus {
         name: c.name.clone(),
         image: c.image_name.clone(),
         image_id,
-        container_id: id.filter(|id| !id.is_empty()).map(|id| format!("{RUNTIME}://{id}")),
-        restart_count: i32::try_from(c.restarts.saturating_sub(u32::from(ended_last))).unwrap_or(i32::MAX),
+        container_id: id.filter(|id| !id.is_empty() && !anew).map(|id| format!("{RUNTIME}://{id}")),
+        restart_count: i32::try_from(c.restarts.saturating_sub(u32::from(ended_last && !anew))).unwrap_or(i32::MAX),
         ready: if desired.is_probed() {
             started && (desired.probes.readiness.is_none() || c.health.ready)
         } else {
@@ -224,10 +246,21 @@ fn container(
         },
         started: Some(started),
         stop_signal: desired.stop_signal.clone(),
+        user: c.user.as_ref().filter(|_| has_run).map(user),
         allocated_resources: Some(desired.requests.to_api()).filter(|a| !a.is_empty()),
         state: Some(state_of(c, initialized, has_init, missing)),
         last_state: c.last.as_ref().map(terminated),
         ..ContainerStatus::default()
+    }
+}
+
+fn user(user: &Identity) -> ContainerUser {
+    ContainerUser {
+        linux: Some(LinuxContainerUser {
+            uid: user.uid.into(),
+            gid: user.gid.into(),
+            supplemental_groups: Some(user.groups.iter().copied().map(i64::from).collect()),
+        }),
     }
 }
 
@@ -312,6 +345,7 @@ const OWN: &[&str] = &[
     "Initialized",
     "Ready",
     "ContainersReady",
+    "AllContainersRestarting",
     RESIZE[0],
     RESIZE[1],
 ];

@@ -39,15 +39,15 @@ async fn connect(socket: &Path) -> Result<Agent, StreamError> {
     let agent = Agent::connect(socket).await.map_err(internal)?;
     let version = agent.welcome().version;
     if version < STREAMS_VERSION {
-        return Err(StreamError::Failed(too_old(version)));
+        return Err(StreamError::Failed(too_old(version, STREAMS_VERSION)));
     }
     Ok(agent)
 }
 
 /// What is said of a machine that was started by an older release.
-pub fn too_old(version: u16) -> String {
+pub fn too_old(version: u16, needed: u16) -> String {
     format!(
-        "the pod's machine was started by an older kvmlet, whose agent speaks version {version} of the protocol, and {STREAMS_VERSION} is needed: create the pod anew"
+        "the pod's machine was started by an older kvmlet, whose agent speaks version {version} of the protocol, and {needed} is needed: create the pod anew"
     )
 }
 

@@ -34,8 +34,9 @@ enum Rule {
 use Rule::{Any, OneOf, Only, Refused};
 
 const NO_APPARMOR: &str = "the pod's own kernel has no AppArmor; only Unconfined can be had";
-const NO_PROFILES: &str = "profiles of a host are not brought into the pod's own kernel; RuntimeDefault and Unconfined can be had";
 const NO_PROPAGATION: &str = "a pod's mounts are its own kernel's, and no other sees them; only None can be had";
+const UNKNOWN: &str = "this node does not know it";
+const NO_BUNDLES: &str = "as under a kubelet whose gate ClusterTrustBundleProjection is off, its default";
 const NO_HOST: &str = "the pod has a kernel of its own, there is no host to share";
 
 const NO_RUNTIME: &str = "each pod here is a machine; the classes kvmlet and kvmlet-no-overhead say so";
@@ -78,11 +79,7 @@ const POD: &[(&str, Rule)] = &[
     ("securityContext.runAsGroup", Any),
     ("securityContext.runAsNonRoot", Any),
     ("securityContext.runAsUser", Any),
-    (
-        "securityContext.seccompProfile.type",
-        OneOf(&["RuntimeDefault", "Unconfined"], NO_PROFILES),
-    ),
-    ("securityContext.seccompProfile.localhostProfile", Any),
+    ("securityContext.seccompProfile", Any),
     // Without SELinux in a kernel its options say nothing, as on any other node.
     ("securityContext.seLinuxOptions", Any),
     ("securityContext.supplementalGroups", Any),
@@ -106,6 +103,7 @@ const POD: &[(&str, Rule)] = &[
     ("volumes.image.reference", Any),
     ("volumes.name", Any),
     ("volumes.projected.defaultMode", Any),
+    ("volumes.projected.sources.clusterTrustBundle", Refused(NO_BUNDLES)),
     ("volumes.projected.sources.configMap", Any),
     ("volumes.projected.sources.downwardAPI", Any),
     ("volumes.projected.sources.secret", Any),
@@ -121,6 +119,7 @@ const CONTAINER: &[(&str, Rule)] = &[
     ("env.value", Any),
     ("env.valueFrom.configMapKeyRef", Any),
     ("env.valueFrom.fieldRef", Any),
+    ("env.valueFrom.fileKeyRef", Any),
     ("env.valueFrom.resourceFieldRef", Any),
     ("env.valueFrom.secretKeyRef", Any),
     ("envFrom", Any),
@@ -139,7 +138,7 @@ const CONTAINER: &[(&str, Rule)] = &[
     ("resources.requests.ephemeral-storage", Any),
     ("resources.requests.memory", Any),
     ("restartPolicy", Any),
-    ("restartPolicyRules.action", Only("Restart")),
+    ("restartPolicyRules.action", OneOf(&["Restart", "RestartAllContainers"], UNKNOWN)),
     ("restartPolicyRules.exitCodes", Any),
     ("securityContext.allowPrivilegeEscalation", Any),
     ("securityContext.appArmorProfile.type", OneOf(&["Unconfined"], NO_APPARMOR)),
@@ -150,11 +149,7 @@ const CONTAINER: &[(&str, Rule)] = &[
     ("securityContext.runAsGroup", Any),
     ("securityContext.runAsNonRoot", Any),
     ("securityContext.runAsUser", Any),
-    (
-        "securityContext.seccompProfile.type",
-        OneOf(&["RuntimeDefault", "Unconfined"], NO_PROFILES),
-    ),
-    ("securityContext.seccompProfile.localhostProfile", Any),
+    ("securityContext.seccompProfile", Any),
     ("securityContext.seLinuxOptions", Any),
     ("startupProbe", Any),
     ("stdin", Any),
@@ -296,8 +291,8 @@ mod tests {
     fn each_unsupported_field_is_named_by_its_path() {
         for (spec, path) in [
             (
-                json!({"containers": [{"restartPolicy": "Never", "restartPolicyRules": [{"action": "RestartAllContainers"}]}]}),
-                "spec.containers[0].restartPolicyRules[0].action",
+                json!({"containers": [{"restartPolicy": "Never", "restartPolicyRules": [{"action": "RestartAllContainers"}, {"action": "Other"}]}]}),
+                "spec.containers[0].restartPolicyRules[1].action",
             ),
             (
                 json!({"volumes": [{"name": "v", "hostPath": {"path": "/", "type": "File"}}, {"name": "w", "hostPath": {"path": "/", "type": "Socket"}}]}),
@@ -321,10 +316,6 @@ mod tests {
                 "spec.containers[0].volumeMounts[1].mountPropagation",
             ),
             (json!({"hostNetwork": true}), "spec.hostNetwork"),
-            (
-                json!({"securityContext": {"seccompProfile": {"type": "Localhost", "localhostProfile": "p.json"}}}),
-                "spec.securityContext.seccompProfile.type",
-            ),
             (
                 json!({"containers": [{"securityContext": {"appArmorProfile": {"type": "RuntimeDefault"}}}]}),
                 "spec.containers[0].securityContext.appArmorProfile.type",

@@ -69,6 +69,11 @@ pub fn due(issue: Issue, uid: &str) -> Timestamp {
     issue.at.saturating_add(wait).unwrap_or(Timestamp::MAX)
 }
 
+/// Whether it was had at a time that has not come yet: the clock was put back since, and says nothing of its age.
+pub fn is_of_the_future(issue: Issue, now: Timestamp) -> bool {
+    issue.at > now
+}
+
 /// How long to wait after this many failures in a row.
 pub fn wait(failures: u32) -> SignedDuration {
     SignedDuration::from_secs((FIRST_WAIT << failures.saturating_sub(1).min(8)).min(LONGEST_WAIT))

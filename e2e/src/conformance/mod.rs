@@ -75,7 +75,10 @@ pub fn run(cluster: &Cluster, options: &Options) -> Result<Tally> {
 
 fn reason(spec: &Spec, options: &Options) -> Option<&'static str> {
     let slow = (spec.is_slow() && !options.slow).then_some("waits for many minutes; --slow runs it");
-    inapplicable::reason(spec).or(slow)
+    let alone = spec
+        .is_alone()
+        .then_some("nothing may run beside it ([Serial], [Disruptive]), and here others do");
+    inapplicable::reason(spec).or(alone).or(slow)
 }
 
 /// These, so many at once, on nodes that carry no taint meanwhile.
@@ -158,6 +161,33 @@ impl Drop for Untainted<'_> {
     fn drop(&mut self) {
         if let Err(error) = self.set(&self.taints) {
             say(format_args!("the taints of {} did not come back: {error:#}", self.name));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_that_does_not_run_has_its_reason() {
+        let of = |name: &str, slow| {
+            let options = Options {
+                filter: String::new(),
+                jobs: 1,
+                slow,
+            };
+            reason(&Spec(name.into()), &options).unwrap_or_default()
+        };
+        assert!(of("Pods should run [Serial] [NodeConformance]", true).contains("[Serial]"));
+        assert!(of("Pods should run [Disruptive] [NodeConformance]", true).contains("[Disruptive]"));
+        assert!(of("Pods should wait [Slow] [NodeConformance]", false).contains("--slow"));
+        assert!(
+            of("if pod uses host network [Serial]", false).contains("hostNetwork"),
+            "what cannot be had at all comes first"
+        );
+        for name in ["Pods should run [NodeConformance]", "Pods should wait [Slow] [NodeConformance]"] {
+            assert_eq!(of(name, true), "", "{name}");
         }
     }
 }

@@ -23,6 +23,11 @@ impl Spec {
         self.0.contains("[Slow]")
     }
 
+    /// Whether it says of itself that nothing may run beside it.
+    pub fn is_alone(&self) -> bool {
+        ["[Serial]", "[Disruptive]"].iter().any(|word| self.0.contains(word))
+    }
+
     /// What Ginkgo's `focus` must be for this one alone. The suite's name stands before a specification's.
     fn focus(&self) -> String {
         let mut focus = String::from("suite ");
@@ -56,7 +61,7 @@ impl<'a> Suite<'a> {
         Ok(Self { cluster, program })
     }
 
-    /// All that a conforming node has to pass and that may run beside others, by name.
+    /// All that a conforming node has to pass, by name.
     pub(super) fn list(&self) -> Result<Vec<Spec>> {
         let folder = self.cluster.state.logs().join("conformance/list");
         let arguments = ["--ginkgo.dry-run", r"--ginkgo.focus=\[NodeConformance\]"];
@@ -81,13 +86,7 @@ impl<'a> Suite<'a> {
             .args(["-k", "5", &limit.as_secs().to_string()])
             .arg(&self.program)
             .current_dir(folder);
-        command
-            .args([
-                "--provider=skeleton",
-                "--ginkgo.no-color",
-                r"--ginkgo.skip=\[Serial\]|\[Disruptive\]",
-            ])
-            .args(arguments);
+        command.args(["--provider=skeleton", "--ginkgo.no-color"]).args(arguments);
         command.arg("--kubeconfig").arg(self.cluster.state.kubeconfig());
         command.arg("--ginkgo.json-report").arg(&file);
         command

@@ -128,6 +128,8 @@ fn pages(cluster: &Cluster) -> Result<()> {
             sample(&cadvisor, "container_memory_rss", &of_busy)? < held,
             "shared memory is no RSS"
         );
+        let written = sample(&cadvisor, "container_fs_usage_bytes", &of_busy)?;
+        ensure!(written >= f64::from(3 << 20), "{written} bytes in the container's own files");
         sample(
             &cadvisor,
             "container_network_receive_bytes_total",
@@ -148,34 +150,70 @@ fn pages(cluster: &Cluster) -> Result<()> {
         sample(&own, "kvmlet_boots_waiting", &[])?;
         sample(&own, "kvmlet_image_requests_total", &[])?;
         sample(&own, "rest_client_requests_total", &["method=\"PATCH\"", "code=\"200\""])?;
+        let read = &[
+            "method=\"GET\"",
+            "path=\"metrics\"",
+            "server_type=\"readwrite\"",
+            "long_running=\"false\"",
+        ];
+        sample(&page(place, "metrics")?, "kubelet_http_requests_duration_seconds_count", read)?;
+        ensure!(sample(&own, "kubelet_http_requests_total", read)? >= 1.0, "{own}");
+        for name in [
+            "kubelet_pod_start_duration_seconds_count",
+            "kubelet_pod_start_sli_duration_seconds_count",
+            "kubelet_started_pods_total",
+        ] {
+            ensure!(sample(&own, name, &[])? >= 1.0, "{name}: {own}");
+        }
+        ensure!(
+            sample(&own, "kubelet_started_containers_total", &["container_type=\"container\""])? >= 1.0,
+            "{own}"
+        );
         let probes = page(place, "metrics/probes")?;
+        sample(
+            &probes,
+            "prober_probe_duration_seconds_count",
+            &["probe_type=\"Liveness\"", "pod=\"busy\""],
+        )?;
         sample(
             &probes,
             "prober_probe_total",
             &["probe_type=\"Liveness\"", "result=\"successful\"", "pod=\"busy\""],
         )?;
         let configz: Value = serde_json::from_str(&page(place, "configz")?)?;
-        ensure!(configz["kubeletconfig"]["kind"] == "KubeletConfiguration", "{configz}");
+        let configz = &configz["kubeletconfig"];
+        ensure!(configz["kind"] == "KubeletConfiguration" && configz["maxPods"] == 110, "{configz}");
+        ensure!(
+            configz["imageMaximumGCAge"] == "0s" && configz["evictionHard"].is_object(),
+            "{configz}"
+        );
         Ok(())
     })
 }
 
 /// What the kubelet port of the first host answers, its status alone.
 fn asked(cluster: &Cluster, path: &str, token: &str) -> Result<String> {
+    Ok(answered(cluster, path, token)?.0)
+}
+
+/// What the kubelet port of the first host answers: its status, and the beginning of what it says.
+pub(super) fn answered(cluster: &Cluster, path: &str, token: &str) -> Result<(String, String)> {
     let node = cluster.kubectl_json(&["get", "node", &cluster.host(0)?.name])?;
     let addresses = node["status"]["addresses"].as_array().context("addresses")?;
     let address = addresses.iter().find(|a| a["type"] == "InternalIP").context("an address")?;
     let port = &node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"];
     let url = format!("https://{}:{port}{path}", address["address"].as_str().context("an address")?);
     let mut curl = cluster.inside("curl");
-    curl.args(["-sS", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "20", "--cacert"]);
+    curl.args(["-sS", "-w", "\n%{http_code}", "--max-time", "20", "--cacert"]);
     curl.arg(cluster.state.pki().join("ca.crt"));
     // From a file that only the rig reads: arguments can be seen.
     let header = cluster.state.root.join("token-header");
     write(&header, format!("Authorization: Bearer {token}"))?;
     curl.arg("-H").arg(format!("@{}", header.display())).arg(url);
     let output = crate::command::run(&mut curl)?;
-    Ok(crate::command::text(&output.stdout))
+    let said = crate::command::text(&output.stdout);
+    let (body, status) = said.rsplit_once('\n').context("a status")?;
+    Ok((status.to_owned(), body.chars().take(300).collect()))
 }
 
 fn tokens(cluster: &Cluster) -> Result<()> {

@@ -46,6 +46,7 @@ mod resize;
 mod resize_pods;
 mod restarts;
 mod rig;
+mod rights;
 mod runtime;
 mod security;
 mod snapshots;
@@ -156,6 +157,7 @@ fn all() -> impl Iterator<Item = &'static Test> {
         copy::TESTS,
         port_forward::TESTS,
         figures::TESTS,
+        rights::TESTS,
         certificates::TESTS,
         exits::TESTS,
         by_hand::TESTS,

@@ -59,6 +59,17 @@ fn whole(cluster: &Cluster) -> Result<()> {
         // 96 MiB for the containers, the rest for the guest and the images that it reads in place.
         let total: u64 = line(&said, "total")?.trim().parse()?;
         ensure!((96 << 10..224 << 10).contains(&total), "{said}");
+        let more = json!({"cpu": "2", "memory": "160Mi"});
+        let patch = json!({"spec": {"resources": {"limits": more, "requests": more}}}).to_string();
+        place.kubectl(&["patch", "pod", "whole", "--subresource", "resize", "--patch", &patch])?;
+        let found = place.until("whole", "have more", |found| found["status"]["resources"]["limits"] == more)?;
+        ensure!(found["status"]["allocatedResources"] == more, "{}", found["status"]);
+        let shell = "nproc; sed -n 's/^MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo";
+        let said = place.kubectl(&["exec", "whole", "-c", "looks", "--", "sh", "-c", shell])?;
+        let mut lines = said.lines();
+        ensure!(lines.next() == Some("2"), "{said}");
+        let grown: u64 = lines.next().unwrap_or_default().trim().parse()?;
+        ensure!(grown >= total + (48 << 10), "{total} kB have become {grown}");
         Ok(())
     })
 }

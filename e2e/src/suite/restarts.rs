@@ -80,10 +80,53 @@ fn policies(cluster: &Cluster) -> Result<()> {
                 &[memory],
             ),
             with(pod("signalled", sh("sh -c 'kill -SEGV $$$$'; exit $?")), &[policy("Never")]),
+            all_anew(&mounted),
         ])?;
         never(place)?;
+        let found = place.until("anew", "have begun anew as a whole", |found| {
+            condition(found, "Ready")["status"] == "True" && container(found, "one")["restartCount"] == 1
+        })?;
+        for name in ["first", "one", "other"] {
+            let status = container(&found, name);
+            ensure!(
+                status["restartCount"] == 1 && status["lastState"]["terminated"]["reason"] == "RestartingAllContainers",
+                "{name}: {status}"
+            );
+        }
+        ensure!(
+            condition(&found, "AllContainersRestarting")["status"] == "False",
+            "{}",
+            found["status"]
+        );
+        ensure!(place.kubectl(&["exec", "anew", "-c", "one", "--", "cat", "/v/seen"])? == "first\none\nfirst\none");
         again(place)
     })
+}
+
+/// A pod whose init container has written its first line when a container writes the second, and starts everything anew.
+fn all_anew(mounted: &dyn Fn(&str) -> Value) -> Value {
+    let rules = json!([{"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [42]}}]);
+    let one = format!("echo one >>/v/seen; [ $(wc -l </v/seen) -gt 2 ] || exit 42; {STAY}");
+    let one = with(
+        mounted(&one),
+        &[
+            ("/name", json!("one")),
+            ("/restartPolicy", json!("Never")),
+            ("/restartPolicyRules", rules),
+        ],
+    );
+    let first = with(
+        mounted("echo first >>/v/seen"),
+        &[("/name", json!("first")), ("/image", json!("busybox"))],
+    );
+    with(
+        pod_of("anew", json!([one, with(sh(STAY), &[("/name", json!("other"))])])),
+        &[
+            ("/spec/restartPolicy", json!("Never")),
+            ("/spec/volumes", json!([{"name": "v", "emptyDir": {}}])),
+            ("/spec/initContainers", json!([first])),
+        ],
+    )
 }
 
 fn never(place: &Place<'_>) -> Result<()> {

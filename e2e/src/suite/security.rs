@@ -17,7 +17,7 @@ pub(super) const TESTS: &[Test] = &[
         run: privileged,
     },
     Test {
-        name: "a pod's sysctls are its own kernel's, and its containers share processes and groups as it says",
+        name: "a pod's sysctls are its own kernel's, its containers share processes and groups as it says, and a profile of the node holds them",
         hosts: 1,
         kvmlet: true,
         run: own_kernel,
@@ -29,7 +29,7 @@ pub(super) const TESTS: &[Test] = &[
         run: contexts,
     },
     Test {
-        name: "profiles of the host, root where it must not be, and unknown sysctls are refused with their reason",
+        name: "profiles that the node has not, root where it must not be, and unknown sysctls are refused with their reason",
         hosts: 1,
         kvmlet: true,
         run: refused,
@@ -64,10 +64,16 @@ fn privileged(cluster: &Cluster) -> Result<()> {
 fn own_kernel(cluster: &Cluster) -> Result<()> {
     within(cluster, "security-kernel", |place| {
         let security = json!({"sysctls": [{"name": "kernel.shm_rmid_forced", "value": "1"}, {"name": "vm.swappiness", "value": "7"}],
-            "runAsUser": 1000, "runAsGroup": 3000, "supplementalGroups": [4000], "supplementalGroupsPolicy": "Strict"});
+            "runAsUser": 1000, "runAsGroup": 3000, "supplementalGroups": [4000], "supplementalGroupsPolicy": "Strict",
+            "seccompProfile": {"type": "Localhost", "localhostProfile": "kvmlet-e2e/no-mkdir.json"}});
+        let profile = json!({"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"],
+            "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95}]});
+        let host = cluster.host(0)?;
+        let dir = "/var/lib/kvmlet/seccomp/kvmlet-e2e";
+        host.sh(&format!("mkdir -p {dir} && echo '{profile}' >{dir}/no-mkdir.json"))?;
         let side = with(sh("exec sleep 4711"), &[("/name", json!("side"))]);
         let script = format!(
-            "echo $(sysctl -n kernel.shm_rmid_forced) $(sysctl -n vm.swappiness); id -G
+            "echo $(sysctl -n kernel.shm_rmid_forced) $(sysctl -n vm.swappiness); id -G; mkdir /made 2>&1 | sed 's/.*: //'
             until cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -q 'sleep 471[1]'; do sleep 1; done; echo seen; {STAY}"
         );
         let main = with(sh(&script), &[("/image", json!("users"))]);
@@ -81,10 +87,17 @@ fn own_kernel(cluster: &Cluster) -> Result<()> {
         )])?;
         place.until_ready("own")?;
         // The image has this user in the groups staff and video: not with this policy.
-        place.until_logs("own", "1 7\n3000 4000\nseen")?;
+        place.until_logs("own", "1 7\n3000 4000\nOperation not supported\nseen")?;
         let groups = place.kubectl(&["exec", "own", "-c", "main", "--", "id", "-G"])?;
         ensure!(groups.trim() == "3000 4000", "{groups}");
-        Ok(())
+        let said = place.kubectl_fails(&["exec", "own", "-c", "main", "--", "mkdir", "/made"])?;
+        ensure!(said.contains("Operation not supported"), "{said}");
+        let user = container(&place.get("own")?, "main")["user"].clone();
+        ensure!(
+            user == json!({"linux": {"uid": 1000, "gid": 3000, "supplementalGroups": [3000, 4000]}}),
+            "{user}"
+        );
+        host.sh(&format!("rm -r {dir}")).map(drop)
     })
 }
 
@@ -166,10 +179,12 @@ fn refused(cluster: &Cluster) -> Result<()> {
                 )],
             ),
         ])?;
-        let found = place.until_phase("seccomp", "Failed")?;
-        let message = found["status"]["message"].as_str().unwrap_or_default();
+        let found = place.until("seccomp", "be refused", |found| {
+            container(found, "main")["state"]["waiting"]["reason"] == "CreateContainerError"
+        })?;
+        let message = &container(&found, "main")["state"]["waiting"]["message"];
         ensure!(
-            message.contains("securityContext.seccompProfile.type (profiles of a host are not brought into the pod's own kernel"),
+            *message == "cannot load seccomp profile \"/var/lib/kvmlet/seccomp/p.json\": no such file or directory",
             "{message}"
         );
         let found = place.until("root", "be refused", |found| {

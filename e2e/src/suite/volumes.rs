@@ -150,6 +150,12 @@ fn environment(cluster: &Cluster) -> Result<()> {
                 ("/resources", json!({"limits": {"cpu": "1500m"}, "requests": {"memory": "20Mi"}})),
             ],
         );
+        let of_file = |key: &str, optional: bool| {
+            let from = json!({"volumeName": "told", "path": "deep/env", "key": key, "optional": optional});
+            json!({"name": key, "valueFrom": {"fileKeyRef": from}})
+        };
+        let teller = json!({"name": "teller", "image": "busybox", "volumeMounts": [{"name": "told", "mountPath": "/told"}],
+            "command": ["sh", "-c", "mkdir /told/deep; echo \"A_FILE='of two words' # told\" >/told/deep/env"]});
         place.create(&objects())?;
         place.create(&[
             json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}, "spec": {"ports": [{"name": "http", "port": 81}]}}),
@@ -161,7 +167,18 @@ fn environment(cluster: &Cluster) -> Result<()> {
         ];
         place.create(&[
             with(with(pod("env", main), &metadata), from_ref(&never)),
-            with(pod("linkless", sh("env")), &[never, ("/spec/enableServiceLinks", json!(false))]),
+            with(
+                pod(
+                    "linkless",
+                    with(sh("env"), &[("/env", json!([of_file("A_FILE", false), of_file("NOTHING", true)]))]),
+                ),
+                &[
+                    never,
+                    ("/spec/enableServiceLinks", json!(false)),
+                    ("/spec/volumes", json!([{"name": "told", "emptyDir": {}}])),
+                    ("/spec/initContainers", json!([teller])),
+                ],
+            ),
         ])?;
         let said = place.output("env")?;
         let found = place.get("env")?;
@@ -200,6 +217,10 @@ fn environment(cluster: &Cluster) -> Result<()> {
         }
         ensure!(!said.contains("ABSENT") && said.ends_with(pod_ip), "{said}");
         let linkless = place.output("linkless")?;
+        ensure!(
+            line(&linkless, "A_FILE")? == "of two words" && !linkless.contains("NOTHING"),
+            "{linkless}"
+        );
         ensure!(
             !linkless.contains("WEB_SERVICE") && linkless.contains("KUBERNETES_SERVICE_HOST="),
             "{linkless}"

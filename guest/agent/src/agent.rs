@@ -6,8 +6,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use kvmlet_protocol::{
-    ContainerSpec, ContainerState, ContainerStatus, ErrorKind, ExitStatus, Extras, Failure, LayerFigures, Renewal, Request, Resources,
-    Response, SandboxSpec, StorageFigures, TEMPLATE_WORD,
+    ContainerSpec, ContainerState, ContainerStatus, ErrorKind, ExitStatus, Extras, Failure, Filter, LayerFigures, Renewal, Request,
+    Resources, Response, SandboxSpec, StorageFigures, TEMPLATE_WORD,
 };
 
 use crate::container::{self, Container};
@@ -63,6 +63,14 @@ impl Table {
     }
 }
 
+fn started(container: Arc<Container>) -> Response {
+    Response::Started { pid: container.pid }
+}
+
+fn file(bytes: Vec<u8>) -> Response {
+    Response::File(bytes.into())
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -102,8 +110,15 @@ impl Agent {
                 .sandbox()
                 .and_then(|s| s.volumes.put(&volume, &content))
                 .map(|()| Response::Done),
-            Request::Start(spec) => self.start(*spec, &Extras::default()).map(|pid| Response::Started { pid }),
-            Request::StartWith { container, extras } => self.start(*container, &extras).map(|pid| Response::Started { pid }),
+            Request::Start(spec) => self.start(*spec, &Extras::default(), None).map(started),
+            Request::StartWith { container, extras } => self.start(*container, &extras, None).map(started),
+            Request::StartAs { container, extras, filter } => {
+                self.start(*container, &extras, filter.map(|filter| *filter))
+                    .map(|container| Response::StartedAs {
+                        pid: container.pid,
+                        user: container.user.clone(),
+                    })
+            }
             Request::Signal { container, signal, all } => self
                 .running(&container)
                 .and_then(|c| c.signal(signal, all))
@@ -116,6 +131,7 @@ impl Agent {
             Request::Detaching { device } => bus::detaching(device, &mut lock(&self.images)).map(|()| Response::Done),
             Request::Usage { volumes, above } => self.sandbox().and_then(|s| s.volumes.usage(&volumes, above)).map(Response::Usage),
             Request::Storage { volumes } => self.storage(&volumes).map(|storage| Response::Storage(Box::new(storage))),
+            Request::ReadFile { volume, path } => self.sandbox().and_then(|s| s.volumes.read(&volume, &path)).map(file),
             Request::Resize { cpus, containers } => self.resize(cpus, containers).map(|()| Response::Done),
             Request::LimitPod(limits) => cgroup::limit_pod(&limits).map(|()| Response::Done),
             Request::Stats => Ok(Response::Stats(stats::read(&self.containers()))),
@@ -207,27 +223,32 @@ impl Agent {
         resize::resize(cpus, &running.collect::<Vec<_>>())
     }
 
-    fn start(self: &Arc<Self>, spec: ContainerSpec, extras: &Extras) -> Result<u32, Failure> {
+    fn start(self: &Arc<Self>, spec: ContainerSpec, extras: &Extras, filter: Option<Filter>) -> Result<Arc<Container>, Failure> {
         let sandbox = self.sandbox()?;
         let id = spec.id.clone();
         self.occupy(&id, |table| match table.find(&id) {
             Some(_) => Err(fail(ErrorKind::Conflict, "a container of this identifier exists already")),
             None => Ok(()),
         })?;
-        let result = self.start_occupied(&sandbox, spec, extras);
+        let result = self.start_occupied(&sandbox, spec, (extras, filter));
         lock(&self.table).busy.remove(&id);
         result
     }
 
-    fn start_occupied(self: &Arc<Self>, sandbox: &Sandbox, spec: ContainerSpec, extras: &Extras) -> Result<u32, Failure> {
-        let target = extras.processes_of.as_deref().map(|id| self.running(id)).transpose()?;
+    fn start_occupied(
+        self: &Arc<Self>,
+        sandbox: &Sandbox,
+        spec: ContainerSpec,
+        more: (&Extras, Option<Filter>),
+    ) -> Result<Arc<Container>, Failure> {
+        let target = more.0.processes_of.as_deref().map(|id| self.running(id)).transpose()?;
         let image = lock(&self.images).mount(&spec.root.device, &sandbox.spec.pmems)?;
-        let (container, ended) = container::start(sandbox, image, spec, extras, target.as_deref())?;
-        let (pid, container) = (container.pid, Arc::new(container));
+        let (container, ended) = container::start(sandbox, image, spec, more, target.as_deref())?;
+        let container = Arc::new(container);
         {
             let mut table = lock(&self.table);
             let state = ContainerState::Running {
-                pid,
+                pid: container.pid,
                 started: container.started,
             };
             table.containers.push(Entry {
@@ -247,7 +268,7 @@ impl Agent {
             container.remove()?;
             return Err(fail(ErrorKind::NoSpace, format!("watch the container: {e}")));
         }
-        Ok(pid)
+        Ok(container)
     }
 
     fn exited(&self, container: &Container, status: ExitStatus) {

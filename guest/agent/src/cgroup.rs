@@ -5,9 +5,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use kvmlet_protocol::{Failure, GroupFigures, Resources};
+use kvmlet_protocol::{ErrorKind, Failure, GroupFigures, Resources};
 
-use crate::failure::Attempt;
+use crate::failure::{Attempt, fail};
 
 /// Where the hierarchy is mounted.
 pub(crate) const MOUNT: &str = "/sys/fs/cgroup";
@@ -24,9 +24,14 @@ pub(crate) fn prepare() -> io::Result<()> {
 }
 
 /// Limits all containers together, in memory and processor time; 0 lifts a limit. Processes belong to the containers' groups, so none ends with others but
-/// those of its container.
+/// those of its container. Nothing is changed where they use more memory than they shall have: some would be killed.
 pub(crate) fn limit_pod(limits: &Resources) -> Result<(), Failure> {
     let pod = Path::new(POD);
+    let (used, limit) = (figures(pod).working_set, limits.memory_max);
+    if limit != 0 && used > limit {
+        let why = format!("attempting to set pod memory limit ({limit}) below current usage ({used})");
+        return Err(fail(ErrorKind::Conflict, why));
+    }
     fs::write(pod.join("memory.max"), or_max(limits.memory_max)).attempt("limit the pod's memory")?;
     let quota = format!("{} 100000", or_max(limits.cpu_quota));
     fs::write(pod.join("cpu.max"), quota).attempt("limit the pod's processor time")

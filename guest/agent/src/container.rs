@@ -9,7 +9,7 @@ use std::process::Stdio;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
-use kvmlet_protocol::{ContainerSpec, ErrorKind, ExitStatus, Extras, Failure, LogStream, Process};
+use kvmlet_protocol::{ContainerSpec, ErrorKind, ExitStatus, Extras, Failure, Filter, Identity, LogStream, Process};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::cgroup::Cgroup;
@@ -35,6 +35,10 @@ pub(crate) struct Container {
     pub(crate) spec: ContainerSpec,
     /// What it has besides.
     pub(crate) extras: Extras,
+    /// What system calls it may make, where that is not the default.
+    pub(crate) filter: Option<Filter>,
+    /// Who its first process is.
+    pub(crate) user: Identity,
     /// Its first process.
     pub(crate) pid: u32,
     /// When that became its program, nanoseconds since 1970.
@@ -104,7 +108,7 @@ pub(crate) fn start(
     sandbox: &Sandbox,
     image: PathBuf,
     spec: ContainerSpec,
-    extras: &Extras,
+    (extras, filter): (&Extras, Option<Filter>),
     target: Option<&Container>,
 ) -> Result<(Container, Receiver<Ended>), Failure> {
     let plain = (1..=64).contains(&spec.id.len()) && spec.id.bytes().all(|b| b.is_ascii_alphanumeric());
@@ -117,16 +121,25 @@ pub(crate) fn start(
     let places = Places::of(&spec.id);
     places.create(&image).attempt("create the container's writable layer")?;
     let result = Cgroup::create(&spec.id, &spec.resources).and_then(|cgroup| {
-        let begun = begin(sandbox, image, &spec, extras, target, &places, &cgroup).inspect_err(|_| drop(cgroup.remove()))?;
+        let begun =
+            begin(sandbox, image, &spec, (extras, filter.as_ref()), target, &places, &cgroup).inspect_err(|_| drop(cgroup.remove()))?;
         Ok((cgroup, begun))
     });
     match result {
-        Ok((cgroup, Begun { child, stdin, terminal })) => {
+        Ok((cgroup, begun)) => {
+            let Begun {
+                child,
+                user,
+                stdin,
+                terminal,
+            } = begun;
             let Child { pid, pidfd, ended } = child;
             Ok((
                 Container {
                     spec,
                     extras: extras.clone(),
+                    filter,
+                    user,
                     pid,
                     started: now(),
                     cgroup,
@@ -148,6 +161,7 @@ pub(crate) fn start(
 
 struct Begun {
     child: Child,
+    user: Identity,
     stdin: Option<Stdin>,
     terminal: Option<File>,
 }
@@ -156,7 +170,7 @@ fn begin(
     sandbox: &Sandbox,
     image: PathBuf,
     spec: &ContainerSpec,
-    extras: &Extras,
+    (extras, filter): (&Extras, Option<&Filter>),
     target: Option<&Container>,
     places: &Places,
     cgroup: &Cgroup,
@@ -172,6 +186,7 @@ fn begin(
     let plan = |process: Process| Plan {
         process,
         strict_groups: extras.strict_groups,
+        filter: filter.cloned(),
         cgroup: cgroup.path().to_owned(),
         place: Place::Fresh {
             root,
@@ -216,9 +231,10 @@ fn on_pipes(
         stdout: stdout_end.into(),
         stderr: stderr_end.into(),
     };
-    let child = spawn::launch(&plan(spec.process.clone()), processes, streams)?;
+    let (child, user) = spawn::launch(&plan(spec.process.clone()), processes, streams)?;
     let begun = Begun {
         child,
+        user,
         stdin,
         terminal: None,
     };
@@ -231,7 +247,7 @@ fn on_terminal(spec: &ContainerSpec, plan: impl FnOnce(Process) -> Plan, process
     if !process.env.iter().any(|(name, _)| name == "TERM") {
         process.env.push(("TERM".into(), "xterm".into()));
     }
-    let (child, terminal) = spawn::launch_on_terminal(&plan(process), processes)?;
+    let (child, user, terminal) = spawn::launch_on_terminal(&plan(process), processes)?;
     let terminal = File::from(terminal);
     rustix::io::ioctl_fionbio(&terminal, true).attempt("prepare the terminal")?;
     let again = || terminal.try_clone().attempt("prepare the terminal");
@@ -239,6 +255,7 @@ fn on_terminal(spec: &ContainerSpec, plan: impl FnOnce(Process) -> Plan, process
     let sources = vec![(LogStream::Stdout, again()?)];
     let begun = Begun {
         child,
+        user,
         stdin,
         terminal: Some(terminal),
     };

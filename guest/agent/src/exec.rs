@@ -49,6 +49,7 @@ pub(crate) fn start(agent: &Agent, spec: &ExecSpec) -> Result<Session, Failure> 
     let plan = Plan {
         process,
         strict_groups: container.extras.strict_groups,
+        filter: container.filter.clone(),
         cgroup: container.cgroup.path().to_owned(),
         place: Place::Of {
             pid: container.pid,
@@ -64,7 +65,7 @@ pub(crate) fn start(agent: &Agent, spec: &ExecSpec) -> Result<Session, Failure> 
 
 fn launch(container: &Container, plan: &Plan, streams: Streams) -> Result<Child, Failure> {
     let process = container.process();
-    spawn::launch(plan, Processes::Of(process.as_fd()), streams)
+    spawn::launch(plan, Processes::Of(process.as_fd()), streams).map(|(child, _)| child)
 }
 
 fn on_pipes(container: &Container, spec: &ExecSpec, plan: &Plan) -> Result<Session, Failure> {

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use kvmlet_protocol::{ErrorKind, Failure, FrameError, MAX_HOST_FRAME, Process, read_frame, write_frame};
+use kvmlet_protocol::{ErrorKind, Failure, Filter, FrameError, Identity, MAX_HOST_FRAME, Process, read_frame, write_frame};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::thread::{ThreadNameSpaceType, UnshareFlags, move_into_thread_name_spaces};
 use serde::{Deserialize, Serialize};
@@ -32,6 +32,8 @@ pub(crate) struct Plan {
     pub(crate) process: Process,
     /// It has no groups of /etc/group.
     pub(crate) strict_groups: bool,
+    /// What system calls it may make, in place of the default filter.
+    pub(crate) filter: Option<Filter>,
     /// Its control group.
     pub(crate) cgroup: PathBuf,
     /// Where it lives.
@@ -94,8 +96,8 @@ pub(crate) struct Bind {
 pub(crate) enum Report {
     /// The master of its terminal comes along.
     Terminal,
-    /// All is prepared; the program comes next. When the socket then closes, it runs.
-    Ready,
+    /// All is prepared, and it is somebody; the program comes next. When the socket then closes, it runs.
+    Ready(Identity),
     /// It cannot be done.
     Failed(Failure),
 }
@@ -143,21 +145,21 @@ pub(crate) fn holder() -> Result<Holder, Failure> {
     Ok(Holder(child.pidfd))
 }
 
-/// Starts a helper and waits until it has become its program.
-pub(crate) fn launch(plan: &Plan, processes: Processes<'_>, streams: Streams) -> Result<Child, Failure> {
-    launch_with(plan, processes, streams).map(|(child, _)| child)
+/// Starts a helper and waits until it has become its program, as whom it says.
+pub(crate) fn launch(plan: &Plan, processes: Processes<'_>, streams: Streams) -> Result<(Child, Identity), Failure> {
+    launch_with(plan, processes, streams).map(|(child, user, _)| (child, user))
 }
 
 /// Starts a helper that makes a terminal for itself, and waits until it has become its program; the terminal's master.
-pub(crate) fn launch_on_terminal(plan: &Plan, processes: Processes<'_>) -> Result<(Child, OwnedFd), Failure> {
+pub(crate) fn launch_on_terminal(plan: &Plan, processes: Processes<'_>) -> Result<(Child, Identity, OwnedFd), Failure> {
     let streams = Streams {
         stdin: Stdio::null(),
         stdout: Stdio::null(),
         stderr: Stdio::null(),
     };
-    let (child, terminal) = launch_with(plan, processes, streams)?;
+    let (child, user, terminal) = launch_with(plan, processes, streams)?;
     match terminal {
-        Some(terminal) => Ok((child, terminal)),
+        Some(terminal) => Ok((child, user, terminal)),
         None => {
             drop(sys::pidfd_send_signal(&child.pidfd, libc::SIGKILL));
             Err(fail(ErrorKind::Internal, "the process made no terminal"))
@@ -165,13 +167,13 @@ pub(crate) fn launch_on_terminal(plan: &Plan, processes: Processes<'_>) -> Resul
     }
 }
 
-fn launch_with(plan: &Plan, processes: Processes<'_>, streams: Streams) -> Result<(Child, Option<OwnedFd>), Failure> {
+fn launch_with(plan: &Plan, processes: Processes<'_>, streams: Streams) -> Result<(Child, Identity, Option<OwnedFd>), Failure> {
     let (ours, theirs) = UnixStream::pair().attempt("create a socket pair")?;
     ours.set_read_timeout(Some(BECOMES)).attempt("limit the time of a start")?;
     ours.set_write_timeout(Some(BECOMES)).attempt("limit the time of a start")?;
     let child = spawn(CONTAINER, processes, streams, theirs.into()).attempt("start a process")?;
     match converse(&mut Inbox { socket: &ours, came: None }, plan) {
-        Ok(terminal) => Ok((child, terminal)),
+        Ok((user, terminal)) => Ok((child, user, terminal)),
         Err(failure) => {
             // It ends by itself unless it hangs; the reaper takes it.
             drop(sys::pidfd_send_signal(&child.pidfd, libc::SIGKILL));
@@ -200,7 +202,7 @@ impl Read for Inbox<'_> {
     }
 }
 
-fn converse(helper: &mut Inbox<'_>, plan: &Plan) -> Result<Option<OwnedFd>, Failure> {
+fn converse(helper: &mut Inbox<'_>, plan: &Plan) -> Result<(Identity, Option<OwnedFd>), Failure> {
     let died = |e: FrameError| match e {
         FrameError::Closed => fail(
             ErrorKind::Internal,
@@ -211,10 +213,10 @@ fn converse(helper: &mut Inbox<'_>, plan: &Plan) -> Result<Option<OwnedFd>, Fail
     write_frame(&mut &*helper.socket, plan).map_err(died)?;
     loop {
         match read_frame(helper, MAX_HOST_FRAME) {
-            Ok(Report::Ready) => match read_frame::<Report>(helper, MAX_HOST_FRAME) {
-                Err(FrameError::Closed) => return Ok(helper.came.take()),
+            Ok(Report::Ready(user)) => match read_frame::<Report>(helper, MAX_HOST_FRAME) {
+                Err(FrameError::Closed) => return Ok((user, helper.came.take())),
                 Ok(Report::Failed(failure)) => return Err(failure),
-                Ok(Report::Ready | Report::Terminal) => {}
+                Ok(Report::Ready(_) | Report::Terminal) => {}
                 Err(e) => return Err(died(e)),
             },
             Ok(Report::Terminal) => {}

@@ -116,14 +116,14 @@ pub(crate) fn pidfd_send_signal(process: impl AsFd, signal: i32) -> io::Result<(
     check(result).map(drop)
 }
 
-/// Installs a seccomp filter on the calling thread, without setting no_new_privs.
-pub(crate) fn seccomp(filter: &[libc::sock_filter]) -> io::Result<()> {
+/// Installs a seccomp filter on the calling thread with these SECCOMP_FILTER_FLAG_*, without setting no_new_privs.
+pub(crate) fn seccomp(filter: &[libc::sock_filter], flags: libc::c_ulong) -> io::Result<()> {
     let program = libc::sock_fprog {
         len: u16::try_from(filter.len()).map_err(io::Error::other)?,
         filter: filter.as_ptr().cast_mut(),
     };
     // SAFETY: `program` and the filter it points to live through the call; the kernel only reads them.
-    let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) };
+    let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
     check(result).map(drop)
 }
 

@@ -85,6 +85,17 @@ pub struct User {
     pub groups: Vec<u32>,
 }
 
+/// Who a process runs as, in numbers.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Its user.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+    /// Its supplementary groups, `gid` among them, each once.
+    pub groups: Vec<u32>,
+}
+
 /// A resource limit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rlimit {

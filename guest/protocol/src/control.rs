@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AttachSpec, ContainerSpec, ContainerStatus, ExecSpec, Extras, GuestFigures, Resources, SandboxSpec, StorageFigures, VolumeContent,
+    AttachSpec, ContainerSpec, ContainerStatus, ExecSpec, Extras, Filter, GuestFigures, Identity, Resources, SandboxSpec, StorageFigures,
+    VolumeContent,
 };
 
 /// First frame of each connection, from the host.
@@ -122,6 +123,24 @@ pub enum Request {
         /// The volumes' names.
         volumes: Vec<String>,
     },
+    /// Like [`Request::StartWith`], with a filter of system calls that takes the place of the default one; answered by
+    /// [`Response::StartedAs`]. Since version [`crate::START_AS_VERSION`].
+    StartAs {
+        /// The container.
+        container: Box<ContainerSpec>,
+        /// The rest.
+        extras: Extras,
+        /// The filter, if it has one of its own.
+        filter: Option<Box<Filter>>,
+    },
+    /// What a file in a volume holds, if that is not more than [`crate::MAX_FILE`]; answered by [`Response::File`]. No link leads out of the
+    /// volume. Since version [`crate::READ_FILE_VERSION`].
+    ReadFile {
+        /// The volume's name.
+        volume: String,
+        /// Path in the volume.
+        path: String,
+    },
 }
 
 /// What a machine that was made of a snapshot has to know to be one of its own.
@@ -180,6 +199,15 @@ pub enum Response {
     Usage(Vec<(String, u64)>),
     /// What volumes and containers' writable layers hold. Since version 9.
     Storage(Box<StorageFigures>),
+    /// The container runs. Since version [`crate::START_AS_VERSION`].
+    StartedAs {
+        /// The process id in the guest of its first process.
+        pid: u32,
+        /// Who that is.
+        user: Identity,
+    },
+    /// A file's content. Since version [`crate::READ_FILE_VERSION`].
+    File(serde_bytes::ByteBuf),
 }
 
 /// Why a request failed: a kind for the program, a sentence for people.

@@ -13,6 +13,7 @@ pub mod container;
 pub mod control;
 pub mod exec;
 pub mod figures;
+pub mod filter;
 pub mod forward;
 pub mod frame;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -21,12 +22,15 @@ pub mod fuzz;
 pub mod log;
 pub mod sandbox;
 
-pub use container::{ContainerSpec, ContainerState, ContainerStatus, ExitStatus, Extras, Mount, Process, Resources, Rlimit, RootFs, User};
+pub use container::{
+    ContainerSpec, ContainerState, ContainerStatus, ExitStatus, Extras, Identity, Mount, Process, Resources, Rlimit, RootFs, User,
+};
 pub use control::{ErrorKind, Failure, GuestStats, Hello, Renewal, Request, Response, Welcome};
 pub use exec::{AttachSpec, ExecInput, ExecOutput, ExecSpec};
 pub use figures::{
     ContainerFigures, DirectoryFigures, DiskFigures, GroupFigures, GuestFigures, LayerFigures, NetworkFigures, StorageFigures,
 };
+pub use filter::{Filter, FilterAnswer, FilterCompare, FilterRule, FilterTest};
 pub use forward::Forwarded;
 pub use frame::{FrameError, decode, encode, read_frame, write_frame};
 pub use log::{LogAck, LogRecord, LogStream};
@@ -37,7 +41,7 @@ pub const CONTROL_PORT: u32 = 1024;
 /// vsock port on which the agent hands out the containers' output.
 pub const LOG_PORT: u32 = 1025;
 /// The newest version of this protocol; the agent and the host speak the smaller of their two newest.
-pub const VERSION: u16 = 10;
+pub const VERSION: u16 = 11;
 /// The oldest version that understands today's [`SandboxSpec`]: a guest that is new must speak it.
 pub const SANDBOX_VERSION: u16 = 2;
 /// The oldest version that has [`Request::Renew`].
@@ -62,6 +66,10 @@ pub const LIMIT_POD_VERSION: u16 = 8;
 pub const STORAGE_VERSION: u16 = 9;
 /// The oldest version whose [`Request::Attached`] finds a watchdog too, and has it fed.
 pub const WATCHDOG_VERSION: u16 = 10;
+/// The oldest version that has [`Request::StartAs`].
+pub const START_AS_VERSION: u16 = 11;
+/// The oldest version that has [`Request::ReadFile`].
+pub const READ_FILE_VERSION: u16 = 11;
 /// A word of a template's kernel command line: an agent that finds it answers nothing but [`Request::Renew`] and [`Request::PowerOff`] until it was
 /// renewed, since version 10.
 pub const TEMPLATE_WORD: &str = "kvmlet.template";
@@ -73,6 +81,8 @@ pub const OLDEST_VERSION: u16 = 1;
 pub const MAX_HOST_FRAME: usize = 16 << 20;
 /// Largest frame, in bytes, that a host accepts from a guest.
 pub const MAX_GUEST_FRAME: usize = 1 << 20;
+/// Largest file, in bytes, that the agent reads for the host.
+pub const MAX_FILE: usize = 512 << 10;
 /// Largest piece of output or input, in bytes, in one frame of a stream.
 pub const MAX_CHUNK: usize = 64 << 10;
 /// Bytes of a container's output that the agent keeps unacknowledged before it stops reading its pipe.

@@ -5,6 +5,7 @@
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::time::Duration;
 
 use axum::http::StatusCode;
 use k8s_openapi::api::core::v1::Pod;
@@ -44,8 +45,25 @@ pub trait Backend: Send + Sync + 'static {
     /// As [`Backend::check_exec`], for [`Backend::port_forward`].
     fn check_port_forward(&self, request: &PortForwardRequest) -> impl Future<Output = Result<(), StreamError>> + Send;
 
+    /// A request has come; nobody has looked yet whose it is.
+    fn asked(&self, _asked: &Asked) {}
+
+    /// Its answer is complete, after so long.
+    fn served(&self, _asked: &Asked, _took: Duration) {}
+
     /// Connects to a TCP port of a pod, once for each connection that a client forwards. An error is told on its error stream.
     fn port_forward(&self, request: &PortForwardRequest, port: u16) -> impl Future<Output = Result<PortConnection, StreamError>> + Send;
+}
+
+/// What is counted of a request, in a few words each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asked {
+    /// Its method, or `other`.
+    pub method: &'static str,
+    /// The first part of its path, or `other`.
+    pub path: &'static str,
+    /// Whether it stays for long.
+    pub long_running: bool,
 }
 
 /// A page of figures.

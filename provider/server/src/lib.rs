@@ -12,6 +12,7 @@
 mod auth;
 mod backend;
 mod cache;
+mod counted;
 mod exec;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
@@ -32,8 +33,8 @@ mod upgrade;
 
 pub use auth::{Attributes, Authenticator, AuthorizeError, Authorizer, BoxFuture, Decision, Identity};
 pub use backend::{
-    AttachRequest, Backend, ContainerTarget, ExecExit, ExecRequest, ExecSession, Figures, FiguresPage, LogError, LogSource, LogTarget,
-    PortConnection, PortForwardRequest, StreamError, TerminalSize, Wanted,
+    Asked, AttachRequest, Backend, ContainerTarget, ExecExit, ExecRequest, ExecSession, Figures, FiguresPage, LogError, LogSource,
+    LogTarget, PortConnection, PortForwardRequest, StreamError, TerminalSize, Wanted,
 };
 pub use listen::Listener;
 pub use review::{CachedReviews, Reviewer};

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::backend::{Backend, Figures, FiguresPage, LogTarget};
+use crate::counted::count;
 use crate::exec;
 use crate::guard::{Guard, check};
 use crate::logs::{LogOptions, open};
@@ -80,9 +81,10 @@ pub(crate) fn router<B: Backend>(shared: Arc<Shared<B>>, guard: Guard, node_logs
         .route("/logs/", get(node_logs::serve))
         .route("/logs/{*path}", get(node_logs::serve))
         .fallback(unknown)
-        .with_state(shared)
+        .with_state(shared.clone())
         .layer(node_logs::root(node_logs))
         .layer(from_fn_with_state(guard, check))
+        .layer(from_fn_with_state(shared, count::<B>))
 }
 
 async fn healthy() -> &'static str {

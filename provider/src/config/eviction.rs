@@ -77,6 +77,19 @@ impl Level {
     }
 }
 
+impl std::fmt::Display for Level {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Amount(amount) => amount.fmt(f),
+            Self::Share(part) if part % 1000 == 0 => write!(f, "{}%", part / 1000),
+            Self::Share(part) => {
+                let digits = format!("{:03}", part % 1000);
+                write!(f, "{}.{}%", part / 1000, digits.trim_end_matches('0'))
+            }
+        }
+    }
+}
+
 impl<'de> Deserialize<'de> for Level {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         number_or_text(deserializer, |number| Self::Amount(Quantity::bytes(number)), Self::read)

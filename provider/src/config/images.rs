@@ -26,7 +26,7 @@ pub struct Images {
     pub gc: ImageGc,
 }
 
-/// When images that no pod needs are removed (the kubelet's imageGCHighThresholdPercent, imageGCLowThresholdPercent, imageMinimumGCAge).
+/// When images that no pod needs are removed (the kubelet's imageGCHighThresholdPercent, imageGCLowThresholdPercent, imageMinimumGCAge, imageMaximumGCAge).
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct ImageGc {
@@ -36,6 +36,8 @@ pub struct ImageGc {
     pub low_threshold_percent: u8,
     /// Seconds that an image must have been idle for.
     pub min_age_seconds: u32,
+    /// Seconds after which an idle image goes, however much of the disk is free; 0 for never.
+    pub max_age_seconds: u32,
 }
 
 impl Default for ImageGc {
@@ -44,6 +46,7 @@ impl Default for ImageGc {
             high_threshold_percent: 85,
             low_threshold_percent: 80,
             min_age_seconds: 120,
+            max_age_seconds: 0,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::Config;
+use super::{Config, Span};
 use crate::priority::CRITICAL;
 
 /// Pods from this priority on, up to the next one's, and how long they have.
@@ -32,6 +32,15 @@ impl Config {
         }
         all.sort_by_key(|one| one.priority);
         all
+    }
+
+    /// shutdownGracePeriod, shutdownGracePeriodCriticalPods and shutdownGracePeriodByPodPriority, as they are configured.
+    pub fn shutdown_keys(&self) -> (Span, Span, &[ShutdownGracePeriod]) {
+        (
+            self.shutdown_grace_period,
+            self.shutdown_grace_period_critical_pods,
+            &self.shutdown_grace_period_by_pod_priority,
+        )
     }
 
     /// What is wrong with them: the key, and why.

@@ -14,6 +14,9 @@ fn the_smallest_configuration_has_defaults_for_the_rest() {
     let config = parse(GOOD).unwrap();
     assert_eq!(config.port, 10250);
     assert_eq!(config.pod_defaults.memory.value(), 256 << 20);
+    assert_eq!(config.seccomp_dir(), Path::new("/var/lib/kvmlet/seccomp"));
+    let config = parse(&format!("{GOOD}seccompProfileRoot: /var/lib/kubelet/seccomp\n")).unwrap();
+    assert_eq!(config.seccomp_dir(), Path::new("/var/lib/kubelet/seccomp"));
 }
 
 #[test]
@@ -65,6 +68,15 @@ fn what_machines_have_is_checked_and_named() {
     ] {
         let error = parse(&format!("{GOOD}machines: {{{keys}}}\n")).unwrap_err();
         assert!(error.contains(key), "{error}");
+    }
+}
+
+#[test]
+fn images_grow_older_than_they_must_before_they_are_too_old() {
+    let of = |keys: &str| parse(&format!("{GOOD}images: {{gc: {{{keys}}}}}\n"));
+    assert_eq!(of("maxAgeSeconds: 604800").unwrap().images.gc.max_age_seconds, 604_800);
+    for keys in ["maxAgeSeconds: 120", "minAgeSeconds: 10, maxAgeSeconds: 5"] {
+        assert!(of(keys).unwrap_err().contains("images.gc.maxAgeSeconds"), "{keys}");
     }
 }
 

@@ -1,14 +1,18 @@
 //! `/metrics/cadvisor`: what dashboards of containers read, under cAdvisor's names and labels (cAdvisor, metrics/prometheus.go). A pod as a
 //! whole has no container's name; it alone has the counts of its interface.
 
-use kvmlet_protocol::{GroupFigures, NetworkFigures};
+use kvmlet_protocol::{DirectoryFigures, GroupFigures, NetworkFigures};
 use prometheus::proto::MetricFamily;
 
 use super::{
     model::{PodFigures, Snapshot},
     resource::in_seconds,
+    stored::All,
     text::{Family, seconds},
 };
+
+/// The device that containers write to, by its name in the guest.
+const SCRATCH: &str = crate::lower::SCRATCH;
 
 /// A count or a value of a control group, and how it is read.
 type Column = (&'static str, &'static str, fn(&GroupFigures) -> f64);
@@ -54,6 +58,24 @@ const GAUGES: [Column; 5] = [
     }),
 ];
 
+/// A value of what a container has written, and how it is read.
+type Layer = (&'static str, &'static str, fn(&DirectoryFigures) -> u64);
+
+const LAYERS: [Layer; 4] = [
+    ("container_fs_inodes_free", "Number of available Inodes", |l| l.disk.inodes_free),
+    ("container_fs_inodes_total", "Number of Inodes", |l| l.disk.inodes),
+    (
+        "container_fs_limit_bytes",
+        "Number of bytes that can be consumed by the container on this filesystem.",
+        |l| l.disk.capacity,
+    ),
+    (
+        "container_fs_usage_bytes",
+        "Number of bytes that are consumed by the container on this filesystem.",
+        |l| l.used,
+    ),
+];
+
 /// The words for each of an interface's four counts.
 const TRAFFIC: [(&str, &str); 4] = [
     ("bytes", "bytes"),
@@ -62,7 +84,7 @@ const TRAFFIC: [(&str, &str); 4] = [
     ("packets_dropped", "packets dropped"),
 ];
 
-pub(super) fn families(snapshot: &Snapshot) -> Vec<MetricFamily> {
+pub(super) fn families(snapshot: &Snapshot, stored: &All) -> Vec<MetricFamily> {
     let counters = COUNTERS
         .iter()
         .map(|column| of_groups(snapshot, Family::counter(column.0, column.1), column.2));
@@ -71,6 +93,7 @@ pub(super) fn families(snapshot: &Snapshot) -> Vec<MetricFamily> {
         .map(|column| of_groups(snapshot, Family::gauge(column.0, column.1), column.2));
     let mut families: Vec<_> = counters.chain(gauges).collect();
     families.extend(of_containers(snapshot));
+    families.extend(of_layers(snapshot, stored));
     families.extend(of_interfaces(snapshot, "receive", "while receiving", |network| network.received));
     families.extend(of_interfaces(snapshot, "transmit", "while transmitting", |network| network.sent));
     families.extend(of_host(snapshot));
@@ -122,6 +145,26 @@ fn of_containers(snapshot: &Snapshot) -> [MetricFamily; 3] {
     [start, memory, quota].map(Family::done)
 }
 
+/// What containers have written, on the pod's scratch disk.
+fn of_layers(snapshot: &Snapshot, stored: &All) -> Vec<MetricFamily> {
+    let family = |(name, help, read): Layer| {
+        let mut family = Family::gauge(name, help);
+        for (pod, guest) in snapshot.answered() {
+            let Some(stored) = stored.get(&pod.uid) else { continue };
+            for container in &guest.containers {
+                let Some((_, layer)) = stored.layers.iter().find(|(id, _)| *id == container.id) else {
+                    continue;
+                };
+                let mut labels = labels(pod, &container.name, &container.id, &container.image).to_vec();
+                labels.insert(1, ("device", SCRATCH));
+                family.add(&labels, read(layer) as f64, Some(stored.at));
+            }
+        }
+        family.done()
+    };
+    LAYERS.into_iter().map(family).collect()
+}
+
 fn of_interfaces(snapshot: &Snapshot, way: &str, done: &str, counts: fn(&NetworkFigures) -> [u64; 4]) -> Vec<MetricFamily> {
     let family = |(number, (name, words)): (usize, &(&str, &str))| {
         let help = format!("Cumulative count of {words} {done}");
@@ -152,16 +195,34 @@ fn of_host(snapshot: &Snapshot) -> [MetricFamily; 2] {
 
 #[cfg(test)]
 mod tests {
+    use kvmlet_protocol::DiskFigures;
+
     use super::{super::text::encode, *};
-    use crate::figures::summary::tests::snapshot;
+    use crate::figures::{model::Stored, summary::tests::snapshot};
 
     #[test]
     fn containers_and_their_pod_have_cadvisors_names() {
-        let text = encode(families(&snapshot(2_000, 1_500_000_000))).unwrap();
+        let seen = snapshot(2_000, 1_500_000_000);
+        let layer = DirectoryFigures {
+            used: 9,
+            inodes_used: 1,
+            disk: DiskFigures {
+                capacity: 100,
+                ..DiskFigures::default()
+            },
+        };
+        let stored = Stored {
+            at: seen.at,
+            volumes: Vec::new(),
+            layers: vec![("1".into(), layer)],
+        };
+        let text = encode(families(&seen, &All::from([("u".to_owned(), stored)]))).unwrap();
         for line in [
             r#"container_cpu_usage_seconds_total{container="main",id="1",image="i",name="1",namespace="n",pod="p"} 1.5 2000000"#,
             r#"container_cpu_usage_seconds_total{container="",id="u",image="",name="u",namespace="n",pod="p"} 1.5 2000000"#,
             r#"container_memory_usage_bytes{container="main",id="1",image="i",name="1",namespace="n",pod="p"} 8192 2000000"#,
+            r#"container_fs_usage_bytes{container="main",device="scratch",id="1",image="i",name="1",namespace="n",pod="p"} 9 2000000"#,
+            r#"container_fs_limit_bytes{container="main",device="scratch",id="1",image="i",name="1",namespace="n",pod="p"} 100 2000000"#,
             r#"container_spec_memory_limit_bytes{container="main",id="1",image="i",name="1",namespace="n",pod="p"} 10000 2000000"#,
             r#"container_network_receive_packets_dropped_total{container="",id="u",interface="eth0",namespace="n",pod="p"} 4 2000000"#,
             r#"container_network_transmit_bytes_total{container="",id="u",interface="eth0",namespace="n",pod="p"} 5 2000000"#,

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry, core::Collector, proto::MetricFamily};
 
+use super::kubelet::KubeletMeters;
 use crate::probe::spec::Kind;
 
 /// Seconds, from what a copy takes on hardware to what a large image does.
@@ -49,6 +50,8 @@ pub struct Meters {
     failed_starts: IntCounterVec,
     pulls: Histogram,
     evictions: IntCounterVec,
+    /// What a kubelet counts too.
+    pub kubelet: KubeletMeters,
 }
 
 impl Meters {
@@ -59,8 +62,10 @@ impl Meters {
     /// If the name of a metric here were none: their tests would see it.
     pub fn new() -> Self {
         let seconds = |name: &str, help: &str| HistogramOpts::new(name, help).buckets(BUCKETS.to_vec());
+        let registry = Registry::new();
         let meters = Self {
-            registry: Registry::new(),
+            kubelet: KubeletMeters::new(&registry),
+            registry,
             probes: IntCounterVec::new(
                 Opts::new(
                     "prober_probe_total",
@@ -132,9 +137,13 @@ impl Meters {
     }
 
     /// A probe was answered.
-    pub fn probed(&self, kind: Kind, result: &str, [container, pod, namespace, uid]: [&str; 4]) {
+    pub fn probed(&self, kind: Kind, result: &str, [container, pod, namespace, uid]: [&str; 4], took: Duration) {
         let labels = [&*kind.to_string(), result, container, pod, namespace, uid];
         self.probes.with_label_values(&labels).inc();
+        // As the kubelet, which does not time refusals.
+        if result != "failed" {
+            self.kubelet.probed(kind, [container, pod, namespace], took);
+        }
     }
 
     /// A pod is gone: its probes are no longer shown.
@@ -146,6 +155,8 @@ impl Meters {
             if value("pod_uid") == uid {
                 let labels = ["probe_type", "result", "container", "pod", "namespace", "pod_uid"].map(value);
                 let _ = self.probes.remove_label_values(&labels);
+                self.kubelet
+                    .forget_probe(["probe_type", "container", "pod", "namespace"].map(value));
             }
         }
     }
@@ -191,7 +202,7 @@ impl Meters {
 
     /// `/metrics/probes`.
     pub fn probes(&self) -> Vec<MetricFamily> {
-        self.probes.collect()
+        [self.probes.collect(), self.kubelet.probes()].concat()
     }
 
     /// All others.
@@ -215,7 +226,7 @@ mod tests {
         let meters = Meters::new();
         for (uid, times) in [("u", 2), ("v", 1)] {
             for _ in 0..times {
-                meters.probed(Kind::Liveness, "successful", ["c", "p", "n", uid]);
+                meters.probed(Kind::Liveness, "successful", ["c", "p", "n", uid], Duration::from_millis(7));
             }
         }
         let line = |uid: &str, times| {
@@ -225,6 +236,7 @@ mod tests {
         };
         let text = encode(meters.probes()).unwrap();
         assert!(text.contains(&line("u", 2)) && text.contains(&line("v", 1)), "{text}");
+        assert!(text.contains("prober_probe_duration_seconds_count{"), "{text}");
         meters.forget("u");
         let text = encode(meters.probes()).unwrap();
         assert!(!text.contains("pod_uid=\"u\"") && text.contains(&line("v", 1)), "{text}");

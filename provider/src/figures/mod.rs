@@ -11,13 +11,16 @@
 mod cadvisor;
 mod certificates;
 mod collect;
+mod configz;
 mod host;
+mod kubelet;
 mod lap;
 mod meters;
 mod model;
 mod own;
 mod requests;
 mod resource;
+mod startup;
 mod stored;
 mod summary;
 mod text;
@@ -34,6 +37,7 @@ pub use self::meters::{Meters, Phase};
 pub use self::model::MachineFigures;
 use self::model::Snapshot;
 pub use self::requests::counted;
+pub use self::startup::Startup;
 pub use self::usage::{PodUsage, usage};
 pub(crate) use self::{collect::ask, host::size_of_files};
 use crate::{context::Context, kubelet::Pods};
@@ -85,9 +89,15 @@ pub async fn page(context: &Arc<Context>, pods: &Pods, page: FiguresPage) -> Res
     let read = || context.readings.fresh(context, pods);
     let families = match page {
         FiguresPage::Resource => resource::families(&read().await.now),
-        FiguresPage::Cadvisor => cadvisor::families(&read().await.now),
+        FiguresPage::Cadvisor => cadvisor::families(&read().await.now, &context.readings.stored(pods).await),
         FiguresPage::Probes => context.meters.probes(),
-        FiguresPage::Metrics => own::families(context, &own::Counts::of(pods), &read().await.now),
+        FiguresPage::Metrics => {
+            let mut families = own::families(context, &own::Counts::of(pods), &read().await.now);
+            if stored::has_claims(pods) {
+                families.extend(own::of_claims(&read().await.now, &context.readings.stored(pods).await));
+            }
+            families
+        }
         FiguresPage::Summary { only_cpu_and_memory } => {
             let stored = match only_cpu_and_memory {
                 true => None,
@@ -95,7 +105,7 @@ pub async fn page(context: &Arc<Context>, pods: &Pods, page: FiguresPage) -> Res
             };
             return Ok(Figures::Json(summary::summary(&read().await, stored.as_ref())));
         }
-        FiguresPage::Configz => return Ok(Figures::Json(own::configz(&context.config))),
+        FiguresPage::Configz => return Ok(Figures::Json(configz::configz(&context.config))),
     };
     text::encode(families).map(Figures::Text)
 }

@@ -1,15 +1,18 @@
-//! `/metrics`: the daemon itself, the kubelet's names for what the kubelet has too, `kvmlet_*` for what only this node has; and `/configz`.
+//! `/metrics`: the daemon itself, the kubelet's names for what the kubelet has too, `kvmlet_*` for what only this node has.
+
+use std::collections::BTreeSet;
 
 use jiff::Timestamp;
+use kvmlet_protocol::DirectoryFigures;
 use prometheus::proto::MetricFamily;
-use serde_json::{Value, json};
 
 use super::{
     certificates, host,
     model::Snapshot,
+    stored::All,
     text::{Family, seconds},
 };
-use crate::{config::Config, context::Context, kubelet::Pods, state::Slot};
+use crate::{context::Context, kubelet::Pods, state::Slot};
 
 /// How many pods and containers there are.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -117,29 +120,42 @@ fn of_machines(snapshot: &Snapshot) -> [MetricFamily; 4] {
     [cpu, memory, spent, overhead].map(Family::done)
 }
 
-/// What a kubelet of this configuration would say of its own.
-pub(super) fn configz(config: &Config) -> Value {
-    json!({"kubeletconfig": {
-        "kind": "KubeletConfiguration",
-        "apiVersion": "kubelet.config.k8s.io/v1beta1",
-        "address": config.node_ip,
-        "port": config.port,
-        "maxPods": config.max_pods,
-        "clusterDNS": config.cluster_dns,
-        "clusterDomain": config.cluster_domain,
-        "resolvConf": config.resolv_conf,
-        "podLogsDir": config.log_dir,
-        "rotateCertificates": config.renews_client_certificate(),
-        "serverTLSBootstrap": config.server_tls_bootstrap,
-        "authentication": {"x509": {"clientCAFile": config.tls.client_ca_file}, "anonymous": {"enabled": false}},
-        "authorization": {"mode": "Webhook"},
-    }})
+/// What claimed volumes hold (pkg/kubelet/metrics/collectors/volume_stats.go).
+pub(super) fn of_claims(snapshot: &Snapshot, stored: &All) -> Vec<MetricFamily> {
+    type Column = (&'static str, &'static str, fn(&DirectoryFigures) -> u64);
+    const COLUMNS: [Column; 6] = [
+        ("available_bytes", "Number of available bytes in the volume", |v| v.disk.available),
+        ("capacity_bytes", "Capacity in bytes of the volume", |v| v.disk.capacity),
+        ("inodes", "Maximum number of inodes in the volume", |v| v.disk.inodes),
+        ("inodes_free", "Number of free inodes in the volume", |v| v.disk.inodes_free),
+        ("inodes_used", "Number of used inodes in the volume", |v| v.inodes_used),
+        ("used_bytes", "Number of used bytes in the volume", |v| v.used),
+    ];
+    let family = |(name, help, read): Column| {
+        let mut family = Family::gauge(&format!("kubelet_volume_stats_{name}"), &format!("[ALPHA] {help}"));
+        let mut told = BTreeSet::new();
+        for pod in &snapshot.pods {
+            for volume in stored.get(&pod.uid).iter().flat_map(|stored| &stored.volumes) {
+                // A claim of several pods is told once.
+                let Some(claim) = volume.claim.as_deref().filter(|claim| told.insert((&*pod.namespace, *claim))) else {
+                    continue;
+                };
+                let labels = [("namespace", &*pod.namespace), ("persistentvolumeclaim", claim)];
+                family.add(&labels, read(&volume.figures) as f64, None);
+            }
+        }
+        family.done()
+    };
+    COLUMNS.into_iter().map(family).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::{super::text::encode, *};
-    use crate::figures::{model::MachineFigures, summary::tests::snapshot};
+    use crate::figures::{
+        model::{MachineFigures, PodFigures, Stored, StoredVolume},
+        summary::tests::snapshot,
+    };
 
     #[test]
     fn this_process_has_memory_files_and_a_start_in_the_past() {
@@ -147,6 +163,39 @@ mod tests {
         assert!(memory > 1e5 && files > 2.0, "{memory} {files}");
         let now = jiff::Timestamp::now().as_second() as f64;
         assert!((now - 86_400.0..now + 1.0).contains(&start), "{start} {now}");
+    }
+
+    #[test]
+    fn a_claimed_volume_is_told_once_and_no_other() {
+        let mut seen = snapshot(2_000, 1);
+        let twin = PodFigures {
+            uid: "w".into(),
+            ..seen.pods[0].clone()
+        };
+        seen.pods.push(twin);
+        let volume = |name: &str, claim: Option<&str>, used| StoredVolume {
+            name: name.into(),
+            claim: claim.map(Into::into),
+            figures: DirectoryFigures {
+                used,
+                ..DirectoryFigures::default()
+            },
+        };
+        let stored = Stored {
+            at: seen.at,
+            volumes: vec![volume("cache", None, 7), volume("data", Some("mine"), 8)],
+            layers: Vec::new(),
+        };
+        let all = All::from([("u".to_owned(), stored.clone()), ("w".to_owned(), stored)]);
+        let text = encode(of_claims(&seen, &all)).unwrap();
+        let lines: Vec<_> = text
+            .lines()
+            .filter(|line| line.starts_with("kubelet_volume_stats_used_bytes"))
+            .collect();
+        assert_eq!(
+            lines,
+            [r#"kubelet_volume_stats_used_bytes{namespace="n",persistentvolumeclaim="mine"} 8"#]
+        );
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What pods have stored in which volume and container. Guests walk through all of it for that, so it is looked at only for `/stats/summary`, and
+//! What pods have stored in which volume and container. Guests walk through all of it for that, so it is looked at only for pages that say it, and
 //! serves for a minute (the kubelet's volumeStatsAggPeriod).
 
 use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
@@ -50,6 +50,13 @@ pub(super) async fn renew(all: &mut All, pods: &Pods) {
     let stale: Vec<_> = machines.into_iter().filter(|(view, _)| !known(view)).collect();
     let looks = stream::iter(stale).map(|(view, vsock)| look(view, vsock)).buffer_unordered(AT_ONCE);
     all.extend(looks.filter_map(std::future::ready).collect::<Vec<_>>().await);
+}
+
+/// Whether a pod has a volume that somebody else claims for it: of others the kubelet has no metrics.
+pub(super) fn has_claims(pods: &Pods) -> bool {
+    let of = |volume: &Volume| volume.persistent_volume_claim.is_some();
+    let pods = pods.lock().expect("no holder panics");
+    pods.values().any(|handle| handle.view.borrow().desired.volumes().iter().any(of))
 }
 
 async fn look(view: Arc<View>, vsock: PathBuf) -> Option<(String, Stored)> {

@@ -65,7 +65,9 @@ pub(super) fn wanted(
         .into_iter()
         .filter(|wish| failures.get(wish).is_none_or(|f| f.not_before <= now))
         .filter(|wish| {
-            let due = issues.get(wish).is_none_or(|issue| token::due(*issue, &pod.uid) <= now);
+            let due = issues
+                .get(wish)
+                .is_none_or(|issue| token::due(*issue, &pod.uid) <= now || token::is_of_the_future(*issue, now));
             due || (anew.contains(wish) && !tokens.contains_key(wish))
         })
         .collect()
@@ -145,6 +147,23 @@ mod tests {
             (Reference::new(Kind::ConfigMap, "n", "m"), map.map(object)),
             (Reference::new(Kind::Secret, "n", "s"), Some(object(secret))),
         ])
+    }
+
+    #[test]
+    fn a_token_is_renewed_when_the_clock_has_jumped_past_its_time_or_back_before_it_was_had() {
+        let asked = |now| wanted(&pod(), &[], &issues(), &tokens(), &BTreeMap::new(), now).len();
+        assert_eq!(asked(at(0)), 0);
+        assert_eq!(asked(at(300)), 0);
+        assert_eq!(asked(at(365 * 86_400)), 1, "a year forward");
+        assert_eq!(asked(at(-1)), 1, "a second back");
+        assert_eq!(asked(at(-86_400)), 1, "a day back");
+        let failure = Failure::again(None, at(-86_400));
+        let failures = BTreeMap::from([(wish(), failure)]);
+        assert_eq!(
+            wanted(&pod(), &[], &issues(), &tokens(), &failures, at(-86_400)).len(),
+            0,
+            "not in a loop"
+        );
     }
 
     fn names(changed: &[(&Volume, Inputs)]) -> Vec<String> {

@@ -32,6 +32,10 @@ struct Api {
     watch: Option<mpsc::UnboundedSender<Value>>,
     tokens: u32,
     refuses_tokens: bool,
+    /// Whether the secret is immutable.
+    immutable: bool,
+    /// Watches of the secret that were begun.
+    watches: u32,
     events: Vec<String>,
     /// What was asked for, besides services.
     asked: Vec<String>,
@@ -62,7 +66,11 @@ async fn serve(api: Arc<Mutex<Api>>, stream: TcpStream) {
         let path = request.split(' ').nth(1).unwrap().trim_end_matches('?').to_owned();
         if path.contains("/secrets") && path.contains("watch=") {
             let (sender, mut events) = mpsc::unbounded_channel();
-            api.lock().unwrap().watch = Some(sender);
+            {
+                let mut api = api.lock().unwrap();
+                api.watch = Some(sender);
+                api.watches += 1;
+            }
             let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
             stream.write_all(head.as_bytes()).await.unwrap();
             while let Some(event) = events.recv().await {
@@ -117,7 +125,13 @@ fn answer(api: &mut Api, path: &str, body: &[u8]) -> (u32, Value) {
         );
     }
     assert!(path.contains("/namespaces/n/secrets"), "{path}");
-    let items: Vec<Value> = api.secret.iter().map(|(value, version)| secret(value, *version)).collect();
+    let immutable = api.immutable;
+    let one = |(value, version): &(String, u32)| {
+        let mut secret = secret(value, *version);
+        secret["immutable"] = immutable.into();
+        secret
+    };
+    let items: Vec<Value> = api.secret.iter().map(one).collect();
     if path.contains("/secrets?") {
         return list("SecretList", items);
     }
@@ -372,4 +386,48 @@ async fn a_token_that_is_refused_is_told_once_asked_for_again_and_leaves_the_old
     );
     scene.api.lock().unwrap().refuses_tokens = false;
     assert_eq!(scene.next().await, files("token", &[("token", "token 1")]));
+}
+
+#[tokio::test]
+async fn an_immutable_secret_is_read_once_and_never_watched() {
+    for (immutable, watches) in [(false, 1), (true, 0)] {
+        let mut scene = Scene::new().await;
+        (scene.api.lock().unwrap().secret, scene.api.lock().unwrap().immutable) = (Some(("b25l".into(), 2)), immutable);
+        let (sender, _task) = scene.daemon("web");
+        assert_eq!(scene.next_of(3).await[0], files("keys", &[("key", "one")]));
+        // Time for a watch to be begun: other things come and go.
+        for label in ["a", "b", "c"] {
+            sender.send_replace(known(label));
+            assert_eq!(scene.next().await, files("labels", &[("app", label)]));
+        }
+        if !immutable {
+            scene.until(|api| (api.watches > 0).then_some(())).await;
+        }
+        let api = scene.api.lock().unwrap();
+        assert_eq!(api.watches, watches);
+        assert_eq!(
+            api.asked.iter().filter(|path| path.contains("/secrets")).count(),
+            1,
+            "{:?}",
+            api.asked
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_pod_whose_first_token_is_refused_is_told_so_and_begins_when_it_is_had() {
+    let scene = Scene::new().await;
+    scene.api.lock().unwrap().refuses_tokens = true;
+    let objects = PodObjects::new(Objects::start(scene.client.clone()));
+    objects.keep(Some(&pod("web")));
+    let pod = pod("web");
+    let resolve = async || volumes::resolve(&pod, &Facts::default(), &objects, &[], &BTreeMap::new()).await;
+    let error = resolve().await.unwrap_err();
+    assert!(
+        error.starts_with("MountVolume.SetUp failed for volume \"token\" : failed to fetch token:") && error.contains("not today"),
+        "{error}"
+    );
+    scene.api.lock().unwrap().refuses_tokens = false;
+    let (specs, delivered, tokens) = resolve().await.unwrap();
+    assert_eq!((specs.len(), delivered.volumes.len(), tokens.len()), (3, 3, 1));
 }

@@ -69,6 +69,7 @@ pub(super) fn apply(state: &mut PodState, desired: &DesiredPod, event: Event, no
         }
         Event::Judged(verdict) => resize::judged(state, desired, verdict, now, actions),
         Event::Resized(result) => resize::resized(state, desired, result, now, actions),
+        Event::RunsAs { container, user } => state.at_mut(container).user = Some(user),
         Event::Started { container, result } => started(state, desired, container, result, now, actions),
         Event::Containers(list) => {
             for status in &list {

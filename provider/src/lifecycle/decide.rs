@@ -4,7 +4,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::{
     Action, FIRST_BACKOFF, KILL_PATIENCE, MAX_BACKOFF, changed, deadline, ephemeral, go_duration, has_passed, is_over, later, pull, resize,
-    runs_again, stop,
+    restart_all, runs_again, stop,
 };
 use crate::{
     desired::DesiredPod,
@@ -84,6 +84,9 @@ fn make_progress(
     new_id: &mut dyn FnMut() -> String,
     actions: &mut Vec<Action>,
 ) {
+    if restart_all::follow(state, desired, now, actions) {
+        return;
+    }
     changed::follow(state, desired, now, actions);
     for (index, (c, own)) in state.containers.iter_mut().zip(&desired.containers).enumerate() {
         if pull::is_due(&mut c.image, &own.image, Some(own.field_path()), now, actions) && state.busy.insert(Work::Pull(index)) {

@@ -17,6 +17,7 @@ mod ephemeral;
 mod health;
 mod pull;
 mod resize;
+mod restart_all;
 mod stop;
 #[cfg(test)]
 mod tests;
@@ -24,6 +25,7 @@ mod tests;
 use jiff::{SignedDuration, Timestamp};
 use kvmlet_protocol as protocol;
 
+pub use self::restart_all::REASON as RESTARTING_ALL;
 use crate::{
     desired::{Deletion, DesiredContainer, DesiredPod},
     events::Note,
@@ -34,6 +36,8 @@ use crate::{
     state::{Allocation, ContainerState, ImageFacts, ImageState, Machine, PodState, Slot},
 };
 
+/// Seconds until a container that is still there is killed again.
+const KILLED_AGAIN: u64 = 2;
 /// Longest wait between restarts and between pulls (the kubelet's MaxContainerBackOff).
 const MAX_BACKOFF: u64 = 300;
 /// First wait.
@@ -76,6 +80,13 @@ pub enum Event {
     Judged(Result<Vec<Allocation>, NotNow>),
     /// What was allocated is in force, or could not be brought into force.
     Resized(Result<Vec<Allocation>, String>),
+    /// A container's first process is somebody; its start ends well with the next event.
+    RunsAs {
+        /// Which container.
+        container: usize,
+        /// Who.
+        user: protocol::Identity,
+    },
     /// A start ended.
     Started {
         /// Which container.
@@ -248,6 +259,9 @@ pub fn next_tick(state: &PodState, desired: &DesiredPod, stepped: Timestamp) -> 
 pub fn is_over(state: &PodState, desired: &DesiredPod) -> bool {
     if state.verdict.is_some() {
         return state.containers.iter().all(|c| !c.slot.is_alive());
+    }
+    if state.restarting {
+        return false;
     }
     let pairs = || desired.containers.iter().zip(&state.containers);
     let ended_for_good =

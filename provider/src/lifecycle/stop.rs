@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 
-use super::{Action, later};
+use super::{Action, KILLED_AGAIN, later};
 use crate::{
     desired::{DesiredContainer, DesiredPod},
     events::Note,
@@ -13,8 +13,6 @@ use crate::{
 
 /// Seconds that a container has after its signal, however late that comes (the kubelet's minimumGracePeriodInSeconds).
 const LEAST_GRACE: u64 = 2;
-/// Seconds until a container that is still there is killed again.
-const AGAIN: u64 = 2;
 
 /// Begins to end a container that runs; one that is being ended already goes on as it is.
 pub(super) fn begin(
@@ -85,7 +83,7 @@ pub(super) fn advance(state: &mut PodState, desired: &DesiredPod, now: Timestamp
             }
             Stage::Signalled if over => {
                 actions.push(signal(true));
-                stop.kill_at = later(now, AGAIN);
+                stop.kill_at = later(now, KILLED_AGAIN);
             }
             Stage::Signalled => {}
         }

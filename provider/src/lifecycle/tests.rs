@@ -8,6 +8,7 @@ mod health;
 mod image_volumes;
 mod progress;
 mod resize;
+mod restart_all;
 
 use std::sync::Arc;
 

@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::Container;
 use kvmlet_image::ImageConfig;
 use kvmlet_protocol::{ContainerSpec, Extras, Mount, Process, Resources, Rlimit, RootFs};
 
-use super::security::{capabilities, is_privileged, seccomp, user};
+use super::security::{capabilities, is_privileged, localhost_profile, seccomp, user};
 use crate::{
     desired::{Amounts, DesiredContainer, DesiredPod},
     env::Env,
@@ -83,6 +83,12 @@ pub fn extras(pod: &DesiredPod, desired: &DesiredContainer, target: Option<Strin
         unmasked: security.and_then(|s| s.proc_mount.as_deref()) == Some("Unmasked"),
         strict_groups: of_pod.and_then(|s| s.supplemental_groups_policy.as_deref()) == Some("Strict"),
     }
+}
+
+/// The profile of the node that its system calls are held to, as the pod names it.
+pub fn seccomp_profile(pod: &DesiredPod, desired: &DesiredContainer) -> Option<String> {
+    let security = pod.spec_of(desired).security_context.clone().unwrap_or_default();
+    localhost_profile(pod, &security)
 }
 
 fn mounts(spec: &Container, env: &Env) -> Result<Vec<Mount>, String> {
@@ -196,6 +202,17 @@ mod tests {
         let pod = DesiredPod::read(Arc::new(serde_json::from_value(pod).unwrap())).0;
         let of = |i: usize| super::extras(&pod, &pod.containers[i], None);
         assert!(of(0).privileged && of(0).strict_groups && !of(1).privileged && !of(1).unmasked);
+    }
+
+    #[test]
+    fn a_containers_own_profile_of_the_node_wins_over_the_pods_and_none_holds_a_privileged_one() {
+        let local = |name: &str| json!({"type": "Localhost", "localhostProfile": name});
+        let pod = json!({"spec": {"securityContext": {"seccompProfile": local("pod.json")}, "containers": [
+            {"name": "a"}, {"name": "b", "securityContext": {"seccompProfile": local("own.json")}},
+            {"name": "c", "securityContext": {"privileged": true}}, {"name": "d", "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}}}]}});
+        let pod = DesiredPod::read(Arc::new(serde_json::from_value(pod).unwrap())).0;
+        let of: Vec<_> = pod.containers.iter().map(|c| super::seccomp_profile(&pod, c)).collect();
+        assert_eq!(of, [Some("pod.json".to_owned()), Some("own.json".to_owned()), None, None]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A container's user, capabilities and system call filter.
 
-use k8s_openapi::api::core::v1::SecurityContext;
+use k8s_openapi::api::core::v1::{SeccompProfile, SecurityContext};
 use kvmlet_image::ImageConfig;
 use kvmlet_protocol::User;
 
@@ -135,9 +135,20 @@ pub(super) fn capabilities(security: &SecurityContext) -> Vec<String> {
     set
 }
 
+/// Whether the default filter of system calls applies.
 pub(super) fn seccomp(pod: &DesiredPod, security: &SecurityContext) -> bool {
+    profile(pod, security).is_some_and(|p| p.type_ == "RuntimeDefault")
+}
+
+/// The profile of the node that applies in its place, as the pod names it (the kubelet's getSeccompProfile).
+pub(super) fn localhost_profile(pod: &DesiredPod, security: &SecurityContext) -> Option<String> {
+    let profile = profile(pod, security).filter(|p| p.type_ == "Localhost")?;
+    Some(profile.localhost_profile.clone().unwrap_or_default())
+}
+
+fn profile<'a>(pod: &'a DesiredPod, security: &'a SecurityContext) -> Option<&'a SeccompProfile> {
     if is_privileged(security) {
-        return false;
+        return None;
     }
     let of_pod = pod
         .pod
@@ -145,9 +156,5 @@ pub(super) fn seccomp(pod: &DesiredPod, security: &SecurityContext) -> bool {
         .as_ref()
         .and_then(|s| s.security_context.as_ref())
         .and_then(|s| s.seccomp_profile.as_ref());
-    security
-        .seccomp_profile
-        .as_ref()
-        .or(of_pod)
-        .is_some_and(|p| p.type_ == "RuntimeDefault")
+    security.seccomp_profile.as_ref().or(of_pod)
 }

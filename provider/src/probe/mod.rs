@@ -96,6 +96,7 @@ async fn work(act: Act, desired: Arc<DesiredPod>, planned: Planned, first: Durat
     };
     loop {
         ticks.tick().await;
+        let begun = Instant::now();
         let mut outcome = ask::ask(&target, &spec.handler, spec.timeout).await;
         for _ in 1..TRIES {
             if !matches!(outcome, Outcome::Errored(_)) {
@@ -114,7 +115,7 @@ async fn work(act: Act, desired: Arc<DesiredPod>, planned: Planned, first: Durat
             &*desired.namespace,
             &*desired.uid,
         ];
-        act.context.meters.probed(kind, outcome.name(), labels);
+        act.context.meters.probed(kind, outcome.name(), labels, begun.elapsed());
         let Some(healthy) = outcome.healthy().and_then(|healthy| tally.count(healthy)) else {
             continue;
         };

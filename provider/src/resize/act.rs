@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use kvmlet_protocol::{RESIZE_VERSION, Request};
+use kvmlet_protocol::{LIMIT_POD_VERSION, RESIZE_VERSION, Request};
 use tokio::time::{Instant, sleep};
 use tracing::warn;
 
@@ -17,6 +17,7 @@ use crate::{
     prepare,
     size::Room,
     state::{Allocation, PodState, Slot},
+    streams,
 };
 
 /// How long a guest may take to plug the memory that it is given.
@@ -87,6 +88,13 @@ pub async fn resize(act: &Act, desired: &Arc<DesiredPod>, order: Order) -> Resul
         containers: containers.collect(),
     };
     agent.command(&request).await.map_err(|e| chain(&e))?;
+    if desired.has_own_amounts() {
+        if version < LIMIT_POD_VERSION {
+            return Err(streams::too_old(version, LIMIT_POD_VERSION));
+        }
+        let limits = lower::pod_limits(desired).unwrap_or_default();
+        agent.command(&Request::LimitPod(limits)).await.map_err(|e| chain(&e))?;
+    }
     if memory < before.wanted {
         running.with_control(move |c| c.memory(Some(memory)).map_err(|e| chain(&e))).await?;
         // What the guest cannot free yet it keeps, and may: it goes as it can.

@@ -55,7 +55,8 @@ fn mappings(maps: &str, file: &Path) -> Vec<(Range<u64>, u64)> {
 /// Adds a page behind those that there are.
 fn add(pieces: &mut Vec<Range<u64>>, start: u64, gap: u64) {
     match pieces.last_mut() {
-        Some(last) if start - last.end <= gap => last.end = start + PAGE,
+        // Two mappings may share a page of the file.
+        Some(last) if start >= last.start && start.saturating_sub(last.end) <= gap => last.end = last.end.max(start + PAGE),
         _ => pieces.push(start..start + PAGE),
     }
 }
@@ -68,7 +69,7 @@ mod tests {
     fn pages_become_pieces_and_small_gaps_are_closed() {
         let of = |gap| {
             let mut pieces = Vec::new();
-            for page in [1, 2, 4, 20] {
+            for page in [1, 2, 2, 4, 20] {
                 add(&mut pieces, page * PAGE, gap);
             }
             pieces

@@ -2,9 +2,11 @@
 //!
 //! Being a program of its own it may allocate and fail like any other; what goes wrong it says in a [`Report`].
 
+mod bpf;
 mod command;
 mod credentials;
-mod files;
+pub(crate) mod files;
+mod filter;
 mod root;
 mod seccomp;
 mod terminal;
@@ -15,7 +17,7 @@ use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
-use kvmlet_protocol::{ErrorKind, Failure, MAX_HOST_FRAME, Process, read_frame, write_frame};
+use kvmlet_protocol::{ErrorKind, Failure, Filter, Identity, MAX_HOST_FRAME, Process, read_frame, write_frame};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
@@ -53,6 +55,7 @@ fn become_container(plan: Plan, agent: &mut UnixStream) -> Result<Never, Failure
     let Plan {
         process,
         strict_groups,
+        filter,
         cgroup,
         place,
     } = plan;
@@ -76,7 +79,7 @@ fn become_container(plan: Plan, agent: &mut UnixStream) -> Result<Never, Failure
             }
         }
     }
-    run(&process, strict_groups, agent)
+    run(&process, strict_groups, filter.as_ref(), agent)
 }
 
 /// Enters the mount and cgroup name spaces of a process, found by its number in the guest (whose /proc this process still sees).
@@ -89,7 +92,7 @@ fn join(pid: u32) -> std::io::Result<()> {
 }
 
 /// Becomes the program, in the container.
-fn run(process: &Process, strict_groups: bool, agent: &mut UnixStream) -> Result<Never, Failure> {
+fn run(process: &Process, strict_groups: bool, filter: Option<&Filter>, agent: &mut UnixStream) -> Result<Never, Failure> {
     if process.args.is_empty() {
         return Err(fail(ErrorKind::BadContainer, "no command specified"));
     }
@@ -99,22 +102,30 @@ fn run(process: &Process, strict_groups: bool, agent: &mut UnixStream) -> Result
     credentials::set_rlimits(&process.rlimits)?;
     credentials::own_streams(account.uid);
     // A filter may be installed by root, or by anyone who has promised not to gain privileges: as late as that allows.
-    if process.seccomp && !process.no_new_privs {
-        seccomp::install(&process.capabilities)?;
+    let restrict = || match filter {
+        Some(filter) => filter::install(filter),
+        None if process.seccomp => seccomp::install(&process.capabilities),
+        None => Ok(()),
+    };
+    if !process.no_new_privs {
+        restrict()?;
     }
     credentials::assume(&account, &process.capabilities)?;
-    if process.no_new_privs {
-        rustix::thread::set_no_new_privs(true).attempt("set no_new_privs")?;
-        if process.seccomp {
-            seccomp::install(&process.capabilities)?;
-        }
-    }
     let environment = command::environment(&process.env, &account.home)?;
     let program = command::find(&process.args[0], &process.env)?;
     let args: Vec<CString> = process.args.iter().map(|a| command::c_string(a)).collect::<Result<_, _>>()?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     sys::default_signals();
-    write_frame(agent, &Report::Ready).map_err(|e| fail(ErrorKind::Internal, e.to_string()))?;
+    if process.no_new_privs {
+        rustix::thread::set_no_new_privs(true).attempt("set no_new_privs")?;
+        restrict()?;
+    }
+    let user = Identity {
+        uid: account.uid,
+        gid: account.gid,
+        groups: account.groups,
+    };
+    write_frame(agent, &Report::Ready(user)).map_err(|e| fail(ErrorKind::Internal, e.to_string()))?;
     let error = sys::execve(&program, &args, &environment);
     Err(command::not_executed(&program, &error))
 }

@@ -5,6 +5,7 @@ use kvmlet_protocol::Failure;
 use libc::sock_filter;
 use rustix::thread::CapabilitySet;
 
+use super::bpf::{FIRST_ARGUMENT, NUMBER, Program};
 use super::credentials::capabilities;
 use crate::failure::Attempt;
 use crate::sys;
@@ -12,8 +13,6 @@ use crate::sys;
 #[cfg(not(target_arch = "x86_64"))]
 compile_error!("the seccomp profile is written for x86's system call numbers");
 
-const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
-const AUDIT_ARCH_I386: u32 = 0x4000_0003;
 /// mseal, of Linux 6.10.
 const LAST: u32 = 462;
 /// Numbers of x86-64 between its old table and the one that all architectures share.
@@ -74,73 +73,16 @@ const PRIVILEGED: [(CapabilitySet, &[Call]); 14] = [
 
 /// Installs the profile for a process that will have these capabilities.
 pub(crate) fn install(names: &[String]) -> Result<(), Failure> {
-    sys::seccomp(&program(capabilities(names)?)).attempt("install the seccomp profile")
+    sys::seccomp(&program(capabilities(names)?), 0).attempt("install the seccomp profile")
 }
 
 const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
 const NOT_PERMITTED: u32 = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
 const UNKNOWN: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
-/// Offsets in seccomp_data.
-const NUMBER: u32 = 0;
-const ARCHITECTURE: u32 = 4;
-const FIRST_ARGUMENT: u32 = 16;
-
-/// Instructions, one test after the other; each test answers or falls through to the next.
-#[derive(Default)]
-struct Program(Vec<sock_filter>);
-
-impl Program {
-    fn add(&mut self, code: u32, jump_true: u8, jump_false: u8, value: u32) {
-        let code = u16::try_from(code).expect("classic BPF codes are small");
-        self.0.push(sock_filter {
-            code,
-            jt: jump_true,
-            jf: jump_false,
-            k: value,
-        });
-    }
-
-    fn load(&mut self, offset: u32) {
-        self.add(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, offset);
-    }
-
-    fn answer(&mut self, answer: u32) {
-        self.add(libc::BPF_RET | libc::BPF_K, 0, 0, answer);
-    }
-
-    fn answer_if_equal(&mut self, value: u32, answer: u32) {
-        self.add(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, value);
-        self.answer(answer);
-    }
-
-    fn answer_if_above(&mut self, value: u32, answer: u32) {
-        self.add(libc::BPF_JMP | libc::BPF_JGT | libc::BPF_K, 0, 1, value);
-        self.answer(answer);
-    }
-
-    /// `tests`, which must end with an answer, for one system call only.
-    fn only_for(&mut self, number: u32, tests: impl FnOnce(&mut Self)) {
-        let mut inner = Self::default();
-        tests(&mut inner);
-        let length = u8::try_from(inner.0.len()).expect("a handful of tests for one call");
-        self.add(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, length, number);
-        self.0.append(&mut inner.0);
-    }
-}
-
 fn program(held: CapabilitySet) -> Vec<sock_filter> {
-    let mut program = Program::default();
-    let mut wide = calls(held, |call| call.0, Some(UNUSED));
-    let mut narrow = calls(held, |call| call.1, None);
-    program.load(ARCHITECTURE);
-    program.add(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 3, 0, AUDIT_ARCH_X86_64);
-    program.add(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, 0, AUDIT_ARCH_I386);
-    program.answer(UNKNOWN);
-    let over = u32::try_from(wide.0.len()).expect("a program is a few hundred instructions");
-    program.add(libc::BPF_JMP | libc::BPF_JA, 0, 0, over);
-    program.0.append(&mut wide.0);
-    program.0.append(&mut narrow.0);
-    program.0
+    let wide = calls(held, |call| call.0, Some(UNUSED));
+    let narrow = calls(held, |call| call.1, None);
+    Program::of_architectures(wide, narrow, UNKNOWN)
 }
 
 /// The tests for one architecture, whose numbers `of` picks.

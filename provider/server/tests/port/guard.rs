@@ -44,6 +44,7 @@ async fn a_client_of_another_authority_or_purpose_or_time_does_not_get_through_t
         Authority::new("somebody else").client("admin"),
         AUTHORITY.issue("admin", "system:masters", ExtendedKeyUsagePurpose::ServerAuth),
         AUTHORITY.expired("admin"),
+        AUTHORITY.early("admin"),
     ];
     for stranger in strangers {
         let request = hyper::Request::builder().uri("/healthz").header("host", "node-1");

@@ -70,6 +70,13 @@ impl Authority {
         })
     }
 
+    /// A client's whose time has not begun: this host's clock is slow, or the signer's is fast.
+    pub(crate) fn early(&self, user: &str) -> Keyed {
+        self.sign(user, "system:masters", ExtendedKeyUsagePurpose::ClientAuth, |params| {
+            (params.not_before, params.not_after) = (date_time_ymd(2999, 1, 1), date_time_ymd(3000, 1, 1));
+        })
+    }
+
     fn sign(&self, user: &str, group: &str, usage: ExtendedKeyUsagePurpose, change: impl FnOnce(&mut CertificateParams)) -> Keyed {
         let key = KeyPair::generate().expect("key");
         let mut params = CertificateParams::new(vec!["node-1".into(), "127.0.0.1".into()]).expect("names");

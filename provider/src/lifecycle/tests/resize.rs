@@ -147,3 +147,31 @@ fn a_resize_that_a_daemon_left_undone_is_done_by_the_next_one() {
     assert!(!life.state.busy.contains(&Work::Resize));
     assert_eq!(life.on(Event::Tick), [Action::Resize]);
 }
+
+#[test]
+fn a_pod_as_a_whole_is_given_other_amounts_that_are_in_force_once_the_guest_has_them() {
+    let own = |cpu: &str| json!({"limits": {"cpu": cpu, "memory": "96Mi"}, "requests": {"cpu": cpu, "memory": "96Mi"}});
+    let mut life = Life::new(json!({"containers": [{"name": "a", "image": "i"}], "resources": own("1")}));
+    life.boot();
+    life.started(0);
+    let changed = Life::new(json!({"containers": [{"name": "a", "image": "i"}], "resources": own("2")})).desired;
+    life.desired = changed;
+    life.desired.keep(&life.state.allocated);
+    let asked = life.desired.asked.take().expect("it asks for more than it has");
+    assert_eq!((asked.len(), asked[1].limits[0]), (2, 2000));
+    let cpus = |life: &Life| {
+        let status = life.status();
+        let limits = status.resources.unwrap().limits.unwrap();
+        (status.allocated_resources.unwrap()["cpu"].0.clone(), limits["cpu"].0.clone())
+    };
+    assert_eq!(cpus(&life), ("1".into(), "1".into()), "nothing is given yet");
+    life.desired.give(&asked);
+    assert_eq!(life.on(Event::Judged(Ok(asked.clone()))), [Action::Resize]);
+    assert_eq!(cpus(&life), ("2".into(), "1".into()));
+    assert!(life.told("PodResizeInProgress").is_some());
+    life.on(Event::Resized(Ok(asked)));
+    assert_eq!(cpus(&life), ("2".into(), "2".into()));
+    assert_eq!(life.told("PodResizeInProgress"), None);
+    life.desired.keep(&life.state.allocated.clone());
+    assert_eq!(life.desired.asked, None);
+}
