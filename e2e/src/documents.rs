@@ -18,7 +18,9 @@ struct Document {
 
 /// The anchor of a heading, as GitHub and mdBook make it.
 fn anchor(heading: &str) -> String {
-    let kept = heading.chars().filter(|c| c.is_alphanumeric() || c.is_whitespace() || "-_".contains(*c));
+    let kept = heading
+        .chars()
+        .filter(|c| c.is_alphanumeric() || c.is_whitespace() || "-_".contains(*c));
     kept.flat_map(char::to_lowercase)
         .map(|c| if c.is_whitespace() { '-' } else { c })
         .collect()
@@ -106,13 +108,19 @@ fn mistake(path: &Path, link: &str, documents: &BTreeMap<PathBuf, Document>) -> 
 #[test]
 fn each_link_of_the_documents_leads_somewhere() {
     let documents = documents();
-    let links = documents.iter().flat_map(|(path, document)| document.links.iter().map(move |link| (path, link)));
+    let links = documents
+        .iter()
+        .flat_map(|(path, document)| document.links.iter().map(move |link| (path, link)));
     let wrong: Vec<String> = links
         .filter_map(|(path, link)| Some(format!("{}: {link} {}", path.display(), mistake(path, link, &documents)?)))
         .collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     let readme = &documents[&repository().join("README.md")];
-    assert!(readme.links.len() > 10 && readme.anchors.contains("use-it-with-kubectl"), "{:?}", readme.anchors);
+    assert!(
+        readme.links.len() > 10 && readme.anchors.contains("use-it-with-kubectl"),
+        "{:?}",
+        readme.anchors
+    );
 }
 
 #[test]
@@ -144,7 +152,9 @@ fn the_book_has_each_document_of_its_folder_once() {
     chapters.sort();
     let mut all = Vec::new();
     files(&folder, ".md", &mut all);
-    let names = all.iter().map(|path| path.strip_prefix(&folder).unwrap().to_string_lossy().into_owned());
+    let names = all
+        .iter()
+        .map(|path| path.strip_prefix(&folder).unwrap().to_string_lossy().into_owned());
     let mut names: Vec<String> = names.filter(|name| name != "SUMMARY.md").collect();
     names.sort();
     assert_eq!(chapters, names);
