@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     Cluster, artifacts, command,
-    paths::{API_PORT, GATEWAY, manifest, write},
+    paths::{GATEWAY, manifest, write},
     process::Process,
     wait::wait_while,
     wait_for,
