@@ -11,7 +11,7 @@ TARGET = $(or $(CARGO_TARGET_DIR),target)
 # Built together: apart, cargo would settle on other features of what they share and build it twice.
 E2E = $(CARGO) build --release --workspace && $(TARGET)/release/kvmlet-e2e
 
-.PHONY: help demo test conformance bench deb fuzz lint cluster cluster-down
+.PHONY: help demo test conformance bench deb fuzz lint book ansible cluster cluster-down
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -40,6 +40,12 @@ deb: ## a Debian package with program, guest and systemd unit, in target/deb
 
 fuzz: ## what guests can say, made up by libFuzzer for MINUTES=n in all
 	@.ci/fuzz "$(MINUTES)"
+
+book: ## the documents as a book, in target/book
+	@.ci/book
+
+ansible: ## the Ansible role, by its own tools and on a cluster that runs; not part of CI's run
+	@.ci/ansible
 
 lint: ## formatting, lints, licences and sources of what is linked
 	$(CARGO) fmt --all --check

@@ -71,6 +71,11 @@ pub fn helm() -> Result<PathBuf> {
     Ok(script("helm", "e2e/helm/build.sh", &[])?.join("helm"))
 }
 
+/// The folder with Debian's prometheus and promtool.
+pub fn prometheus() -> Result<PathBuf> {
+    script("Prometheus", "e2e/prometheus/fetch.sh", &[])
+}
+
 /// The QEMU of the host that counts: what Debian packages stops guests now and then under `-icount`.
 pub fn counting_qemu() -> Result<PathBuf> {
     Ok(script("QEMU of the host that counts", "e2e/host/qemu/build.sh", &[])?.join("qemu-system-x86_64"))

@@ -23,6 +23,8 @@ pub mod command;
 pub mod conformance;
 pub mod control_plane;
 pub mod demo;
+#[cfg(test)]
+mod documents;
 pub mod dump;
 pub mod helm;
 pub mod host;

@@ -6,6 +6,8 @@ mod daemon_sets;
 mod eviction;
 mod images;
 mod machines;
+#[cfg(test)]
+mod reference;
 mod sharing;
 mod shutdown;
 mod surroundings;
@@ -30,67 +32,74 @@ use crate::quantity::Quantity;
 
 /// The node's configuration, kind `KvmletConfiguration` of `kvmlet.io/v1alpha1`.
 #[derive(Debug, Clone, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Config {
     /// `kvmlet.io/v1alpha1`.
     pub api_version: String,
     /// `KvmletConfiguration`.
     pub kind: String,
-    /// The Node object's name.
+    /// Name of the Node object.
     pub node_name: String,
-    /// The node's address: InternalIP, and where the kubelet port listens.
+    /// The node's InternalIP, and the address the kubelet port listens on. Neither 0.0.0.0 nor loopback.
     #[serde(rename = "nodeIP")]
     pub node_ip: IpAddr,
-    /// The kubeconfig of the identity `system:node:<nodeName>`. With `bootstrap_kubeconfig` it is written where there is none.
+    /// kubeconfig of the identity `system:node:<nodeName>`, group `system:nodes`. With `bootstrapKubeconfig` it is written where there is
+    /// none.
     pub kubeconfig: PathBuf,
-    /// A kubeconfig with a bootstrap token: the client certificate is asked for with it while there is none (the kubelet's
-    /// --bootstrap-kubeconfig).
+    /// kubeconfig with a bootstrap token, by which the first client certificate is asked for ([Certificates](#certificates)).
     #[serde(default)]
     pub bootstrap_kubeconfig: Option<PathBuf>,
-    /// Whether the client certificate is renewed before it ends; by default if there is a `bootstrap_kubeconfig`.
+    /// Whether the client certificate is renewed before it ends.
     #[serde(default)]
+    #[cfg_attr(test, schemars(extend("x-default" = "`true` with `bootstrapKubeconfig`, else `false`")))]
     rotate_certificates: Option<bool>,
-    /// Whether the port's certificate is asked for, and renewed, instead of read.
+    /// Whether the port's certificate is asked for and renewed, in place of `tls.certFile` and `tls.keyFile`.
     #[serde(default, rename = "serverTLSBootstrap")]
     pub server_tls_bootstrap: bool,
-    /// How long certificates that are asked for shall live, seconds; the signer decides.
+    /// How long certificates that are asked for shall live (`spec.expirationSeconds`, at least 600); the signer may cut it.
     #[serde(default)]
+    #[cfg_attr(test, schemars(extend("x-default" = "the signer's")))]
     pub certificate_expiration_seconds: Option<i32>,
     /// The kubelet port.
     #[serde(default = "default_port")]
     pub port: u16,
     /// Certificates of the kubelet port.
     pub tls: Tls,
-    /// Addresses of the cluster's DNS.
+    /// Addresses of the cluster's DNS, for `dnsPolicy: ClusterFirst`.
     #[serde(default, rename = "clusterDNS")]
     pub cluster_dns: Vec<IpAddr>,
     /// The cluster's DNS domain.
     #[serde(default = "default_domain")]
     pub cluster_domain: String,
-    /// The host's own resolver file, for `dnsPolicy: Default`.
+    /// Resolver file of the host, for `dnsPolicy: Default`.
     #[serde(default = "default_resolv_conf", rename = "resolvConf")]
     pub resolv_conf: PathBuf,
-    /// State that survives a restart.
+    /// What survives a restart: pods' records, images, scratch disks.
     #[serde(default = "default_state_dir")]
     pub state_dir: PathBuf,
-    /// Profiles of system calls that pods may name; `seccomp` in `state_dir` by default.
+    /// Where the profiles of system calls are that pods name (`seccompProfile: {type: Localhost}`); a kubelet's are in `/var/lib/kubelet/seccomp`.
     #[serde(default)]
+    #[cfg_attr(test, schemars(extend("x-default" = "`<stateDir>/seccomp`")))]
     seccomp_profile_root: Option<PathBuf>,
-    /// Containers' logs.
+    /// Containers' logs in the CRI format.
     #[serde(default = "default_log_dir")]
     pub log_dir: PathBuf,
+    /// Whether `/logs/` of the kubelet port shows the host's `/var/log` to those with the right `nodes/log`.
+    #[serde(default = "default_true")]
+    pub enable_system_log_handler: bool,
+    /// Most pods.
+    #[serde(default = "default_max_pods")]
+    pub max_pods: u32,
+    /// Labels of the Node besides the usual ones.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
     /// The guest's kernel and initramfs.
     #[serde(default)]
     pub guest: Guest,
     /// What the host keeps for itself.
     #[serde(default)]
     pub reserved: Reserved,
-    /// Most pods.
-    #[serde(default = "default_max_pods")]
-    pub max_pods: u32,
-    /// Whether the kubelet port shows the host's own logs (`/logs/`).
-    #[serde(default = "default_true")]
-    pub enable_system_log_handler: bool,
     /// What a pod without limits gets.
     #[serde(default)]
     pub pod_defaults: PodDefaults,
@@ -103,67 +112,70 @@ pub struct Config {
     /// What pods of different owners may share of the host's memory.
     #[serde(default)]
     pub sharing: SharingPolicy,
-    /// What becomes of DaemonSets' pods that cannot run here.
+    /// What becomes of a DaemonSet's pod that this node cannot run (`hostNetwork`, say): `refuse`, it fails with `PodFeatureUnsupported`,
+    /// and its controller makes another, again and again; `ignore`, it stays Pending, with an event that says why, and goes when it is
+    /// deleted. Such a DaemonSet counts it as unavailable, so that its rolling update waits unless `maxUnavailable` leaves room; better it
+    /// does not select these nodes at all.
     #[serde(default)]
     pub daemon_sets: DaemonSets,
     /// Rotation of containers' logs.
     #[serde(default)]
     pub logs: Logs,
-    /// Registries, by host name.
-    #[serde(default)]
-    pub registries: BTreeMap<String, Registry>,
-    /// Limits on images.
-    #[serde(default)]
-    pub images: Images,
-    /// The pods' network.
-    #[serde(default)]
-    pub network: Network,
     /// What volumes may be of this host.
     #[serde(default)]
     pub volumes: Volumes,
-    /// Below what pods are evicted; the kubelet's defaults without it.
+    /// Limits on images.
     #[serde(default)]
+    pub images: Images,
+    /// Below what the node is short of something, and pods are evicted at once; a map that is set has no defaults.
+    #[serde(default)]
+    #[cfg_attr(test, schemars(extend("x-default" = "[below](#a-node-that-is-short-of-something)")))]
     eviction_hard: Option<BTreeMap<Signal, Level>>,
-    /// Below what they are when it has been so for a while.
+    /// The same where it has been so for a while (`evictionSoftGracePeriod`), which each signal must have.
     #[serde(default)]
     eviction_soft: BTreeMap<Signal, Level>,
-    /// That while.
+    /// That while, for each signal of `evictionSoft` (`1m30s`).
     #[serde(default)]
     eviction_soft_grace_period: BTreeMap<Signal, Span>,
-    /// Most seconds that a pod has to end when it is evicted for a soft threshold.
+    /// Most seconds that a pod has to end that is evicted for a soft threshold; for a hard one it is 1.
     #[serde(default)]
     pub eviction_max_pod_grace_period: u32,
-    /// How much more than a threshold there has to be before it is over.
+    /// How much more than the threshold there has to be before it is over.
     #[serde(default)]
     eviction_minimum_reclaim: BTreeMap<Signal, Level>,
-    /// How long the node says that it is short of something after it last was.
+    /// For how long the Node says that it is short of something after it last was.
     #[serde(default = "eviction::default_transition")]
     pub eviction_pressure_transition_period: Span,
-    /// How long pods have in all when the host shuts down.
+    /// How long pods have in all to end before the host shuts down (`60s`); 0: it does not wait for them.
     #[serde(default)]
     shutdown_grace_period: Span,
-    /// How much of it is the critical pods'.
+    /// The last part of that, which only critical pods have (priority 2000000000 and more).
     #[serde(default)]
     shutdown_grace_period_critical_pods: Span,
-    /// The same for each priority, in its place.
+    /// In place of both, for pods from a priority on.
     #[serde(default)]
     shutdown_grace_period_by_pod_priority: Vec<ShutdownGracePeriod>,
-    /// Labels of the Node besides the usual ones.
+    /// Registries by their hosts, with the port where there is one.
     #[serde(default)]
-    pub labels: BTreeMap<String, String>,
+    #[cfg_attr(test, schemars(extend("x-key" = "<host>")))]
+    pub registries: BTreeMap<String, Registry>,
+    /// The pods' network.
+    #[serde(default)]
+    pub network: Network,
 }
 
 /// The guest.
 #[derive(Debug, Clone, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct Guest {
-    /// ELF (PVH) or bzImage.
+    /// The guest's kernel: ELF with a PVH entry, or bzImage.
     pub kernel: PathBuf,
-    /// With the agent as /init.
+    /// With the agent as `/init`.
     pub initramfs: PathBuf,
-    /// Appended to the kernel's command line.
+    /// Appended to the guest kernel's command line.
     pub extra_command_line: String,
-    /// A serial console into `console.log` of each machine, for debugging: slow.
+    /// A serial console into `console.log` of each machine. For debugging: it makes a boot slow.
     pub serial: bool,
 }
 
@@ -180,13 +192,14 @@ impl Default for Guest {
 
 /// What is kept for the host: capacity less this is allocatable.
 #[derive(Debug, Clone, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct Reserved {
-    /// Processors.
+    /// Kept for the host: capacity less this is allocatable.
     pub cpu: Quantity,
-    /// Bytes.
+    /// The same for memory. The monitors, and 64 MiB of each guest, are paid from it.
     pub memory: Quantity,
-    /// Bytes of the file system of the state directory.
+    /// The same for the file system of `stateDir`.
     #[serde(rename = "ephemeralStorage")]
     pub ephemeral_storage: Quantity,
 }
@@ -203,13 +216,14 @@ impl Default for Reserved {
 
 /// The class of a pod that sets no limits.
 #[derive(Debug, Clone, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct PodDefaults {
-    /// Memory for each container without a limit.
-    pub memory: Quantity,
-    /// Processors of a pod without a CPU limit, at least the sum of requests.
+    /// Least processors of a pod with a container without a CPU limit.
     pub cpu: Quantity,
-    /// Size of the scratch disk without an ephemeral-storage limit (sparse).
+    /// Memory of a container without a memory limit (or its request, where that is larger).
+    pub memory: Quantity,
+    /// Scratch disk of a pod without an ephemeral-storage limit; the file is sparse.
     pub ephemeral_storage: Quantity,
 }
 
@@ -225,11 +239,12 @@ impl Default for PodDefaults {
 
 /// Log rotation, as the kubelet's containerLogMaxSize and containerLogMaxFiles.
 #[derive(Debug, Clone, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct Logs {
-    /// Bytes of one file.
+    /// Bytes of one log file, at least `64Ki`.
     pub max_size: Quantity,
-    /// Files of one container instance, at least 2.
+    /// Log files of one container instance, at least 2.
     pub max_files: usize,
 }
 

@@ -32,6 +32,7 @@ mod jail;
 mod logs;
 mod machines;
 mod memory;
+mod monitoring;
 mod node;
 mod outage;
 mod package;
@@ -117,6 +118,9 @@ pub fn build(tests: &[&'static Test]) -> Result<()> {
     if tests.iter().any(|test| package::TESTS.iter().any(|one| one.name == test.name)) {
         artifacts::systemd_host_image()?;
     }
+    if tests.iter().any(|test| monitoring::TESTS.iter().any(|one| one.name == test.name)) {
+        artifacts::prometheus()?;
+    }
     Ok(())
 }
 
@@ -158,6 +162,7 @@ fn all() -> impl Iterator<Item = &'static Test> {
         port_forward::TESTS,
         figures::TESTS,
         rights::TESTS,
+        monitoring::TESTS,
         certificates::TESTS,
         exits::TESTS,
         by_hand::TESTS,

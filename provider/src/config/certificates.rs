@@ -8,15 +8,18 @@ use super::Config;
 
 /// Certificates of the kubelet port, PEM files.
 #[derive(Debug, Clone, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Tls {
-    /// Serving certificate, unless it is asked for.
+    /// Serving certificate of the kubelet port, for `nodeIP` (PEM).
     #[serde(default)]
+    #[cfg_attr(test, schemars(extend("x-default" = "required without `serverTLSBootstrap`")))]
     cert_file: Option<PathBuf>,
-    /// Its key.
+    /// Its key (PEM).
     #[serde(default)]
+    #[cfg_attr(test, schemars(extend("x-default" = "required without `serverTLSBootstrap`")))]
     key_file: Option<PathBuf>,
-    /// Authority of the clients.
+    /// Authority of the clients of the kubelet port, the API server among them.
     #[serde(rename = "clientCAFile")]
     pub client_ca_file: PathBuf,
 }

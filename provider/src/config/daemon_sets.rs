@@ -5,6 +5,7 @@ use serde::Deserialize;
 
 /// A DaemonSet makes its pod anew, as soon as one has failed, and again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema, serde::Serialize))]
 #[serde(rename_all = "camelCase")]
 pub enum DaemonSets {
     /// Like any other pod: it fails and says why.

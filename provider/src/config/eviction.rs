@@ -11,6 +11,7 @@ use crate::quantity::{NotAQuantity, Quantity, number_or_text};
 
 /// What is looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum Signal {
     /// Memory that the host could use without anything being thrown out, bytes.
     #[serde(rename = "memory.available")]
@@ -48,6 +49,7 @@ impl Signal {
 
 /// An amount, or a share of what there is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum Level {
     /// Bytes, inodes or processes.
     Amount(Quantity),

@@ -6,9 +6,10 @@ use crate::quantity::Quantity;
 
 /// A registry.
 #[derive(Debug, Clone, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct Registry {
-    /// Asked in order before the registry itself, as `http://10.0.0.1:5000`.
+    /// Asked in order before the registry itself: `http://10.0.0.1:5000`. Pull secrets are not sent to mirrors.
     pub mirrors: Vec<String>,
     /// The registry itself speaks plain HTTP.
     pub insecure: bool,
@@ -16,6 +17,7 @@ pub struct Registry {
 
 /// Limits on images.
 #[derive(Debug, Clone, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct Images {
     /// Uncompressed bytes of one layer.
@@ -28,15 +30,18 @@ pub struct Images {
 
 /// When images that no pod needs are removed (the kubelet's imageGCHighThresholdPercent, imageGCLowThresholdPercent, imageMinimumGCAge, imageMaximumGCAge).
 #[derive(Debug, Clone, Copy, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct ImageGc {
-    /// Per cent of their disk that are in use when it begins; 100 means never.
+    /// Images that no pod needs are removed when so much of their disk is in use, those first that have been idle the longest; 100 means
+    /// never.
     pub high_threshold_percent: u8,
-    /// Per cent down to which it goes on.
+    /// Down to this.
     pub low_threshold_percent: u8,
-    /// Seconds that an image must have been idle for.
+    /// But none that has been idle for less.
     pub min_age_seconds: u32,
-    /// Seconds after which an idle image goes, however much of the disk is free; 0 for never.
+    /// An image that no pod has needed for so long goes however much of the disk is free, more than `minAgeSeconds`; 0 for never. It counts from
+    /// the daemon's start at the earliest.
     pub max_age_seconds: u32,
 }
 

@@ -9,11 +9,12 @@ use crate::quantity::Quantity;
 
 /// Users (and groups of the same numbers) that nothing else on the host has: each machine process runs as one of them.
 #[derive(Debug, Clone, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct MachineUids {
-    /// The lowest.
+    /// The lowest of the users that machines run as. Nothing else on the host may have them.
     pub first: u32,
-    /// How many, at least as many as pods.
+    /// How many, at least `maxPods`.
     pub count: u32,
 }
 
@@ -36,13 +37,16 @@ impl Default for MachineUids {
 
 /// What all machines have.
 #[derive(Debug, Clone, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct Machines {
-    /// Whether machines are made as copies of a template, a small machine that has booted, which the node makes for itself.
+    /// Whether machines are copies of a template, a small machine that has booted, which the node makes for itself in the background (128
+    /// MiB of `stateDir` at the most). A pod with the annotation `kvmlet.io/template: none` boots all the same.
     pub templates: bool,
-    /// How long a guest's kernel and agent may stand still, seconds, 10 to 1800, before its machine is ended; 0: as long as they like.
+    /// How long a guest's kernel and agent may stand still before its machine is ended and the pod's containers are told so, 10 to 1800; 0
+    /// for no watchdog. It costs each boot 28 exits, and a guest that idles three exits in a quarter of that time.
     pub watchdog_seconds: u32,
-    /// Pairs of queues of a pod's network interface, 1 to 8, of which it gets no more than it has processors.
+    /// Pairs of queues of a pod's network interface, with a thread of the machine each, 1 to 8; a pod gets no more than it has processors.
     pub network_queues: u8,
     /// What a machine may read and write.
     pub io: Io,
@@ -100,16 +104,18 @@ impl Machines {
 
 /// What a machine may read from, and write to, the disk that holds the state directory (cgroup v2, io.max and io.weight); no limit by default.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct Io {
-    /// Bytes, 64Ki or more.
+    /// What one machine may read from the disk that holds `stateDir`, at least `64Ki` (cgroup v2, `io.max`).
     pub read_bytes_per_second: Option<Quantity>,
-    /// Bytes, 64Ki or more.
+    /// What one machine may write to it, at least `64Ki`.
     pub write_bytes_per_second: Option<Quantity>,
-    /// 10 or more.
+    /// The same of reading in operations, at least 10.
     pub read_operations_per_second: Option<u64>,
-    /// 10 or more.
+    /// The same of writing in operations, at least 10.
     pub write_operations_per_second: Option<u64>,
-    /// Share of the disk's time where others want it too, 1 to 10000, 100 being usual.
+    /// A machine's share of that disk where others want it too, 1 to 10000, 100 being usual (`io.weight`: the disk needs a scheduler that
+    /// has it, BFQ, or the kernel's io.cost).
     pub weight: Option<u16>,
 }

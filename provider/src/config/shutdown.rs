@@ -10,11 +10,12 @@ use crate::priority::CRITICAL;
 
 /// Pods from this priority on, up to the next one's, and how long they have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct ShutdownGracePeriod {
     /// The lowest priority.
     pub priority: i32,
-    /// Seconds.
+    /// How long such pods have, seconds.
     pub shutdown_grace_period_seconds: u64,
 }
 

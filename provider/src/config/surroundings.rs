@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 /// Volumes.
 #[derive(Debug, Clone, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct Volumes {
     /// Directories and files of the host.
@@ -14,35 +15,43 @@ pub struct Volumes {
 
 /// What pods may mount of the host; nothing by default.
 #[derive(Debug, Clone, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct HostPath {
-    /// Of several that hold a path the longest counts.
+    /// What of the host pods may mount by hostPath. Of several that hold a path the longest counts. A pod with another path fails with
+    /// `HostPathNotAllowed`.
     pub allowed: Vec<AllowedPath>,
 }
 
 /// A directory whose content pods may mount, itself included.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct AllowedPath {
-    /// Absolute, without `.` and `..`.
+    /// A directory whose content pods may mount, itself included; absolute, without `..`.
     pub prefix: PathBuf,
-    /// Only by mounts that are read-only.
+    /// Only by mounts that are `readOnly`.
     #[serde(default)]
     pub read_only: bool,
 }
 
 /// The pods' network.
 #[derive(Debug, Clone, Default, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct Network {
-    /// All pods of the cluster, not masqueraded.
+    /// All pods of the cluster. What goes there is not masqueraded.
     #[serde(rename = "clusterCIDR")]
+    #[cfg_attr(test, schemars(extend("x-default" = "the Node's podCIDR")))]
     pub cluster_cidr: Option<String>,
-    /// Bytes; the uplink's by default.
+    /// MTU of the pods' network, bytes.
+    #[cfg_attr(test, schemars(extend("x-default" = "the uplink's")))]
     pub mtu: Option<u32>,
-    /// Where CNI plugins are, `/usr/lib/cni` and `/opt/cni/bin` by default.
+    /// Where CNI plugins are.
+    #[cfg_attr(test, schemars(extend("x-default" = "`/usr/lib/cni`, `/opt/cni/bin`")))]
     pub plugin_dirs: Vec<PathBuf>,
-    /// kubeconfig of an identity that may list and watch Nodes: routes to their pod CIDRs are then kept on this host. The node's own
-    /// identity may not see other Nodes.
+    /// kubeconfig of an identity that may get, list and watch Nodes (`kubectl apply -k manifests`, user `kvmlet:network`). With it routes
+    /// to the other nodes' pods are kept on this host; the node's own identity may not see other Nodes. Leave it out where something else
+    /// does that.
     pub routes_kubeconfig: Option<PathBuf>,
 }
