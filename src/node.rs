@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use kube::Client;
 use kvmlet_image::{ImageStore, Limits, Mirror, RegistryConfig, RegistryHost, StoreConfig};
 use kvmlet_machine::{Program, Uids};
@@ -19,6 +19,7 @@ use kvmlet_provider::{
     guard::AccessReviews,
     image_gc::{self, Uses},
     kubelet::{Kubelet, Pods},
+    leave::keep::Leaver,
     ledger::Ledger,
     names::Dns,
     node::{Host, NodeKeeper, Troubles},
@@ -34,8 +35,9 @@ use kvmlet_provider::{
 use kvmlet_server::{CachedReviews, CachedTokens, Server, ServerConfig, ServingCertificate};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::{OnceCell, oneshot},
+    signal::unix::{Signal, SignalKind, signal},
+    sync::{OnceCell, mpsc, oneshot, watch},
+    time::{MissedTickBehavior, interval},
 };
 use tracing::{error, info, warn};
 
@@ -45,6 +47,9 @@ use crate::{checks, cli::NodeArguments, systemd};
 const NODE_LOGS: &str = "/var/log";
 /// Guests that boot at once, for each processor of the host.
 const BOOTS_PER_PROCESSOR: usize = 3;
+
+/// How often a host that leaves says how far it is.
+const PROGRESS: Duration = Duration::from_secs(5);
 
 /// Runs the node until SIGTERM or SIGINT.
 pub(crate) fn run(arguments: &NodeArguments) -> anyhow::Result<ExitCode> {
@@ -127,14 +132,14 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
         recorder: Recorder::start(client.clone(), config.node_name.clone()),
         reporter: Reporter::start(client.clone()),
         store,
-        ledger: Ledger::new(&host, config.max_pods),
+        ledger: Ledger::new(host.stock.subscribe(), config.max_pods),
         images: images.clone(),
         network: network.clone(),
         facts: Facts {
             node_name: config.node_name.clone(),
             host_ips: vec![config.node_ip.to_string()],
             pod_ips: Vec::new(),
-            allocatable: host.allocatable,
+            allocatable: host.stock.borrow().allocatable,
         },
         dns: Dns {
             servers: config.cluster_dns.clone(),
@@ -176,6 +181,7 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
     identity.keep(teller.clone());
     shown.keep(teller);
 
+    let (farewell, farewells) = mpsc::channel(1);
     let keeper = NodeKeeper {
         client: client.clone(),
         config: config.clone(),
@@ -185,6 +191,13 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
         shutdown: context.shutdown.subscribe(),
         images,
         network: network.clone(),
+        farewells,
+    };
+    let leaver = Leaver {
+        context: context.clone(),
+        pods: pods.clone(),
+        keeper: farewell,
+        progress: watch::Sender::new("beginning".into()),
     };
     let copying = context.clone();
     tokio::spawn(async move { copying.templates.keep(&copying).await });
@@ -194,8 +207,7 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
     };
     let (is_registered, registered) = oneshot::channel();
     let (has_recovered, recovered) = oneshot::channel();
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut signals = Signals::new()?;
     let stop = tokio_util::sync::CancellationToken::new();
     let checking = tokio::spawn(checks::answer(client.clone(), config.clone(), stop.clone()));
     let serving = tokio::spawn({
@@ -238,19 +250,90 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
             systemd::ready(&format!("node {name} is registered and serves"));
         }
     });
-    tokio::select! {
-        _ = terminate.recv() => info!("SIGTERM: the daemon ends, its machines go on"),
-        _ = interrupt.recv() => info!("SIGINT: the daemon ends, its machines go on"),
-        result = serving => bail!("the kubelet port ended: {result:?}"),
-        result = nodes => bail!("the node's upkeep ended: {result:?}"),
-        result = following => bail!("the watch of pods ended: {result:?}"),
-        () = systemd::live(async || works(&pods).await) => {}
+    let mut lost = std::pin::pin!(async {
+        tokio::select! {
+            result = serving => anyhow!("the kubelet port ended: {result:?}"),
+            result = nodes => anyhow!("the node's upkeep ended: {result:?}"),
+            result = following => anyhow!("the watch of pods ended: {result:?}"),
+            () = systemd::live(async || works(&pods).await) => anyhow!("signs of life ended"),
+        }
+    });
+    let asked = tokio::select! {
+        asked = signals.next() => asked,
+        error = &mut lost => return Err(error),
+    };
+    let mut done = Ok(());
+    if asked == Asked::Leave && config.drain_on_termination {
+        info!("SIGTERM: the node leaves (drainOnTermination); a second one ends the daemon at once");
+        tokio::select! {
+            left = leaver.leave() => match left {
+                Ok(()) => info!("drained: the daemon ends"),
+                Err(stuck) => done = Err(stuck.into()),
+            },
+            () = tell(leaver.progress.subscribe()) => {}
+            asked = signals.next() => info!("{}: the daemon ends before the node is drained, its machines go on", asked.name()),
+            error = &mut lost => return Err(error),
+        }
+    } else {
+        info!("{}: the daemon ends, its machines go on", asked.name());
     }
     systemd::stopping();
     stop.cancel();
     // A canary ends with its daemon.
     let _ = tokio::time::timeout(checks::END, checking).await;
-    Ok(())
+    done
+}
+
+/// What the daemon is asked to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    /// By SIGTERM: to leave, where the configuration says so.
+    Leave,
+    /// By SIGINT: to end, and nothing else.
+    End,
+}
+
+impl Asked {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Leave => "SIGTERM",
+            Self::End => "SIGINT",
+        }
+    }
+}
+
+/// Signals that ask for an end.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) -> Asked {
+        tokio::select! {
+            _ = self.terminate.recv() => Asked::Leave,
+            _ = self.interrupt.recv() => Asked::End,
+        }
+    }
+}
+
+/// Tells for ever how far a host is that leaves: the log, and whoever waits for the daemon's end.
+async fn tell(progress: watch::Receiver<String>) {
+    let mut every = interval(PROGRESS);
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        every.tick().await;
+        let words = progress.borrow().clone();
+        info!("leaving: {words}");
+        systemd::leaving(&words);
+    }
 }
 
 /// Comes to its end where the daemon does its work: its main task runs, as do threads for others, and nobody keeps the table of pods.

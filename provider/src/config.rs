@@ -1,8 +1,10 @@
 //! `/etc/kvmlet/config.yaml`: every key, its default and what it refuses. Unknown keys are errors that name the key and its line.
 
+mod amounts;
 mod assumed;
 mod certificates;
 mod daemon_sets;
+mod elastic;
 mod eviction;
 mod images;
 mod machines;
@@ -18,6 +20,7 @@ use std::{
 
 use serde::Deserialize;
 
+pub use self::amounts::{PodDefaults, Reserved};
 pub use self::certificates::Tls;
 pub use self::daemon_sets::DaemonSets;
 pub use self::eviction::{Level, Signal, Span, Threshold};
@@ -148,6 +151,15 @@ pub struct Config {
     /// Labels of the Node besides the usual ones.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// What a cloud's controllers know the host by (the Node's `spec.providerID`).
+    #[serde(default, rename = "providerID")]
+    pub provider_id: Option<String>,
+    /// Whether SIGTERM has the pods leave before the daemon ends, and the Node with them.
+    #[serde(default)]
+    pub drain_on_termination: bool,
+    /// How long that may take, seconds.
+    #[serde(default = "elastic::default_drain_timeout")]
+    drain_timeout_seconds: u64,
 }
 
 /// The guest.
@@ -171,51 +183,6 @@ impl Default for Guest {
             initramfs: "/usr/lib/kvmlet/initramfs.cpio".into(),
             extra_command_line: String::new(),
             serial: false,
-        }
-    }
-}
-
-/// What is kept for the host: capacity less this is allocatable.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
-pub struct Reserved {
-    /// Processors.
-    pub cpu: Quantity,
-    /// Bytes.
-    pub memory: Quantity,
-    /// Bytes of the file system of the state directory.
-    #[serde(rename = "ephemeralStorage")]
-    pub ephemeral_storage: Quantity,
-}
-
-impl Default for Reserved {
-    fn default() -> Self {
-        Self {
-            cpu: Quantity::millis(0),
-            memory: Quantity::bytes(512 << 20),
-            ephemeral_storage: Quantity::bytes(1 << 30),
-        }
-    }
-}
-
-/// The class of a pod that sets no limits.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
-pub struct PodDefaults {
-    /// Memory for each container without a limit.
-    pub memory: Quantity,
-    /// Processors of a pod without a CPU limit, at least the sum of requests.
-    pub cpu: Quantity,
-    /// Size of the scratch disk without an ephemeral-storage limit (sparse).
-    pub ephemeral_storage: Quantity,
-}
-
-impl Default for PodDefaults {
-    fn default() -> Self {
-        Self {
-            memory: Quantity::bytes(256 << 20),
-            cpu: Quantity::millis(1000),
-            ephemeral_storage: Quantity::bytes(4 << 30),
         }
     }
 }
@@ -365,6 +332,9 @@ impl Config {
         }
         if let Some((key, message)) = config.shutdown_mistake() {
             return value(key, message.into());
+        }
+        if let Some((key, message)) = config.elastic_mistake() {
+            return value(key, message);
         }
         let gc = &config.images.gc;
         if gc.high_threshold_percent > 100 || gc.low_threshold_percent >= gc.high_threshold_percent {

@@ -53,7 +53,7 @@ pub struct Context {
     pub images: Arc<ImageStore>,
     /// The pods' network; there once the node has its podCIDR.
     pub network: Arc<OnceCell<PodNetworks>>,
-    /// What the downward API says of the node; addresses of pods are filled in for each.
+    /// What the downward API says of the node and stays; [`Context::facts`] has the rest.
     pub facts: Facts,
     /// Names.
     pub dns: Dns,
@@ -104,6 +104,14 @@ impl Context {
                 return Err("the node has no podCIDR yet (is the controller manager run with --allocate-node-cidrs?)".into());
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// What the downward API says of the node, now.
+    pub fn facts(&self) -> Facts {
+        Facts {
+            allocatable: self.ledger.stock().allocatable,
+            ..self.facts.clone()
         }
     }
 

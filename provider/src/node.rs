@@ -1,5 +1,7 @@
 //! The Node object and its lease: registered with the labels and the taint of virtual nodes, capacity as measured, conditions that say what
-//! is wrong. A Node that somebody deletes is made again.
+//! is wrong. A Node that somebody deletes is made again; one whose host leaves goes with it.
+
+mod host;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,27 +15,27 @@ use k8s_openapi::{
         coordination::v1::{Lease, LeaseSpec},
         core::v1::{
             ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures, NodeRuntimeHandler,
-            NodeRuntimeHandlerFeatures, NodeSpec, NodeStatus, NodeSystemInfo, Taint,
+            NodeRuntimeHandlerFeatures, NodeSpec, NodeStatus, Taint,
         },
     },
     apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference, Time},
 };
 use kube::{
     Api, Client,
-    api::{Patch, PatchParams, PostParams},
+    api::{DeleteParams, Patch, PatchParams, PostParams},
 };
 use kvmlet_image::PulledImage;
 use kvmlet_network::PodNetworks;
 use serde_json::json;
-use tokio::sync::{OnceCell, watch};
+use tokio::sync::{OnceCell, mpsc, oneshot, watch};
 use tracing::{info, warn};
 
+pub use self::host::{Host, Stock};
 use crate::{
     config::Config,
     desired::Amounts,
     pressure::{Condition, Conditions},
-    quantity::Quantity,
-    readings, shutdown,
+    leave, quantity::Quantity, shutdown,
 };
 
 /// Lease duration and how often it is renewed (the kubelet's).
@@ -51,71 +53,8 @@ const HANDLERS: [&str; 2] = ["", "kvmlet"];
 /// Most images that the status lists.
 const MAX_IMAGES: usize = 50;
 
-/// What the host has.
-#[derive(Debug, Clone)]
-pub struct Host {
-    /// All of it.
-    pub capacity: Amounts,
-    /// Less the reserve.
-    pub allocatable: Amounts,
-    /// Versions and identifiers.
-    pub info: NodeSystemInfo,
-    /// Its host name.
-    pub hostname: String,
-}
-
 /// Why the node cannot take pods, as checked now and then; empty when all is well.
 pub type Troubles = Arc<Mutex<BTreeMap<&'static str, String>>>;
-
-impl Host {
-    /// Measures the host.
-    pub fn measure(config: &Config) -> std::io::Result<Self> {
-        let cpus = std::thread::available_parallelism()?.get() as u64;
-        let memory = readings::memory()?.total;
-        if memory == 0 {
-            return Err(std::io::Error::other("/proc/meminfo has no MemTotal"));
-        }
-        let disk = readings::disk(&config.state_dir)?;
-        let capacity = Amounts {
-            cpu: Quantity::millis(cpus * 1000),
-            memory: Quantity::bytes(memory),
-            storage: Quantity::bytes(disk.capacity),
-        };
-        let reserved = &config.reserved;
-        let allocatable = Amounts {
-            cpu: capacity.cpu.minus(reserved.cpu),
-            memory: capacity.memory.minus(reserved.memory),
-            storage: capacity.storage.minus(reserved.ephemeral_storage),
-        };
-        let uname = rustix::system::uname();
-        let text = |c: &std::ffi::CStr| c.to_string_lossy().into_owned();
-        let line = |path: &str| std::fs::read_to_string(path).map(|t| t.trim().to_owned()).unwrap_or_default();
-        let os = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
-        let info = NodeSystemInfo {
-            architecture: "amd64".into(),
-            operating_system: "linux".into(),
-            kernel_version: text(uname.release()),
-            os_image: os
-                .lines()
-                .find_map(|l| l.strip_prefix("PRETTY_NAME="))
-                .unwrap_or("Linux")
-                .trim_matches('"')
-                .into(),
-            container_runtime_version: format!("kvmlet://{}", env!("CARGO_PKG_VERSION")),
-            kubelet_version: KUBELET_VERSION.into(),
-            machine_id: line("/etc/machine-id"),
-            boot_id: line("/proc/sys/kernel/random/boot_id"),
-            system_uuid: line("/sys/class/dmi/id/product_uuid"),
-            ..NodeSystemInfo::default()
-        };
-        Ok(Self {
-            capacity,
-            allocatable,
-            info,
-            hostname: text(uname.nodename()),
-        })
-    }
-}
 
 /// The node's upkeep.
 pub struct NodeKeeper {
@@ -135,7 +74,12 @@ pub struct NodeKeeper {
     pub images: Arc<kvmlet_image::ImageStore>,
     /// The pods' network, once it stands.
     pub network: Arc<OnceCell<PodNetworks>>,
+    /// Who wants the Node gone for good.
+    pub farewells: mpsc::Receiver<Farewell>,
 }
+
+/// Takes the answer of whoever is asked to delete the Node, and not to make it again.
+pub type Farewell = oneshot::Sender<kube::Result<()>>;
 
 impl NodeKeeper {
     /// Registers the node, retrying for ever, and returns it as the API server has it.
@@ -158,10 +102,14 @@ impl NodeKeeper {
         let name = &self.config.node_name;
         let node = match api.get_opt(name).await? {
             Some(node) => {
-                let patch = json!({"metadata": {"labels": self.labels()}});
-                api.patch(name, &PatchParams::default(), &Patch::Strategic(patch))
-                    .await
-                    .unwrap_or(node)
+                let patch = Patch::Strategic(self.again(&node));
+                match api.patch(name, &PatchParams::default(), &patch).await {
+                    Ok(node) => node,
+                    Err(error) => {
+                        warn!(%error, "write the node's labels");
+                        node
+                    }
+                }
             }
             None => {
                 info!(node = name, "registering the node");
@@ -190,7 +138,18 @@ impl NodeKeeper {
                 // Whoever looks at the host may have nothing to look for.
                 Ok(()) = self.pressure.changed() => {}
                 Ok(()) = self.shutdown.changed() => {}
+                Some(farewell) = self.farewells.recv() => {
+                    let gone = nodes.delete(&self.config.node_name, &DeleteParams::default()).await.map(drop);
+                    let stays = gone.is_err();
+                    let _ = farewell.send(gone);
+                    if stays {
+                        continue;
+                    }
+                    // Who asked ends the process.
+                    return std::future::pending().await;
+                }
             }
+            self.look();
             let node = match nodes.get_opt(&self.config.node_name).await {
                 Ok(Some(node)) => node,
                 Ok(None) => {
@@ -222,6 +181,15 @@ impl NodeKeeper {
                 Ok(_) => last = Some((compared, tokio::time::Instant::now())),
                 Err(error) => warn!(%error, "write the node's status"),
             }
+        }
+    }
+
+    /// Sees how much the host has by now.
+    fn look(&self) {
+        match self.host.look(&self.config) {
+            Ok(None) => {}
+            Ok(Some(news)) => info!(news, "the host has more or less than before"),
+            Err(error) => warn!(%error, "look how much the host has"),
         }
     }
 
@@ -278,6 +246,23 @@ impl NodeKeeper {
         labels
     }
 
+    /// The patch of a Node that is there when the daemon starts: what it is called and labelled, and no cordon of a daemon that wanted to leave.
+    fn again(&self, node: &Node) -> serde_json::Value {
+        let mut patch = json!({"metadata": {"labels": self.labels()}});
+        if leave::is_cordoned(node) {
+            info!("the node was about to leave, and takes pods again");
+            leave::uncordon(&mut patch);
+        }
+        let known = node.spec.as_ref().and_then(|spec| spec.provider_id.as_deref()).unwrap_or_default();
+        match &self.config.provider_id {
+            // The API server lets it be set once.
+            Some(wanted) if known.is_empty() => patch["spec"]["providerID"] = json!(wanted),
+            Some(wanted) if wanted != known => warn!(known, wanted, "the Node has another providerID, which cannot be changed: delete the Node"),
+            _ => {}
+        }
+        patch
+    }
+
     fn node(&self) -> Node {
         Node {
             metadata: ObjectMeta {
@@ -295,6 +280,7 @@ impl NodeKeeper {
                 // A Node that somebody deleted gets back the addresses that its pods have.
                 pod_cidr: self.network.get().map(|n| n.pod_cidr().trunc().to_string()),
                 pod_cidrs: self.network.get().map(|n| vec![n.pod_cidr().trunc().to_string()]),
+                provider_id: self.config.provider_id.clone(),
                 ..NodeSpec::default()
             }),
             status: None,
@@ -311,13 +297,14 @@ impl NodeKeeper {
             ])
         };
         let max_pods = self.config.max_pods;
+        let stock = *self.host.stock.borrow();
         let address = |kind: &str, address: String| NodeAddress {
             type_: kind.into(),
             address,
         };
         NodeStatus {
-            capacity: Some(amounts(self.host.capacity, max_pods)),
-            allocatable: Some(amounts(self.host.allocatable, max_pods)),
+            capacity: Some(amounts(stock.capacity, max_pods)),
+            allocatable: Some(amounts(stock.allocatable, max_pods)),
             addresses: Some(vec![
                 address("InternalIP", self.config.node_ip.to_string()),
                 address("Hostname", self.config.node_name.clone()),

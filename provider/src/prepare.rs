@@ -110,7 +110,7 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String], de
     let mtu = u16::try_from(network.interface.mtu).unwrap_or(1500);
     // The annotations may have been changed since the pod was accepted.
     let limits = bandwidth::limits(desired.pod.metadata.annotations.as_ref()).map_err(sandbox)?;
-    let (cpus, more) = size.room(context.ledger.capacity());
+    let (cpus, more) = size.room(context.ledger.stock().capacity);
     let spec = lower::machine(
         desired,
         (size, (cpus, more)),
@@ -395,7 +395,7 @@ fn found(context: &Context, images: &[String]) -> Result<Vec<PulledImage>, Strin
 fn facts(context: &Context, pod_ips: Vec<String>) -> Facts {
     Facts {
         pod_ips,
-        ..context.facts.clone()
+        ..context.facts()
     }
 }
 

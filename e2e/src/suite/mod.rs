@@ -18,6 +18,7 @@ mod daemon;
 mod daemon_sets;
 mod debug;
 mod disks;
+mod elastic;
 mod exec;
 mod exits;
 mod figures;
@@ -47,6 +48,7 @@ mod resize_pods;
 mod restarts;
 mod rig;
 mod runtime;
+mod scheduling;
 mod security;
 mod snapshots;
 mod specs;
@@ -123,6 +125,8 @@ fn all() -> impl Iterator<Item = &'static Test> {
     [
         rig::TESTS,
         two_hosts::TESTS,
+        elastic::TESTS,
+        scheduling::TESTS,
         admission::TESTS,
         profiles::TESTS,
         chart::TESTS,
