@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Stdio},
     time::{Duration, Instant},
 };
@@ -104,9 +104,15 @@ fn joined(place: &Place<'_>) -> Result<()> {
     let there = until(&node, "--for=create")?;
     let ready = until(&node, "--for=condition=Ready")?;
     let runs = until("pod/first", "--for=jsonpath={.status.phase}=Running")?;
-    println!("  from the start of the process, on a host without an image: Node {there:.1} s, Ready {ready:.1} s, first pod Running {runs:.1} s");
+    println!(
+        "  from the start of the process, on a host without an image: Node {there:.1} s, Ready {ready:.1} s, first pod Running {runs:.1} s"
+    );
     let found = cluster.kubectl_json(&["get", "node", &host.name])?;
-    ensure!(found["spec"]["providerID"] == format!("rig://rack/{}", host.name), "{}", found["spec"]);
+    ensure!(
+        found["spec"]["providerID"] == format!("rig://rack/{}", host.name),
+        "{}",
+        found["spec"]
+    );
     let type_of = &found["metadata"]["labels"]["node.kubernetes.io/instance-type"];
     ensure!(*type_of == "small", "{}", found["metadata"]["labels"]);
     place.until_ready("first").map(drop)
@@ -124,7 +130,7 @@ fn stop(host: &Host, within: Duration) -> Result<ServiceStatus> {
 
 fn stuck(cluster: &Cluster) -> Result<()> {
     let host = cluster.host(0)?;
-    with_config(cluster, "drainOnTermination: true\ndrainTimeoutSeconds: 8\n", || {
+    with_config(cluster, "drainOnTermination: true\ndrainTimeoutSeconds: 25\n", || {
         within(cluster, "elastic-stuck", |place| {
             place.create(&[pod("alone", sh(STAY))])?;
             place.until_ready("alone")?;
@@ -134,7 +140,7 @@ fn stuck(cluster: &Cluster) -> Result<()> {
             let said = host.daemon_log(60)?;
             for words in [
                 &format!("leaving: {}/alone has no controller", place.name),
-                "not drained in 8 s (drainTimeoutSeconds)",
+                "not drained in 25 s (drainTimeoutSeconds)",
             ] {
                 ensure!(said.contains(words), "no {words:?} in {said}");
             }
@@ -149,10 +155,7 @@ fn stuck(cluster: &Cluster) -> Result<()> {
 
             let pid = host.daemon_status()?.pid.context("the daemon has no process")?;
             host.sh(&format!("kill -TERM {pid}"))?;
-            wait_for("the Node to be cordoned", PATIENCE, || {
-                Ok(cordoned(cluster, host)?.then_some(()))
-            })?;
-            // As long as it would wait by itself is no proof of the second word.
+            wait_for("the Node to be cordoned", PATIENCE, || Ok(cordoned(cluster, host)?.then_some(())))?;
             let ended = stop(host, Duration::from_secs(60))?;
             let said = host.daemon_log(20)?;
             ensure!(
@@ -217,7 +220,10 @@ fn capacity(cluster: &Cluster) -> Result<()> {
 fn canonical(kibibytes: &str) -> String {
     let number: u64 = kibibytes.trim_end_matches("Ki").parse().unwrap_or_default();
     let units = [(20, "Gi"), (10, "Mi"), (0, "Ki")];
-    let (shift, unit) = units.into_iter().find(|(shift, _)| number.is_multiple_of(1 << shift)).expect("1 divides all");
+    let (shift, unit) = units
+        .into_iter()
+        .find(|(shift, _)| number.is_multiple_of(1 << shift))
+        .expect("1 divides all");
     format!("{}{unit}", number >> shift)
 }
 
@@ -246,7 +252,7 @@ impl Drop for Follower {
     fn drop(&mut self) {
         // It may have ended by itself.
         let _ = self.child.kill().and_then(|()| self.child.wait().map(drop));
-        let _ = fs::remove_file(Path::new(&self.output));
+        let _ = fs::remove_file(&self.output);
     }
 }
 
@@ -300,7 +306,9 @@ fn pods(place: &Place<'_>) -> Result<Vec<(String, String)>> {
     let items = found["items"].as_array().cloned().unwrap_or_default();
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let stay = items.iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
-    Ok(stay.map(|pod| (text(&pod["metadata"]["name"]), text(&pod["spec"]["nodeName"]))).collect())
+    Ok(stay
+        .map(|pod| (text(&pod["metadata"]["name"]), text(&pod["spec"]["nodeName"])))
+        .collect())
 }
 
 fn drained(place: &Place<'_>) -> Result<()> {
@@ -315,7 +323,9 @@ fn drained(place: &Place<'_>) -> Result<()> {
         .collect::<Result<_>>()?;
     let format = "jsonpath={.status.availableReplicas}{\"\\n\"}";
     let available = Follower::begin(place, "available", &["get", "deployment", "web", "-w", "-o", format])?;
-    wait_for("the first number of available pods", PATIENCE, || Ok((!available.said()?.is_empty()).then_some(())))?;
+    wait_for("the first number of available pods", PATIENCE, || {
+        Ok((!available.said()?.is_empty()).then_some(()))
+    })?;
 
     let begun = Instant::now();
     let ended = stop(leaves, Duration::from_secs(560))?;
@@ -324,7 +334,10 @@ fn drained(place: &Place<'_>) -> Result<()> {
     let left = cluster.kubectl(&["get", "node", &leaves.name, "--ignore-not-found", "-o", "name"])?;
     ensure!(left.is_empty(), "there is {left} yet");
     let (said, numbers) = (leaves.daemon_log(200)?, available.said()?);
-    ensure!(said.contains("leaving: ") && said.contains("the Node is gone"), "the daemon said {said}");
+    ensure!(
+        said.contains("leaving: ") && said.contains("the Node is gone"),
+        "the daemon said {said}"
+    );
     let fewest = numbers.lines().map(|line| line.trim().parse().unwrap_or(0)).min();
     ensure!(
         fewest.is_some_and(|fewest| fewest >= PODS.1),

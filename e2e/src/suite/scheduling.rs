@@ -96,7 +96,8 @@ fn node_affinity(cluster: &Cluster) -> Result<()> {
     let (first, second) = (&cluster.host(0)?.name, &cluster.host(1)?.name);
     let path = "/spec/affinity/nodeAffinity";
     let required = |term: Value| json!({"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}});
-    let prefers = json!({"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "preference": expression(HOSTNAME, &[first])}]});
+    let prefers =
+        json!({"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "preference": expression(HOSTNAME, &[first])}]});
     within(cluster, "scheduling-nodes", |place| {
         place.create(&[
             placed("required", &[(path, required(expression(HOSTNAME, &[second])))]),
@@ -205,10 +206,14 @@ fn quota(cluster: &Cluster) -> Result<()> {
     within(cluster, "scheduling-quota", |place| {
         let hard = json!({"pods": "2", "requests.memory": "150Mi"});
         place.create(&[json!({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "all"}, "spec": {"hard": hard}})])?;
-        wait_for("the quota to be counted", PATIENCE, || {
-            let found = place.cluster.kubectl_json(&["-n", &place.name, "get", "resourcequota", "all"])?;
-            Ok((found["status"]["used"]["pods"] == "0").then_some(()))
-        })?;
+        let until_used = |pods: &str| {
+            wait_for(&format!("the quota to count {pods} pods"), PATIENCE, || {
+                let found = cluster.kubectl_json(&["-n", &place.name, "get", "resourcequota", "all"])?;
+                ensure!(found["status"]["used"]["pods"] == pods, "{}", found["status"]);
+                Ok(Some(()))
+            })
+        };
+        until_used("0")?;
         let asks = |name: &str, memory: &str| {
             let resources = json!({"requests": {"memory": memory}, "limits": {"memory": memory}});
             placed(name, &[here.clone(), ("/spec/containers/0/resources", resources)])
@@ -223,9 +228,10 @@ fn quota(cluster: &Cluster) -> Result<()> {
         let said = refused(asks("large", "100Mi"))?;
         ensure!(said.contains("exceeded quota: all, requested: requests.memory=100Mi"), "{said}");
         place.create(&[asks("tiny", "50Mi")])?;
-        let said = refused(asks("third", "0"))?;
+        let said = refused(asks("third", "1Mi"))?;
         ensure!(said.contains("exceeded quota: all, requested: pods=1"), "{said}");
         place.kubectl(&["delete", "pod", "small", "--timeout=100s"])?;
+        until_used("1")?;
         place.create(&[asks("large", "100Mi")])?;
         node_of(place, "large").map(drop)
     })
@@ -247,7 +253,9 @@ fn preemption(cluster: &Cluster) -> Result<()> {
     cluster.apply(&json!({"apiVersion": "v1", "kind": "List", "items": classes}).to_string())?;
     let shown = within(cluster, "scheduling-preemption", |place| {
         let node = cluster.kubectl_json(&["get", "node", &cluster.host(0)?.name])?;
-        let cpus = node["status"]["allocatable"]["cpu"].as_str().and_then(|text| text.parse::<u32>().ok());
+        let cpus = node["status"]["allocatable"]["cpu"]
+            .as_str()
+            .and_then(|text| text.parse::<u32>().ok());
         // Two of these are all that a node has room for.
         let half = format!("{}m", cpus.context("no whole number of processors")? * 1000 / 2 - 100);
         let takes = |name: &str, class: &str, script: &str| {

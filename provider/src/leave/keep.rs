@@ -69,7 +69,11 @@ impl Leaver {
     pub async fn leave(&self) -> Result<(), Stuck> {
         let time = self.context.config.drain_timeout();
         let deadline = Instant::now() + time;
-        self.note(Note::normal("NodeDraining", None, "the node leaves: it is cordoned, and its pods are evicted".into()));
+        self.note(Note::normal(
+            "NodeDraining",
+            None,
+            "the node leaves: it is cordoned, and its pods are evicted".into(),
+        ));
         if timeout_at(deadline, self.drain()).await.is_err() {
             let stuck = Stuck {
                 seconds: time.as_secs(),
@@ -197,7 +201,10 @@ impl Leaver {
                 kube::Error::Api(status) if status.code == 404 => return true,
                 kube::Error::Api(status) if status.code == 403 => {
                     let why = &status.message;
-                    info!(why, "the Node stays, cordoned: this node may not delete it (manifests/examples/elastic.yaml)");
+                    info!(
+                        why,
+                        "the Node stays, cordoned: this node may not delete it (manifests/examples/elastic.yaml)"
+                    );
                     return false;
                 }
                 error => warn!(%error, "delete the Node"),
@@ -233,7 +240,10 @@ impl Leaver {
     /// Pods of which something is on the host.
     fn living(&self) -> Vec<Arc<Handle>> {
         let pods = self.pods.lock().expect("no holder panics");
-        pods.values().filter(|handle| !handle.view.borrow().state.released).cloned().collect()
+        pods.values()
+            .filter(|handle| !handle.view.borrow().state.released)
+            .cloned()
+            .collect()
     }
 }
 

@@ -62,9 +62,7 @@ impl Stock {
             ("ephemeral-storage", old.storage, new.storage),
         ];
         let changed = all.into_iter().filter(|(_, old, new)| old != new);
-        let words: Vec<_> = changed
-            .map(|(what, old, new)| format!("{what} {old} is now {new}"))
-            .collect();
+        let words: Vec<_> = changed.map(|(what, old, new)| format!("{what} {old} is now {new}")).collect();
         (!words.is_empty()).then(|| words.join(", "))
     }
 }
