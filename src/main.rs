@@ -3,6 +3,7 @@
 mod checks;
 mod cleanup;
 mod cli;
+mod ending;
 mod machine;
 mod node;
 mod preflight;

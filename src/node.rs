@@ -7,13 +7,14 @@ use kube::Client;
 use kvmlet_image::{ImageStore, Limits, Mirror, RegistryConfig, RegistryHost, StoreConfig};
 use kvmlet_machine::{Program, Uids};
 use kvmlet_network::{NetworkConfig, PodNetworks};
+use kvmlet_preflight::{Facts, judge};
 use kvmlet_provider::{
     backend::Provider,
     certificates::{self, NodeClient, PortCertificate, authority::Clients, keeper::Teller},
     cgroup::{self, IoLimits},
     config::Config,
     context::Context,
-    downward::Facts,
+    downward,
     events::Recorder,
     figures::{self, Meters, Readings},
     guard::AccessReviews,
@@ -34,29 +35,28 @@ use kvmlet_provider::{
 };
 use kvmlet_server::{CachedReviews, CachedTokens, Server, ServerConfig, ServingCertificate};
 use rustix::process::{Resource, getrlimit, setrlimit};
-use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
-    sync::{OnceCell, mpsc, oneshot, watch},
-    time::{MissedTickBehavior, interval},
-};
+use tokio::sync::{OnceCell, mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
-use crate::{checks, cli::NodeArguments, systemd};
+use crate::{
+    checks,
+    cli::NodeArguments,
+    ending::{Asked, Signals, tell},
+    systemd,
+};
 
 /// What `/logs/` of the kubelet port shows.
 const NODE_LOGS: &str = "/var/log";
 /// Guests that boot at once, for each processor of the host.
 const BOOTS_PER_PROCESSOR: usize = 3;
 
-/// How often a host that leaves says how far it is.
-const PROGRESS: Duration = Duration::from_secs(5);
-
 /// Runs the node until SIGTERM or SIGINT.
 pub(crate) fn run(arguments: &NodeArguments) -> anyhow::Result<ExitCode> {
     log_to_stderr();
     let config = Config::load(&arguments.config)?;
     allow_open_files();
-    let checks = kvmlet_preflight::look(&config, &crate::machine::path()?, true);
+    let facts = Facts::gather(&config, &crate::machine::path()?, true);
+    let checks = judge::judge(&facts);
     let (needed, others): (Vec<_>, Vec<_>) = checks
         .into_iter()
         .filter(|check| !check.passed)
@@ -80,7 +80,7 @@ pub(crate) fn run(arguments: &NodeArguments) -> anyhow::Result<ExitCode> {
         .worker_threads(2)
         .enable_all()
         .build()?
-        .block_on(serve(config, io))?;
+        .block_on(serve(config, io, judge::nesting(&facts)))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -103,7 +103,7 @@ pub(crate) fn log_to_stderr() {
         .init();
 }
 
-async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
+async fn serve(config: Config, io: IoLimits, nesting: Option<String>) -> anyhow::Result<()> {
     systemd::status("looking at the host and for the API server");
     let config = Arc::new(config);
     let program = crate::machine::path()?;
@@ -135,7 +135,7 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
         ledger: Ledger::new(host.stock.subscribe(), config.max_pods),
         images: images.clone(),
         network: network.clone(),
-        facts: Facts {
+        facts: downward::Facts {
             node_name: config.node_name.clone(),
             host_ips: vec![config.node_ip.to_string()],
             pod_ips: Vec::new(),
@@ -182,6 +182,7 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
     shown.keep(teller);
 
     let (farewell, farewells) = mpsc::channel(1);
+    let nesting = watch::Sender::new(nesting);
     let keeper = NodeKeeper {
         client: client.clone(),
         config: config.clone(),
@@ -192,6 +193,7 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
         images,
         network: network.clone(),
         farewells,
+        nesting: nesting.subscribe(),
     };
     let leaver = Leaver {
         context: context.clone(),
@@ -209,7 +211,7 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
     let (has_recovered, recovered) = oneshot::channel();
     let mut signals = Signals::new()?;
     let stop = tokio_util::sync::CancellationToken::new();
-    let checking = tokio::spawn(checks::answer(client.clone(), config.clone(), stop.clone()));
+    let checking = tokio::spawn(checks::answer(client.clone(), config.clone(), nesting, stop.clone()));
     let serving = tokio::spawn({
         let stop = stop.clone();
         async move { server.serve(stop.cancelled_owned()).await }
@@ -282,58 +284,6 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
     // A canary ends with its daemon.
     let _ = tokio::time::timeout(checks::END, checking).await;
     done
-}
-
-/// What the daemon is asked to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Asked {
-    /// By SIGTERM: to leave, where the configuration says so.
-    Leave,
-    /// By SIGINT: to end, and nothing else.
-    End,
-}
-
-impl Asked {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Leave => "SIGTERM",
-            Self::End => "SIGINT",
-        }
-    }
-}
-
-/// Signals that ask for an end.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        })
-    }
-
-    async fn next(&mut self) -> Asked {
-        tokio::select! {
-            _ = self.terminate.recv() => Asked::Leave,
-            _ = self.interrupt.recv() => Asked::End,
-        }
-    }
-}
-
-/// Tells for ever how far a host is that leaves: the log, and whoever waits for the daemon's end.
-async fn tell(progress: watch::Receiver<String>) {
-    let mut every = interval(PROGRESS);
-    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        every.tick().await;
-        let words = progress.borrow().clone();
-        info!("leaving: {words}");
-        systemd::leaving(&words);
-    }
 }
 
 /// Comes to its end where the daemon does its work: its main task runs, as do threads for others, and nobody keeps the table of pods.

@@ -2,9 +2,10 @@
 //! is wrong. A Node that somebody deletes is made again; one whose host leaves goes with it.
 
 mod host;
+mod images;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -14,7 +15,7 @@ use k8s_openapi::{
     api::{
         coordination::v1::{Lease, LeaseSpec},
         core::v1::{
-            ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures, NodeRuntimeHandler,
+            DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures, NodeRuntimeHandler,
             NodeRuntimeHandlerFeatures, NodeSpec, NodeStatus, Taint,
         },
     },
@@ -24,7 +25,6 @@ use kube::{
     Api, Client,
     api::{DeleteParams, Patch, PatchParams, PostParams},
 };
-use kvmlet_image::PulledImage;
 use kvmlet_network::PodNetworks;
 use serde_json::json;
 use tokio::sync::{OnceCell, mpsc, oneshot, watch};
@@ -34,8 +34,10 @@ pub use self::host::{Host, Stock};
 use crate::{
     config::Config,
     desired::Amounts,
+    leave,
     pressure::{Condition, Conditions},
-    leave, quantity::Quantity, shutdown,
+    quantity::Quantity,
+    shutdown,
 };
 
 /// Lease duration and how often it is renewed (the kubelet's).
@@ -50,8 +52,8 @@ pub(crate) const KUBELET_VERSION: &str = "v1.36.3";
 const DECLARED_FEATURES: [&str; 1] = ["ExtendWebSocketsToKubelet"];
 /// Those of RuntimeClasses that run here; the empty one is that of pods without a class.
 const HANDLERS: [&str; 2] = ["", "kvmlet"];
-/// Most images that the status lists.
-const MAX_IMAGES: usize = 50;
+/// The label of a Node whose host is itself a guest, and runs machines all the same.
+const NESTED: (&str, &str) = ("nested-virtualization", "enabled");
 
 /// Why the node cannot take pods, as checked now and then; empty when all is well.
 pub type Troubles = Arc<Mutex<BTreeMap<&'static str, String>>>;
@@ -74,6 +76,8 @@ pub struct NodeKeeper {
     pub images: Arc<kvmlet_image::ImageStore>,
     /// The pods' network, once it stands.
     pub network: Arc<OnceCell<PodNetworks>>,
+    /// What it costs that the host is itself a guest; nothing if it is none.
+    pub nesting: watch::Receiver<Option<String>>,
     /// Who wants the Node gone for good.
     pub farewells: mpsc::Receiver<Farewell>,
 }
@@ -242,6 +246,10 @@ impl NodeKeeper {
         .into_iter()
         .map(|(k, v)| (k.to_owned(), v.to_owned()))
         .collect();
+        if self.nesting.borrow().is_some() {
+            let (key, value) = NESTED;
+            labels.insert(key.into(), value.into());
+        }
         labels.extend(self.config.labels.clone());
         labels
     }
@@ -257,7 +265,10 @@ impl NodeKeeper {
         match &self.config.provider_id {
             // The API server lets it be set once.
             Some(wanted) if known.is_empty() => patch["spec"]["providerID"] = json!(wanted),
-            Some(wanted) if wanted != known => warn!(known, wanted, "the Node has another providerID, which cannot be changed: delete the Node"),
+            Some(wanted) if wanted != known => warn!(
+                known,
+                wanted, "the Node has another providerID, which cannot be changed: delete the Node"
+            ),
             _ => {}
         }
         patch
@@ -316,7 +327,7 @@ impl NodeKeeper {
             }),
             node_info: Some(self.host.info.clone()),
             conditions: Some(self.conditions(node)),
-            images: Some(images(self.images.list())),
+            images: Some(images::listed(self.images.list())),
             features: Some(NodeFeatures {
                 supplemental_groups_policy: Some(true),
             }),
@@ -350,6 +361,10 @@ impl NodeKeeper {
             let words = kind.words(short.contains(&kind));
             condition(kind.name(), short.contains(&kind), words.reason, words.message.into())
         });
+        let nested = match self.nesting.borrow().clone() {
+            Some(cost) => condition("Nested", true, "HostIsGuest", cost),
+            None => condition("Nested", false, "HostIsNoGuest", "this host is no guest itself".into()),
+        };
         let shuts_down = self.shutdown.borrow().then(|| shutdown::NOT_READY.to_owned());
         let troubles = troubles.iter().map(|(what, why)| format!("{what}: {why}"));
         let text: Vec<String> = shuts_down.into_iter().chain(troubles).collect();
@@ -358,7 +373,7 @@ impl NodeKeeper {
         } else {
             condition("Ready", false, "KvmletNotReady", text.join("; "))
         };
-        pressures.into_iter().chain([ready]).collect()
+        pressures.into_iter().chain([nested, ready]).collect()
     }
 }
 
@@ -370,59 +385,5 @@ fn handler(name: &str) -> NodeRuntimeHandler {
             recursive_read_only_mounts: Some(true),
             user_namespaces: Some(true),
         }),
-    }
-}
-
-/// The largest images, each with all its names (pkg/kubelet/nodestatus, Images).
-fn images(all: Vec<PulledImage>) -> Vec<ContainerImage> {
-    let mut by_id: BTreeMap<String, (u64, BTreeSet<String>)> = BTreeMap::new();
-    for image in all {
-        let (size, names) = by_id.entry(image.id).or_default();
-        *size = image.size;
-        names.extend([image.image_id, image.reference]);
-    }
-    let mut listed: Vec<_> = by_id.into_values().collect();
-    listed.sort_by_key(|(size, _)| std::cmp::Reverse(*size));
-    let one = |(size, names): (u64, BTreeSet<String>)| ContainerImage {
-        names: Some(names.into_iter().collect()),
-        size_bytes: i64::try_from(size).ok(),
-    };
-    listed.into_iter().take(MAX_IMAGES).map(one).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use kvmlet_image::{ImageConfig, ImageDevice};
-
-    use super::*;
-
-    #[test]
-    fn an_image_is_listed_once_with_all_its_names_the_largest_first() {
-        let image = |id: &str, reference: &str, size| PulledImage {
-            reference: reference.into(),
-            digest: format!("sha256:{id}"),
-            image_id: format!("registry/{id}@sha256:{id}"),
-            id: id.into(),
-            size,
-            config: ImageConfig::default(),
-            device: ImageDevice {
-                extents: Vec::new(),
-                size: 0,
-            },
-        };
-        let listed = images(vec![
-            image("a", "registry/a:1", 5),
-            image("b", "registry/b:1", 7),
-            image("a", "registry/a:2", 5),
-        ]);
-        let names: Vec<_> = listed.iter().map(|one| (one.names.clone().unwrap(), one.size_bytes)).collect();
-        let expected = |all: &[&str]| all.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
-        assert_eq!(
-            names,
-            [
-                (expected(&["registry/b:1", "registry/b@sha256:b"]), Some(7)),
-                (expected(&["registry/a:1", "registry/a:2", "registry/a@sha256:a"]), Some(5)),
-            ]
-        );
     }
 }
