@@ -7,6 +7,7 @@ mod ending;
 mod machine;
 mod node;
 mod preflight;
+mod runtime;
 mod switch;
 mod systemd;
 mod webhook;

@@ -42,7 +42,7 @@ use crate::{
     checks,
     cli::NodeArguments,
     ending::{Asked, Signals, tell},
-    systemd,
+    runtime, systemd,
 };
 
 /// What `/logs/` of the kubelet port shows.
@@ -127,6 +127,7 @@ async fn serve(config: Config, io: IoLimits, nesting: Option<String>) -> anyhow:
     // Before anything is touched: two daemons must not serve one host.
     let shown = PortCertificate::open(&config, &client, &certificates)?;
     let pods = Pods::default();
+    let scratch_format = watch::Sender::default();
     let context = Arc::new(Context {
         objects: Objects::start(client.clone()),
         recorder: Recorder::start(client.clone(), config.node_name.clone()),
@@ -161,6 +162,7 @@ async fn serve(config: Config, io: IoLimits, nesting: Option<String>) -> anyhow:
         meters,
         certificates,
         scratch: std::sync::Mutex::default(),
+        scratch_format: scratch_format.subscribe(),
         config: config.clone(),
         client: client.clone(),
     });
@@ -212,6 +214,7 @@ async fn serve(config: Config, io: IoLimits, nesting: Option<String>) -> anyhow:
     let mut signals = Signals::new()?;
     let stop = tokio_util::sync::CancellationToken::new();
     let checking = tokio::spawn(checks::answer(client.clone(), config.clone(), nesting, stop.clone()));
+    tokio::spawn(runtime::follow(client.clone(), scratch_format));
     let serving = tokio::spawn({
         let stop = stop.clone();
         async move { server.serve(stop.cancelled_owned()).await }

@@ -9,7 +9,8 @@ use kube::Client;
 use kvmlet_image::ImageStore;
 use kvmlet_machine::{Program, Uids};
 use kvmlet_network::PodNetworks;
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::{OnceCell, Semaphore, watch};
+use vmm_lib::spec::DiskFormat;
 
 use crate::{
     certificates::figures::Figures,
@@ -87,6 +88,8 @@ pub struct Context {
     pub certificates: Arc<Figures>,
     /// Serialises the making of scratch templates.
     pub scratch: Mutex<()>,
+    /// What the scratch disks of machines are that are made from now on.
+    pub scratch_format: watch::Receiver<DiskFormat>,
 }
 
 /// How long the node may be without a podCIDR before whoever needs the network says so.

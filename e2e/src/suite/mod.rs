@@ -49,6 +49,7 @@ mod restarts;
 mod rig;
 mod runtime;
 mod scheduling;
+mod scratch_format;
 mod security;
 mod snapshots;
 mod specs;
@@ -175,6 +176,7 @@ fn all() -> impl Iterator<Item = &'static Test> {
         bad_host::TESTS,
         preflight::TESTS,
         runtime::TESTS,
+        scratch_format::TESTS,
         bad_pod::TESTS,
         bad_image::TESTS,
     ]
