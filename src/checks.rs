@@ -19,6 +19,7 @@ use kvmlet_admission::{
 use kvmlet_preflight::{Check, canary};
 use kvmlet_provider::config::Config;
 use serde_json::json;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -31,9 +32,15 @@ const ABSENT: Duration = Duration::from_secs(30);
 /// The pause after a failure, and while somebody else's canary is under way.
 const PAUSE: Duration = Duration::from_secs(5);
 
-/// Answers until `stop` is told.
-pub(crate) async fn answer(client: Client, config: Arc<Config>, stop: CancellationToken) {
-    let node = Node { client, config, stop };
+/// Answers until `stop` is told. What the canary of a nested host took is added to what `nesting` says.
+pub(crate) async fn answer(client: Client, config: Arc<Config>, nesting: watch::Sender<Option<String>>, stop: CancellationToken) {
+    let node = Node {
+        client,
+        config,
+        cost: nesting.borrow().clone(),
+        nesting,
+        stop,
+    };
     loop {
         let pause = match node.follow().await {
             Ok(()) => return,
@@ -57,6 +64,9 @@ pub(crate) async fn answer(client: Client, config: Arc<Config>, stop: Cancellati
 struct Node {
     client: Client,
     config: Arc<Config>,
+    /// What nesting costs, without the canary's word.
+    cost: Option<String>,
+    nesting: watch::Sender<Option<String>>,
     stop: CancellationToken,
 }
 
@@ -97,7 +107,12 @@ impl Node {
         })
         .await
         .context("look at the host")?;
-        checks.push(canary::boot(&self.config, &program, &checks, |_| {}, self.stop.cancelled()).await);
+        let canary = canary::boot(&self.config, &program, &checks, |_| {}, self.stop.cancelled()).await;
+        if let Some(cost) = self.cost.as_ref().filter(|_| canary.passed) {
+            self.nesting
+                .send_replace(Some(format!("{cost}. The last canary: {}", canary.message)));
+        }
+        checks.push(canary);
         Ok((!self.stop.is_cancelled()).then(|| status(checks, Timestamp::now())))
     }
 }

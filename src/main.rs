@@ -3,9 +3,11 @@
 mod checks;
 mod cleanup;
 mod cli;
+mod ending;
 mod machine;
 mod node;
 mod preflight;
+mod runtime;
 mod switch;
 mod systemd;
 mod webhook;

@@ -2,23 +2,25 @@
 
 use std::{net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use kube::Client;
 use kvmlet_image::{ImageStore, Limits, Mirror, RegistryConfig, RegistryHost, StoreConfig};
 use kvmlet_machine::{Program, Uids};
 use kvmlet_network::{NetworkConfig, PodNetworks};
+use kvmlet_preflight::{Facts, judge};
 use kvmlet_provider::{
     backend::Provider,
     certificates::{self, NodeClient, PortCertificate, authority::Clients, keeper::Teller},
     cgroup::{self, IoLimits},
     config::Config,
     context::Context,
-    downward::Facts,
+    downward,
     events::Recorder,
     figures::{self, Meters, Readings},
     guard::AccessReviews,
     image_gc::{self, Uses},
     kubelet::{Kubelet, Pods},
+    leave::keep::Leaver,
     ledger::Ledger,
     names::Dns,
     node::{Host, NodeKeeper, Troubles},
@@ -33,13 +35,15 @@ use kvmlet_provider::{
 };
 use kvmlet_server::{CachedReviews, CachedTokens, Server, ServerConfig, ServingCertificate};
 use rustix::process::{Resource, getrlimit, setrlimit};
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::{OnceCell, oneshot},
-};
+use tokio::sync::{OnceCell, mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
-use crate::{checks, cli::NodeArguments, systemd};
+use crate::{
+    checks,
+    cli::NodeArguments,
+    ending::{Asked, Signals, tell},
+    runtime, systemd,
+};
 
 /// What `/logs/` of the kubelet port shows.
 const NODE_LOGS: &str = "/var/log";
@@ -51,7 +55,8 @@ pub(crate) fn run(arguments: &NodeArguments) -> anyhow::Result<ExitCode> {
     log_to_stderr();
     let config = Config::load(&arguments.config)?;
     allow_open_files();
-    let checks = kvmlet_preflight::look(&config, &crate::machine::path()?, true);
+    let facts = Facts::gather(&config, &crate::machine::path()?, true);
+    let checks = judge::judge(&facts);
     let (needed, others): (Vec<_>, Vec<_>) = checks
         .into_iter()
         .filter(|check| !check.passed)
@@ -75,7 +80,7 @@ pub(crate) fn run(arguments: &NodeArguments) -> anyhow::Result<ExitCode> {
         .worker_threads(2)
         .enable_all()
         .build()?
-        .block_on(serve(config, io))?;
+        .block_on(serve(config, io, judge::nesting(&facts)))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -98,7 +103,7 @@ pub(crate) fn log_to_stderr() {
         .init();
 }
 
-async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
+async fn serve(config: Config, io: IoLimits, nesting: Option<String>) -> anyhow::Result<()> {
     systemd::status("looking at the host and for the API server");
     let config = Arc::new(config);
     let program = crate::machine::path()?;
@@ -122,19 +127,20 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
     // Before anything is touched: two daemons must not serve one host.
     let shown = PortCertificate::open(&config, &client, &certificates)?;
     let pods = Pods::default();
+    let scratch_format = watch::Sender::default();
     let context = Arc::new(Context {
         objects: Objects::start(client.clone()),
         recorder: Recorder::start(client.clone(), config.node_name.clone()),
         reporter: Reporter::start(client.clone()),
         store,
-        ledger: Ledger::new(&host, config.max_pods),
+        ledger: Ledger::new(host.stock.subscribe(), config.max_pods),
         images: images.clone(),
         network: network.clone(),
-        facts: Facts {
+        facts: downward::Facts {
             node_name: config.node_name.clone(),
             host_ips: vec![config.node_ip.to_string()],
             pod_ips: Vec::new(),
-            allocatable: host.allocatable,
+            allocatable: host.stock.borrow().allocatable,
         },
         dns: Dns {
             servers: config.cluster_dns.clone(),
@@ -156,6 +162,7 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
         meters,
         certificates,
         scratch: std::sync::Mutex::default(),
+        scratch_format: scratch_format.subscribe(),
         config: config.clone(),
         client: client.clone(),
     });
@@ -176,6 +183,8 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
     identity.keep(teller.clone());
     shown.keep(teller);
 
+    let (farewell, farewells) = mpsc::channel(1);
+    let nesting = watch::Sender::new(nesting);
     let keeper = NodeKeeper {
         client: client.clone(),
         config: config.clone(),
@@ -185,6 +194,14 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
         shutdown: context.shutdown.subscribe(),
         images,
         network: network.clone(),
+        farewells,
+        nesting: nesting.subscribe(),
+    };
+    let leaver = Leaver {
+        context: context.clone(),
+        pods: pods.clone(),
+        keeper: farewell,
+        progress: watch::Sender::new("beginning".into()),
     };
     let copying = context.clone();
     tokio::spawn(async move { copying.templates.keep(&copying).await });
@@ -194,10 +211,10 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
     };
     let (is_registered, registered) = oneshot::channel();
     let (has_recovered, recovered) = oneshot::channel();
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut signals = Signals::new()?;
     let stop = tokio_util::sync::CancellationToken::new();
-    let checking = tokio::spawn(checks::answer(client.clone(), config.clone(), stop.clone()));
+    let checking = tokio::spawn(checks::answer(client.clone(), config.clone(), nesting, stop.clone()));
+    tokio::spawn(runtime::follow(client.clone(), scratch_format));
     let serving = tokio::spawn({
         let stop = stop.clone();
         async move { server.serve(stop.cancelled_owned()).await }
@@ -238,19 +255,38 @@ async fn serve(config: Config, io: IoLimits) -> anyhow::Result<()> {
             systemd::ready(&format!("node {name} is registered and serves"));
         }
     });
-    tokio::select! {
-        _ = terminate.recv() => info!("SIGTERM: the daemon ends, its machines go on"),
-        _ = interrupt.recv() => info!("SIGINT: the daemon ends, its machines go on"),
-        result = serving => bail!("the kubelet port ended: {result:?}"),
-        result = nodes => bail!("the node's upkeep ended: {result:?}"),
-        result = following => bail!("the watch of pods ended: {result:?}"),
-        () = systemd::live(async || works(&pods).await) => {}
+    let mut lost = std::pin::pin!(async {
+        tokio::select! {
+            result = serving => anyhow!("the kubelet port ended: {result:?}"),
+            result = nodes => anyhow!("the node's upkeep ended: {result:?}"),
+            result = following => anyhow!("the watch of pods ended: {result:?}"),
+            () = systemd::live(async || works(&pods).await) => anyhow!("signs of life ended"),
+        }
+    });
+    let asked = tokio::select! {
+        asked = signals.next() => asked,
+        error = &mut lost => return Err(error),
+    };
+    let mut done = Ok(());
+    if asked == Asked::Leave && config.drain_on_termination {
+        info!("SIGTERM: the node leaves (drainOnTermination); a second one ends the daemon at once");
+        tokio::select! {
+            left = leaver.leave() => match left {
+                Ok(()) => info!("drained: the daemon ends"),
+                Err(stuck) => done = Err(stuck.into()),
+            },
+            () = tell(leaver.progress.subscribe()) => {}
+            asked = signals.next() => info!("{}: the daemon ends before the node is drained, its machines go on", asked.name()),
+            error = &mut lost => return Err(error),
+        }
+    } else {
+        info!("{}: the daemon ends, its machines go on", asked.name());
     }
     systemd::stopping();
     stop.cancel();
     // A canary ends with its daemon.
     let _ = tokio::time::timeout(checks::END, checking).await;
-    Ok(())
+    done
 }
 
 /// Comes to its end where the daemon does its work: its main task runs, as do threads for others, and nobody keeps the table of pods.

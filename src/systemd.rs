@@ -1,12 +1,18 @@
 //! What the daemon tells the service manager that started it (sd_notify(3)): that it is ready, what it does, that it ends, and that it is alive.
 //! Without `NOTIFY_SOCKET` in its environment nothing is told, without `WATCHDOG_USEC` nobody waits for a sign of life.
 
+use std::time::Duration;
+
 use sd_notify::NotifyState;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::warn;
 
 /// Signs of life in the time after which the manager would end the daemon (sd_watchdog_enabled(3) recommends two).
 const SIGNS: u32 = 3;
+/// For how long the manager shall wait for the next word of a daemon that takes its time to end.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Characters of a status.
+const LINE: usize = 400;
 
 /// The node can be used: it is registered, its port answers, and it has taken up the pods that it had.
 pub(crate) fn ready(status: &str) {
@@ -21,6 +27,18 @@ pub(crate) fn status(status: &str) {
 /// The daemon ends because it was asked to.
 pub(crate) fn stopping() {
     tell(&[NotifyState::Stopping, NotifyState::Status("ending; machines go on")]);
+}
+
+/// The daemon ends because it was asked to, and takes its time: the manager shall wait for it at least until it is told again.
+pub(crate) fn leaving(status: &str) {
+    // A manager shows one line, and takes datagrams of some length only.
+    let words: String = status.chars().take(LINE).collect();
+    let patience = u32::try_from(PATIENCE.as_micros()).expect("a minute is no long time");
+    tell(&[
+        NotifyState::Stopping,
+        NotifyState::Status(&format!("leaving: {words}")),
+        NotifyState::ExtendTimeoutUsec(patience),
+    ]);
 }
 
 fn tell(states: &[NotifyState<'_>]) {
@@ -50,7 +68,6 @@ mod tests {
         os::unix::net::UnixDatagram,
         process::{Command, Stdio},
         sync::atomic::{AtomicUsize, Ordering},
-        time::Duration,
     };
 
     use super::*;
@@ -58,14 +75,14 @@ mod tests {
     /// Says what the child of a test does: an environment is a process's own, and no test may change the one of all.
     const ROLE: &str = "KVMLET_TEST_ROLE";
     /// The longest that a child may take on a busy machine.
-    const PATIENCE: Duration = Duration::from_secs(60);
+    const LONGEST: Duration = Duration::from_secs(60);
 
     /// What a process of this role tells a manager that waits so many microseconds for signs of life, message by message.
     fn told(role: &str, watchdog: Option<&str>) -> Vec<String> {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("notify");
         let socket = UnixDatagram::bind(&path).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_read_timeout(Some(LONGEST)).unwrap();
         let mut child = Command::new(std::env::current_exe().unwrap());
         child.args(["--exact", "systemd::tests::in_a_process_of_its_own"]);
         child.env(ROLE, role).env("NOTIFY_SOCKET", &path).env_remove("WATCHDOG_USEC");
@@ -93,6 +110,7 @@ mod tests {
             Ok("whole") => {
                 status("registering");
                 ready("serves");
+                leaving("web is ending");
                 stopping();
             }
             // Lives for two signs, and then hangs.
@@ -125,6 +143,7 @@ mod tests {
             [
                 "STATUS=registering\n",
                 "READY=1\nSTATUS=serves\n",
+                "STOPPING=1\nSTATUS=leaving: web is ending\nEXTEND_TIMEOUT_USEC=60000000\n",
                 "STOPPING=1\nSTATUS=ending; machines go on\n"
             ]
         );

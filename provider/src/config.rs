@@ -1,8 +1,10 @@
 //! `/etc/kvmlet/config.yaml`: every key, its default and what it refuses. Unknown keys are errors that name the key and its line.
 
+mod amounts;
 mod assumed;
 mod certificates;
 mod daemon_sets;
+mod elastic;
 mod eviction;
 mod images;
 mod machines;
@@ -20,6 +22,7 @@ use std::{
 
 use serde::Deserialize;
 
+pub use self::amounts::{PodDefaults, Reserved};
 pub use self::certificates::Tls;
 pub use self::daemon_sets::DaemonSets;
 pub use self::eviction::{Level, Signal, Span, Threshold};
@@ -91,9 +94,21 @@ pub struct Config {
     /// Most pods.
     #[serde(default = "default_max_pods")]
     pub max_pods: u32,
-    /// Labels of the Node besides the usual ones.
+    /// Labels of the Node besides the usual ones: what NodeRestriction lets a node say of itself, so of those below `kubernetes.io` and `k8s.io` only
+    /// `topology.kubernetes.io/zone` and `region`, `node.kubernetes.io/…` (`instance-type`), `kubelet.kubernetes.io/…` and the usual ones.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// What the cloud's controllers and the cluster autoscaler know the host by, `aws:///eu-1a/i-0123` (the Node's `spec.providerID`). It can be
+    /// set once; a Node with another one has to be deleted first.
+    #[serde(default, rename = "providerID")]
+    pub provider_id: Option<String>,
+    /// Whether SIGTERM has the node [leave](#a-host-that-leaves): drained first, then without its Node. Without it pods run on while the daemon
+    /// is away.
+    #[serde(default)]
+    pub drain_on_termination: bool,
+    /// How long that may take.
+    #[serde(default = "elastic::default_drain_timeout")]
+    drain_timeout_seconds: u64,
     /// The guest's kernel and initramfs.
     #[serde(default)]
     pub guest: Guest,
@@ -186,53 +201,6 @@ impl Default for Guest {
             initramfs: "/usr/lib/kvmlet/initramfs.cpio".into(),
             extra_command_line: String::new(),
             serial: false,
-        }
-    }
-}
-
-/// What is kept for the host: capacity less this is allocatable.
-#[derive(Debug, Clone, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
-pub struct Reserved {
-    /// Kept for the host: capacity less this is allocatable.
-    pub cpu: Quantity,
-    /// The same for memory. The monitors, and 64 MiB of each guest, are paid from it.
-    pub memory: Quantity,
-    /// The same for the file system of `stateDir`.
-    #[serde(rename = "ephemeralStorage")]
-    pub ephemeral_storage: Quantity,
-}
-
-impl Default for Reserved {
-    fn default() -> Self {
-        Self {
-            cpu: Quantity::millis(0),
-            memory: Quantity::bytes(512 << 20),
-            ephemeral_storage: Quantity::bytes(1 << 30),
-        }
-    }
-}
-
-/// The class of a pod that sets no limits.
-#[derive(Debug, Clone, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
-pub struct PodDefaults {
-    /// Least processors of a pod with a container without a CPU limit.
-    pub cpu: Quantity,
-    /// Memory of a container without a memory limit (or its request, where that is larger).
-    pub memory: Quantity,
-    /// Scratch disk of a pod without an ephemeral-storage limit; the file is sparse.
-    pub ephemeral_storage: Quantity,
-}
-
-impl Default for PodDefaults {
-    fn default() -> Self {
-        Self {
-            memory: Quantity::bytes(256 << 20),
-            cpu: Quantity::millis(1000),
-            ephemeral_storage: Quantity::bytes(4 << 30),
         }
     }
 }
@@ -388,6 +356,9 @@ impl Config {
         }
         if let Some((key, message)) = config.shutdown_mistake() {
             return value(key, message.into());
+        }
+        if let Some((key, message)) = config.elastic_mistake() {
+            return value(key, message);
         }
         let gc = &config.images.gc;
         if gc.high_threshold_percent > 100 || gc.low_threshold_percent >= gc.high_threshold_percent {

@@ -9,7 +9,8 @@ use kube::Client;
 use kvmlet_image::ImageStore;
 use kvmlet_machine::{Program, Uids};
 use kvmlet_network::PodNetworks;
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::{OnceCell, Semaphore, watch};
+use vmm_lib::spec::DiskFormat;
 
 use crate::{
     certificates::figures::Figures,
@@ -53,7 +54,7 @@ pub struct Context {
     pub images: Arc<ImageStore>,
     /// The pods' network; there once the node has its podCIDR.
     pub network: Arc<OnceCell<PodNetworks>>,
-    /// What the downward API says of the node; addresses of pods are filled in for each.
+    /// What the downward API says of the node and stays; [`Context::facts`] has the rest.
     pub facts: Facts,
     /// Names.
     pub dns: Dns,
@@ -87,6 +88,8 @@ pub struct Context {
     pub certificates: Arc<Figures>,
     /// Serialises the making of scratch templates.
     pub scratch: Mutex<()>,
+    /// What the scratch disks of machines are that are made from now on.
+    pub scratch_format: watch::Receiver<DiskFormat>,
 }
 
 /// How long the node may be without a podCIDR before whoever needs the network says so.
@@ -104,6 +107,14 @@ impl Context {
                 return Err("the node has no podCIDR yet (is the controller manager run with --allocate-node-cidrs?)".into());
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// What the downward API says of the node, now.
+    pub fn facts(&self) -> Facts {
+        Facts {
+            allocatable: self.ledger.stock().allocatable,
+            ..self.facts.clone()
         }
     }
 

@@ -5,9 +5,11 @@ use std::{
     sync::{Mutex, MutexGuard},
 };
 
+use tokio::sync::watch;
+
 use crate::{
     desired::{Amounts, DesiredPod, Refusal},
-    node::Host,
+    node::Stock,
     resize::judge::{NotNow, judge},
     size::{self, Given, Room, Size},
 };
@@ -15,26 +17,24 @@ use crate::{
 /// The node's amounts, and who has how much of them.
 #[derive(Debug)]
 pub struct Ledger {
-    allocatable: Amounts,
-    capacity: Amounts,
+    stock: watch::Receiver<Stock>,
     max_pods: u32,
     given: Mutex<HashMap<String, Amounts>>,
 }
 
 impl Ledger {
     /// Of a host that runs at most so many pods.
-    pub fn new(host: &Host, max_pods: u32) -> Self {
+    pub fn new(stock: watch::Receiver<Stock>, max_pods: u32) -> Self {
         Self {
-            allocatable: host.allocatable,
-            capacity: host.capacity,
+            stock,
             max_pods,
             given: Mutex::default(),
         }
     }
 
-    /// All of the host.
-    pub fn capacity(&self) -> Amounts {
-        self.capacity
+    /// How much the host has now. Pods keep what they were given, also where that has become more.
+    pub fn stock(&self) -> Stock {
+        *self.stock.borrow()
     }
 
     /// Gives a new pod what it requests, or says with the kubelet's reasons why not.
@@ -44,7 +44,8 @@ impl Ledger {
     pub fn admit(&self, pod: &DesiredPod) -> Result<(), Refusal> {
         let mut given = self.lock();
         let (used, pods) = others(&given, &pod.uid);
-        size::admit(pod, used, pods, self.allocatable, self.capacity, self.max_pods)?;
+        let Stock { capacity, allocatable } = self.stock();
+        size::admit(pod, used, pods, allocatable, capacity, self.max_pods)?;
         given.insert(pod.uid.clone(), pod.requests());
         Ok(())
     }
@@ -55,10 +56,11 @@ impl Ledger {
     /// When it cannot have that, or not now.
     pub fn resize(&self, pod: &DesiredPod, size: Size, room: Option<Room>) -> Result<(), NotNow> {
         let mut all = self.lock();
+        let Stock { capacity, allocatable } = self.stock();
         let given = Given {
             used: others(&all, &pod.uid).0,
-            allocatable: self.allocatable,
-            capacity: self.capacity,
+            allocatable,
+            capacity,
         };
         judge(pod, size, &given, room)?;
         all.insert(pod.uid.clone(), pod.requests());
@@ -103,19 +105,38 @@ mod tests {
         DesiredPod::read(Arc::new(serde_json::from_value(pod).unwrap())).0
     }
 
-    #[test]
-    fn nothing_is_given_twice_and_what_a_pod_had_is_free_once_it_is_over() {
+    fn of(cpus: u64) -> Stock {
         let all = Amounts {
-            cpu: Quantity::millis(2000),
+            cpu: Quantity::millis(cpus * 1000),
             memory: Quantity::bytes(1 << 30),
             storage: Quantity::bytes(1 << 30),
         };
-        let ledger = Ledger {
-            allocatable: all,
+        Stock {
             capacity: all,
-            max_pods: 3,
-            given: Mutex::default(),
-        };
+            allocatable: all,
+        }
+    }
+
+    #[test]
+    fn what_a_host_has_more_is_given_and_what_it_has_less_is_taken_from_nobody() {
+        let host = watch::Sender::new(of(1));
+        let ledger = Ledger::new(host.subscribe(), 9);
+        ledger.admit(&pod("a", "1")).unwrap();
+        assert_eq!(ledger.admit(&pod("b", "1")).unwrap_err().reason, "OutOfcpu");
+        host.send_replace(of(2));
+        ledger.admit(&pod("b", "1")).unwrap();
+        host.send_replace(of(1));
+        assert_eq!(ledger.admit(&pod("c", "100m")).unwrap_err().reason, "OutOfcpu");
+        ledger.remove("a");
+        assert_eq!(ledger.admit(&pod("c", "100m")).unwrap_err().reason, "OutOfcpu");
+        ledger.remove("b");
+        ledger.admit(&pod("c", "100m")).unwrap();
+    }
+
+    #[test]
+    fn nothing_is_given_twice_and_what_a_pod_had_is_free_once_it_is_over() {
+        let host = watch::Sender::new(of(2));
+        let ledger = Ledger::new(host.subscribe(), 3);
         let resize = |pod: &DesiredPod| ledger.resize(pod, size::size(pod, &PodDefaults::default()), None);
         ledger.admit(&pod("a", "1")).unwrap();
         ledger.admit(&pod("b", "500m")).unwrap();

@@ -29,6 +29,7 @@ pub mod image_gc;
 pub mod image_volumes;
 pub mod kubelet;
 pub mod late_image;
+pub mod leave;
 pub mod ledger;
 pub mod lifecycle;
 pub mod logs;

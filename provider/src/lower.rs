@@ -40,7 +40,7 @@ pub fn machine(
     (guest, machines): (&Guest, &Machines),
     images: &[&ImageDevice],
     net: Option<([u8; 6], u16, NetLimits)>,
-    dir: &Path,
+    (dir, scratch): (&Path, DiskFormat),
     shares: &[String],
 ) -> MachineSpec {
     let in_place = in_place(images);
@@ -74,7 +74,7 @@ pub fn machine(
             length: size.scratch,
         }],
         read_only: false,
-        format: DiskFormat::Raw,
+        format: scratch,
         limits: Limits::default(),
         engine: DiskEngine::Calls,
     });
@@ -238,13 +238,14 @@ mod tests {
                 (&guest, &machines),
                 &[],
                 Some(net),
-                Path::new("/m"),
+                (Path::new("/m"), DiskFormat::Qcow2),
                 &shares,
             );
             let passed: Vec<_> = (0..queues + 2).map(FileSource::Passed).collect();
             assert_eq!(network_queues_of(&spec), passed[..queues as usize]);
             let sockets: Vec<_> = spec.shares.iter().map(|share| share.socket.clone()).collect();
             assert_eq!(sockets, passed[queues as usize..], "behind the queues");
+            assert_eq!(spec.disks.last().map(|disk| disk.format), Some(DiskFormat::Qcow2));
             assert_eq!(spec.validate(passed.len()), Ok(()));
         }
     }
@@ -261,7 +262,7 @@ mod tests {
                 (&Guest::default(), &Machines::default()),
                 &[],
                 None,
-                Path::new("/m"),
+                (Path::new("/m"), DiskFormat::Raw),
                 &[],
             )
         };

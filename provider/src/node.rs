@@ -1,8 +1,11 @@
 //! The Node object and its lease: registered with the labels and the taint of virtual nodes, capacity as measured, conditions that say what
-//! is wrong. A Node that somebody deletes is made again.
+//! is wrong. A Node that somebody deletes is made again; one whose host leaves goes with it.
+
+mod host;
+mod images;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -12,28 +15,29 @@ use k8s_openapi::{
     api::{
         coordination::v1::{Lease, LeaseSpec},
         core::v1::{
-            ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures, NodeRuntimeHandler,
-            NodeRuntimeHandlerFeatures, NodeSpec, NodeStatus, NodeSystemInfo, Taint,
+            DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures, NodeRuntimeHandler,
+            NodeRuntimeHandlerFeatures, NodeSpec, NodeStatus, Taint,
         },
     },
     apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference, Time},
 };
 use kube::{
     Api, Client,
-    api::{Patch, PatchParams, PostParams},
+    api::{DeleteParams, Patch, PatchParams, PostParams},
 };
-use kvmlet_image::PulledImage;
 use kvmlet_network::PodNetworks;
 use serde_json::json;
-use tokio::sync::{OnceCell, watch};
+use tokio::sync::{OnceCell, mpsc, oneshot, watch};
 use tracing::{info, warn};
 
+pub use self::host::{Host, Stock};
 use crate::{
     config::Config,
     desired::Amounts,
+    leave,
     pressure::{Condition, Conditions},
     quantity::Quantity,
-    readings, shutdown,
+    shutdown,
 };
 
 /// Lease duration and how often it is renewed (the kubelet's).
@@ -53,74 +57,11 @@ const DECLARED_FEATURES: [&str; 3] = [
 ];
 /// Those of RuntimeClasses that run here; the empty one is that of pods without a class.
 const HANDLERS: [&str; 2] = ["", "kvmlet"];
-/// Most images that the status lists.
-const MAX_IMAGES: usize = 50;
-
-/// What the host has.
-#[derive(Debug, Clone)]
-pub struct Host {
-    /// All of it.
-    pub capacity: Amounts,
-    /// Less the reserve.
-    pub allocatable: Amounts,
-    /// Versions and identifiers.
-    pub info: NodeSystemInfo,
-    /// Its host name.
-    pub hostname: String,
-}
+/// The label of a Node whose host is itself a guest, and runs machines all the same.
+const NESTED: (&str, &str) = ("nested-virtualization", "enabled");
 
 /// Why the node cannot take pods, as checked now and then; empty when all is well.
 pub type Troubles = Arc<Mutex<BTreeMap<&'static str, String>>>;
-
-impl Host {
-    /// Measures the host.
-    pub fn measure(config: &Config) -> std::io::Result<Self> {
-        let cpus = std::thread::available_parallelism()?.get() as u64;
-        let memory = readings::memory()?.total;
-        if memory == 0 {
-            return Err(std::io::Error::other("/proc/meminfo has no MemTotal"));
-        }
-        let disk = readings::disk(&config.state_dir)?;
-        let capacity = Amounts {
-            cpu: Quantity::millis(cpus * 1000),
-            memory: Quantity::bytes(memory),
-            storage: Quantity::bytes(disk.capacity),
-        };
-        let reserved = &config.reserved;
-        let allocatable = Amounts {
-            cpu: capacity.cpu.minus(reserved.cpu),
-            memory: capacity.memory.minus(reserved.memory),
-            storage: capacity.storage.minus(reserved.ephemeral_storage),
-        };
-        let uname = rustix::system::uname();
-        let text = |c: &std::ffi::CStr| c.to_string_lossy().into_owned();
-        let line = |path: &str| std::fs::read_to_string(path).map(|t| t.trim().to_owned()).unwrap_or_default();
-        let os = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
-        let info = NodeSystemInfo {
-            architecture: "amd64".into(),
-            operating_system: "linux".into(),
-            kernel_version: text(uname.release()),
-            os_image: os
-                .lines()
-                .find_map(|l| l.strip_prefix("PRETTY_NAME="))
-                .unwrap_or("Linux")
-                .trim_matches('"')
-                .into(),
-            container_runtime_version: format!("kvmlet://{}", env!("CARGO_PKG_VERSION")),
-            kubelet_version: KUBELET_VERSION.into(),
-            machine_id: line("/etc/machine-id"),
-            boot_id: line("/proc/sys/kernel/random/boot_id"),
-            system_uuid: line("/sys/class/dmi/id/product_uuid"),
-            ..NodeSystemInfo::default()
-        };
-        Ok(Self {
-            capacity,
-            allocatable,
-            info,
-            hostname: text(uname.nodename()),
-        })
-    }
-}
 
 /// The node's upkeep.
 pub struct NodeKeeper {
@@ -140,7 +81,14 @@ pub struct NodeKeeper {
     pub images: Arc<kvmlet_image::ImageStore>,
     /// The pods' network, once it stands.
     pub network: Arc<OnceCell<PodNetworks>>,
+    /// What it costs that the host is itself a guest; nothing if it is none.
+    pub nesting: watch::Receiver<Option<String>>,
+    /// Who wants the Node gone for good.
+    pub farewells: mpsc::Receiver<Farewell>,
 }
+
+/// Takes the answer of whoever is asked to delete the Node, and not to make it again.
+pub type Farewell = oneshot::Sender<kube::Result<()>>;
 
 impl NodeKeeper {
     /// Registers the node, retrying for ever, and returns it as the API server has it.
@@ -163,10 +111,14 @@ impl NodeKeeper {
         let name = &self.config.node_name;
         let node = match api.get_opt(name).await? {
             Some(node) => {
-                let patch = json!({"metadata": {"labels": self.labels()}});
-                api.patch(name, &PatchParams::default(), &Patch::Strategic(patch))
-                    .await
-                    .unwrap_or(node)
+                let patch = Patch::Strategic(self.again(&node));
+                match api.patch(name, &PatchParams::default(), &patch).await {
+                    Ok(node) => node,
+                    Err(error) => {
+                        warn!(%error, "write the node's labels");
+                        node
+                    }
+                }
             }
             None => {
                 info!(node = name, "registering the node");
@@ -195,7 +147,18 @@ impl NodeKeeper {
                 // Whoever looks at the host may have nothing to look for.
                 Ok(()) = self.pressure.changed() => {}
                 Ok(()) = self.shutdown.changed() => {}
+                Some(farewell) = self.farewells.recv() => {
+                    let gone = nodes.delete(&self.config.node_name, &DeleteParams::default()).await.map(drop);
+                    let stays = gone.is_err();
+                    let _ = farewell.send(gone);
+                    if stays {
+                        continue;
+                    }
+                    // Who asked ends the process.
+                    return std::future::pending().await;
+                }
             }
+            self.look();
             let node = match nodes.get_opt(&self.config.node_name).await {
                 Ok(Some(node)) => node,
                 Ok(None) => {
@@ -227,6 +190,15 @@ impl NodeKeeper {
                 Ok(_) => last = Some((compared, tokio::time::Instant::now())),
                 Err(error) => warn!(%error, "write the node's status"),
             }
+        }
+    }
+
+    /// Sees how much the host has by now.
+    fn look(&self) {
+        match self.host.look(&self.config) {
+            Ok(None) => {}
+            Ok(Some(news)) => info!(news, "the host has more or less than before"),
+            Err(error) => warn!(%error, "look how much the host has"),
         }
     }
 
@@ -279,8 +251,32 @@ impl NodeKeeper {
         .into_iter()
         .map(|(k, v)| (k.to_owned(), v.to_owned()))
         .collect();
+        if self.nesting.borrow().is_some() {
+            let (key, value) = NESTED;
+            labels.insert(key.into(), value.into());
+        }
         labels.extend(self.config.labels.clone());
         labels
+    }
+
+    /// The patch of a Node that is there when the daemon starts: what it is called and labelled, and no cordon of a daemon that wanted to leave.
+    fn again(&self, node: &Node) -> serde_json::Value {
+        let mut patch = json!({"metadata": {"labels": self.labels()}});
+        if leave::is_cordoned(node) {
+            info!("the node was about to leave, and takes pods again");
+            leave::uncordon(&mut patch);
+        }
+        let known = node.spec.as_ref().and_then(|spec| spec.provider_id.as_deref()).unwrap_or_default();
+        match &self.config.provider_id {
+            // The API server lets it be set once.
+            Some(wanted) if known.is_empty() => patch["spec"]["providerID"] = json!(wanted),
+            Some(wanted) if wanted != known => warn!(
+                known,
+                wanted, "the Node has another providerID, which cannot be changed: delete the Node"
+            ),
+            _ => {}
+        }
+        patch
     }
 
     fn node(&self) -> Node {
@@ -300,6 +296,7 @@ impl NodeKeeper {
                 // A Node that somebody deleted gets back the addresses that its pods have.
                 pod_cidr: self.network.get().map(|n| n.pod_cidr().trunc().to_string()),
                 pod_cidrs: self.network.get().map(|n| vec![n.pod_cidr().trunc().to_string()]),
+                provider_id: self.config.provider_id.clone(),
                 ..NodeSpec::default()
             }),
             status: None,
@@ -316,13 +313,14 @@ impl NodeKeeper {
             ])
         };
         let max_pods = self.config.max_pods;
+        let stock = *self.host.stock.borrow();
         let address = |kind: &str, address: String| NodeAddress {
             type_: kind.into(),
             address,
         };
         NodeStatus {
-            capacity: Some(amounts(self.host.capacity, max_pods)),
-            allocatable: Some(amounts(self.host.allocatable, max_pods)),
+            capacity: Some(amounts(stock.capacity, max_pods)),
+            allocatable: Some(amounts(stock.allocatable, max_pods)),
             addresses: Some(vec![
                 address("InternalIP", self.config.node_ip.to_string()),
                 address("Hostname", self.config.node_name.clone()),
@@ -334,7 +332,7 @@ impl NodeKeeper {
             }),
             node_info: Some(self.host.info.clone()),
             conditions: Some(self.conditions(node)),
-            images: Some(images(self.images.list())),
+            images: Some(images::listed(self.images.list())),
             features: Some(NodeFeatures {
                 supplemental_groups_policy: Some(true),
             }),
@@ -368,6 +366,10 @@ impl NodeKeeper {
             let words = kind.words(short.contains(&kind));
             condition(kind.name(), short.contains(&kind), words.reason, words.message.into())
         });
+        let nested = match self.nesting.borrow().clone() {
+            Some(cost) => condition("Nested", true, "HostIsGuest", cost),
+            None => condition("Nested", false, "HostIsNoGuest", "this host is no guest itself".into()),
+        };
         let shuts_down = self.shutdown.borrow().then(|| shutdown::NOT_READY.to_owned());
         let troubles = troubles.iter().map(|(what, why)| format!("{what}: {why}"));
         let text: Vec<String> = shuts_down.into_iter().chain(troubles).collect();
@@ -376,7 +378,7 @@ impl NodeKeeper {
         } else {
             condition("Ready", false, "KvmletNotReady", text.join("; "))
         };
-        pressures.into_iter().chain([ready]).collect()
+        pressures.into_iter().chain([nested, ready]).collect()
     }
 }
 
@@ -388,59 +390,5 @@ fn handler(name: &str) -> NodeRuntimeHandler {
             recursive_read_only_mounts: Some(true),
             user_namespaces: Some(true),
         }),
-    }
-}
-
-/// The largest images, each with all its names (pkg/kubelet/nodestatus, Images).
-fn images(all: Vec<PulledImage>) -> Vec<ContainerImage> {
-    let mut by_id: BTreeMap<String, (u64, BTreeSet<String>)> = BTreeMap::new();
-    for image in all {
-        let (size, names) = by_id.entry(image.id).or_default();
-        *size = image.size;
-        names.extend([image.image_id, image.reference]);
-    }
-    let mut listed: Vec<_> = by_id.into_values().collect();
-    listed.sort_by_key(|(size, _)| std::cmp::Reverse(*size));
-    let one = |(size, names): (u64, BTreeSet<String>)| ContainerImage {
-        names: Some(names.into_iter().collect()),
-        size_bytes: i64::try_from(size).ok(),
-    };
-    listed.into_iter().take(MAX_IMAGES).map(one).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use kvmlet_image::{ImageConfig, ImageDevice};
-
-    use super::*;
-
-    #[test]
-    fn an_image_is_listed_once_with_all_its_names_the_largest_first() {
-        let image = |id: &str, reference: &str, size| PulledImage {
-            reference: reference.into(),
-            digest: format!("sha256:{id}"),
-            image_id: format!("registry/{id}@sha256:{id}"),
-            id: id.into(),
-            size,
-            config: ImageConfig::default(),
-            device: ImageDevice {
-                extents: Vec::new(),
-                size: 0,
-            },
-        };
-        let listed = images(vec![
-            image("a", "registry/a:1", 5),
-            image("b", "registry/b:1", 7),
-            image("a", "registry/a:2", 5),
-        ]);
-        let names: Vec<_> = listed.iter().map(|one| (one.names.clone().unwrap(), one.size_bytes)).collect();
-        let expected = |all: &[&str]| all.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
-        assert_eq!(
-            names,
-            [
-                (expected(&["registry/b:1", "registry/b@sha256:b"]), Some(7)),
-                (expected(&["registry/a:1", "registry/a:2", "registry/a@sha256:a"]), Some(5)),
-            ]
-        );
     }
 }

@@ -100,24 +100,25 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String], de
     let extents: Vec<_> = own.iter().collect();
     let pmems = lower::in_place(&extents);
     let (shared, disk, templates) = (context.clone(), lower::scratch_path(&dir), context.config.state_dir.join("scratch"));
+    let format = *context.scratch_format.borrow();
     let making = tokio::task::spawn_blocking(move || {
         std::fs::create_dir_all(disk.parent().expect("a disk lies in a directory")).map_err(|e| e.to_string())?;
         let _one = shared.scratch.lock().expect("no holder panics");
-        scratch::make(&templates, &disk, size.scratch).map_err(|e| chain(&e))
+        scratch::make(&templates, &disk, size.scratch, format).map_err(|e| chain(&e))
     });
     making.await.map_err(|e| sandbox(e.to_string()))?.map_err(sandbox)?;
 
     let mtu = u16::try_from(network.interface.mtu).unwrap_or(1500);
     // The annotations may have been changed since the pod was accepted.
     let limits = bandwidth::limits(desired.pod.metadata.annotations.as_ref()).map_err(sandbox)?;
-    let (cpus, more) = size.room(context.ledger.capacity());
+    let (cpus, more) = size.room(context.ledger.stock().capacity);
     let spec = lower::machine(
         desired,
         (size, (cpus, more)),
         (&context.config.guest, &context.config.machines),
         &extents,
         Some((network.interface.mac, mtu, limits)),
-        &dir,
+        (&dir, format),
         &host_paths.iter().map(|share| share.tag.clone()).collect::<Vec<_>>(),
     );
     let room = Room {
@@ -125,7 +126,7 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String], de
         memory: size.memory.saturating_add(more),
         beside: cgroup::beside(&spec),
     };
-    let file_size = size.scratch.max(context.config.logs.max_size.value());
+    let file_size = scratch::most(size.scratch, format).max(context.config.logs.max_size.value());
     lap.passed(Phase::Disks);
     let permit = turn(context).await.map_err(sandbox)?;
     lap.passed(Phase::Queue);
@@ -419,7 +420,7 @@ fn found(context: &Context, images: &[String]) -> Result<Vec<PulledImage>, Strin
 fn facts(context: &Context, pod_ips: Vec<String>) -> Facts {
     Facts {
         pod_ips,
-        ..context.facts.clone()
+        ..context.facts()
     }
 }
 

@@ -1,4 +1,6 @@
-//! Scratch disks: ext4 in a sparse file, copied from a template of the same size, so that making one costs a few kilobytes of writes.
+//! Scratch disks: ext4 in a sparse file or a qcow2 image, copied from a template of the same size, so that making one costs a few kilobytes of writes.
+
+mod qcow2;
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -7,6 +9,8 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
+
+use vmm_lib::spec::DiskFormat;
 
 /// Why there is no scratch disk.
 #[derive(Debug, thiserror::Error)]
@@ -27,13 +31,43 @@ pub enum ScratchError {
     },
 }
 
-/// Makes `target`, of `size` bytes. Templates are kept in `templates`.
-pub fn make(templates: &Path, target: &Path, size: u64) -> Result<(), ScratchError> {
-    let template = templates.join(format!("scratch-{size}.ext4"));
+/// Makes `target`, a disk of `size` bytes in this format. Templates are kept in `templates`.
+pub fn make(templates: &Path, target: &Path, size: u64, as_a: DiskFormat) -> Result<(), ScratchError> {
+    let mut template = templates.join(format!("scratch-{size}.ext4"));
     if !template.exists() {
         format(templates, &template, size)?;
     }
-    copy_sparse(&template, target, size)
+    if as_a == DiskFormat::Qcow2 {
+        let raw = template;
+        template = raw.with_extension("qcow2");
+        if !template.exists() {
+            convert(&raw, &template, size)?;
+        }
+    }
+    copy_sparse(&template, target)
+}
+
+/// The most bytes that the file of such a disk may have.
+pub fn most(size: u64, as_a: DiskFormat) -> u64 {
+    match as_a {
+        DiskFormat::Raw => size,
+        DiskFormat::Qcow2 => qcow2::most(size),
+    }
+}
+
+fn convert(raw: &Path, template: &Path, size: u64) -> Result<(), ScratchError> {
+    let from = File::open(raw).map_err(on("open", raw))?;
+    let temporary = template.with_extension("new");
+    let to = create(&temporary)?;
+    qcow2::make(&from, size, &to).map_err(on("write", &temporary))?;
+    to.sync_all().map_err(on("sync", &temporary))?;
+    fs::rename(&temporary, template).map_err(on("rename", &temporary))
+}
+
+fn create(path: &Path) -> Result<File, ScratchError> {
+    let mut how = OpenOptions::new();
+    how.write(true).create(true).truncate(true).mode(0o600);
+    how.open(path).map_err(on("create", path))
 }
 
 fn on<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> ScratchError + 'a {
@@ -47,13 +81,7 @@ fn on<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> Scrat
 fn format(dir: &Path, template: &Path, size: u64) -> Result<(), ScratchError> {
     fs::create_dir_all(dir).map_err(on("create", dir))?;
     let temporary = template.with_extension("new");
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&temporary)
-        .map_err(on("create", &temporary))?;
+    let file = create(&temporary)?;
     file.set_len(size).map_err(on("size", &temporary))?;
     // No journal: a scratch disk does not outlive its machine. Tables are written lazily, the file stays sparse.
     let output = Command::new("mkfs.ext4")
@@ -78,27 +106,29 @@ fn format(dir: &Path, template: &Path, size: u64) -> Result<(), ScratchError> {
     fs::rename(&temporary, template).map_err(on("rename", &temporary))
 }
 
-/// Copies only what is not a hole.
-fn copy_sparse(from: &Path, to: &Path, size: u64) -> Result<(), ScratchError> {
-    let source = File::open(from).map_err(on("open", from))?;
-    let target = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(to)
-        .map_err(on("create", to))?;
-    target.set_len(size).map_err(on("size", to))?;
+/// Where a file has something: beginnings and ends.
+fn runs(file: &File) -> io::Result<Vec<(u64, u64)>> {
+    let mut runs = Vec::new();
     let mut at = 0;
-    let mut buffer = vec![0; 64 << 10];
     loop {
-        let start = match rustix::fs::seek(&source, rustix::fs::SeekFrom::Data(at)) {
+        let start = match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(at)) {
             Ok(start) => start,
-            Err(rustix::io::Errno::NXIO) => return Ok(()),
-            Err(error) => return Err(on("search", from)(error.into())),
+            Err(rustix::io::Errno::NXIO) => return Ok(runs),
+            Err(error) => return Err(error.into()),
         };
-        let end = rustix::fs::seek(&source, rustix::fs::SeekFrom::Hole(start)).map_err(|e| on("search", from)(e.into()))?;
-        at = start;
+        at = rustix::fs::seek(file, rustix::fs::SeekFrom::Hole(start))?;
+        runs.push((start, at));
+    }
+}
+
+/// Copies only what is not a hole.
+fn copy_sparse(from: &Path, to: &Path) -> Result<(), ScratchError> {
+    let source = File::open(from).map_err(on("open", from))?;
+    let target = create(to)?;
+    let length = source.metadata().map_err(on("look at", from))?.len();
+    target.set_len(length).map_err(on("size", to))?;
+    let mut buffer = vec![0; 64 << 10];
+    for (mut at, end) in runs(&source).map_err(on("search", from))? {
         while at < end {
             let want = usize::try_from(end - at).unwrap_or(usize::MAX).min(buffer.len());
             let got = source.read_at(&mut buffer[..want], at).map_err(on("read", from))?;
@@ -109,6 +139,7 @@ fn copy_sparse(from: &Path, to: &Path, size: u64) -> Result<(), ScratchError> {
             at += got as u64;
         }
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -121,7 +152,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let disk = dir.path().join("disk");
         for _ in 0..2 {
-            make(dir.path(), &disk, 256 << 20).unwrap();
+            make(dir.path(), &disk, 256 << 20, DiskFormat::Raw).unwrap();
             let meta = fs::metadata(&disk).unwrap();
             assert_eq!(meta.size(), 256 << 20);
             assert!(meta.blocks() * 512 < 8 << 20, "{} bytes are allocated", meta.blocks() * 512);
@@ -129,5 +160,19 @@ mod tests {
             File::open(&disk).unwrap().read_exact_at(&mut magic, 1024 + 56).unwrap();
             assert_eq!(magic, [0x53, 0xef]);
         }
+    }
+
+    #[test]
+    fn a_scratch_disk_may_be_an_image_as_small_as_what_is_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = dir.path().join("disk");
+        for _ in 0..2 {
+            make(dir.path(), &disk, 4 << 30, DiskFormat::Qcow2).unwrap();
+            let mut magic = [0; 4];
+            File::open(&disk).unwrap().read_exact_at(&mut magic, 0).unwrap();
+            let length = fs::metadata(&disk).unwrap().size();
+            assert!(magic == *b"QFI\xfb" && length < 16 << 20, "{magic:?}, {length} bytes");
+        }
+        assert!(most(4 << 30, DiskFormat::Qcow2) > 4 << 30 && most(4 << 30, DiskFormat::Raw) == 4 << 30);
     }
 }

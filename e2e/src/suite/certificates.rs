@@ -69,8 +69,8 @@ fn authority(cluster: &Cluster) -> Result<()> {
 /// Where the daemon keeps them.
 const PKI: &str = "/var/lib/kvmlet/pki";
 /// Files of the configuration of this test.
-const WRITTEN: &str = "/etc/kvmlet/written.kubeconfig";
-const BOOTSTRAP: &str = "/etc/kvmlet/bootstrap.kubeconfig";
+pub(super) const WRITTEN: &str = "/etc/kvmlet/written.kubeconfig";
+pub(super) const BOOTSTRAP: &str = "/etc/kvmlet/bootstrap.kubeconfig";
 /// How long certificates shall live, seconds: more than one of [`pki::nearly_over`] has left.
 const LIFE: i32 = 86_400;
 /// The bootstrap token.
@@ -80,7 +80,7 @@ const GROUP: &str = "system:bootstrappers:kvmlet-e2e";
 const RENEWAL: &str = "kvmlet-e2e-selfnodeclient";
 
 /// What an administrator does for nodes to come (kubernetes.io, "TLS bootstrapping").
-fn rights() -> Value {
+pub(super) fn rights() -> Value {
     let data = json!({"token-id": TOKEN.0, "token-secret": TOKEN.1, "usage-bootstrap-authentication": "true", "auth-extra-groups": GROUP});
     let binding = |name: &str, role: &str, group: &str| {
         json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": name},
@@ -97,7 +97,7 @@ fn rights() -> Value {
     ]})
 }
 
-fn bootstrap_kubeconfig(cluster: &Cluster) -> Result<String> {
+pub(super) fn bootstrap_kubeconfig(cluster: &Cluster) -> Result<String> {
     let authority = fs::read(cluster.state.pki().join("ca.crt")).context("read ca.crt")?;
     let authority = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, authority);
     Ok(json!({"apiVersion": "v1", "kind": "Config", "current-context": "b",

@@ -18,6 +18,7 @@ mod daemon;
 mod daemon_sets;
 mod debug;
 mod disks;
+mod elastic;
 mod exec;
 mod exits;
 mod figures;
@@ -49,6 +50,8 @@ mod restarts;
 mod rig;
 mod rights;
 mod runtime;
+mod scheduling;
+mod scratch_format;
 mod security;
 mod snapshots;
 mod specs;
@@ -128,6 +131,8 @@ fn all() -> impl Iterator<Item = &'static Test> {
     [
         rig::TESTS,
         two_hosts::TESTS,
+        elastic::TESTS,
+        scheduling::TESTS,
         admission::TESTS,
         profiles::TESTS,
         chart::TESTS,
@@ -178,6 +183,7 @@ fn all() -> impl Iterator<Item = &'static Test> {
         bad_host::TESTS,
         preflight::TESTS,
         runtime::TESTS,
+        scratch_format::TESTS,
         bad_pod::TESTS,
         bad_image::TESTS,
     ]

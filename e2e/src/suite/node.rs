@@ -155,7 +155,16 @@ fn object(cluster: &Cluster) -> Result<()> {
         "{info}"
     );
 
+    let is_guest = host.sh("grep -qw hypervisor /proc/cpuinfo && echo True || echo False")?;
+    let label = &labels["nested-virtualization"];
+    ensure!((*label == "enabled") == (is_guest == "True"), "{is_guest}: {labels}");
+    let cost = condition(&node, "Nested")["message"].as_str().unwrap_or_default();
+    ensure!(
+        cost.contains("itself a guest") == (is_guest == "True") && cost.contains("guest"),
+        "{is_guest}: {cost}"
+    );
     for (kind, value) in [
+        ("Nested", is_guest.as_str()),
         ("Ready", "True"),
         ("MemoryPressure", "False"),
         ("DiskPressure", "False"),

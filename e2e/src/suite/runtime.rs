@@ -42,13 +42,13 @@ const MANIFESTS: [&str; 5] = [
     "preflight.yaml",
 ];
 /// What of that has objects.
-const KINDS: [&str; 2] = ["runtime.yaml", "preflight-check.yaml"];
+pub(super) const KINDS: [&str; 2] = ["runtime.yaml", "preflight-check.yaml"];
 /// The process.
 const NAME: &str = "kvmlet-webhook";
 const ADDRESS: &str = "127.0.0.1:18444";
 const SOON: Duration = Duration::from_secs(60);
 
-fn files<'a>(verb: &'a str, names: &[&str], files: &'a mut Vec<String>) -> Vec<&'a str> {
+pub(super) fn files<'a>(verb: &'a str, names: &[&str], files: &'a mut Vec<String>) -> Vec<&'a str> {
     *files = names.iter().map(|name| manifest(&format!("webhook/{name}"))).collect();
     let each = files.iter().flat_map(|file| ["-f", file]);
     [verb].into_iter().chain(each).collect()
@@ -74,6 +74,7 @@ fn rules(cluster: &Cluster) -> Result<()> {
     })?;
     for (field, words) in [
         ("kvmletruntimes.spec.useEmulation", "QEMU's TCG"),
+        ("kvmletruntimes.spec.imageFormat", "Pods that run keep theirs"),
         ("kvmletruntimes.status.preflightCheckSummary.featureStatuses", "over all nodes"),
         ("preflightchecks.spec.reason", "kvmlet.io/skip-schedule"),
         ("preflightchecks.status.checks", "mends a host"),
@@ -96,8 +97,12 @@ fn rules(cluster: &Cluster) -> Result<()> {
         (runtime("kvmlet", json!({})), "spec.enabled: Required value"),
         (runtime("kvmlet", json!({"enabled": "yes"})), "spec.enabled"),
         (
-            runtime("kvmlet", json!({"enabled": true, "imageFormat": "raw"})),
-            "unknown field \"spec.imageFormat\"",
+            runtime("kvmlet", json!({"enabled": true, "imageFormt": "raw"})),
+            "unknown field \"spec.imageFormt\"",
+        ),
+        (
+            runtime("kvmlet", json!({"enabled": true, "imageFormat": "vmdk"})),
+            "supported values: \"raw\", \"qcow2\"",
         ),
         (
             lives("1h", "1h", "1h", "30m"),

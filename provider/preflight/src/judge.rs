@@ -192,14 +192,23 @@ fn emulation(facts: &Facts) -> Result<String, String> {
 
 /// A note: nested hosts work.
 fn nested(facts: &Facts) -> Result<String, String> {
+    Ok(if facts.nested { cost(facts) } else { NO_GUEST.into() })
+}
+
+/// A host on bare metal.
+const NO_GUEST: &str = "this host is no guest itself";
+
+fn cost(facts: &Facts) -> String {
     let product = facts.product.as_deref().unwrap_or("an unknown hypervisor");
-    Ok(match facts.nested {
-        false => "this host is no guest itself".into(),
-        true => format!(
-            "this host is itself a guest ({product}): whatever makes a machine leave its guest (boot, disk, network, timers) is carried out by that \
-             hypervisor as well, and takes longer than on bare metal"
-        ),
-    })
+    format!(
+        "this host is itself a guest ({product}): whatever makes a machine leave its guest (boot, disk, network, timers) is carried out by that \
+         hypervisor as well, and takes longer than on bare metal"
+    )
+}
+
+/// What nesting costs on a host whose KVM works although it is itself a guest; nothing on any other.
+pub fn nesting(facts: &Facts) -> Option<String> {
+    (facts.nested && facts.kvm_works.is_ok()).then(|| cost(facts))
 }
 
 fn open_files(facts: &Facts) -> Result<String, String> {

@@ -3,7 +3,7 @@
 use schemars::{JsonSchema as _, Schema, SchemaGenerator, json_schema};
 use serde_json::{Value, json};
 
-use super::{KvmletRuntime, NAME, PreflightCheck, Reason};
+use super::{ImageFormat, KvmletRuntime, NAME, PreflightCheck, Reason};
 use crate::definition::{self, column, rule};
 
 pub(super) fn stays(schema: &mut Schema) {
@@ -43,6 +43,10 @@ pub(super) fn cert_config(_: &mut SchemaGenerator) -> Schema {
         "type": "object", "required": ["ca", "server"], "x-kubernetes-validations": rules,
         "properties": {"ca": span("Of the authority."), "server": span("Of the serving certificate.")},
     })
+}
+
+pub(super) fn image_format(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "string", "enum": [ImageFormat::Raw, ImageFormat::Qcow2]})
 }
 
 pub(super) fn reason(_: &mut SchemaGenerator) -> Schema {

@@ -17,7 +17,8 @@ use kube::{Resource, ResourceExt as _, api::ApiResource, core::DynamicObject};
 use serde_json::Value;
 
 pub use self::types::{
-    CheckResult, CheckSpec, CheckStatus, FeatureStatus, KvmletRuntime, PreflightCheck, Reason, RuntimeSpec, RuntimeStatus, Summary,
+    CheckResult, CheckSpec, CheckStatus, FeatureStatus, ImageFormat, KvmletRuntime, PreflightCheck, Reason, RuntimeSpec, RuntimeStatus,
+    Summary,
 };
 
 /// The name of the one [`KvmletRuntime`].

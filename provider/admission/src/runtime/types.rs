@@ -34,10 +34,26 @@ pub struct RuntimeSpec {
     /// checked anew.
     #[serde(default)]
     pub use_emulation: bool,
+    /// What the scratch disks of pods are whose machines start from now on: raw, a sparse file, or qcow2, an image that is small without holes of its
+    /// file system. Pods that run keep theirs.
+    #[serde(default)]
+    #[cfg_attr(test, schemars(schema_with = "super::crd::image_format"))]
+    pub image_format: ImageFormat,
     /// How long the webhook's certificates live, in place of what its configuration says.
     #[serde(default)]
     #[cfg_attr(test, schemars(schema_with = "super::crd::cert_config"))]
     pub cert_config: Option<CertConfig>,
+}
+
+/// What a scratch disk is in the host's file.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ImageFormat {
+    /// The disk's bytes.
+    #[default]
+    Raw,
+    /// An image of QEMU's format.
+    Qcow2,
 }
 
 /// What was seen of all nodes.

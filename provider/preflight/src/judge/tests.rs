@@ -257,6 +257,9 @@ fn a_host_that_is_a_guest_passes_and_is_told_what_it_costs() {
         .unwrap();
     assert!(nested.passed, "{nested:?}");
     assert!(nested.message.contains("itself a guest (QEMU Standard PC)") && nested.message.contains("longer than on bare metal"));
+    assert_eq!(nesting(&facts), Some(nested.message));
+    facts.kvm_works = Err("no".into());
+    assert_eq!(nesting(&facts), None, "it runs no machines");
 }
 
 #[test]

@@ -1,0 +1,108 @@
+//! What the KvmletRuntime says of pods' scratch disks.
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use super::{
+    Test,
+    runtime::{KINDS, files},
+    workload::{PATIENCE, Place, STAY, container, pod, sh, with, within},
+};
+use crate::{Cluster, node, wait_for};
+
+pub(super) const TESTS: &[Test] = &[Test {
+    name: "imageFormat of the KvmletRuntime makes the scratch disks of new pods qcow2 images or raw files, and leaves those that are there",
+    // All nodes follow it.
+    hosts: 2,
+    kvmlet: true,
+    run: chosen,
+}];
+
+/// The first bytes of a qcow2 image.
+const MAGIC: &str = "51 46 49 fb";
+/// Mebibytes that a pod writes, and its disk's.
+const WRITES: u64 = 24;
+const DISK: u64 = 1024;
+
+fn chosen(cluster: &Cluster) -> Result<()> {
+    let mut names = Vec::new();
+    let manifests = [&KINDS[..], &["preflight.yaml"]].concat();
+    cluster.kubectl(&files("apply", &manifests, &mut names))?;
+    let done = within(cluster, "scratch-format", |place| {
+        wait_for("the kinds to be served", PATIENCE, || {
+            cluster.kubectl(&["get", "kvmletruntimes"]).map(Some)
+        })?;
+        let shown = formats(place);
+        cluster.kubectl(&["delete", "kvmletruntime", "kvmlet", "--ignore-not-found", "--timeout=60s"])?;
+        shown
+    });
+    cluster.kubectl(&[&files("delete", &manifests, &mut names)[..], &["--timeout=110s"]].concat())?;
+    done
+}
+
+/// Waits until the first host's node last heard of this format.
+fn followed(place: &Place<'_>, format: &str) -> Result<()> {
+    let last = format!("grep 'scratch disks of new machines' {} | tail -n 1", node::KVMLET_LOG);
+    wait_for(&format!("the node to hear of {format}"), PATIENCE, || {
+        let said = place.cluster.host(0)?.sh(&last)?;
+        ensure!(said.contains(&format!("format={format}")), "it last heard {said:?}");
+        Ok(Some(()))
+    })
+}
+
+fn says(place: &Place<'_>, format: &str) -> Result<()> {
+    let runtime = json!({"apiVersion": "kvmlet.io/v1alpha1", "kind": "KvmletRuntime", "metadata": {"name": "kvmlet"},
+        "spec": {"enabled": true, "useEmulation": true, "imageFormat": format}});
+    place.cluster.apply(&runtime.to_string())
+}
+
+/// A pod that writes to its disk, and reads that again.
+fn writer(name: &str) -> Value {
+    let script = format!(
+        "dd if=/dev/urandom of=/written bs=1M count={WRITES} 2>/dev/null; sync; md5sum < /written > /sum; \
+         md5sum < /written | cmp - /sum && echo same; {STAY}"
+    );
+    let limits = json!({"limits": {"memory": "64Mi", "ephemeral-storage": format!("{DISK}Mi")}});
+    with(pod(name, sh(&script)), &[("/spec/containers/0/resources", limits)])
+}
+
+/// The first bytes of a pod's disk, and the length of its file.
+fn disk(place: &Place<'_>, pod: &str) -> Result<(String, u64)> {
+    let file = format!("/var/lib/kvmlet/pods/{}/machine/scratch.img", place.uid(pod)?);
+    let host = place.cluster.host(0)?;
+    let first = host.sh(&format!("head -c 4 {file} | od -An -tx1"))?.trim().to_owned();
+    let length = host.sh(&format!("stat -c %s {file}"))?.parse().context("read a length")?;
+    Ok((first, length))
+}
+
+fn formats(place: &Place<'_>) -> Result<()> {
+    place.create(&[writer("before")])?;
+    place.until_says("before", "same")?;
+    says(place, "qcow2")?;
+    followed(place, "Qcow2")?;
+    place.create(&[writer("image")])?;
+    place.until_says("image", "same")?;
+    let (first, length) = disk(place, "image")?;
+    ensure!(first == MAGIC, "it begins with {first}");
+    ensure!(
+        length > WRITES << 20 && length < DISK << 19,
+        "a disk of {DISK} MiB with {WRITES} MiB on it has a file of {length} bytes"
+    );
+    let kibibytes = place.exec("image", "df -k / | tail -n 1 | awk '{print $2}'")?;
+    let seen: u64 = kibibytes.trim().parse().with_context(|| format!("read {kibibytes:?}"))?;
+    ensure!(seen > DISK << 9, "the pod sees a disk of {seen} KiB");
+    let (first, length) = disk(place, "before")?;
+    ensure!(
+        first != MAGIC && length >= DISK << 20,
+        "a pod that ran has another disk: {first}, {length}"
+    );
+    let before = place.get("before")?;
+    ensure!(container(&before, "main")["restartCount"] == 0, "{}", before["status"]);
+    says(place, "raw")?;
+    followed(place, "Raw")?;
+    place.create(&[writer("after")])?;
+    place.until_says("after", "same")?;
+    let (first, _) = disk(place, "after")?;
+    ensure!(first != MAGIC, "it is an image yet");
+    Ok(())
+}
