@@ -51,6 +51,7 @@ pub mod scratch;
 pub mod sharing;
 pub mod shutdown;
 pub mod size;
+pub mod started;
 pub mod state;
 pub mod status;
 pub mod store;
