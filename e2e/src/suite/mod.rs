@@ -33,6 +33,7 @@ mod logs;
 mod machines;
 mod memory;
 mod node;
+mod operate;
 mod outage;
 mod package;
 mod pod_resources;
@@ -159,6 +160,7 @@ fn all() -> impl Iterator<Item = &'static Test> {
         certificates::TESTS,
         exits::TESTS,
         by_hand::TESTS,
+        operate::TESTS,
         attach::TESTS,
         snapshots::TESTS,
         copies::TESTS,

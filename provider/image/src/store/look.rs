@@ -43,9 +43,9 @@ pub fn look(dir: &Path) -> io::Result<Stored> {
 /// The process that has the store in `dir` open, if one has: its lock is looked at, not tried, since one who tries has it for a moment.
 pub fn holder(dir: &Path) -> Option<u32> {
     let lock = dir.join("lock");
-    let inode = fs::metadata(&lock).ok()?.ino();
+    let file = identity(&lock)?;
     let locks = fs::read_to_string("/proc/locks").ok()?;
-    holders(&locks, inode).find(|pid| has_open(*pid, &lock))
+    holders(&locks, file.1).find(|pid| has_open(*pid, file))
 }
 
 /// Processes with a flock(2) on a file of this number, of whichever file system (proc_locks(5)): its device is not always the one that stat(2)
@@ -61,12 +61,13 @@ fn holders(locks: &str, inode: u64) -> impl Iterator<Item = u32> {
     })
 }
 
-fn has_open(pid: u32, file: &Path) -> bool {
-    let (Ok(path), Ok(entries)) = (file.canonicalize(), fs::read_dir(format!("/proc/{pid}/fd"))) else {
-        return false;
-    };
-    let mut targets = entries.flatten().filter_map(|entry| fs::read_link(entry.path()).ok());
-    targets.any(|target| target == path)
+fn has_open(pid: u32, file: (u64, u64)) -> bool {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    entries.into_iter().any(|entry| identity(&entry.path()) == Some(file))
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
 
 #[cfg(test)]
