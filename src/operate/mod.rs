@@ -42,13 +42,14 @@ struct Host {
 impl Host {
     fn open(path: &Path) -> anyhow::Result<Self> {
         privileged(rustix::process::geteuid().is_root())?;
+        Self::of(path)
+    }
+
+    fn of(path: &Path) -> anyhow::Result<Self> {
         let config = Config::load(path).context("nothing says where this host's node keeps its state (--config names another file)")?;
         let store = Store::look(&config.state_dir).with_context(|| {
-            format!(
-                "no node keeps its state in {} (stateDir of {})",
-                config.state_dir.display(),
-                path.display()
-            )
+            let (state, path) = (config.state_dir.display(), path.display());
+            format!("no node keeps its state in {state} (stateDir of {path})")
         })?;
         Ok(Self {
             config,
@@ -97,5 +98,31 @@ mod tests {
     fn who_is_not_root_is_told_so() {
         assert!(privileged(true).is_ok());
         assert!(privileged(false).unwrap_err().to_string().contains("sudo"));
+    }
+
+    #[test]
+    fn a_host_without_configuration_or_state_is_told_so_by_the_path_that_is_missing() {
+        let said = |path: &Path| Host::of(path).map(drop).map_err(|error| format!("{error:#}")).unwrap_err();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.yaml");
+        let none = said(&path);
+        assert!(none.contains("config.yaml: No such file") && none.contains("--config"), "{none}");
+        let state = dir.path().join("state");
+        let text = format!(
+            "{{apiVersion: kvmlet.io/v1alpha1, kind: KvmletConfiguration, nodeName: n, nodeIP: 192.0.2.1, kubeconfig: /none, stateDir: {}, \
+             tls: {{certFile: /none, keyFile: /none, clientCAFile: /none}}}}",
+            state.display()
+        );
+        std::fs::write(&path, text).unwrap();
+        let none = said(&path);
+        assert!(
+            none.contains(&format!("in {} (stateDir of", state.display())) && none.contains("No such file"),
+            "{none}"
+        );
+        std::fs::create_dir_all(state.join("pods")).unwrap();
+        assert_eq!(Host::of(&path).unwrap().daemon(), None);
+        std::fs::remove_dir(state.join("pods")).unwrap();
+        std::fs::write(state.join("pods"), "").unwrap();
+        assert!(said(&path).contains("Not a directory"), "{}", said(&path));
     }
 }
