@@ -29,6 +29,16 @@ pub(crate) enum Command {
     Disable(DisableArguments),
     /// Runs the admission webhook, which sends pods of labelled namespaces to virtual nodes.
     Webhook(WebhookArguments),
+    /// Lists this host's pods and their machines, also without the API server and without the daemon.
+    Ps(PsArguments),
+    /// Shows what this host's machines use, second by second, and where the time of their start went.
+    Top(TopArguments),
+    /// Tells all about one pod's machine, as JSON; nothing of its variables and secrets.
+    Inspect(PodArguments),
+    /// Shows what the kernel of a pod's machine has written to its console.
+    Console(ConsoleArguments),
+    /// Shows a container's log from this host's files, as `kubectl logs` does.
+    Logs(LogsArguments),
     /// Runs one machine by hand: `kvmlet vm run`.
     #[command(disable_help_flag = true)]
     Vm {
@@ -72,6 +82,75 @@ pub(crate) struct CleanupArguments {
     /// The node's configuration; without such a file the defaults count.
     #[arg(long, default_value = CONFIG)]
     pub(crate) config: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PsArguments {
+    /// The node's configuration.
+    #[arg(long, default_value = CONFIG)]
+    pub(crate) config: PathBuf,
+    /// More columns, or JSON.
+    #[arg(long, short, value_enum)]
+    pub(crate) output: Option<Listing>,
+}
+
+/// How a list is printed, if not as a table for a terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Listing {
+    /// With more columns.
+    Wide,
+    /// For programs.
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TopArguments {
+    /// The node's configuration.
+    #[arg(long, default_value = CONFIG)]
+    pub(crate) config: PathBuf,
+    /// Prints one table, of one second, and ends; so does a `top` whose output is no terminal.
+    #[arg(long)]
+    pub(crate) once: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PodArguments {
+    /// The node's configuration.
+    #[arg(long, default_value = CONFIG)]
+    pub(crate) config: PathBuf,
+    /// Which pod: NAMESPACE/NAME, or its UID or the beginning of that.
+    #[arg(value_name = "NAMESPACE/NAME | UID")]
+    pub(crate) pod: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConsoleArguments {
+    #[command(flatten)]
+    pub(crate) pod: PodArguments,
+    /// Goes on until the machine ends.
+    #[arg(long, short)]
+    pub(crate) follow: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LogsArguments {
+    #[command(flatten)]
+    pub(crate) pod: PodArguments,
+    /// Which container; without it the one of the annotation kubectl.kubernetes.io/default-container, else the first.
+    #[arg(long, short)]
+    pub(crate) container: Option<String>,
+    /// Goes on until the container ends.
+    #[arg(long, short)]
+    pub(crate) follow: bool,
+    /// Only so many lines from the end; -1 for all.
+    #[arg(long, default_value_t = -1, allow_negative_numbers = true, value_name = "LINES")]
+    pub(crate) tail: i64,
+    /// The instance before the present one.
+    #[arg(long, short)]
+    pub(crate) previous: bool,
+    /// A time before each line.
+    #[arg(long)]
+    pub(crate) timestamps: bool,
 }
 
 #[derive(Debug, Args)]

@@ -6,6 +6,7 @@ mod cli;
 mod ending;
 mod machine;
 mod node;
+mod operate;
 mod preflight;
 mod runtime;
 mod switch;
@@ -27,6 +28,11 @@ fn main() -> ExitCode {
         cli::Command::Enable(arguments) => switch::enable(&arguments),
         cli::Command::Disable(arguments) => switch::disable(&arguments),
         cli::Command::Webhook(arguments) => webhook::run(&arguments),
+        cli::Command::Ps(arguments) => operate::ps(&arguments),
+        cli::Command::Top(arguments) => operate::top(&arguments),
+        cli::Command::Inspect(arguments) => operate::inspect(&arguments),
+        cli::Command::Console(arguments) => operate::console(&arguments),
+        cli::Command::Logs(arguments) => operate::logs(&arguments),
         cli::Command::Vm { arguments } => machine::become_it(&arguments).map(|never| match never {}),
     };
     match result {

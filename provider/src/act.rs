@@ -22,6 +22,7 @@ use crate::{
     follow::Holding,
     image_volumes,
     lifecycle::{Action, Event, StartFailure},
+    logs,
     machine::{self, Running},
     objects::PodObjects,
     prepare, pull, resize,
@@ -228,7 +229,7 @@ fn watch_machine(act: &Act, desired: &Arc<DesiredPod>, running: Running) {
     let token = running.token.clone();
     let logs = async move {
         tokio::select! {
-            () = crate::logs::keep_rotating(&context, &pod, &running) => {}
+            () = logs::keep_rotating(&context, &pod, &running) => {}
             () = token.cancelled() => {}
         }
     };
@@ -349,10 +350,7 @@ pub fn log_directory(context: &Context, desired: &DesiredPod, container: &str) -
 }
 
 fn pod_log_directory(context: &Context, desired: &DesiredPod) -> PathBuf {
-    context
-        .config
-        .log_dir
-        .join(format!("{}_{}_{}", desired.namespace, desired.name, desired.uid))
+    logs::pod_directory(&context.config.log_dir, desired)
 }
 
 /// Removes a pod's logs.

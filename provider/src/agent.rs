@@ -4,8 +4,8 @@
 use std::{path::Path, time::Duration};
 
 use kvmlet_protocol::{
-    CONTROL_PORT, ErrorKind, Failure, FrameError, Hello, MAX_GUEST_FRAME, OLDEST_VERSION, Request, Response, VERSION, Welcome, decode,
-    encode, frame::check_length,
+    CONTROL_PORT, ContainerStatus, ErrorKind, Failure, FrameError, Hello, MAX_GUEST_FRAME, OLDEST_VERSION, Request, Response, VERSION,
+    Welcome, decode, encode, frame::check_length,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
@@ -174,6 +174,23 @@ impl Agent {
     pub fn into_stream(self) -> UnixStream {
         self.stream
     }
+}
+
+/// What a guest says of its containers, within so much time: asked on a connection of its own, beside the daemon's.
+///
+/// # Errors
+/// When it does not answer, or not in time.
+pub async fn containers(socket: &Path, limit: Duration) -> Result<Vec<ContainerStatus>, AgentError> {
+    let asked = async {
+        match Agent::connect(socket).await?.ask(&Request::Watch { seen: 0 }).await? {
+            Response::Containers { containers, .. } => Ok(containers),
+            _ => Err(AgentError::Unexpected("a watch")),
+        }
+    };
+    timeout(limit, asked).await.unwrap_or(Err(AgentError::Silent {
+        what: "which containers it has",
+        after: limit,
+    }))
 }
 
 /// Writes a frame.

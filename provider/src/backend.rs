@@ -15,9 +15,10 @@ use crate::{
     act::log_directory,
     context::Context,
     driver::{Handle, View},
-    figures, image_volumes,
+    figures,
     kubelet::Pods,
-    state::{ContainerState, Machine, Slot},
+    logs,
+    state::{Machine, Slot},
     streams,
 };
 
@@ -91,14 +92,6 @@ fn object(view: &View) -> Pod {
     pod
 }
 
-/// Number of the instance whose log is meant by the present one; `None` before the first.
-fn instance(c: &ContainerState) -> Option<u32> {
-    match &c.slot {
-        Slot::Running { .. } | Slot::Ended(_) | Slot::Starting { .. } => Some(c.restarts),
-        Slot::Waiting { .. } => c.last.as_ref().and(c.restarts.checked_sub(1)),
-    }
-}
-
 impl Backend for Provider {
     async fn pods(&self) -> Vec<Pod> {
         self.views().iter().map(|view| object(view)).collect()
@@ -128,43 +121,13 @@ impl Backend for Provider {
         let (handle, view) = self
             .find(&target.namespace, &target.pod, None)
             .ok_or_else(|| LogError::UnknownPod { pod: target.pod.clone() })?;
-        let (container, pod) = (target.container.clone(), target.pod.clone());
-        let c = view.state.by_name(&container).ok_or_else(|| LogError::UnknownContainer {
-            container: container.clone(),
-            pod: pod.clone(),
-        })?;
-        let number = if target.previous {
-            instance(c).and_then(|n| n.checked_sub(1)).ok_or(LogError::NoPrevious {
-                container: container.clone(),
-                pod,
-            })?
-        } else {
-            let waiting = || {
-                let mut desired = view.desired.containers.iter();
-                let own = desired.find(|own| own.name == container);
-                let volume = own.and_then(|own| image_volumes::missing(&view.desired, &view.state, own));
-                let reason = match (&c.slot, c.image.failure().or(volume)) {
-                    (Slot::Waiting { reason: Some(reason), .. }, _) => reason.clone(),
-                    (_, Some((reason, _))) => reason.to_owned(),
-                    _ => "ContainerCreating".into(),
-                };
-                LogError::Waiting {
-                    container: container.clone(),
-                    pod: pod.clone(),
-                    reason,
-                }
-            };
-            instance(c).ok_or_else(waiting)?
-        };
+        let container = target.container.clone();
+        let number = logs::instance(&view.desired, &view.state, &container, target.previous)?;
         let (sender, running) = watch::channel(true);
         let mut views = handle.view.clone();
         tokio::spawn(async move {
             loop {
-                let alive = views
-                    .borrow()
-                    .state
-                    .by_name(&container)
-                    .is_some_and(|c| c.restarts == number && c.slot.is_alive());
+                let alive = logs::is_written(&views.borrow().state, &container, number);
                 sender.send_replace(alive);
                 tokio::select! {
                     changed = views.changed() => if changed.is_err() { return },

@@ -64,7 +64,8 @@ fn cpu_max(cpus: u8) -> (&'static str, String) {
     ("cpu.max", format!("{} {PERIOD}", (u64::from(cpus) + DEVICE_CPUS) * PERIOD))
 }
 
-fn path(uid: &str) -> PathBuf {
+/// The directory of a pod's machine's group, which may not be there.
+pub fn path(uid: &str) -> PathBuf {
     [ROOT, SLICE, uid].iter().collect()
 }
 
@@ -121,6 +122,12 @@ pub fn usage(uid: &str) -> Option<MachineFigures> {
         cpu: cpu.saturating_mul(1000),
         memory: read("memory.current")?.trim().parse().ok()?,
     })
+}
+
+/// Ids of the processes of a pod's machine: its own, and those of what is shared with it. Empty where the host has no such group.
+pub fn pids(uid: &str) -> Vec<u32> {
+    let listed = fs::read_to_string(path(uid).join("cgroup.procs")).unwrap_or_default();
+    listed.lines().filter_map(|line| line.parse().ok()).collect()
 }
 
 /// Whether the host has ended the processes of a pod's machine since their group had no memory left.

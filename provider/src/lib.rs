@@ -54,6 +54,7 @@ pub mod seccomp;
 pub mod sharing;
 pub mod shutdown;
 pub mod size;
+pub mod started;
 pub mod state;
 pub mod status;
 pub mod store;

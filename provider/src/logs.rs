@@ -8,9 +8,74 @@ use std::{
     sync::Arc,
 };
 
+use kvmlet_server::LogError;
 use tracing::warn;
 
-use crate::{act::log_directory, context::Context, desired::DesiredPod, machine::Running};
+use crate::{
+    act::log_directory,
+    context::Context,
+    desired::DesiredPod,
+    image_volumes,
+    machine::Running,
+    state::{ContainerState, PodState, Slot},
+};
+
+/// Where a pod's logs are, each container's in a directory of its own: `<logDir>/<namespace>_<name>_<uid>`.
+pub fn pod_directory(log_dir: &Path, pod: &DesiredPod) -> PathBuf {
+    log_dir.join(format!("{}_{}_{}", pod.namespace, pod.name, pod.uid))
+}
+
+/// Number of the instance of a container whose log is asked for: the present one's, or that of the one before it.
+///
+/// # Errors
+/// When there is none, in the words that `kubectl logs` prints.
+pub fn instance(desired: &DesiredPod, state: &PodState, container: &str, previous: bool) -> Result<u32, LogError> {
+    let pod = || desired.name.clone();
+    let name = || container.to_owned();
+    let Some(own) = state.by_name(container) else {
+        return Err(LogError::UnknownContainer {
+            container: name(),
+            pod: pod(),
+        });
+    };
+    let number = present(own);
+    if previous {
+        return number.and_then(|n| n.checked_sub(1)).ok_or_else(|| LogError::NoPrevious {
+            container: name(),
+            pod: pod(),
+        });
+    }
+    number.ok_or_else(|| LogError::Waiting {
+        container: name(),
+        pod: pod(),
+        reason: waits_for(desired, state, own),
+    })
+}
+
+/// `None` before the first.
+fn present(own: &ContainerState) -> Option<u32> {
+    match &own.slot {
+        Slot::Running { .. } | Slot::Ended(_) | Slot::Starting { .. } => Some(own.restarts),
+        Slot::Waiting { .. } => own.last.as_ref().and(own.restarts.checked_sub(1)),
+    }
+}
+
+fn waits_for(desired: &DesiredPod, state: &PodState, own: &ContainerState) -> String {
+    let wished = desired.containers.iter().find(|one| one.name == own.name);
+    let volume = wished.and_then(|one| image_volumes::missing(desired, state, one));
+    match (&own.slot, own.image.failure().or(volume)) {
+        (Slot::Waiting { reason: Some(reason), .. }, _) => reason.clone(),
+        (_, Some((reason, _))) => reason.to_owned(),
+        _ => "ContainerCreating".into(),
+    }
+}
+
+/// Whether that instance of a container may still write to its log.
+pub fn is_written(state: &PodState, container: &str, instance: u32) -> bool {
+    state
+        .by_name(container)
+        .is_some_and(|own| own.restarts == instance && own.slot.is_alive())
+}
 
 /// Opens the log of a container's new instance and hands it to the machine.
 pub async fn open(

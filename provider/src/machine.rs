@@ -223,6 +223,11 @@ fn end(machine: &Machine) -> Result<(), String> {
     Ok(())
 }
 
+/// The end in words of a machine whose process is gone; `record` is what it left, `name` its control group's.
+pub fn ending(name: &str, record: Option<&ExitRecord>) -> String {
+    describe(record, None, cgroup::is_out_of_memory(name))
+}
+
 /// Its end in words for the pod's owner.
 fn describe(record: Option<&ExitRecord>, signal: Option<i32>, out_of_memory: bool) -> String {
     match record.map(|r| &r.report.exit) {

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     os::fd::OwnedFd,
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -36,6 +37,7 @@ use crate::{
     machine::{self, Launch, Running},
     names, scratch, seccomp,
     size::{self, Room, Size},
+    started::{How, Started},
     streams,
     template::{self, Start},
     volumes,
@@ -68,7 +70,7 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String], de
         message: format!("Failed to create pod sandbox: {message}"),
     };
     let images = found(context, images).map_err(sandbox)?;
-    let begun = Instant::now();
+    let (begun, begun_at) = (Instant::now(), Timestamp::now());
     // Whatever an earlier machine of this pod has left.
     act::destroy(context, &desired.uid).await.map_err(sandbox)?;
     let size = size_of(context, desired, &images);
@@ -142,6 +144,8 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String], de
         needed = needed.max(LIMIT_POD_VERSION);
     }
     let tap = [network.tap].into_iter().chain(network.more_queues).collect();
+    let started = Started::new(begun_at, lap.phases(), &spec);
+    remember(&started, &dir);
     let launch = Launch {
         spec,
         tap,
@@ -150,7 +154,7 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String], de
         file_size,
         template: false,
     };
-    let mut agent = up(act, desired, launch).await.map_err(sandbox)?;
+    let (mut agent, how) = up(act, desired, launch).await.map_err(sandbox)?;
     drop(permit);
     lap.passed(Phase::Guest);
     let hello = begun.elapsed();
@@ -173,6 +177,7 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String], de
     };
     unless_it_ends(&running, set_up).await.map_err(sandbox)?;
     lap.passed(Phase::Setup);
+    remember(&started.up(how, lap.phases()), &dir);
     info!(
         prepared_ms = prepared.as_millis(),
         hello_ms = hello.as_millis(),
@@ -183,13 +188,21 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String], de
     Ok(room)
 }
 
+/// For the host's operator: a pod does not need it.
+fn remember(started: &Started, machine: &Path) {
+    if let Err(error) = started.write(machine) {
+        warn!(%error, "write how the machine started");
+    }
+}
+
 /// Starts the machine, as a copy of the node's template if there is one and it fits, else by booting: until its agent has answered, and a copy is
 /// one of its own. Tells the pod's owner which it was.
-async fn up(act: &Act, desired: &Arc<DesiredPod>, boot: Launch) -> Result<Agent, String> {
+async fn up(act: &Act, desired: &Arc<DesiredPod>, boot: Launch) -> Result<(Agent, How), String> {
     let context = &act.context;
     let told = |start: &Start, took: Duration| {
         let message = start.told(took);
         context.recorder.pod(&desired.pod, Note::normal("MachineStarted", None, message));
+        How::new(start, took)
     };
     let mut begun = Instant::now();
     let wanted = template::wanted(desired.pod.metadata.annotations.as_ref())?;
@@ -220,8 +233,8 @@ async fn up(act: &Act, desired: &Arc<DesiredPod>, boot: Launch) -> Result<Agent,
                 context.templates.worked();
                 match find(act, &mut agent, surplus).await {
                     Ok(()) => {
-                        told(&start, begun.elapsed());
-                        return Ok(agent);
+                        let how = told(&start, begun.elapsed());
+                        return Ok((agent, how));
                     }
                     // It is this pod's own, and says nothing of the template.
                     Err(why) => why,
@@ -237,8 +250,8 @@ async fn up(act: &Act, desired: &Arc<DesiredPod>, boot: Launch) -> Result<Agent,
         begun = Instant::now();
     }
     let agent = answered(act, &desired.uid, boot).await?;
-    told(&start, begun.elapsed());
-    Ok(agent)
+    let how = told(&start, begun.elapsed());
+    Ok((agent, how))
 }
 
 /// Has the guest of a copy look for what its template has no place for.

@@ -106,6 +106,16 @@ impl Store {
         Ok(Self(dir))
     }
 
+    /// The directory of a node that may serve it right now: to be looked at, not to be changed.
+    ///
+    /// # Errors
+    /// When there is none, or it cannot be listed.
+    pub fn look(state_dir: &Path) -> Result<Self, StoreError> {
+        let store = Self(state_dir.join("pods"));
+        store.entries().map(drop)?;
+        Ok(store)
+    }
+
     /// The directory of one pod.
     pub fn dir(&self, uid: &str) -> PathBuf {
         self.0.join(uid)
@@ -158,32 +168,35 @@ impl Store {
         serde_json::from_slice(&bytes).ok()
     }
 
+    /// One pod's record.
+    ///
+    /// # Errors
+    /// When it is missing, damaged or of another version.
+    pub fn read(&self, uid: &str) -> Result<Record, StoreError> {
+        let path = self.dir(uid).join("state.json");
+        let damaged = |message| StoreError::Damaged {
+            path: path.clone(),
+            message,
+        };
+        let bytes = fs::read(&path).map_err(|source| StoreError::Io {
+            what: "read",
+            path: path.clone(),
+            source,
+        })?;
+        let record: Record = serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
+        if record.state.version == STATE_VERSION {
+            Ok(record)
+        } else {
+            Err(damaged(format!("version {} is not known", record.state.version)))
+        }
+    }
+
     /// Reads all records, by UID; a directory whose record is missing or damaged comes with the error, so that it can be swept.
     pub fn load(&self) -> Result<Vec<Loaded>, StoreError> {
         let mut records = Vec::new();
         for entry in self.entries()? {
             let uid = entry.file_name().to_string_lossy().into_owned();
-            let path = entry.path().join("state.json");
-            let record = fs::read(&path)
-                .map_err(|source| StoreError::Io {
-                    what: "read",
-                    path: path.clone(),
-                    source,
-                })
-                .and_then(|bytes| {
-                    let record: Record = serde_json::from_slice(&bytes).map_err(|e| StoreError::Damaged {
-                        path: path.clone(),
-                        message: e.to_string(),
-                    })?;
-                    if record.state.version == STATE_VERSION {
-                        Ok(record)
-                    } else {
-                        Err(StoreError::Damaged {
-                            path,
-                            message: format!("version {} is not known", record.state.version),
-                        })
-                    }
-                });
+            let record = self.read(&uid);
             records.push((uid, record));
         }
         Ok(records)

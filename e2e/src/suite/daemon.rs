@@ -15,17 +15,23 @@ pub(super) const CONFIG: &str = "/etc/kvmlet/config.yaml";
 /// Runs `body` while the first host's daemon has `extra` (top-level keys) in its configuration, in place of lines of its own with the same keys.
 pub(super) fn with_config(cluster: &Cluster, extra: &str, body: impl FnOnce() -> Result<()>) -> Result<()> {
     let host = cluster.host(0)?;
-    let configure = |text: String| -> Result<()> {
-        host.stop_daemon()?;
-        host.put(CONFIG, 0o644, text.as_bytes())?;
-        restart(cluster)
-    };
     let key = |line: &str| line.split_once(':').map(|(key, _)| key.to_owned());
     let own = host_config::kvmlet(host);
     let kept = own.lines().filter(|line| extra.lines().all(|other| key(other) != key(line)));
     let text = kept.map(|line| format!("{line}\n")).collect::<String>() + extra;
+    with_text(cluster, &text, body)
+}
+
+/// Runs `body` while the first host's daemon has this configuration.
+pub(super) fn with_text(cluster: &Cluster, text: &str, body: impl FnOnce() -> Result<()>) -> Result<()> {
+    let host = cluster.host(0)?;
+    let configure = |text: &str| -> Result<()> {
+        host.stop_daemon()?;
+        host.put(CONFIG, 0o644, text.as_bytes())?;
+        restart(cluster)
+    };
     let done = configure(text).and_then(|()| body());
-    configure(host_config::kvmlet(host))?;
+    configure(&host_config::kvmlet(host))?;
     done
 }
 

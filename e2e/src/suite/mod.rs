@@ -35,6 +35,7 @@ mod machines;
 mod memory;
 mod monitoring;
 mod node;
+mod operate;
 mod outage;
 mod package;
 mod pod_resources;
@@ -171,6 +172,7 @@ fn all() -> impl Iterator<Item = &'static Test> {
         certificates::TESTS,
         exits::TESTS,
         by_hand::TESTS,
+        operate::TESTS,
         attach::TESTS,
         snapshots::TESTS,
         copies::TESTS,

@@ -26,4 +26,4 @@ pub use layer::{Limit, Limits};
 pub use pull::PullProgress;
 pub use reference::ImageReference;
 pub use registry::{Mirror, RegistryConfig, RegistryHost};
-pub use store::{Collected, ImageStore, StoreConfig};
+pub use store::{Collected, ImageStore, StoreConfig, Stored, holder, look};

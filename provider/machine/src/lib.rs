@@ -28,7 +28,7 @@ mod start;
 mod uids;
 mod wire;
 
-pub use client::{Adoption, ClientError, Control, Events, Machine, Program, Spawned, adopt, spawn};
+pub use client::{Adoption, ClientError, Control, Events, Found, Machine, Program, Spawned, adopt, find, spawn};
 pub use control::{Event, LinkStatus, LogStatus, MachineState, Memory, Status};
 pub use order::threads;
 pub use process::{ProcessError, run};

@@ -15,7 +15,7 @@ use crate::netns::NetnsError;
 use crate::rtnl::{self, Link, RtnlError, attempt};
 
 /// Name of the tap in every pod's namespace.
-const TAP: &str = "tap0";
+pub(crate) const TAP: &str = "tap0";
 
 /// All protocols (ETH_P_ALL), as tc's header wants it: in network order.
 const ALL_PROTOCOLS: u16 = 3_u16.to_be();

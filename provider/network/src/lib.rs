@@ -15,6 +15,7 @@
 
 pub mod cni;
 pub mod config;
+mod counters;
 pub mod host;
 mod join;
 pub mod netns;
@@ -24,6 +25,7 @@ mod rtnl;
 mod types;
 
 pub use config::NetworkConfig;
+pub use counters::{Counters, counters};
 pub use host::NodeRoute;
 pub use pod::{NetworkError, PodNetworks, Swept};
 pub use types::{HostPort, PodInterface, PodNetwork, PodNetworkRequest, PodRoute, Protocol};

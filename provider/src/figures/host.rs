@@ -24,6 +24,43 @@ pub(super) fn read(name: &str, state: &Path, images: u64) -> NodeFigures {
     count(figures, &text("/proc/stat"), memory, &text("/proc/vmstat"))
 }
 
+/// What a host has, and has in use.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HostLoad {
+    /// Processors.
+    pub processors: u32,
+    /// Processor time used since it started, nanoseconds.
+    pub cpu: u64,
+    /// Memory, bytes.
+    pub memory: u64,
+    /// Of it, what could be used without anything being thrown out, bytes.
+    pub memory_available: u64,
+}
+
+/// This host's, now.
+pub fn load() -> HostLoad {
+    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let memory = readings::memory().unwrap_or_default();
+    HostLoad {
+        processors: u32::try_from(stat.lines().filter(|line| is_processor(line)).count()).unwrap_or(u32::MAX),
+        cpu: busy_ticks(&stat).saturating_mul(TICK),
+        memory: memory.total,
+        memory_available: memory.available,
+    }
+}
+
+/// `cpu0 …`, but not `cpu  …`, which is all of them.
+fn is_processor(line: &str) -> bool {
+    line.strip_prefix("cpu")
+        .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+}
+
+/// Processor time of a process, nanoseconds; `None` when it is gone.
+pub fn processor_time(pid: u32) -> Option<u64> {
+    let [cpu, _] = process_ticks(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?);
+    Some(cpu.saturating_mul(TICK))
+}
+
 /// Nanoseconds in a unit of /proc/stat (USER_HZ is 100 on every architecture that has KVM).
 const TICK: u64 = 10_000_000;
 

@@ -1,6 +1,6 @@
 //! How long the phases of a machine's making take, and how many machines wait to be booted.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use prometheus::IntGauge;
 use tokio::sync::SemaphorePermit;
@@ -28,18 +28,33 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// When the present phase began.
-pub struct Lap<'a>(&'a Context, Instant);
+/// When the present phase began, and how long those before it took.
+pub struct Lap<'a> {
+    context: &'a Context,
+    begun: Instant,
+    passed: Vec<(Phase, Duration)>,
+}
 
 impl<'a> Lap<'a> {
     /// The first has begun then.
     pub fn of(context: &'a Context, begun: Instant) -> Self {
-        Self(context, begun)
+        Self {
+            context,
+            begun,
+            passed: Vec::with_capacity(Phase::ALL.len()),
+        }
     }
 
     /// It is over, the next begins.
     pub fn passed(&mut self, phase: Phase) {
         let now = Instant::now();
-        self.0.meters.passed(phase, now - std::mem::replace(&mut self.1, now));
+        let took = now - std::mem::replace(&mut self.begun, now);
+        self.context.meters.passed(phase, took);
+        self.passed.push((phase, took));
+    }
+
+    /// Those that are over.
+    pub fn phases(&self) -> &[(Phase, Duration)] {
+        &self.passed
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry, core::Collector, proto::MetricFamily};
+use serde::{Deserialize, Serialize};
 
 use super::kubelet::KubeletMeters;
 use crate::probe::spec::Kind;
@@ -11,7 +12,8 @@ use crate::probe::spec::Kind;
 const BUCKETS: [f64; 14] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
 
 /// What making a pod's machine is made of, in order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Phase {
     /// Network and what is in volumes.
     Surroundings,
@@ -26,7 +28,11 @@ pub enum Phase {
 }
 
 impl Phase {
-    fn name(self) -> &'static str {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Surroundings, Self::Disks, Self::Queue, Self::Guest, Self::Setup];
+
+    /// As figures and records call it.
+    pub fn name(self) -> &'static str {
         match self {
             Self::Surroundings => "surroundings",
             Self::Disks => "disks",

@@ -32,6 +32,7 @@ use jiff::Timestamp;
 use kvmlet_server::{Figures, FiguresPage};
 use tokio::sync::Mutex;
 
+pub use self::host::{HostLoad, load, processor_time};
 pub use self::lap::{Lap, turn};
 pub use self::meters::{Meters, Phase};
 pub use self::model::MachineFigures;

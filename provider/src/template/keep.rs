@@ -323,7 +323,7 @@ impl Template {
 }
 
 /// Why a node of this configuration has no template.
-fn never(config: &Config) -> Option<&'static str> {
+pub(super) fn never(config: &Config) -> Option<&'static str> {
     let reasons = [
         (!config.machines.templates, "machines.templates is off"),
         (config.guest.serial, "guest.serial is on"),

@@ -4,6 +4,7 @@
 
 mod keep;
 mod key;
+mod look;
 mod observe;
 
 use std::{collections::BTreeMap, path::Path};
@@ -15,6 +16,7 @@ use vmm_lib::{
 };
 
 pub use keep::{Start, Templates};
+pub use look::{Standing, look};
 
 use crate::{
     act::now_nanoseconds,

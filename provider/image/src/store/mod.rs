@@ -13,6 +13,7 @@
 mod access;
 mod disk;
 mod flight;
+mod look;
 mod records;
 
 use std::collections::HashMap;
@@ -22,6 +23,7 @@ use std::time::Duration;
 
 pub(crate) use disk::Disk;
 pub(crate) use flight::Flights;
+pub use look::{Stored, holder, look};
 use records::Catalog;
 pub(crate) use records::{ImageRecord, LayerRecord};
 

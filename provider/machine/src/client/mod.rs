@@ -188,12 +188,37 @@ pub enum Adoption {
     Never,
 }
 
-/// Finds the machine of `directory` again.
+/// The process of a directory's machine, as its record and the host say.
+#[derive(Debug)]
+pub enum Found {
+    /// It is there.
+    Alive(Machine),
+    /// It is gone; its record, if it could write one.
+    Ended(Option<ExitRecord>),
+    /// None was ever started here.
+    Never,
+}
+
+/// Finds the machine of `directory` again, and has it answer.
 pub fn adopt(directory: &Path) -> Result<Adoption, ClientError> {
-    let Some(record) = ProcessRecord::read(directory)? else {
-        return Ok(Adoption::Never);
+    let machine = match find(directory)? {
+        Found::Alive(machine) => machine,
+        Found::Ended(record) => return Ok(Adoption::Ended(record)),
+        Found::Never => return Ok(Adoption::Never),
     };
-    let ended = || Ok(Adoption::Ended(ExitRecord::read(directory)?));
+    match machine.control().and_then(|mut control| control.status()) {
+        Ok(_) => Ok(Adoption::Running(machine)),
+        Err(_) if machine.wait(Some(Duration::ZERO))? => Ok(Adoption::Ended(ExitRecord::read(directory)?)),
+        Err(error) => Ok(Adoption::Unresponsive(machine, error)),
+    }
+}
+
+/// Looks for the process of `directory`'s machine, and asks it nothing.
+pub fn find(directory: &Path) -> Result<Found, ClientError> {
+    let Some(record) = ProcessRecord::read(directory)? else {
+        return Ok(Found::Never);
+    };
+    let ended = || Ok(Found::Ended(ExitRecord::read(directory)?));
     if record.boot_id != boot_id().map_err(host("read the boot id"))? {
         return ended();
     }
@@ -221,11 +246,7 @@ pub fn adopt(directory: &Path) -> Result<Adoption, ClientError> {
         machine.reap();
         return ended();
     }
-    match machine.control().and_then(|mut control| control.status()) {
-        Ok(_) => Ok(Adoption::Running(machine)),
-        Err(_) if machine.wait(Some(Duration::ZERO))? => ended(),
-        Err(error) => Ok(Adoption::Unresponsive(machine, error)),
-    }
+    Ok(Found::Alive(machine))
 }
 
 /// A machine process.
