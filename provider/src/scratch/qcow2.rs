@@ -133,7 +133,7 @@ fn read(from: &File, cluster: u64, size: u64, buffer: &mut [u8]) -> io::Result<(
 
 /// Numbers of the clusters of a raw disk that are not all zeros, in order.
 fn clusters(from: &File, size: u64) -> io::Result<Vec<u64>> {
-    let mut found = Vec::new();
+    let mut found: Vec<u64> = Vec::new();
     let mut buffer = vec![0; CLUSTER as usize];
     for (start, end) in super::runs(from)? {
         let after = end.min(size).div_ceil(CLUSTER);
