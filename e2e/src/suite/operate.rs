@@ -165,7 +165,7 @@ impl Expected {
                 found["status"]
             );
             ensure!(own["containers"] == json!({"running": containers, "total": containers}), "{own}");
-            ensure!(own["pid"].to_string() == daemon::process(host, uid)?, "{own}");
+            ensure!(own["pid"].as_u64() == daemon::process(host, uid)?.parse().ok(), "{own}");
             ensure!(
                 own["usage"]["memory"]["uniqueBytes"].as_u64() > Some(1 << 20) && own["usage"]["cpuSeconds"].as_f64() > Some(0.0),
                 "{own}"
@@ -254,7 +254,7 @@ impl Expected {
         ensure!(["net", "disk", "vsock"].iter().all(|kind| kinds.contains(kind)), "{told}");
         let group = told["machine"]["controlGroup"].as_str().context("no control group")?;
         let pids = host.sh(&format!("cat {group}/cgroup.procs"))?;
-        ensure!(pids.lines().any(|pid| pid == told["pid"].to_string()), "{pids}, but {told}");
+        ensure!(pids.lines().any(|pid| pid.parse().ok() == told["pid"].as_u64()), "{pids}, but {told}");
         let address = told["network"]["addresses"][0].as_str().context("no address")?;
         ensure!(self.talks["status"]["podIP"].as_str() == address.split('/').next(), "{told}");
         ensure!(told["machine"]["says"]["state"] == "running", "{told}");
