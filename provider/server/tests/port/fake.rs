@@ -1,13 +1,14 @@
 //! A backend with one pod `p` in namespace `ns`, whose commands are played by tasks.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use kvmlet_server::{
-    AttachRequest, Backend, ExecExit, ExecRequest, ExecSession, Figures, FiguresPage, LogError, LogSource, LogTarget, PortConnection,
-    PortForwardRequest, StreamError, TerminalSize,
+    Asked, AttachRequest, Backend, ExecExit, ExecRequest, ExecSession, Figures, FiguresPage, LogError, LogSource, LogTarget,
+    PortConnection, PortForwardRequest, StreamError, TerminalSize,
 };
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
@@ -22,6 +23,10 @@ pub(crate) struct Fake {
     pub(crate) sessions: watch::Sender<usize>,
     /// Bytes that the command `flood` has got rid of, or `sink` has taken.
     pub(crate) flooded: Arc<AtomicU64>,
+    /// Requests that were counted.
+    pub(crate) asked: Arc<Mutex<Vec<Asked>>>,
+    /// How many of them have been answered.
+    pub(crate) served: watch::Sender<usize>,
 }
 
 impl Fake {
@@ -31,6 +36,8 @@ impl Fake {
             log_running: watch::Sender::new(true),
             sessions: watch::Sender::new(0),
             flooded: Arc::default(),
+            asked: Arc::default(),
+            served: watch::Sender::new(0),
         }
     }
 }
@@ -52,6 +59,14 @@ impl Drop for Held {
 }
 
 impl Backend for Fake {
+    fn asked(&self, asked: &Asked) {
+        self.asked.lock().expect("no holder panics").push(*asked);
+    }
+
+    fn served(&self, _asked: &Asked, _took: Duration) {
+        self.served.send_modify(|count| *count += 1);
+    }
+
     async fn pods(&self) -> Vec<Pod> {
         let mut pod = Pod::default();
         pod.metadata.name = Some("p".into());

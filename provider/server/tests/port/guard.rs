@@ -3,12 +3,12 @@
 use hyper::client::conn::http1;
 use hyper::{Method, StatusCode};
 use hyper_util::rt::TokioIo;
-use kvmlet_server::{BindError, Server, ServerConfig, ServingCertificate};
+use kvmlet_server::{Asked, BindError, Server, ServerConfig, ServingCertificate};
 use rcgen::ExtendedKeyUsagePurpose;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::fake::Fake;
-use crate::support::{AUTHORITY, Authority, Port, config, soon};
+use crate::support::{AUTHORITY, Authority, Port, config, reach, soon};
 
 #[tokio::test]
 async fn a_client_without_a_certificate_is_unauthorized_everywhere() {
@@ -236,5 +236,25 @@ async fn tls_1_2_is_spoken_and_what_is_older_is_not() {
         // A fatal alert, protocol_version (section 7.2).
         assert_eq!(answer(older).await, [21, 3, 3, 0, 2, 2, 70], "{older:?}");
     }
+    port.stop().await;
+}
+
+#[tokio::test]
+async fn each_request_is_counted_whoever_asks_and_once_its_answer_has_been_sent() {
+    let fake = Fake::new();
+    let (asked, mut served) = (fake.asked.clone(), fake.served.subscribe());
+    let port = Port::serve(fake).await;
+    port.get("/metrics/resource").await;
+    port.ask(None, Method::POST, "/exec/ns/p/c").await;
+    reach(&mut served, 2, "both answers").await;
+    let of = |method, path, long_running| Asked {
+        method,
+        path,
+        long_running,
+    };
+    assert_eq!(
+        *asked.lock().expect("no holder panics"),
+        [of("GET", "metrics/resource", false), of("POST", "exec", true)]
+    );
     port.stop().await;
 }
