@@ -34,10 +34,11 @@ const PAUSE: Duration = Duration::from_secs(5);
 
 /// Answers until `stop` is told. What the canary of a nested host took is added to what `nesting` says.
 pub(crate) async fn answer(client: Client, config: Arc<Config>, nesting: watch::Sender<Option<String>>, stop: CancellationToken) {
+    let cost = nesting.borrow().clone();
     let node = Node {
         client,
         config,
-        cost: nesting.borrow().clone(),
+        cost,
         nesting,
         stop,
     };
