@@ -11,12 +11,8 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use super::{
-    FOLDER, Options, Row, median, percentile,
-    process::Measured,
-    worth::{Worker, Worth},
-};
-use crate::{Cluster, Host, HostKind, agent::Service, artifacts, node, wait_for};
+use super::{FOLDER, Options, Row, median, percentile, process::Measured};
+use crate::{Cluster, Host, agent::Service, artifacts, node, wait_for};
 
 const NAMESPACE: &str = "bench-burst";
 /// The peer's service and node.
@@ -35,37 +31,14 @@ const COMMANDS: usize = 10;
 /// Until kvmlet asks nothing of the last burst any more.
 const REST: Duration = Duration::from_secs(5);
 
-/// Processor time of a phase.
-#[derive(Debug, Clone, Copy)]
-struct Spent {
-    /// Seconds as the host counts them; while all just ran, as a share of one processor.
-    time: f64,
-    /// What a piece of known work took meanwhile, seconds.
-    piece: f64,
-}
-
-impl Spent {
-    /// Both, as rows: of an emulated host's seconds nothing follows unless they are counted by what they were worth.
-    fn rows(self, kind: HostKind, (name, unit): (&str, &'static str), peer: Self, most: f64) -> [Row; 2] {
-        let row = |name: String, unit, own, theirs| Row::new(kind, name, unit, own).beside(MOCK, theirs);
-        let plain = row(name.to_owned(), unit, self.time, peer.time);
-        let unit = if unit == "s" { "pieces of work" } else { "pieces of work a second" };
-        let worth = row(format!("{name}, in work"), unit, self.time / self.piece, peer.time / peer.piece);
-        match kind {
-            HostKind::Native => [plain.at_most(most), worth],
-            HostKind::Emulated => [plain, worth.at_most(most)],
-        }
-    }
-}
-
 /// What a node spent on one burst.
 struct Cost {
-    /// From creation until all ran.
-    creation: Spent,
-    /// From deletion until all were gone.
-    deletion: Spent,
-    /// While all just ran.
-    idle: Spent,
+    /// Seconds of processor time from creation until all ran.
+    creation: f64,
+    /// The same for the time from deletion until all were gone.
+    deletion: f64,
+    /// Of one processor, while all just ran.
+    idle: f64,
     /// Bytes, most.
     memory: f64,
     /// From creation until all ran.
@@ -82,7 +55,6 @@ struct Node<'a> {
     daemon: Measured<'a>,
     /// This program on its host.
     bench: &'a str,
-    worker: &'a Worker<'a>,
 }
 
 pub(super) fn rows(cluster: &Cluster, options: &Options) -> Result<Vec<Row>> {
@@ -96,9 +68,7 @@ pub(super) fn rows(cluster: &Cluster, options: &Options) -> Result<Vec<Row>> {
     cluster.wait_until_nodes_are_ready(Duration::from_secs(60))?;
     cluster.create_namespace(NAMESPACE)?;
     let bench = super::prepare(host)?;
-    let worker = Worker::start(host, &bench)?;
-    let measured = measure(cluster, host, options.pods, (&bench, &worker));
-    worker.stop()?;
+    let measured = measure(cluster, host, options.pods, &bench);
     let stopped = host.stop_service(PEER, Signal::SIGTERM, Duration::from_secs(10));
     // Its node may never have come to be.
     cluster.kubectl(&["delete", "node", PEER, "--ignore-not-found"])?;
@@ -107,10 +77,9 @@ pub(super) fn rows(cluster: &Cluster, options: &Options) -> Result<Vec<Row>> {
     stopped.map(|_| measured)
 }
 
-fn measure(cluster: &Cluster, host: &Host, count: usize, (bench, worker): (&str, &Worker<'_>)) -> Result<Vec<Row>> {
+fn measure(cluster: &Cluster, host: &Host, count: usize, bench: &str) -> Result<Vec<Row>> {
     let ours = Node {
         bench,
-        worker,
         cluster,
         kind: "virtual-kubelet",
         daemon: Measured::find(host, &format!("{} node ", node::PROGRAM))?,
@@ -136,20 +105,17 @@ fn measure(cluster: &Cluster, host: &Host, count: usize, (bench, worker): (&str,
     let peer_requests = peer_requests(host)? - before;
 
     let row = |name: &str, unit, value: f64| Row::new(host.kind, format!("{count} pods: {name}"), unit, value);
-    let spent = |name: &str, unit, own: Spent, theirs, most| own.rows(host.kind, (&format!("{count} pods: {name}"), unit), theirs, most);
     let pods = count as f64;
-    let mut rows = Vec::new();
-    rows.extend(spent(
-        "processor time, creation to Running",
-        "s",
-        own.creation,
-        theirs.creation,
-        4.0,
-    ));
-    rows.extend(spent("processor time, deletion to gone", "s", own.deletion, theirs.deletion, 1.0));
-    let share = "share of one processor";
-    rows.extend(spent("processor time while they run", share, own.idle, theirs.idle, 1.0));
-    rows.extend([
+    Ok(vec![
+        row("processor time, creation to Running", "s", own.creation)
+            .beside(MOCK, theirs.creation)
+            .at_most(4.0),
+        row("processor time, deletion to gone", "s", own.deletion)
+            .beside(MOCK, theirs.deletion)
+            .at_most(1.0),
+        row("processor time while they run", "share of one processor", own.idle)
+            .beside(MOCK, theirs.idle)
+            .at_most(1.0),
         row("peak memory", "bytes", own.memory).beside(MOCK, theirs.memory),
         row("peak memory, of what a hundred pods may take", "bytes", own.memory).at_most(60.0 * 1_048_576.0),
         row("requests to the API server", "a pod", requests / pods).beside(MOCK, peer_requests / pods),
@@ -163,8 +129,7 @@ fn measure(cluster: &Cluster, host: &Host, count: usize, (bench, worker): (&str,
         )
         .at_most(3.0),
         Row::new(host.kind, "exec true, by kubectl, median", "s", median(commands)),
-    ]);
-    Ok(rows)
+    ])
 }
 
 impl Node<'_> {
@@ -172,35 +137,23 @@ impl Node<'_> {
     fn burst(&self, names: &[String]) -> Result<Cost> {
         let deadline = DEADLINE_A_POD * u32::try_from(names.len())? + Duration::from_secs(90);
         self.daemon.forget_peak()?;
-        let now = || anyhow::Ok((self.daemon.cpu_seconds(self.bench)?, self.worker.now()?));
-        let since = |(seconds, worth): (f64, Worth)| -> Result<Spent> {
-            let (seconds_now, worth_now) = now()?;
-            Ok(Spent {
-                time: seconds_now - seconds,
-                piece: worth_now.since(worth)?,
-            })
-        };
-        let (begun, at_first) = (Instant::now(), now()?);
+        let cpu = || self.daemon.cpu_seconds(self.bench);
+        let (begun, at_first) = (Instant::now(), cpu()?);
         self.create(names)?;
         wait_for("all pods to run", deadline, || {
             let running = self.phases()?.iter().filter(|phase| *phase == "Running").count();
             ensure!(running == names.len(), "{running} of {} run", names.len());
             Ok(Some(()))
         })?;
-        let (creating, creation) = (begun.elapsed().as_secs_f64(), since(at_first)?);
-        // One is not measured.
-        let mut idle = creation;
+        let (creating, running) = (begun.elapsed().as_secs_f64(), cpu()?);
+        let mut idle = 0.0;
         if names.len() > 1 {
             thread::sleep(REST);
-            let (begun, before) = (Instant::now(), now()?);
+            let (begun, before) = (Instant::now(), cpu()?);
             thread::sleep(IDLE);
-            let (seconds, spent) = (begun.elapsed().as_secs_f64(), since(before)?);
-            idle = Spent {
-                time: spent.time / seconds,
-                ..spent
-            };
+            idle = (cpu()? - before) / begun.elapsed().as_secs_f64();
         }
-        let (begun, before) = (Instant::now(), now()?);
+        let (begun, before) = (Instant::now(), cpu()?);
         self.cluster
             .kubectl(&["-n", NAMESPACE, "delete", "pods", "--all", "--grace-period=1", "--wait=false"])?;
         wait_for("all pods to be gone", deadline, || {
@@ -209,8 +162,8 @@ impl Node<'_> {
             Ok(Some(()))
         })?;
         Ok(Cost {
-            creation,
-            deletion: since(before)?,
+            creation: running - at_first,
+            deletion: cpu()? - before,
             idle,
             memory: self.daemon.peak()?,
             creating,

@@ -1,13 +1,13 @@
 //! The bench's stopwatches: what `kvmlet-e2e measure` runs inside a host. Each starts machine monitors, measures, ends them and prints JSON.
 
-use std::{fs, path::PathBuf, process::Stdio, sync::Barrier, thread, time::Duration};
+use std::{fs, process::Stdio, sync::Barrier, thread, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use clap::Subcommand;
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use super::{guest, monitor::Monitor, process, resume, reviews, traffic, way::Way, worth};
+use super::{guest, monitor::Monitor, process, resume, reviews, traffic, way::Way};
 
 /// One stopwatch.
 #[derive(Debug, Subcommand)]
@@ -85,12 +85,6 @@ pub enum Measure {
         /// The directory with its configuration, where the snapshot is or comes to be.
         folder: String,
     },
-    /// Work of known worth, until it is ended.
-    Worth {
-        /// Where its results go.
-        #[arg(long)]
-        file: PathBuf,
-    },
     /// Processor seconds of a process so far.
     Processor {
         /// Which.
@@ -137,7 +131,6 @@ impl Measure {
                 argv,
             )?),
             Self::Resume { program, folder } => serde_json::to_string(&resume::run(program, folder.as_ref())?),
-            Self::Worth { file } => serde_json::to_string(&worth::run(file)?),
             Self::Processor { pid } => serde_json::to_string(&process::seconds(Pid::from_raw(*pid))?),
             Self::Reviews(load) => serde_json::to_string(&load.run()?),
         };

@@ -20,7 +20,6 @@ mod smaps;
 mod start;
 mod traffic;
 mod way;
-mod worth;
 
 use std::time::Duration;
 

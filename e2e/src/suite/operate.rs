@@ -254,7 +254,10 @@ impl Expected {
         ensure!(["net", "disk", "vsock"].iter().all(|kind| kinds.contains(kind)), "{told}");
         let group = told["machine"]["controlGroup"].as_str().context("no control group")?;
         let pids = host.sh(&format!("cat {group}/cgroup.procs"))?;
-        ensure!(pids.lines().any(|pid| pid.parse().ok() == told["pid"].as_u64()), "{pids}, but {told}");
+        ensure!(
+            pids.lines().any(|pid| pid.parse().ok() == told["pid"].as_u64()),
+            "{pids}, but {told}"
+        );
         let address = told["network"]["addresses"][0].as_str().context("no address")?;
         ensure!(self.talks["status"]["podIP"].as_str() == address.split('/').next(), "{told}");
         ensure!(told["machine"]["says"]["state"] == "running", "{told}");
