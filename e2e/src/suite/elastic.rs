@@ -26,9 +26,10 @@ use crate::{
 };
 
 pub(super) const TESTS: &[Test] = &[
+    // Requests for certificates and rights to them are the cluster's: another test of them must not run meanwhile.
     Test {
         name: "a host that has nothing but a bootstrap token joins and runs a pod that waited for it",
-        hosts: 1,
+        hosts: 2,
         kvmlet: true,
         run: joins,
     },

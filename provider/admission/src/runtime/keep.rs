@@ -55,7 +55,8 @@ impl FollowError {
 
 /// Whether what was to be watched is not installed, or not for whoever asks.
 pub fn is_absent(error: &watcher::Error) -> bool {
-    matches!(error, watcher::Error::InitialListFailed(kube::Error::Api(status)) if matches!(status.code, 403 | 404))
+    use watcher::Error::{InitialListFailed, WatchStartFailed};
+    matches!(error, InitialListFailed(kube::Error::Api(status)) | WatchStartFailed(kube::Error::Api(status)) if matches!(status.code, 403 | 404))
 }
 
 /// Who hears how long certificates are to live; nothing before it is known whether there is a switch that says so.
