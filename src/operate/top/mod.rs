@@ -95,21 +95,27 @@ fn follow(config: PathBuf) -> anyhow::Result<Receiver<News>> {
 }
 
 fn show(terminal: &mut DefaultTerminal, news: &Receiver<News>, node: &str) -> anyhow::Result<()> {
-    let mut screen = Screen::new();
+    let (mut screen, mut is_old) = (Screen::new(), true);
     loop {
         for told in news.try_iter() {
             match told {
                 News::Seen(sample) => screen.take(sample),
                 News::End => return Ok(()),
             }
+            is_old = true;
         }
-        terminal.draw(|frame| view::draw(frame, &screen, node)).context("draw")?;
-        if event::poll(SOON).context("wait for a key")?
-            && let Event::Key(key) = event::read().context("read a key")?
-            && let Some(command) = command(key)
-            && !screen.obey(command)
-        {
-            return Ok(());
+        if std::mem::take(&mut is_old) {
+            terminal.draw(|frame| view::draw(frame, &screen, node)).context("draw")?;
+        }
+        if event::poll(SOON).context("wait for a key")? {
+            // Also when the terminal has another size.
+            is_old = true;
+            if let Event::Key(key) = event::read().context("read a key")?
+                && let Some(command) = command(key)
+                && !screen.obey(command)
+            {
+                return Ok(());
+            }
         }
     }
 }

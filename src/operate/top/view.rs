@@ -173,10 +173,10 @@ mod tests {
             [
                 "kvmlet  kvm-1  daemon 99  3 machines, 3 pods",
                 "CPU 50.0% of 4  memory 2.0Gi of 8.0Gi  images 3 in 120Mi  template none",
-                "POD▼                         STATE     START       CPU%   UNIQUE  SHARED  RX/s    TX/s",
-                "default/a                    Running   copy 420ms  1.0    40Mi    90Mi    0       0",
-                "default/b                    Running   copy 420ms  150.0  40Mi    90Mi    0       0",
-                "default/c                    Running   copy 420ms  10.0   40Mi    90Mi    0       0",
+                "POD▼                          STATE     START       CPU%   UNIQUE  SHARED  RX/s    TX/s",
+                "default/a                     Running   copy 420ms  1.0    40Mi    90Mi    0       0",
+                "default/b                     Running   copy 420ms  150.0  40Mi    90Mi    0       0",
+                "default/c                     Running   copy 420ms  10.0   40Mi    90Mi    0       0",
             ],
             "{shown:#?}"
         );
