@@ -13,7 +13,7 @@ use std::time::Duration;
 pub(crate) use bzimage::{LOAD, bzimage};
 use vmm_lib::exit::MachineReport;
 use vmm_lib::spec::{Boot, FileSource, MachineSpec, SPEC_VERSION};
-use vmm_lib::{Builder, Machine};
+use vmm_lib::{BuildError, Builder, Machine};
 
 /// `mov $value, %al; mov $port, %dx; out %al, %dx`.
 pub fn out_byte(port: u16, value: u8) -> Vec<u8> {
@@ -112,9 +112,13 @@ pub fn say_which_kvm() {
 
 /// Why there is no such machine, with all reasons.
 pub fn refusal(spec: MachineSpec, files: Vec<OwnedFd>) -> String {
-    let error = Builder::new(spec, files).build().err().expect("it is refused");
+    told(&Builder::new(spec, files).build().err().expect("it is refused"))
+}
+
+/// An error with all its reasons.
+pub fn told(error: &BuildError) -> String {
     let mut text = error.to_string();
-    let mut source = std::error::Error::source(&error);
+    let mut source = std::error::Error::source(error);
     while let Some(error) = source {
         text = format!("{text}: {error}");
         source = error.source();
