@@ -47,6 +47,9 @@ use crate::{
 
 /// What `/logs/` of the kubelet port shows.
 const NODE_LOGS: &str = "/var/log";
+/// What the log says unless RUST_LOG does. Whoever watches says himself what a watch failed of; of a kind that is not installed kube's own warning
+/// would come again and again.
+const LOG: &str = "info,kube_runtime::watcher=error";
 /// Guests that boot at once, for each processor of the host.
 const BOOTS_PER_PROCESSOR: usize = 3;
 
@@ -95,7 +98,7 @@ pub(crate) fn allow_open_files() {
 
 /// What the log says, by `RUST_LOG` or from `info` on.
 pub(crate) fn log_to_stderr() {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| LOG.into());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -121,6 +121,9 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// What an emulated host keeps; only ever inside one.
+    #[command(hide = true)]
+    HostKeep,
     /// The rig's agent; only ever inside a host.
     #[command(hide = true)]
     HostAgent {
@@ -200,6 +203,7 @@ fn run(command: Command) -> Result<ExitCode> {
             exit(status.code().unwrap_or(1));
         }
         Command::Runner { program, arguments } => exit(Cluster::running()?.host(0)?.run_program(&program, &arguments)?),
+        Command::HostKeep => agent::keep().map(|()| ExitCode::SUCCESS),
         Command::HostAgent { listen } => agent::serve(listen).map(|()| ExitCode::SUCCESS),
     }
 }

@@ -3,10 +3,12 @@
 //! host's address inside the cluster's own network namespace, and must never be started anywhere else.
 
 mod client;
+mod keep;
 mod server;
 mod service;
 mod wire;
 
 pub use client::{Client, CommandOutput, Service};
+pub use keep::keep;
 pub use server::serve;
 pub use wire::{ServiceState, ServiceStatus};

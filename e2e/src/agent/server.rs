@@ -3,7 +3,7 @@
 use std::{
     fs, io,
     io::{Read, Write},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{SocketAddr, TcpListener, TcpStream},
     os::unix::{fs::PermissionsExt, process::CommandExt, process::ExitStatusExt},
     path::Path,
     process::{Child, Command, ExitStatus, Stdio},
@@ -17,11 +17,9 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use nix::{
     sys::{
         signal::{Signal, killpg},
-        socket::{setsockopt, sockopt::ReceiveTimestamp},
         wait::{WaitStatus, wait},
     },
     time::{ClockId, clock_settime},
@@ -36,15 +34,12 @@ use super::{
 /// How long output of what a command left behind is still waited for after its end.
 const LINGER: Duration = Duration::from_secs(1);
 const AS_CHILD: &str = "KVMLET_RIG_AGENT_CHILD";
-/// Set on emulated hosts: see [`Kept`].
-const KEEP: &str = "KVMLET_RIG_KEEP";
 
 /// Serves until the process is ended. As PID 1 it serves from a child and itself reaps what is orphaned.
 pub fn serve(address: SocketAddr) -> Result<()> {
     if std::process::id() == 1 && std::env::var_os(AS_CHILD).is_none() {
         return reap();
     }
-    let _kept = std::env::var_os(KEEP).is_some().then(Kept::new).transpose()?;
     let listener = TcpListener::bind(address).with_context(|| format!("listen on {address}"))?;
     let services = Services::default();
     println!("rig agent: listening on {address}");
@@ -58,32 +53,6 @@ pub fn serve(address: SocketAddr) -> Result<()> {
         });
     }
     Ok(())
-}
-
-/// What a host has for as long as it is, and never uses: with the first of such and after the last one the host's kernel rewrites its own text,
-/// and an emulated processor may still take the old text for good when that is done: an oops at an int3 that is no longer there. A machine
-/// (KVM's `preempt_notifier_key`, in the middle of every task switch), a processor whose interrupt controller is off (`apic_sw_disabled`), and
-/// a socket that wants to know when packets came (`netstamp_needed_key`). `rig-init` has the others.
-#[derive(Debug)]
-struct Kept {
-    _machine: VmFd,
-    _processor: VcpuFd,
-    _socket: UdpSocket,
-}
-
-impl Kept {
-    fn new() -> Result<Self> {
-        let machine = Kvm::new().and_then(|kvm| kvm.create_vm()).context("make a machine")?;
-        machine.create_irq_chip().context("make its interrupt controllers")?;
-        let processor = machine.create_vcpu(0).context("make its processor")?;
-        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).context("make a socket")?;
-        setsockopt(&socket, ReceiveTimestamp, &true).context("ask for timestamps")?;
-        Ok(Self {
-            _machine: machine,
-            _processor: processor,
-            _socket: socket,
-        })
-    }
 }
 
 fn reap() -> Result<()> {
