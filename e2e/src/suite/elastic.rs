@@ -63,7 +63,8 @@ fn joins(cluster: &Cluster) -> Result<()> {
         // The daemon that has a pod must be the one that ends it.
         let ended = place.kubectl(&["delete", "pods", "--all", "--timeout=100s"]);
         host.stop_daemon()?;
-        host.sh(&format!("rm -rf {FRESH} {WRITTEN} {BOOTSTRAP}"))?;
+        // A template may have been in the making, and whoever comes next looks elsewhere.
+        host.sh(&format!("{} cleanup && rm -rf {FRESH} {WRITTEN} {BOOTSTRAP}", node::PROGRAM))?;
         cluster.kubectl(&["delete", "node", &host.name, "--ignore-not-found"])?;
         host.put(daemon::CONFIG, 0o644, host_config::kvmlet(host).as_bytes())?;
         daemon::restart(cluster)?;
