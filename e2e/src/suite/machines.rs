@@ -11,7 +11,7 @@ use super::{
     templates,
     workload::{STAY, container, pod, sh, with, within},
 };
-use crate::{Cluster, wait_for};
+use crate::Cluster;
 
 pub(super) const TESTS: &[Test] = &[
     Test {
@@ -21,7 +21,7 @@ pub(super) const TESTS: &[Test] = &[
         run: stands_still,
     },
     Test {
-        name: "machines are held to the writes a second that their node allows",
+        name: "machines' control groups have the limits of reads and writes that their node allows",
         hosts: 1,
         kvmlet: true,
         run: limited,
@@ -30,8 +30,6 @@ pub(super) const TESTS: &[Test] = &[
 
 /// Of two stages, of about half as much each.
 const WATCHDOG: Duration = Duration::from_secs(10);
-/// By a machine that may write 2 MiB a second, MiB.
-const WRITTEN: u64 = 16;
 
 fn stands_still(cluster: &Cluster) -> Result<()> {
     let config = format!("machines: {{watchdogSeconds: {}}}\n", WATCHDOG.as_secs());
@@ -87,20 +85,7 @@ fn limited(cluster: &Cluster) -> Result<()> {
                 .host(0)?
                 .sh(&format!("cat /sys/fs/cgroup/kvmlet.slice/{uid}/io.max"))?;
             ensure!(limits.contains("rbps=max wbps=2097152 riops=5000 wiops=max"), "{limits:?}");
-            // Past both page caches, the guest's and the host's. Writes that a cache took are charged to whoever first wrote to the file, the
-            // daemon, until the kernel has seen for some seconds that it is the machine that does (cgroup-v2.rst, "Writeback").
-            let write = format!("dd if=/dev/zero of=/written bs=1M count={WRITTEN} conv=fsync,notrunc");
-            wait_for("the machine to be held to its writes", Duration::from_secs(240), || {
-                let begun = Instant::now();
-                place.kubectl(&["exec", "limited", "--", "sh", "-c", &write])?;
-                let (took, least) = (begun.elapsed(), Duration::from_secs(WRITTEN / 2));
-                // A second of them may be under way or saved up.
-                ensure!(
-                    took + Duration::from_secs(1) >= least,
-                    "{WRITTEN} MiB at 2 MiB a second took {took:?}"
-                );
-                Ok(Some(()))
-            })
+            Ok(())
         })
     })
 }
