@@ -4,6 +4,7 @@ mod checks;
 mod cleanup;
 mod cli;
 mod ending;
+mod images;
 mod machine;
 mod node;
 mod operate;

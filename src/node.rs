@@ -4,7 +4,7 @@ use std::{net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, anyhow, bail};
 use kube::Client;
-use kvmlet_image::{ImageStore, Limits, Mirror, RegistryConfig, RegistryHost, StoreConfig};
+use kvmlet_image::ImageStore;
 use kvmlet_machine::{Program, Uids};
 use kvmlet_network::{NetworkConfig, PodNetworks};
 use kvmlet_preflight::{Facts, judge};
@@ -28,6 +28,7 @@ use kvmlet_provider::{
     pressure::{self, Pressure},
     report::Reporter,
     routes,
+    shared::{self, keep::SharedKeeper},
     sharing::Copies,
     shutdown::{self, Shutdown},
     store::Store,
@@ -35,14 +36,17 @@ use kvmlet_provider::{
 };
 use kvmlet_server::{CachedReviews, CachedTokens, Server, ServerConfig, ServingCertificate};
 use rustix::process::{Resource, getrlimit, setrlimit};
-use tokio::sync::{OnceCell, mpsc, oneshot, watch};
+use tokio::{
+    sync::{Notify, OnceCell, mpsc, oneshot, watch},
+    task::JoinHandle,
+};
 use tracing::{error, info, warn};
 
 use crate::{
     checks,
     cli::NodeArguments,
     ending::{Asked, Signals, tell},
-    runtime, systemd,
+    images, runtime, systemd,
 };
 
 /// What `/logs/` of the kubelet port shows.
@@ -119,10 +123,10 @@ async fn serve(config: Config, io: IoLimits, nesting: Option<String>) -> anyhow:
     let templates = Templates::new(&config);
     let directories = store.machine_dirs()?.into_iter().chain([templates.machine_dir()]);
     let uids = Uids::new(config.machine_uids.range(), directories);
-    if let Err(error) = cgroup::prepare() {
+    if let Err(error) = cgroup::prepare().and_then(|()| if config.shared.is_some() { Ok(()) } else { cgroup::hold(None) }) {
         warn!(%error, "machines stay in the daemon's control group");
     }
-    let images = Arc::new(ImageStore::open(config.state_dir.join("images"), image_config(&config)).context("open the image store")?);
+    let images = Arc::new(ImageStore::open(config.state_dir.join("images"), images::config(&config)).context("open the image store")?);
     let host = Host::measure(&config).context("measure the host")?;
     let troubles = Troubles::default();
     let network: Arc<OnceCell<PodNetworks>> = Arc::default();
@@ -186,6 +190,15 @@ async fn serve(config: Config, io: IoLimits, nesting: Option<String>) -> anyhow:
     identity.keep(teller.clone());
     shown.keep(teller);
 
+    let (views, shared_host) = watch::channel(None);
+    let other = match &config.shared {
+        Some(shared) => Some(
+            certificates::client::of_kubeconfig(&shared.kubeconfig)
+                .await
+                .context("shared.kubeconfig")?,
+        ),
+        None => None,
+    };
     let (farewell, farewells) = mpsc::channel(1);
     let nesting = watch::Sender::new(nesting);
     let keeper = NodeKeeper {
@@ -197,6 +210,7 @@ async fn serve(config: Config, io: IoLimits, nesting: Option<String>) -> anyhow:
         shutdown: context.shutdown.subscribe(),
         images,
         network: network.clone(),
+        shared: shared_host.clone(),
         farewells,
         nesting: nesting.subscribe(),
     };
@@ -224,7 +238,9 @@ async fn serve(config: Config, io: IoLimits, nesting: Option<String>) -> anyhow:
     });
     let nodes = tokio::spawn({
         let (config, client, network) = (config.clone(), client.clone(), network.clone());
+        let known = shared::known(shared_host.clone());
         async move {
+            known.await;
             keeper.register().await;
             let _ = is_registered.send(());
             let addresses = tokio::spawn(async move {
@@ -237,9 +253,27 @@ async fn serve(config: Config, io: IoLimits, nesting: Option<String>) -> anyhow:
             addresses.abort();
         }
     });
+    let adopted = Arc::new(Notify::new());
+    let reserving = other.clone().map(|client| {
+        let (context, pods, adopted) = (kubelet.context.clone(), kubelet.pods.clone(), adopted.clone());
+        let keeper = SharedKeeper {
+            context,
+            pods,
+            client,
+            views,
+        };
+        tokio::spawn(async move {
+            // Before that machines would be held to what others were given, and pods that run be none.
+            adopted.notified().await;
+            keeper.keep().await;
+        })
+    });
     let following = tokio::spawn(async move {
         kubelet.recover().await;
         let _ = has_recovered.send(());
+        adopted.notify_one();
+        // Before it is known what there is, pods would be refused that fit.
+        shared::known(shared_host).await;
         // Only then is it known what is needed.
         tokio::spawn(image_gc::keep(kubelet.context.clone(), kubelet.pods.clone()));
         tokio::spawn(pressure::keep::keep(kubelet.context.clone(), kubelet.pods.clone()));
@@ -275,7 +309,10 @@ async fn serve(config: Config, io: IoLimits, nesting: Option<String>) -> anyhow:
         info!("SIGTERM: the node leaves (drainOnTermination); a second one ends the daemon at once");
         tokio::select! {
             left = leaver.leave() => match left {
-                Ok(()) => info!("drained: the daemon ends"),
+                Ok(()) => {
+                    release(&config, other.as_ref(), reserving).await;
+                    info!("drained: the daemon ends");
+                }
                 Err(stuck) => done = Err(stuck.into()),
             },
             () = tell(leaver.progress.subscribe()) => {}
@@ -292,46 +329,22 @@ async fn serve(config: Config, io: IoLimits, nesting: Option<String>) -> anyhow:
     done
 }
 
+/// On a host that has a kubelet, too: gives back what was reserved there.
+async fn release(config: &Config, other: Option<&Client>, reserving: Option<JoinHandle<()>>) {
+    let (Some(client), Some(reserving)) = (other, reserving) else {
+        return;
+    };
+    // Or it would be made again.
+    reserving.abort();
+    if let Err(why) = shared::keep::release(client, config).await {
+        warn!("the reservation pod goes with the Node, in its own time: {why}");
+    }
+}
+
 /// Comes to its end where the daemon does its work: its main task runs, as do threads for others, and nobody keeps the table of pods.
 async fn works(pods: &Pods) {
     let pods = pods.clone();
     let _ = tokio::spawn(async move { drop(pods.lock()) }).await;
-}
-
-fn image_config(config: &Config) -> StoreConfig {
-    let hosts = config
-        .registries
-        .iter()
-        .map(|(name, registry)| {
-            let mirrors = registry
-                .mirrors
-                .iter()
-                .map(|endpoint| Mirror {
-                    endpoint: endpoint.clone(),
-                    skip_verify: false,
-                    send_credentials: false,
-                })
-                .collect();
-            (
-                name.clone(),
-                RegistryHost {
-                    mirrors,
-                    plain_http: registry.insecure,
-                    ..RegistryHost::default()
-                },
-            )
-        })
-        .collect();
-    let limits = Limits {
-        layer_bytes: config.images.max_layer_size.value(),
-        layer_entries: config.images.max_layer_files,
-        ..Limits::default()
-    };
-    StoreConfig {
-        registries: RegistryConfig { hosts },
-        limits,
-        ..StoreConfig::default()
-    }
 }
 
 async fn server(config: &Config, client: &Client, certificate: ServingCertificate, backend: Provider) -> anyhow::Result<Server> {

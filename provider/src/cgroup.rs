@@ -82,6 +82,67 @@ pub fn prepare() -> io::Result<()> {
     Ok(())
 }
 
+/// What all machines of the host may use together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Together {
+    /// Bytes.
+    pub memory: u64,
+    /// Thousandths of a processor.
+    pub cpu: u64,
+}
+
+impl Together {
+    /// The larger of each.
+    #[must_use]
+    pub fn max(self, other: Self) -> Self {
+        Self {
+            memory: self.memory.max(other.memory),
+            cpu: self.cpu.max(other.cpu),
+        }
+    }
+
+    /// Names and contents of the group's files. The weight is a kubelet's for so much processor time (pkg/kubelet/cm, MilliCPUToShares and
+    /// getCPUWeight): its pods' group stands beside machines' and has one by the same rule.
+    fn files(limits: Option<&Self>) -> [(&'static str, String); 3] {
+        let Some(Self { memory, cpu }) = limits else {
+            return [
+                ("memory.max", "max".into()),
+                ("cpu.max", "max".into()),
+                ("cpu.weight", "100".into()),
+            ];
+        };
+        let shares = (cpu * 1024 / 1000).clamp(2, 262_144);
+        [
+            ("memory.max", memory.to_string()),
+            ("cpu.max", format!("{} {PERIOD}", cpu * PERIOD / 1000)),
+            ("cpu.weight", ((shares - 2) * 9999 / 262_142 + 1).to_string()),
+        ]
+    }
+}
+
+/// What machines that run may use of memory, each by its own group, and no more than all together may by now, bytes.
+pub fn running() -> u64 {
+    let limit = |group: PathBuf| fs::read_to_string(group.join("memory.max")).ok()?.trim().parse::<u64>().ok();
+    let slice: PathBuf = [ROOT, SLICE].iter().collect();
+    let groups = fs::read_dir(&slice).into_iter().flatten().flatten();
+    let all = groups.filter_map(|group| limit(group.path())).fold(0, u64::saturating_add);
+    all.min(limit(slice).unwrap_or(u64::MAX))
+}
+
+/// Holds all machines together to this; to nothing on a host that is theirs.
+///
+/// # Errors
+/// When the host has no such controller. Without limits that is no mistake.
+pub fn hold(limits: Option<&Together>) -> io::Result<()> {
+    for (name, content) in Together::files(limits) {
+        let written = fs::write([ROOT, SLICE, name].iter().collect::<PathBuf>(), &content);
+        if limits.is_some() {
+            written.map_err(|error| io::Error::new(error.kind(), format!("{name} {content}: {error}")))?;
+        }
+    }
+    Ok(())
+}
+
 /// Makes the group of a pod's machine, whose guest uses so many processors, and puts its process there. A limit whose controller the host does
 /// not give is in the answer: the machine runs without it. Not so `io`, which is there because the node's owner asked for it.
 pub fn confine(uid: &str, pid: u32, (spec, cpus): (&MachineSpec, u8), threads: u64, io: &IoLimits) -> io::Result<Vec<&'static str>> {
@@ -186,6 +247,20 @@ pub fn clear() -> io::Result<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn machines_together_are_held_as_a_kubelets_pods_are_and_elsewhere_not_at_all() {
+        let limits = Together {
+            memory: 4 << 30,
+            cpu: 1500,
+        };
+        let text = |limits| Together::files(limits).map(|(name, content)| format!("{name} {content}"));
+        assert_eq!(
+            text(Some(&limits)),
+            ["memory.max 4294967296", "cpu.max 150000 100000", "cpu.weight 59"]
+        );
+        assert_eq!(text(None), ["memory.max max", "cpu.max max", "cpu.weight 100"]);
+    }
 
     #[test]
     fn a_machine_may_use_its_size_and_what_its_monitor_needs() {

@@ -10,6 +10,7 @@ mod images;
 mod machines;
 #[cfg(test)]
 mod reference;
+mod shared;
 mod sharing;
 mod shutdown;
 mod surroundings;
@@ -17,7 +18,7 @@ mod surroundings;
 use std::{
     collections::BTreeMap,
     net::IpAddr,
-    path::{Component, Path, PathBuf},
+    path::{Path, PathBuf},
 };
 
 use serde::Deserialize;
@@ -28,6 +29,7 @@ pub use self::daemon_sets::DaemonSets;
 pub use self::eviction::{Level, Signal, Span, Threshold};
 pub use self::images::{ImageGc, Images, Registry};
 pub use self::machines::{Io, MachineUids, Machines};
+pub use self::shared::{Reservation, SharedHost};
 pub use self::sharing::{Sharing, SharingPolicy};
 pub use self::shutdown::ShutdownGracePeriod;
 pub use self::surroundings::{AllowedPath, HostPath, Network, Volumes};
@@ -109,6 +111,9 @@ pub struct Config {
     /// How long that may take.
     #[serde(default = "elastic::default_drain_timeout")]
     drain_timeout_seconds: u64,
+    /// A host that has a kubelet, too.
+    #[serde(default)]
+    pub shared: Option<SharedHost>,
     /// The guest's kernel and initramfs.
     #[serde(default)]
     pub guest: Guest,
@@ -330,7 +335,8 @@ impl Config {
         if config.node_ip.is_unspecified() || config.node_ip.is_loopback() {
             return value("nodeIP", format!("{} cannot be reached by the API server", config.node_ip));
         }
-        let conflicts = config.certificate_conflicts();
+        let mut conflicts = config.certificate_conflicts();
+        conflicts.extend(config.shared_conflicts());
         if !conflicts.is_empty() {
             let path = path.into();
             return Err(ConfigError::Conflicts { path, conflicts });
@@ -381,12 +387,8 @@ impl Config {
         if config.logs.max_size.value() < 64 << 10 {
             return value("logs.maxSize", "must be 64Ki or more".into());
         }
-        for AllowedPath { prefix, .. } in &config.volumes.host_path.allowed {
-            let plain = |part| matches!(part, Component::RootDir | Component::Normal(_));
-            if !prefix.is_absolute() || !prefix.components().all(plain) {
-                let message = format!("{} is not an absolute path without \"..\"", prefix.display());
-                return value("volumes.hostPath.allowed", message);
-            }
+        if let Some((key, message)) = config.volumes.mistake() {
+            return value(key, message);
         }
         Ok(config)
     }

@@ -77,6 +77,11 @@ impl Ledger {
         self.lock().remove(uid);
     }
 
+    /// What pods were given in all, and how many they are.
+    pub fn given(&self) -> (Amounts, u32) {
+        others(&self.lock(), "")
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Amounts>> {
         self.given.lock().expect("no holder panics")
     }
@@ -147,6 +152,7 @@ mod tests {
             "and it keeps what it has"
         );
         assert_eq!(ledger.admit(&pod("c", "100m")).unwrap_err().reason, "OutOfcpu");
+        assert_eq!((ledger.given().0.cpu.milli_value(), ledger.given().1), (2000, 2));
         ledger.remove("b");
         assert_eq!(resize(&pod("a", "1500m")), Ok(()));
     }

@@ -51,6 +51,7 @@ pub mod resize;
 pub mod routes;
 pub mod scratch;
 pub mod seccomp;
+pub mod shared;
 pub mod sharing;
 pub mod shutdown;
 pub mod size;

@@ -3,6 +3,7 @@
 
 mod host;
 mod images;
+mod lease;
 
 use std::{
     collections::BTreeMap,
@@ -12,14 +13,11 @@ use std::{
 
 use jiff::Timestamp;
 use k8s_openapi::{
-    api::{
-        coordination::v1::{Lease, LeaseSpec},
-        core::v1::{
-            DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures, NodeRuntimeHandler,
-            NodeRuntimeHandlerFeatures, NodeSpec, NodeStatus, Taint,
-        },
+    api::core::v1::{
+        DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures, NodeRuntimeHandler,
+        NodeRuntimeHandlerFeatures, NodeSpec, NodeStatus, Taint,
     },
-    apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference, Time},
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
 };
 use kube::{
     Api, Client,
@@ -37,11 +35,11 @@ use crate::{
     leave,
     pressure::{Condition, Conditions},
     quantity::Quantity,
+    shared::{self, Views},
     shutdown,
 };
 
-/// Lease duration and how often it is renewed (the kubelet's).
-const LEASE_SECONDS: i32 = 40;
+/// How often the lease is renewed (the kubelet's).
 const RENEW: Duration = Duration::from_secs(10);
 /// A status that did not change is still written this often.
 const STATUS_AT_LEAST: Duration = Duration::from_secs(300);
@@ -83,6 +81,8 @@ pub struct NodeKeeper {
     pub network: Arc<OnceCell<PodNetworks>>,
     /// What it costs that the host is itself a guest; nothing if it is none.
     pub nesting: watch::Receiver<Option<String>>,
+    /// What is held for it of a host that has a kubelet, too; nothing elsewhere.
+    pub shared: Views,
     /// Who wants the Node gone for good.
     pub farewells: mpsc::Receiver<Farewell>,
 }
@@ -147,6 +147,7 @@ impl NodeKeeper {
                 // Whoever looks at the host may have nothing to look for.
                 Ok(()) = self.pressure.changed() => {}
                 Ok(()) = self.shutdown.changed() => {}
+                Ok(()) = self.shared.changed() => {}
                 Some(farewell) = self.farewells.recv() => {
                     let gone = nodes.delete(&self.config.node_name, &DeleteParams::default()).await.map(drop);
                     let stays = gone.is_err();
@@ -170,9 +171,10 @@ impl NodeKeeper {
                     continue;
                 }
             };
-            if let Err(error) = self.renew(&node).await {
+            if let Err(error) = lease::renew(&self.client, &self.config.node_name, &node).await {
                 warn!(%error, "renew the node's lease");
             }
+            self.mirror(&nodes, &node).await;
             let status = self.status(&node);
             // Heartbeat times alone are no change.
             let mut compared = serde_json::to_value(&status).expect("a status becomes JSON");
@@ -195,49 +197,30 @@ impl NodeKeeper {
 
     /// Sees how much the host has by now.
     fn look(&self) {
-        match self.host.look(&self.config) {
+        let held = self.shared.borrow().as_ref().map(|view| view.held);
+        match self.host.look(&self.config, held) {
             Ok(None) => {}
             Ok(Some(news)) => info!(news, "the host has more or less than before"),
             Err(error) => warn!(%error, "look how much the host has"),
         }
     }
 
-    /// One request, but for the first time.
-    async fn renew(&self, node: &Node) -> kube::Result<()> {
-        let api: Api<Lease> = Api::namespaced(self.client.clone(), "kube-node-lease");
-        let name = &self.config.node_name;
-        let now = MicroTime(Timestamp::now());
-        let owner = node.metadata.uid.clone().map(|uid| OwnerReference {
-            api_version: "v1".into(),
-            kind: "Node".into(),
-            name: name.clone(),
-            uid,
-            ..OwnerReference::default()
+    /// Cordons the Node with the kubelet's, or undoes that.
+    async fn mirror(&self, nodes: &Api<Node>, node: &Node) {
+        let patch = self.shared.borrow().as_ref().and_then(|view| {
+            let patch = shared::mirror(node, &view.node, view.cordoned?)?;
+            info!(
+                patch = patch.to_string(),
+                other = view.node,
+                "the kubelet's Node is cordoned or takes pods again, and ours with it"
+            );
+            Some(patch)
         });
-        let patch = json!({"metadata": {"ownerReferences": owner.clone().map(|o| vec![o])},
-            "spec": {"holderIdentity": name, "leaseDurationSeconds": LEASE_SECONDS, "renewTime": now}});
-        match api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await {
-            Ok(_) => {}
-            Err(kube::Error::Api(answer)) if answer.code == 404 => {
-                let lease = Lease {
-                    metadata: ObjectMeta {
-                        name: Some(name.clone()),
-                        namespace: Some("kube-node-lease".into()),
-                        owner_references: owner.map(|o| vec![o]),
-                        ..ObjectMeta::default()
-                    },
-                    spec: Some(LeaseSpec {
-                        holder_identity: Some(name.clone()),
-                        lease_duration_seconds: Some(LEASE_SECONDS),
-                        renew_time: Some(now),
-                        ..LeaseSpec::default()
-                    }),
-                };
-                api.create(&PostParams::default(), &lease).await?;
-            }
-            Err(error) => return Err(error),
+        let Some(patch) = patch else { return };
+        let params = PatchParams::default();
+        if let Err(error) = nodes.patch(&self.config.node_name, &params, &Patch::Strategic(patch)).await {
+            warn!(%error, "cordon or uncordon the Node with the kubelet's");
         }
-        Ok(())
     }
 
     fn labels(&self) -> BTreeMap<String, String> {
@@ -370,6 +353,8 @@ impl NodeKeeper {
             Some(cost) => condition("Nested", true, "HostIsGuest", cost),
             None => condition("Nested", false, "HostIsNoGuest", "this host is no guest itself".into()),
         };
+        let view = self.shared.borrow().clone();
+        let reserved = view.map(|view| condition("Reserved", view.is_held, view.reason, view.message));
         let shuts_down = self.shutdown.borrow().then(|| shutdown::NOT_READY.to_owned());
         let troubles = troubles.iter().map(|(what, why)| format!("{what}: {why}"));
         let text: Vec<String> = shuts_down.into_iter().chain(troubles).collect();
@@ -378,7 +363,7 @@ impl NodeKeeper {
         } else {
             condition("Ready", false, "KvmletNotReady", text.join("; "))
         };
-        pressures.into_iter().chain([nested, ready]).collect()
+        pressures.into_iter().chain(reserved).chain([nested, ready]).collect()
     }
 }
 

@@ -2,20 +2,31 @@
 
 use serde::Deserialize;
 
-use crate::quantity::Quantity;
+use crate::{desired::Amounts, quantity::Quantity};
 
 /// What is kept for the host: capacity less this is allocatable.
 #[derive(Debug, Clone, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct Reserved {
-    /// Kept for the host: capacity less this is allocatable.
+    /// Kept for the host: capacity less this is allocatable. On a [shared host](shared-host.md) it is kept of the reservation.
     pub cpu: Quantity,
     /// The same for memory. The monitors, and 64 MiB of each guest, are paid from it.
     pub memory: Quantity,
     /// The same for the file system of `stateDir`.
     #[serde(rename = "ephemeralStorage")]
     pub ephemeral_storage: Quantity,
+}
+
+impl Reserved {
+    /// As amounts.
+    pub fn amounts(&self) -> Amounts {
+        Amounts {
+            cpu: self.cpu,
+            memory: self.memory,
+            storage: self.ephemeral_storage,
+        }
+    }
 }
 
 impl Default for Reserved {

@@ -11,8 +11,8 @@ use serde::{
 use serde_json::Value;
 
 use super::{
-    AllowedPath, Config, Guest, HostPath, ImageGc, Images, Io, Logs, MachineUids, Machines, Network, PodDefaults, Registry, Reserved,
-    SharingPolicy, ShutdownGracePeriod, Span, Tls, Volumes,
+    AllowedPath, Config, Guest, HostPath, ImageGc, Images, Io, Logs, MachineUids, Machines, Network, PodDefaults, Registry, Reservation,
+    Reserved, SharedHost, SharingPolicy, ShutdownGracePeriod, Span, Tls, Volumes,
 };
 use crate::quantity::Quantity;
 
@@ -79,10 +79,12 @@ fn fields<T: for<'de> Deserialize<'de> + fmt::Debug>() -> &'static [&'static str
 }
 
 /// Fields of all types of the configuration that have some, in their order: a schema has lost it.
-fn orders() -> [&'static [&'static str]; 18] {
+fn orders() -> [&'static [&'static str]; 20] {
     [
         fields::<Config>(),
         fields::<Tls>(),
+        fields::<SharedHost>(),
+        fields::<Reservation>(),
         fields::<Guest>(),
         fields::<Reserved>(),
         fields::<PodDefaults>(),

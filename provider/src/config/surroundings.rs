@@ -1,6 +1,6 @@
 //! What pods have of their host: its paths, a network.
 
-use std::path::PathBuf;
+use std::path::{Component, PathBuf};
 
 use serde::Deserialize;
 
@@ -11,6 +11,17 @@ use serde::Deserialize;
 pub struct Volumes {
     /// Directories and files of the host.
     pub host_path: HostPath,
+}
+
+impl Volumes {
+    /// What is wrong with these keys: which, and why.
+    pub(super) fn mistake(&self) -> Option<(&'static str, String)> {
+        let plain = |part: Component<'_>| matches!(part, Component::RootDir | Component::Normal(_));
+        let is_plain = |one: &AllowedPath| one.prefix.is_absolute() && one.prefix.components().all(plain);
+        let wrong = self.host_path.allowed.iter().find(|one| !is_plain(one))?;
+        let message = format!("{} is not an absolute path without \"..\"", wrong.prefix.display());
+        Some(("volumes.hostPath.allowed", message))
+    }
 }
 
 /// What pods may mount of the host; nothing by default.

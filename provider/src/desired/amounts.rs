@@ -27,7 +27,7 @@ impl Amounts {
     }
 
     /// As the API writes them; what is not there is zero.
-    pub(super) fn of(map: &BTreeMap<String, ApiQuantity>) -> Self {
+    pub(crate) fn of(map: &BTreeMap<String, ApiQuantity>) -> Self {
         let get = |name| map.get(name).map(Quantity::of).unwrap_or_default();
         Self {
             cpu: get("cpu"),
@@ -61,6 +61,18 @@ impl Amounts {
     #[must_use]
     pub fn or(self, other: Self) -> Self {
         self.each(other, |own, other| if own == Quantity::default() { other } else { own })
+    }
+
+    /// What each is more than the other's.
+    #[must_use]
+    pub fn minus(self, other: Self) -> Self {
+        self.each(other, Quantity::minus)
+    }
+
+    /// The smaller of each.
+    #[must_use]
+    pub fn min(self, other: Self) -> Self {
+        self.each(other, Ord::min)
     }
 
     /// The larger of each.

@@ -1,16 +1,12 @@
 //! Has the pods leave, and then the Node.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::Node;
 use kube::{
-    Api, ResourceExt as _,
-    api::{DeleteParams, EvictParams, ListParams, Patch, PatchParams, Preconditions},
+    Api,
+    api::{Patch, PatchParams},
 };
 use serde_json::json;
 use tokio::{
@@ -21,21 +17,13 @@ use tracing::{info, warn};
 
 use super::{
     cordon,
-    plan::{Role, Why, refusal, role, told},
+    evict::{Evictions, living},
+    plan::told,
 };
-use crate::{
-    context::Context,
-    driver::{Handle, Update},
-    events::Note,
-    eviction::Eviction,
-    kubelet::Pods,
-    node::Farewell,
-};
+use crate::{context::Context, driver::Update, events::Note, eviction::Eviction, kubelet::Pods, node::Farewell};
 
 /// Between two looks at who is left.
 const LOOK: Duration = Duration::from_secs(1);
-/// When an eviction that was refused is tried again (kubectl drain's).
-const AGAIN: Duration = Duration::from_secs(5);
 /// For so long after the cordon the scheduler may still send pods that it had decided on.
 const SETTLED: Duration = Duration::from_secs(2);
 
@@ -104,9 +92,9 @@ impl Leaver {
             sleep(LOOK).await;
         }
         let since = Instant::now();
-        let mut asked = HashMap::new();
+        let mut evictions = Evictions::new(self.context.clone(), self.pods.clone());
         loop {
-            match self.look(&mut asked).await {
+            match evictions.pass().await {
                 Ok(left) if left.is_empty() && since.elapsed() >= SETTLED => return,
                 Ok(left) if left.is_empty() => {}
                 Ok(left) => self.tell(told(&left)),
@@ -123,62 +111,6 @@ impl Leaver {
         let mut patch = json!({});
         cordon(&mut patch, &node);
         nodes.patch(name, &PatchParams::default(), &Patch::Strategic(patch)).await.map(drop)
-    }
-
-    /// Evicts who has to leave; who is here yet, and why. `asked` has when an eviction was last refused, by UID.
-    async fn look(&self, asked: &mut HashMap<String, (Instant, String)>) -> kube::Result<Vec<(String, Why)>> {
-        let here = ListParams::default().fields(&format!("spec.nodeName={}", self.context.config.node_name));
-        let listed = Api::<Pod>::all(self.context.client.clone()).list(&here).await?;
-        let mut left = Vec::new();
-        for pod in listed.iter().filter(|pod| role(pod) != Role::Stays) {
-            if let Some(why) = self.ask(pod, asked).await {
-                left.push((title(&pod.namespace().unwrap_or_default(), &pod.name_any()), why));
-            }
-        }
-        // A pod may have left the API server before its machine is gone.
-        let known: HashSet<_> = listed.iter().filter_map(Pod::uid).collect();
-        for handle in self.living().into_iter().filter(|handle| !known.contains(&uid(handle))) {
-            let view = handle.view.borrow();
-            left.push((title(&view.desired.namespace, &view.desired.name), Why::Machine));
-        }
-        Ok(left)
-    }
-
-    /// Evicts a pod; why it is here yet, if it is.
-    async fn ask(&self, pod: &Pod, asked: &mut HashMap<String, (Instant, String)>) -> Option<Why> {
-        if pod.metadata.deletion_timestamp.is_some() {
-            return Some(Why::Ends);
-        }
-        if role(pod) == Role::Alone {
-            return Some(Why::Alone);
-        }
-        let (name, namespace, uid) = (pod.name_any(), pod.namespace().unwrap_or_default(), pod.uid().unwrap_or_default());
-        if let Some((_, words)) = asked.get(&uid).filter(|(at, _)| at.elapsed() < AGAIN) {
-            return Some(Why::Refused(words.clone()));
-        }
-        let this_one = EvictParams {
-            delete_options: Some(DeleteParams {
-                preconditions: Some(Preconditions {
-                    uid: Some(uid.clone()),
-                    resource_version: None,
-                }),
-                ..DeleteParams::default()
-            }),
-            ..EvictParams::default()
-        };
-        let pods: Api<Pod> = Api::namespaced(self.context.client.clone(), &namespace);
-        let words = match pods.evict(&name, &this_one).await {
-            Ok(_) => {
-                info!(name, namespace, "evicted");
-                return Some(Why::Ends);
-            }
-            // Gone, or another pod of this name.
-            Err(kube::Error::Api(status)) if status.code == 404 => return None,
-            Err(kube::Error::Api(status)) => refusal(&status),
-            Err(error) => error.to_string(),
-        };
-        asked.insert(uid, (Instant::now(), words.clone()));
-        Some(Why::Refused(words))
     }
 
     /// Has the Node deleted; whether it is gone.
@@ -215,7 +147,7 @@ impl Leaver {
 
     /// Ends what is left, which is of DaemonSets.
     async fn end_others(&self, deadline: Instant) {
-        let others = self.living();
+        let others = living(&self.pods);
         if others.is_empty() {
             return;
         }
@@ -236,21 +168,4 @@ impl Leaver {
             warn!("pods of DaemonSets have not ended in their time");
         }
     }
-
-    /// Pods of which something is on the host.
-    fn living(&self) -> Vec<Arc<Handle>> {
-        let pods = self.pods.lock().expect("no holder panics");
-        pods.values()
-            .filter(|handle| !handle.view.borrow().state.released)
-            .cloned()
-            .collect()
-    }
-}
-
-fn uid(handle: &Handle) -> String {
-    handle.view.borrow().desired.uid.clone()
-}
-
-fn title(namespace: &str, name: &str) -> String {
-    format!("{namespace}/{name}")
 }

@@ -38,19 +38,34 @@ impl Stock {
         Self { capacity, allocatable }
     }
 
+    /// Of a host of which only this is held for us, the reserve included.
+    fn held(self, held: Amounts, reserved: &Reserved) -> Self {
+        let capacity = self.capacity.min(held);
+        Self {
+            capacity,
+            allocatable: capacity.minus(reserved.amounts()),
+        }
+    }
+
     /// As it is now: processors that the daemon may use (its affinity and its control group count), memory that the kernel has, the file system of the
     /// state directory.
     ///
+    /// `held` is what of it is ours, on a [shared](crate::shared) host; nothing as long as that is not known.
+    ///
     /// # Errors
     /// When /proc or the file system does not answer.
-    pub fn measure(config: &Config) -> io::Result<Self> {
+    pub fn measure(config: &Config, held: Option<Amounts>) -> io::Result<Self> {
         let cpus = std::thread::available_parallelism()?.get() as u64;
         let memory = readings::memory()?.total;
         if memory == 0 {
             return Err(io::Error::other("/proc/meminfo has no MemTotal"));
         }
         let disk = readings::disk(&config.state_dir)?.capacity;
-        Ok(Self::of(cpus, memory, disk, &config.reserved))
+        let all = Self::of(cpus, memory, disk, &config.reserved);
+        Ok(match &config.shared {
+            None => all,
+            Some(_) => all.held(held.unwrap_or_default(), &config.reserved),
+        })
     }
 
     /// What has changed from `before`, for people; nothing if all is the same.
@@ -103,17 +118,17 @@ impl Host {
             ..NodeSystemInfo::default()
         };
         Ok(Self {
-            stock: watch::Sender::new(Stock::measure(config)?),
+            stock: watch::Sender::new(Stock::measure(config, None)?),
             info,
         })
     }
 
-    /// Looks again how much there is; what has changed, for people.
+    /// Looks again how much there is, of which so much is `held` for us; what has changed, for people.
     ///
     /// # Errors
     /// When the host does not say; what was known stays.
-    pub fn look(&self, config: &Config) -> io::Result<Option<String>> {
-        let now = Stock::measure(config)?;
+    pub fn look(&self, config: &Config, held: Option<Amounts>) -> io::Result<Option<String>> {
+        let now = Stock::measure(config, held)?;
         let news = now.news(&self.stock.borrow());
         if news.is_some() {
             self.stock.send_replace(now);
@@ -134,6 +149,26 @@ mod tests {
         let stock = |memory| Stock::of(2, memory, 8 * GIB, &reserved).allocatable.memory.value();
         assert_eq!(stock(4 * GIB), 4 * GIB - (512 << 20));
         assert_eq!(stock(256 << 20), 0);
+    }
+
+    #[test]
+    fn of_a_shared_host_there_is_what_is_held_less_the_reserve_and_never_more_than_the_host_has() {
+        let reserved = Reserved::default();
+        let of = |held| Stock::of(4, 4 * GIB, 8 * GIB, &reserved).held(Amounts::read(held), &reserved);
+        let stock = of([1500, 2 * GIB, 80 * GIB]);
+        assert_eq!(
+            (stock.capacity.cpu.milli_value(), stock.allocatable.cpu.milli_value()),
+            (1500, 1500)
+        );
+        assert_eq!(
+            (stock.capacity.memory.value(), stock.allocatable.memory.value()),
+            (2 * GIB, 1536 << 20)
+        );
+        assert_eq!(
+            (stock.capacity.storage.value(), stock.allocatable.storage.value()),
+            (8 * GIB, 7 * GIB)
+        );
+        assert_eq!(of([0, 0, 0]), Stock::default());
     }
 
     #[test]
