@@ -66,6 +66,11 @@ pub fn peer() -> Result<PathBuf> {
     Ok(script("the peer's node", "e2e/peer/build.sh", &[])?.join("peer"))
 }
 
+/// The folder with a real kubelet, containerd with its shim, and runc.
+pub fn kubelet() -> Result<PathBuf> {
+    script("kubelet and containerd", "e2e/kubelet/build.sh", &[])
+}
+
 /// helm.
 pub fn helm() -> Result<PathBuf> {
     Ok(script("helm", "e2e/helm/build.sh", &[])?.join("helm"))

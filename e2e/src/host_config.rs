@@ -52,6 +52,20 @@ registries:
     )
 }
 
+/// What is another way in the configuration of a host that has a kubelet, too, of this Node, where so many processors are reserved.
+pub fn shared(node: &str, cpu: &str) -> String {
+    format!(
+        "port: 10260
+logDir: /var/log/kvmlet/pods
+drainTimeoutSeconds: 100
+shared:
+  nodeName: {node}
+  kubeconfig: /etc/kvmlet/shared.kubeconfig
+  reservation: {{cpu: {cpu}, memory: 1536Mi, ephemeralStorage: 3Gi}}
+"
+    )
+}
+
 /// `/etc/kvmlet/resolv.conf`, for `dnsPolicy: Default`: the rig has no resolver, so nobody answers there.
 pub fn resolv_conf() -> String {
     format!("nameserver {GATEWAY}\nsearch rig.test\n")

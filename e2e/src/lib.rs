@@ -29,6 +29,7 @@ pub mod dump;
 pub mod helm;
 pub mod host;
 pub mod host_config;
+pub mod kubelet;
 pub mod netns;
 pub mod node;
 pub mod packages;

@@ -55,6 +55,7 @@ pub fn configure(state: &State, host: &Host) -> Result<()> {
     host.put_file("/etc/kvmlet/server.key", 0o600, &pki.join(format!("{}.key", host.name)))?;
     host.put_file("/etc/kvmlet/ca.crt", 0o644, &pki.join("ca.crt"))?;
     host.put_file("/etc/kvmlet/routes.kubeconfig", 0o600, &pki.join("routes.kubeconfig"))?;
+    host.put_file("/etc/kvmlet/shared.kubeconfig", 0o600, &pki.join("shared.kubeconfig"))?;
     host.put_file("/etc/kube-proxy/kubeconfig", 0o600, &pki.join("kube-proxy.kubeconfig"))
 }
 

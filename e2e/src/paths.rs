@@ -30,6 +30,9 @@ pub const COUNTED: usize = 10;
 /// The number of the host that boots systemd, beside the cluster's.
 pub const APART: usize = 11;
 
+/// The Node of the kubelet that the host which boots systemd has beside kvmlet.
+pub const WORKER: &str = "worker-11";
+
 /// The address of host `index`, counted from 1.
 pub fn host_address(index: usize) -> Ipv4Addr {
     let last = u8::try_from(10 + index).expect("a rig has few hosts");

@@ -16,7 +16,7 @@ use rcgen::{
 };
 
 use crate::Host;
-use crate::paths::{APART, API_PORT, API_SERVICE, GATEWAY, State, host_address, host_name, write};
+use crate::paths::{APART, API_PORT, API_SERVICE, GATEWAY, State, WORKER, host_address, host_name, write};
 
 /// The name of the cluster's authority.
 const AUTHORITY: &str = "kubernetes-ca";
@@ -179,9 +179,14 @@ pub fn make(state: &State, hosts: usize) -> Result<()> {
         let identity = ca.client(None, &format!("system:{name}"))?;
         write(&folder.join(format!("{name}.kubeconfig")), ca.kubeconfig(&identity))?;
     }
-    // What it may do is in the project's manifests.
-    let routes = ca.client(None, "kvmlet:network")?;
-    write(&folder.join("routes.kubeconfig"), ca.kubeconfig(&routes))?;
+    // What these may do is in the project's manifests.
+    for (user, file) in [("kvmlet:network", "routes"), ("kvmlet:shared", "shared")] {
+        let identity = ca.client(None, user)?;
+        write(&folder.join(format!("{file}.kubeconfig")), ca.kubeconfig(&identity))?;
+    }
+    // On its host's address it is called by the certificate of that.
+    let worker = ca.client(Some("system:nodes"), &format!("system:node:{WORKER}"))?;
+    write(&folder.join(format!("{WORKER}.kubeconfig")), ca.kubeconfig(&worker))?;
     for index in (1..=hosts).chain([APART]) {
         let name = host_name(index);
         let user = format!("system:node:{name}");

@@ -50,7 +50,8 @@ pub(super) fn answers(cluster: &Cluster) -> Result<()> {
 
 /// Asks the daemon's port something. Without a client's certificate the answer is a refusal, but one by HTTP.
 pub(super) fn asks(host: &Host) -> Result<()> {
-    let script = format!("curl -sk -o /dev/null --max-time 5 https://{}:10250/healthz", host.address);
+    let port = format!("$(sed -n 's/^port: //p' {CONFIG})");
+    let script = format!("curl -sk -o /dev/null --max-time 5 https://{}:{port}/healthz", host.address);
     host.sh(&script).map(drop)
 }
 

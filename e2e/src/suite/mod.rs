@@ -45,6 +45,7 @@ mod preflight;
 mod pressure;
 mod probes;
 mod profiles;
+mod reserved;
 mod resize;
 mod resize_pods;
 mod restarts;
@@ -54,6 +55,7 @@ mod runtime;
 mod scheduling;
 mod scratch_format;
 mod security;
+mod shared;
 mod snapshots;
 mod specs;
 mod survival;
@@ -119,8 +121,12 @@ pub fn build(tests: &[&'static Test]) -> Result<()> {
     if tests.iter().any(is_of_specs) {
         artifacts::specs()?;
     }
-    if tests.iter().any(|test| package::TESTS.iter().any(|one| one.name == test.name)) {
+    let is_of = |all: &[Test]| tests.iter().any(|test| all.iter().any(|one| one.name == test.name));
+    if is_of(package::TESTS) || is_of(shared::TESTS) {
         artifacts::systemd_host_image()?;
+    }
+    if is_of(shared::TESTS) {
+        artifacts::kubelet()?;
     }
     if tests.iter().any(|test| monitoring::TESTS.iter().any(|one| one.name == test.name)) {
         artifacts::prometheus()?;
@@ -133,6 +139,7 @@ fn all() -> impl Iterator<Item = &'static Test> {
         rig::TESTS,
         two_hosts::TESTS,
         elastic::TESTS,
+        reserved::TESTS,
         scheduling::TESTS,
         admission::TESTS,
         profiles::TESTS,
@@ -181,6 +188,7 @@ fn all() -> impl Iterator<Item = &'static Test> {
         survival::TESTS,
         outage::TESTS,
         package::TESTS,
+        shared::TESTS,
         specs::TESTS,
         bad_host::TESTS,
         preflight::TESTS,
