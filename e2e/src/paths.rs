@@ -52,6 +52,9 @@ pub fn manifest(part: &str) -> String {
     repository().join("manifests").join(part).to_string_lossy().into_owned()
 }
 
+/// The file that this process was made of, also where a build has put another one in its place since.
+pub const THIS_PROGRAM: &str = "/proc/self/exe";
+
 /// Cargo's target directory: the one this program runs from.
 pub fn target() -> Result<PathBuf> {
     let program = env::current_exe().context("find this program")?;

@@ -53,8 +53,6 @@ struct Node<'a> {
     /// Its label `type`.
     kind: &'static str,
     daemon: Measured<'a>,
-    /// This program on its host.
-    bench: &'a str,
 }
 
 pub(super) fn rows(cluster: &Cluster, options: &Options) -> Result<Vec<Row>> {
@@ -66,8 +64,8 @@ pub(super) fn rows(cluster: &Cluster, options: &Options) -> Result<Vec<Row>> {
         ..node::kvmlet_service()
     })?;
     cluster.wait_until_nodes_are_ready(Duration::from_secs(60))?;
-    cluster.create_namespace(NAMESPACE)?;
     let bench = super::prepare(host)?;
+    cluster.create_namespace(NAMESPACE)?;
     let measured = measure(cluster, host, options.pods, &bench);
     let stopped = host.stop_service(PEER, Signal::SIGTERM, Duration::from_secs(10));
     // Its node may never have come to be.
@@ -79,10 +77,9 @@ pub(super) fn rows(cluster: &Cluster, options: &Options) -> Result<Vec<Row>> {
 
 fn measure(cluster: &Cluster, host: &Host, count: usize, bench: &str) -> Result<Vec<Row>> {
     let ours = Node {
-        bench,
         cluster,
         kind: "virtual-kubelet",
-        daemon: Measured::find(host, &format!("{} node ", node::PROGRAM))?,
+        daemon: Measured::find(host, bench, &format!("{} node ", node::PROGRAM))?,
     };
     // Image and template are there before anything counts, and the guest's first reading of both.
     ours.burst(&["first".to_owned()])?;
@@ -95,7 +92,7 @@ fn measure(cluster: &Cluster, host: &Host, count: usize, bench: &str) -> Result<
     let requests = own_requests(cluster, host)? - before;
 
     let peer = Node {
-        daemon: start_peer(cluster, host)?,
+        daemon: start_peer(cluster, host, bench)?,
         kind: PEER,
         ..ours
     };
@@ -137,7 +134,7 @@ impl Node<'_> {
     fn burst(&self, names: &[String]) -> Result<Cost> {
         let deadline = DEADLINE_A_POD * u32::try_from(names.len())? + Duration::from_secs(90);
         self.daemon.forget_peak()?;
-        let cpu = || self.daemon.cpu_seconds(self.bench);
+        let cpu = || self.daemon.cpu_seconds();
         let (begun, at_first) = (Instant::now(), cpu()?);
         self.create(names)?;
         wait_for("all pods to run", deadline, || {
@@ -240,8 +237,7 @@ fn commands(node: &Node<'_>) -> Result<Vec<f64>> {
     Ok(seconds)
 }
 
-fn start_peer<'a>(cluster: &Cluster, host: &'a Host) -> Result<Measured<'a>> {
-    host.sh(&format!("mkdir -p {FOLDER}"))?;
+fn start_peer<'a>(cluster: &Cluster, host: &'a Host, bench: &'a str) -> Result<Measured<'a>> {
     let (program, kubeconfig) = (format!("{FOLDER}/peer"), format!("{FOLDER}/peer.kubeconfig"));
     host.put_file(&program, 0o755, &artifacts::peer()?)?;
     host.put_file(&kubeconfig, 0o600, &cluster.state.kubeconfig())?;
@@ -258,7 +254,7 @@ fn start_peer<'a>(cluster: &Cluster, host: &'a Host) -> Result<Measured<'a>> {
         ensure!(status == "True", "it is {status:?}");
         Ok(Some(()))
     })?;
-    Measured::find(host, &format!("{program} -name"))
+    Measured::find(host, bench, &format!("{program} -name"))
 }
 
 fn own_requests(cluster: &Cluster, host: &Host) -> Result<f64> {
