@@ -14,7 +14,6 @@ use kvmlet_provider::{
     cgroup::{self, IoLimits},
     config::Config,
     context::Context,
-    downward,
     events::Recorder,
     figures::{self, Meters, Readings},
     guard::AccessReviews,
@@ -139,12 +138,7 @@ async fn serve(config: Config, io: IoLimits, nesting: Option<String>) -> anyhow:
         ledger: Ledger::new(host.stock.subscribe(), config.max_pods),
         images: images.clone(),
         network: network.clone(),
-        facts: downward::Facts {
-            node_name: config.node_name.clone(),
-            host_ips: vec![config.node_ip.to_string()],
-            pod_ips: Vec::new(),
-            allocatable: host.stock.borrow().allocatable,
-        },
+        host_ips: vec![config.node_ip.to_string()],
         dns: Dns {
             servers: config.cluster_dns.clone(),
             domain: config.cluster_domain.clone(),

@@ -54,8 +54,8 @@ pub struct Context {
     pub images: Arc<ImageStore>,
     /// The pods' network; there once the node has its podCIDR.
     pub network: Arc<OnceCell<PodNetworks>>,
-    /// What the downward API says of the node and stays; [`Context::facts`] has the rest.
-    pub facts: Facts,
+    /// The node's addresses.
+    pub host_ips: Vec<String>,
     /// Names.
     pub dns: Dns,
     /// What is wrong with the node.
@@ -110,11 +110,13 @@ impl Context {
         }
     }
 
-    /// What the downward API says of the node, now.
-    pub fn facts(&self) -> Facts {
+    /// What the downward API says of the node, now, and of a pod that has these addresses.
+    pub fn facts(&self, pod_ips: Vec<String>) -> Facts {
         Facts {
+            node_name: self.config.node_name.clone(),
+            host_ips: self.host_ips.clone(),
+            pod_ips,
             allocatable: self.ledger.stock().allocatable,
-            ..self.facts.clone()
         }
     }
 

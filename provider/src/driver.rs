@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use futures_util::future::join_all;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use tokio::sync::{mpsc, watch};
@@ -78,6 +79,16 @@ impl Handle {
     }
 }
 
+/// Ends pods, each within its grace period and so many seconds, and waits until nothing of them is left on the host.
+pub async fn end(pods: &[Arc<Handle>], most: u64, eviction: impl Fn(u64) -> Eviction) {
+    for handle in pods {
+        let grace = handle.view.borrow().desired.grace.min(most);
+        // A task that is gone has nothing left.
+        let _ = handle.updates.send(Update::Evict(eviction(grace))).await;
+    }
+    join_all(pods.iter().map(|handle| handle.gone())).await;
+}
+
 /// Where a pod's life begins in this process.
 pub enum Start {
     /// Just seen.
@@ -92,14 +103,17 @@ pub fn start(context: Arc<Context>, mut desired: DesiredPod, begin: Start) -> Ha
     let (events_in, events) = mpsc::channel(QUEUE);
     let (recovered, state) = match begin {
         Start::New(state) => (false, state),
-        Start::Recovered(state) => (true, state),
+        Start::Recovered(mut state) => {
+            state.complete(&desired);
+            (true, state)
+        }
     };
     desired.keep(&state.allocated);
     if recovered && !state.released {
         context.ledger.enter(&desired);
     }
     let desired = Arc::new(desired);
-    let first = status::status(&desired, &state, &context.facts.host_ips, None, Timestamp::now());
+    let first = status::status(&desired, &state, &context.host_ips, None, Timestamp::now());
     let view = watch::Sender::new(Arc::new(View {
         desired: desired.clone(),
         state: state.clone(),
@@ -261,7 +275,7 @@ impl Driver {
             self.context.ledger.remove(&self.desired.uid);
         }
         let previous = self.reported.as_ref().map(|(status, ..)| &**status);
-        let status = status::status(&self.desired, &self.state, &self.context.facts.host_ips, previous, now);
+        let status = status::status(&self.desired, &self.state, &self.context.host_ips, previous, now);
         for begun in self.startup.look(&self.desired, &self.state, &status, now) {
             self.context.meters.kubelet.begun(&begun);
         }

@@ -41,10 +41,10 @@ use crate::{
 };
 
 /// Lease duration and how often it is renewed (the kubelet's).
-const LEASE_SECONDS: i32 = 40;
-const RENEW: Duration = Duration::from_secs(10);
+pub(crate) const LEASE_SECONDS: i32 = 40;
+pub(crate) const RENEW: Duration = Duration::from_secs(10);
 /// A status that did not change is still written this often.
-const STATUS_AT_LEAST: Duration = Duration::from_secs(300);
+pub(crate) const STATUS_AT_LEAST: Duration = Duration::from_secs(300);
 /// The version that clients compare for skew: what this node behaves like.
 pub(crate) const KUBELET_VERSION: &str = "v1.36.3";
 /// What the API server and the scheduler count on here (status.declaredFeatures), sorted: that WebSockets of exec, attach and port-forward
@@ -110,7 +110,11 @@ impl NodeKeeper {
         let api: Api<Node> = Api::all(self.client.clone());
         let name = &self.config.node_name;
         let node = match api.get_opt(name).await? {
-            Some(node) => {
+            Some(mut node) => {
+                if let Some(patch) = leave::uncordon(&node) {
+                    info!("the node was about to leave, and takes pods again");
+                    node = api.patch(name, &PatchParams::default(), &Patch::Strategic(patch)).await?;
+                }
                 let patch = Patch::Strategic(self.again(&node));
                 match api.patch(name, &PatchParams::default(), &patch).await {
                     Ok(node) => node,
@@ -148,7 +152,11 @@ impl NodeKeeper {
                 Ok(()) = self.pressure.changed() => {}
                 Ok(()) = self.shutdown.changed() => {}
                 Some(farewell) = self.farewells.recv() => {
-                    let gone = nodes.delete(&self.config.node_name, &DeleteParams::default()).await.map(drop);
+                    let gone = match nodes.delete(&self.config.node_name, &DeleteParams::default()).await {
+                        // Somebody else was quicker.
+                        Err(kube::Error::Api(answer)) if answer.code == 404 => Ok(()),
+                        other => other.map(drop),
+                    };
                     let stays = gone.is_err();
                     let _ = farewell.send(gone);
                     if stays {
@@ -259,13 +267,9 @@ impl NodeKeeper {
         labels
     }
 
-    /// The patch of a Node that is there when the daemon starts: what it is called and labelled, and no cordon of a daemon that wanted to leave.
+    /// The patch of a Node that is there when the daemon starts: what it is called and labelled.
     fn again(&self, node: &Node) -> serde_json::Value {
         let mut patch = json!({"metadata": {"labels": self.labels()}});
-        if leave::is_cordoned(node) {
-            info!("the node was about to leave, and takes pods again");
-            leave::uncordon(&mut patch);
-        }
         let known = node.spec.as_ref().and_then(|spec| spec.provider_id.as_deref()).unwrap_or_default();
         match &self.config.provider_id {
             // The API server lets it be set once.

@@ -324,6 +324,16 @@ impl PodState {
         }
     }
 
+    /// In a record of a release that knew nothing of a pod as a whole: what it has as that is what it asks for.
+    pub fn complete(&mut self, desired: &DesiredPod) {
+        let (all, each) = (Allocation::of_pod(desired), desired.containers.len());
+        for amounts in [&mut self.allocated, &mut self.in_force] {
+            if amounts.len() == each && each > 0 {
+                amounts.extend_from_slice(&all[each..]);
+            }
+        }
+    }
+
     /// What a container has by now of what it was given.
     pub fn in_force(&self, index: usize) -> Option<Allocation> {
         self.in_force.get(index).or(self.allocated.get(index)).copied()

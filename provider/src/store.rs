@@ -151,15 +151,8 @@ impl Store {
     /// Writes what was delivered to a pod's volumes; it holds nothing of their content. Whole, but not synced: a host that crashes loses the
     /// machine that it is about.
     pub fn save_delivered(&self, uid: &str, delivered: &Delivered) -> Result<(), StoreError> {
-        let dir = self.dir(uid);
-        let io = |what| {
-            let path = dir.join(DELIVERED);
-            move |source| StoreError::Io { what, path, source }
-        };
-        let temporary = dir.join(format!("{DELIVERED}.new"));
         let bytes = serde_json::to_vec(delivered).expect("plain data becomes JSON");
-        fs::write(&temporary, bytes).map_err(io("write"))?;
-        fs::rename(&temporary, dir.join(DELIVERED)).map_err(io("rename"))
+        write_whole(&self.dir(uid), DELIVERED, &bytes)
     }
 
     /// What was delivered to a pod's volumes, if that is known.
@@ -214,6 +207,17 @@ impl Store {
             _ => Ok(()),
         }
     }
+}
+
+/// Writes `dir/name` so that whoever reads it sees the old or the new content; a crash of the host may leave neither.
+pub fn write_whole(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+    let (temporary, path) = (dir.join(format!("{name}.new")), dir.join(name));
+    let io = |what| {
+        let path = path.clone();
+        move |source| StoreError::Io { what, path, source }
+    };
+    fs::write(&temporary, bytes).map_err(io("write"))?;
+    fs::rename(&temporary, &path).map_err(io("rename"))
 }
 
 /// Writes `dir/name` so that a crash leaves the old or the new content.

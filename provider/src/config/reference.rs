@@ -1,7 +1,7 @@
 //! The table of keys in docs/configuration.md, made from the types: keys and meanings are the fields' own, defaults what a configuration that is
 //! silent has. What a default is in words stands beside its field (`x-default`), as does what stands for any key of a map (`x-key`).
 
-use std::{fmt, path::Path, time::Duration};
+use std::{fmt, path::Path};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
 use serde::{
@@ -32,12 +32,7 @@ impl Serialize for Quantity {
 
 impl Serialize for Span {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let seconds = self.0.as_secs();
-        match (self.0 == Duration::from_secs(seconds), seconds / 60) {
-            (false, _) => Err(serde::ser::Error::custom("no default has parts of a second")),
-            (true, 0) => serializer.collect_str(&format_args!("{seconds}s")),
-            (true, minutes) => serializer.collect_str(&format_args!("{minutes}m{}s", seconds % 60)),
-        }
+        serializer.collect_str(self)
     }
 }
 

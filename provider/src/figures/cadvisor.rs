@@ -213,6 +213,7 @@ mod tests {
         };
         let stored = Stored {
             at: seen.at,
+            told: true,
             volumes: Vec::new(),
             layers: vec![("1".into(), layer)],
         };

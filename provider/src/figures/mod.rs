@@ -41,7 +41,7 @@ pub use self::requests::counted;
 pub use self::startup::Startup;
 pub use self::usage::{PodUsage, usage};
 pub(crate) use self::{collect::ask, host::size_of_files};
-use crate::{context::Context, kubelet::Pods};
+use crate::{context::Context, driver::View, kubelet::Pods};
 
 /// How long one reading serves.
 const FRESH: Duration = Duration::from_secs(1);
@@ -62,10 +62,10 @@ struct Pair {
 }
 
 impl Readings {
-    /// What pods have stored, looked at not long ago.
-    async fn stored(&self, pods: &Pods) -> stored::All {
+    /// What pods have stored that are `wanted`, looked at not long ago.
+    async fn stored(&self, pods: &Pods, wanted: fn(&View) -> bool) -> stored::All {
         let mut kept = self.1.lock().await;
-        stored::renew(&mut kept, pods).await;
+        stored::renew(&mut kept, pods, wanted).await;
         kept.clone()
     }
 
@@ -88,21 +88,24 @@ impl Readings {
 /// A page of figures.
 pub async fn page(context: &Arc<Context>, pods: &Pods, page: FiguresPage) -> Result<Figures, String> {
     let read = || context.readings.fresh(context, pods);
+    let stored = |wanted| context.readings.stored(pods, wanted);
     let families = match page {
         FiguresPage::Resource => resource::families(&read().await.now),
-        FiguresPage::Cadvisor => cadvisor::families(&read().await.now, &context.readings.stored(pods).await),
+        FiguresPage::Cadvisor => {
+            let (pair, stored) = tokio::join!(read(), stored(|_| true));
+            cadvisor::families(&pair.now, &stored)
+        }
         FiguresPage::Probes => context.meters.probes(),
         FiguresPage::Metrics => {
-            let mut families = own::families(context, &own::Counts::of(pods), &read().await.now);
-            if stored::has_claims(pods) {
-                families.extend(own::of_claims(&read().await.now, &context.readings.stored(pods).await));
-            }
+            let (pair, stored) = tokio::join!(read(), stored(stored::has_claims));
+            let mut families = own::families(context, &own::Counts::of(pods), &pair.now);
+            families.extend(own::of_claims(&pair.now, &stored));
             families
         }
         FiguresPage::Summary { only_cpu_and_memory } => {
             let stored = match only_cpu_and_memory {
                 true => None,
-                false => Some(context.readings.stored(pods).await),
+                false => Some(stored(|_| true).await),
             };
             return Ok(Figures::Json(summary::summary(&read().await, stored.as_ref())));
         }

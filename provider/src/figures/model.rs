@@ -95,6 +95,8 @@ pub(super) struct GuestSample {
 pub(super) struct Stored {
     /// When it was looked at.
     pub(super) at: Timestamp,
+    /// Whether its guest has said: else there is nothing here.
+    pub(super) told: bool,
     /// Its volumes.
     pub(super) volumes: Vec<StoredVolume>,
     /// What each container wrote, by its identifier.

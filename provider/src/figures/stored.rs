@@ -11,21 +11,20 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::{
+    PATIENCE,
     collect::{AT_ONCE, machines},
     model::{Stored, StoredVolume},
 };
 use crate::{act::chain, driver::View, eviction::storage, kubelet::Pods, state::Slot};
 
 /// How long one look serves.
-const FRESH: Duration = Duration::from_secs(60);
-/// How long a guest may take to answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const FRESH: Duration = Duration::from_secs(60);
 
 /// What each pod has stored, by its UID.
 pub(super) type All = HashMap<String, Stored>;
 
-/// Looks again where the last look is too old, and forgets pods that have no machine.
-pub(super) async fn renew(all: &mut All, pods: &Pods) {
+/// Looks again at pods that are `wanted` where the last look is too old, and forgets those that have no machine.
+pub(super) async fn renew(all: &mut All, pods: &Pods, wanted: fn(&View) -> bool) {
     let machines = machines(pods);
     let now = Timestamp::now();
     all.retain(|uid, stored| {
@@ -45,35 +44,33 @@ pub(super) async fn renew(all: &mut All, pods: &Pods) {
                 _ => None,
             });
         let is_known = |id: &String| stored.is_some_and(|stored| stored.layers.iter().any(|(known, _)| known == id));
-        stored.is_some() && running.into_iter().all(is_known)
+        stored.is_some_and(|stored| !stored.told) || stored.is_some() && running.into_iter().all(is_known)
     };
-    let stale: Vec<_> = machines.into_iter().filter(|(view, _)| !known(view)).collect();
+    let stale: Vec<_> = machines.into_iter().filter(|(view, _)| wanted(view) && !known(view)).collect();
     let looks = stream::iter(stale).map(|(view, vsock)| look(view, vsock)).buffer_unordered(AT_ONCE);
-    all.extend(looks.filter_map(std::future::ready).collect::<Vec<_>>().await);
+    all.extend(looks.collect::<Vec<_>>().await);
 }
 
 /// Whether a pod has a volume that somebody else claims for it: of others the kubelet has no metrics.
-pub(super) fn has_claims(pods: &Pods) -> bool {
-    let of = |volume: &Volume| volume.persistent_volume_claim.is_some();
-    let pods = pods.lock().expect("no holder panics");
-    pods.values().any(|handle| handle.view.borrow().desired.volumes().iter().any(of))
+pub(super) fn has_claims(view: &View) -> bool {
+    let mut volumes = view.desired.volumes().iter();
+    volumes.any(|volume| volume.persistent_volume_claim.is_some())
 }
 
-async fn look(view: Arc<View>, vsock: PathBuf) -> Option<(String, Stored)> {
-    let spec = view.desired.pod.spec.as_ref()?;
-    let counted = spec.volumes.iter().flatten().filter(|volume| is_counted(volume));
+/// One that does not say in time, or cannot, is not asked again before its look is too old.
+async fn look(view: Arc<View>, vsock: PathBuf) -> (String, Stored) {
+    let volumes = view.desired.volumes();
+    let counted = volumes.iter().filter(|volume| is_counted(volume));
     let names = counted.map(|volume| volume.name.clone()).collect();
-    match timeout(PATIENCE, storage(&vsock, names)).await {
-        Ok(Ok(found)) => {
-            let stored = stored(spec.volumes.as_deref().unwrap_or_default(), found?);
-            Some((view.desired.uid.clone(), stored))
-        }
+    let found = match timeout(PATIENCE, storage(&vsock, names)).await {
+        Ok(Ok(found)) => found,
         Ok(Err(error)) => {
             debug!(error = chain(&error), pod = view.desired.name, "what a pod has stored");
             None
         }
         Err(_) => None,
-    }
+    };
+    (view.desired.uid.clone(), stored(volumes, found))
 }
 
 /// Whether the kubelet counts a volume: not the host's directories, nor images.
@@ -82,13 +79,15 @@ fn is_counted(volume: &Volume) -> bool {
 }
 
 /// A guest's answer, with what the pod says of its volumes.
-fn stored(volumes: &[Volume], found: StorageFigures) -> Stored {
+fn stored(volumes: &[Volume], found: Option<StorageFigures>) -> Stored {
+    let (told, found) = (found.is_some(), found.unwrap_or_default());
     let claim = |name: &str| {
         let volume = volumes.iter().find(|volume| volume.name == name)?;
         Some(volume.persistent_volume_claim.as_ref()?.claim_name.clone())
     };
     Stored {
         at: Timestamp::now(),
+        told,
         volumes: found
             .volumes
             .into_iter()
@@ -131,7 +130,7 @@ mod tests {
                 ..LayerFigures::default()
             }],
         };
-        let stored = stored(&volumes, found);
+        let stored = stored(&volumes, Some(found));
         let claims: Vec<_> = stored.volumes.iter().map(|volume| volume.claim.as_deref()).collect();
         assert_eq!(claims, [None, Some("mine")]);
         assert_eq!(stored.layers[0].0, "1");

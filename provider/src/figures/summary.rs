@@ -282,6 +282,7 @@ pub(super) mod tests {
         };
         let stored = Stored {
             at: Timestamp::from_second(1_990).unwrap(),
+            told: true,
             volumes: vec![volume("cache", None, 7), volume("data", Some("mine"), 8)],
             layers: vec![("1".into(), of(9))],
         };

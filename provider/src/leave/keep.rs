@@ -1,18 +1,12 @@
 //! Has the pods leave, and then the Node.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use futures_util::future::join_all;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
     Api, ResourceExt as _,
     api::{DeleteParams, EvictParams, ListParams, Patch, PatchParams, Preconditions},
 };
-use serde_json::json;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, sleep, timeout_at},
@@ -25,7 +19,7 @@ use super::{
 };
 use crate::{
     context::Context,
-    driver::{Handle, Update},
+    driver::{self, Handle},
     events::Note,
     eviction::Eviction,
     kubelet::Pods,
@@ -99,62 +93,70 @@ impl Leaver {
 
     /// Comes to its end when no pod is left that has to leave.
     async fn drain(&self) {
-        while let Err(error) = self.cordon().await {
-            self.tell(format!("the Node cannot be cordoned: {error}"));
-            sleep(LOOK).await;
-        }
-        let since = Instant::now();
-        let mut asked = HashMap::new();
+        let (mut since, mut asked) = (Instant::now(), HashMap::new());
         loop {
-            match self.look(&mut asked).await {
-                Ok(left) if left.is_empty() && since.elapsed() >= SETTLED => return,
-                Ok(left) if left.is_empty() => {}
-                Ok(left) => self.tell(told(&left)),
-                Err(error) => self.tell(format!("the node's pods cannot be listed: {error}")),
+            match self.step(&mut since, &mut asked).await {
+                Ok(true) => return,
+                Ok(false) => {}
+                Err(error) => self.tell(format!("the API server does not answer as it should: {error}")),
             }
             sleep(LOOK).await;
         }
     }
 
-    async fn cordon(&self) -> kube::Result<()> {
+    /// Evicts who has to leave; whether nobody is left who does. `since` is when the Node last took pods, `asked` when an eviction was last refused, by
+    /// UID.
+    async fn step(&self, since: &mut Instant, asked: &mut HashMap<String, (Instant, String)>) -> kube::Result<bool> {
+        // A Node that somebody deletes meanwhile comes back as any other.
+        if self.cordon().await? {
+            *since = Instant::now();
+        }
+        let mut left = Vec::new();
+        for handle in self.living() {
+            let view = handle.view.borrow().clone();
+            let pod = &view.desired.pod;
+            if role(pod) != Role::Stays {
+                left.push((
+                    format!("{}/{}", view.desired.namespace, view.desired.name),
+                    self.ask(pod, asked).await,
+                ));
+            }
+        }
+        if !left.is_empty() {
+            self.tell(told(&left));
+            return Ok(false);
+        }
+        Ok(since.elapsed() >= SETTLED && self.is_empty().await?)
+    }
+
+    /// Has the Node take no pods any more; whether it took some until now.
+    async fn cordon(&self) -> kube::Result<bool> {
         let nodes: Api<Node> = Api::all(self.context.client.clone());
         let name = &self.context.config.node_name;
-        let Some(node) = nodes.get_opt(name).await? else { return Ok(()) };
-        let mut patch = json!({});
-        cordon(&mut patch, &node);
-        nodes.patch(name, &PatchParams::default(), &Patch::Strategic(patch)).await.map(drop)
+        let Some(node) = nodes.get_opt(name).await? else { return Ok(true) };
+        let Some(patch) = cordon(&node) else { return Ok(false) };
+        nodes.patch(name, &PatchParams::default(), &Patch::Strategic(patch)).await?;
+        Ok(true)
     }
 
-    /// Evicts who has to leave; who is here yet, and why. `asked` has when an eviction was last refused, by UID.
-    async fn look(&self, asked: &mut HashMap<String, (Instant, String)>) -> kube::Result<Vec<(String, Why)>> {
+    /// Whether the API server knows of no pod either that has to leave.
+    async fn is_empty(&self) -> kube::Result<bool> {
         let here = ListParams::default().fields(&format!("spec.nodeName={}", self.context.config.node_name));
         let listed = Api::<Pod>::all(self.context.client.clone()).list(&here).await?;
-        let mut left = Vec::new();
-        for pod in listed.iter().filter(|pod| role(pod) != Role::Stays) {
-            if let Some(why) = self.ask(pod, asked).await {
-                left.push((title(&pod.namespace().unwrap_or_default(), &pod.name_any()), why));
-            }
-        }
-        // A pod may have left the API server before its machine is gone.
-        let known: HashSet<_> = listed.iter().filter_map(Pod::uid).collect();
-        for handle in self.living().into_iter().filter(|handle| !known.contains(&uid(handle))) {
-            let view = handle.view.borrow();
-            left.push((title(&view.desired.namespace, &view.desired.name), Why::Machine));
-        }
-        Ok(left)
+        Ok(listed.iter().all(|pod| role(pod) == Role::Stays))
     }
 
-    /// Evicts a pod; why it is here yet, if it is.
-    async fn ask(&self, pod: &Pod, asked: &mut HashMap<String, (Instant, String)>) -> Option<Why> {
+    /// Evicts a pod of which something is here; why there is.
+    async fn ask(&self, pod: &Pod, asked: &mut HashMap<String, (Instant, String)>) -> Why {
         if pod.metadata.deletion_timestamp.is_some() {
-            return Some(Why::Ends);
+            return Why::Ends;
         }
         if role(pod) == Role::Alone {
-            return Some(Why::Alone);
+            return Why::Alone;
         }
         let (name, namespace, uid) = (pod.name_any(), pod.namespace().unwrap_or_default(), pod.uid().unwrap_or_default());
         if let Some((_, words)) = asked.get(&uid).filter(|(at, _)| at.elapsed() < AGAIN) {
-            return Some(Why::Refused(words.clone()));
+            return Why::Refused(words.clone());
         }
         let this_one = EvictParams {
             delete_options: Some(DeleteParams {
@@ -170,15 +172,14 @@ impl Leaver {
         let words = match pods.evict(&name, &this_one).await {
             Ok(_) => {
                 info!(name, namespace, "evicted");
-                return Some(Why::Ends);
+                return Why::Ends;
             }
-            // Gone, or another pod of this name.
-            Err(kube::Error::Api(status)) if status.code == 404 => return None,
+            Err(kube::Error::Api(status)) if status.code == 404 => return Why::Machine,
             Err(kube::Error::Api(status)) => refusal(&status),
             Err(error) => error.to_string(),
         };
         asked.insert(uid, (Instant::now(), words.clone()));
-        Some(Why::Refused(words))
+        Why::Refused(words)
     }
 
     /// Has the Node deleted; whether it is gone.
@@ -198,7 +199,6 @@ impl Leaver {
                 },
             };
             match error {
-                kube::Error::Api(status) if status.code == 404 => return true,
                 kube::Error::Api(status) if status.code == 403 => {
                     let why = &status.message;
                     info!(
@@ -220,19 +220,8 @@ impl Leaver {
             return;
         }
         self.tell(format!("the Node is gone: ending {} pods of DaemonSets", others.len()));
-        for handle in &others {
-            let end = Eviction {
-                reason: "Terminated",
-                message: "Pod was terminated as its node has left the cluster.".into(),
-                grace: handle.view.borrow().desired.grace,
-                told: false,
-                disrupted: true,
-            };
-            // A task that is gone has nothing left.
-            let _ = handle.updates.send(Update::Evict(end)).await;
-        }
-        let gone = join_all(others.iter().map(|handle| handle.gone()));
-        if timeout_at(deadline, gone).await.is_err() {
+        let end = |grace| Eviction::by_node("Pod was terminated as its node has left the cluster.", grace);
+        if timeout_at(deadline, driver::end(&others, u64::MAX, end)).await.is_err() {
             warn!("pods of DaemonSets have not ended in their time");
         }
     }
@@ -245,12 +234,4 @@ impl Leaver {
             .cloned()
             .collect()
     }
-}
-
-fn uid(handle: &Handle) -> String {
-    handle.view.borrow().desired.uid.clone()
-}
-
-fn title(namespace: &str, name: &str) -> String {
-    format!("{namespace}/{name}")
 }

@@ -16,24 +16,17 @@ use serde_json::{Value, json};
 /// The annotation of a Node that its own daemon has cordoned, and the next one uncordons.
 const CORDONED: &str = "kvmlet.io/leaving";
 
-/// Whether the Node was cordoned by a daemon that wanted to leave.
-pub(crate) fn is_cordoned(node: &Node) -> bool {
-    node.annotations().contains_key(CORDONED)
+/// The patch of a Node that takes pods after which it takes none. Who was cordoned by somebody else stays so afterwards.
+fn cordon(node: &Node) -> Option<Value> {
+    let takes_pods = node.spec.as_ref().and_then(|spec| spec.unschedulable) != Some(true);
+    takes_pods.then(|| json!({"spec": {"unschedulable": true}, "metadata": {"annotations": {CORDONED: "true"}}}))
 }
 
-/// Adds to a patch of the Node that it takes no pods. Who was cordoned by somebody else stays so afterwards.
-fn cordon(patch: &mut Value, node: &Node) {
-    if node.spec.as_ref().and_then(|spec| spec.unschedulable) != Some(true) {
-        patch["spec"]["unschedulable"] = json!(true);
-        patch["metadata"]["annotations"][CORDONED] = json!("true");
-    }
-}
-
-/// Adds to a patch of the Node that it takes pods again.
-pub(crate) fn uncordon(patch: &mut Value) {
+/// The patch of a Node that a daemon has cordoned which wanted to leave, after which it takes pods again.
+pub(crate) fn uncordon(node: &Node) -> Option<Value> {
+    let is_ours = node.annotations().contains_key(CORDONED);
     // Nothing in place of false: so kubectl leaves it, too.
-    patch["spec"]["unschedulable"] = Value::Null;
-    patch["metadata"]["annotations"][CORDONED] = Value::Null;
+    is_ours.then(|| json!({"spec": {"unschedulable": null}, "metadata": {"annotations": {CORDONED: null}}}))
 }
 
 #[cfg(test)]
@@ -43,14 +36,14 @@ mod tests {
     #[test]
     fn a_node_that_somebody_else_has_cordoned_stays_so() {
         let node = |value| serde_json::from_value::<Node>(value).unwrap();
-        let patch_of = |node: &Node| {
-            let mut patch = json!({});
-            cordon(&mut patch, node);
-            patch
-        };
-        let free = patch_of(&node(json!({"metadata": {"name": "n"}})));
+        let free = cordon(&node(json!({"metadata": {"name": "n"}}))).unwrap();
         assert_eq!(free["spec"]["unschedulable"], true);
-        assert!(is_cordoned(&node(json!({"metadata": free["metadata"]}))));
-        assert_eq!(patch_of(&node(json!({"spec": {"unschedulable": true}}))), json!({}));
+        let again = uncordon(&node(free)).unwrap();
+        assert_eq!(
+            (&again["spec"]["unschedulable"], &again["metadata"]["annotations"][CORDONED]),
+            (&Value::Null, &Value::Null)
+        );
+        let others = node(json!({"spec": {"unschedulable": true}}));
+        assert_eq!((cordon(&others), uncordon(&others)), (None, None));
     }
 }
