@@ -42,7 +42,7 @@ fn authority(cluster: &Cluster) -> Result<()> {
     let host = cluster.host(0)?;
     let own = fs::read(cluster.state.pki().join("ca.crt")).context("read ca.crt")?;
     let other = fs::read(cluster.state.pki().join("front-proxy-ca.crt")).context("read front-proxy-ca.crt")?;
-    let url = format!("https://{}:10250/healthz", host.address);
+    let url = format!("https://{}/healthz", host.kubelet());
     let pki = cluster.state.pki();
     // On a connection of its own, as a client that the cluster's authority vouches for.
     let asks = || -> Result<bool> {
@@ -259,7 +259,7 @@ fn shown(cluster: &Cluster, host: &Host) -> Result<bool> {
     let mut curl = cluster.inside("curl");
     curl.args(["-sS", "-o", "/dev/null", "-w", "%{certs}", "--max-time", "20", "--cacert"]);
     curl.arg(cluster.state.pki().join("ca.crt"))
-        .arg(format!("https://{}:10250/healthz", host.address));
+        .arg(format!("https://{}/healthz", host.kubelet()));
     let output = command::run(&mut curl)?;
     let kept = host.sh(&format!("sed -n '2,3p' {PKI}/kubelet-server-current.pem"))?;
     Ok(!kept.is_empty() && command::text(&output.stdout).contains(&kept))

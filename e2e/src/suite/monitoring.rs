@@ -133,13 +133,8 @@ impl<'a> Prometheus<'a> {
 
     /// The first host's kubelet port, as discovery would say it.
     fn targets(cluster: &Cluster) -> Result<Value> {
-        let name = &cluster.host(0)?.name;
-        let node = cluster.kubectl_json(&["get", "node", name])?;
-        let addresses = node["status"]["addresses"].as_array().context("the node's addresses")?;
-        let address = addresses.iter().find(|address| address["type"] == "InternalIP");
-        let address = address.and_then(|address| address["address"].as_str()).context("its InternalIP")?;
-        let port = &node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"];
-        Ok(json!([{"targets": [format!("{address}:{port}")], "labels": {DISCOVERED: name}}]))
+        let host = cluster.host(0)?;
+        Ok(json!([{"targets": [host.kubelet()], "labels": {DISCOVERED: host.name}}]))
     }
 
     fn end(self) -> Result<()> {
