@@ -123,6 +123,11 @@ impl State {
         self.root.join("hosts").join(name)
     }
 
+    /// The programs and the guest that are installed on the hosts.
+    pub fn program(&self) -> PathBuf {
+        self.root.join("program")
+    }
+
     /// What runs, once it runs.
     pub fn record(&self) -> PathBuf {
         self.root.join("cluster.json")

@@ -11,7 +11,7 @@ use super::{
     guide::follow,
     workload::{PATIENCE, Place, STAY, pod, sh, with, within},
 };
-use crate::{Cluster, artifacts, cluster::LANE, command, paths::manifest, paths::write, registry, wait_for};
+use crate::{Cluster, cluster::LANE, command, paths::manifest, paths::write, registry, wait_for};
 
 pub(super) const TESTS: &[Test] = &[
     Test {
@@ -41,7 +41,7 @@ pub(super) const LABEL: &str = "virtual-node-affinity-injection=enabled";
 
 /// Installs the webhook as its manifests say, does what `body` does and takes it away.
 pub(super) fn with_webhook(cluster: &Cluster, body: impl FnOnce() -> Result<()>) -> Result<()> {
-    registry::add_kvmlet(&cluster.state, &artifacts::kvmlet()?)?;
+    registry::add_kvmlet(&cluster.state, &cluster.kvmlet()?)?;
     let manifests = manifest("webhook");
     cluster.kubectl(&["apply", "-k", &manifests])?;
     cluster.kubectl(&["label", "namespace", SYSTEM, &format!("{LANE}={}", cluster.host(0)?.name)])?;

@@ -12,7 +12,7 @@ use super::{
     workload::{PATIENCE, Place, STAY, condition, pod, sh, with, within},
 };
 use crate::{
-    Cluster, HostKind, artifacts, command,
+    Cluster, HostKind, command,
     paths::{API_PORT, GATEWAY, manifest, write},
     process::Process,
     wait_for,
@@ -134,7 +134,7 @@ fn rules(cluster: &Cluster) -> Result<()> {
 
 /// Installs it, does what `body` does and takes everything away, whatever became of it.
 fn switched(cluster: &Cluster) -> Result<()> {
-    let kvmlet = artifacts::kvmlet()?;
+    let kvmlet = cluster.kvmlet()?;
     let mut names = Vec::new();
     cluster.kubectl(&files("apply", &MANIFESTS, &mut names))?;
     wait_for("the kinds to be served", SOON, || {
