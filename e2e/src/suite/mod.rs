@@ -67,6 +67,7 @@ use std::{
     collections::VecDeque,
     ops::AddAssign,
     panic::{AssertUnwindSafe, catch_unwind},
+    path::PathBuf,
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -113,17 +114,21 @@ pub fn select(filter: &str) -> Vec<&'static Test> {
     all().filter(|test| test.name.contains(filter)).collect()
 }
 
+/// Tests, and what builds what they need besides a cluster.
+type Need = (&'static [Test], fn() -> Result<PathBuf>);
+const NEEDS: [Need; 4] = [
+    (specs::TESTS, artifacts::specs),
+    (package::TESTS, artifacts::systemd_host_image),
+    (monitoring::TESTS, artifacts::prometheus),
+    (chart::TESTS, artifacts::helm),
+];
+
 /// Builds what some of these tests need besides a cluster, before there is one.
 pub fn build(tests: &[&'static Test]) -> Result<()> {
-    let is_of_specs = |test: &&Test| specs::TESTS.iter().any(|one| one.name == test.name);
-    if tests.iter().any(is_of_specs) {
-        artifacts::specs()?;
-    }
-    if tests.iter().any(|test| package::TESTS.iter().any(|one| one.name == test.name)) {
-        artifacts::systemd_host_image()?;
-    }
-    if tests.iter().any(|test| monitoring::TESTS.iter().any(|one| one.name == test.name)) {
-        artifacts::prometheus()?;
+    for (those, build) in NEEDS {
+        if tests.iter().any(|test| those.iter().any(|one| one.name == test.name)) {
+            build()?;
+        }
     }
     Ok(())
 }
