@@ -190,7 +190,6 @@ fn all() -> impl Iterator<Item = &'static Test> {
         bad_host::TESTS,
         preflight::TESTS,
         runtime::TESTS,
-        scratch_format::TESTS,
         bad_pod::TESTS,
         bad_image::TESTS,
     ]

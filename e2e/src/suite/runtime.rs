@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::{
     Test,
     admission::SYSTEM,
+    scratch_format::formats,
     workload::{PATIENCE, Place, STAY, condition, pod, sh, with, within},
 };
 use crate::{
@@ -26,7 +27,7 @@ pub(super) const TESTS: &[Test] = &[
         run: ruled,
     },
     Test {
-        name: "who enables kvmlet has every host checked by a canary; a broken one gets no pods until it is mended, and disabling drains all",
+        name: "who enables kvmlet has every host checked by a canary, and scratch disks as imageFormat says; a broken host gets no pods until it is mended, and disabling drains all",
         hosts: 2,
         kvmlet: true,
         run: switched,
@@ -42,13 +43,13 @@ const MANIFESTS: [&str; 5] = [
     "preflight.yaml",
 ];
 /// What of that has objects.
-pub(super) const KINDS: [&str; 2] = ["runtime.yaml", "preflight-check.yaml"];
+const KINDS: [&str; 2] = ["runtime.yaml", "preflight-check.yaml"];
 /// The process.
 const NAME: &str = "kvmlet-webhook";
 const ADDRESS: &str = "127.0.0.1:18444";
 const SOON: Duration = Duration::from_secs(60);
 
-pub(super) fn files<'a>(verb: &'a str, names: &[&str], files: &'a mut Vec<String>) -> Vec<&'a str> {
+fn files<'a>(verb: &'a str, names: &[&str], files: &'a mut Vec<String>) -> Vec<&'a str> {
     *files = names.iter().map(|name| manifest(&format!("webhook/{name}"))).collect();
     let each = files.iter().flat_map(|file| ["-f", file]);
     [verb].into_iter().chain(each).collect()
@@ -287,6 +288,7 @@ fn life(place: &Place<'_>, kvmlet: &Path) -> Result<()> {
     let printed = cluster.kubectl(&["get", "preflightchecks"])?;
     let head: Vec<_> = printed.lines().next().unwrap_or_default().split_whitespace().collect();
     ensure!(head == ["NAME", "NODE", "REASON", "PASS", "AGE"], "{printed}");
+    formats(place)?;
 
     cluster.kubectl(&["label", "node", &last.name, "kvmlet.io/skip-schedule="])?;
     until_taint(cluster, &last.name, Some("skip-schedule"))?;
