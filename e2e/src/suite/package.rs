@@ -87,6 +87,9 @@ fn life(cluster: &Cluster) -> Result<()> {
         host.put_file(PACKAGE, 0o644, &new)?;
         outlives(&place, &before, "an upgrade", &format!("dpkg -i {PACKAGE}"))?;
         ensure!(host.sh("dpkg-query -W -f '${Version}' kvmlet")? == VERSIONS[1], "no upgrade");
+        // Removal and the host's shutdown drain such a node: they are shown without.
+        configure(here, "")?;
+        host.sh("systemctl restart kvmlet")?;
         purge_leaves_nothing(&place)?;
         shuts_down_in_order(&place, &apart)
     };
@@ -126,14 +129,15 @@ fn install(host: &Host) -> Result<String> {
     Ok(output.text())
 }
 
-fn configure(cluster: &Cluster) -> Result<()> {
+/// Configures the daemon, with `more` keys.
+fn configure(cluster: &Cluster, more: &str) -> Result<()> {
     let host = cluster.host(0)?;
     node::configure(&cluster.state, host)?;
     let periods = format!(
         "shutdownGracePeriodByPodPriority:\n- {{priority: 0, shutdownGracePeriodSeconds: 60}}\n- {{priority: {}, shutdownGracePeriodSeconds: 30}}\n",
         CLASS.1
     );
-    let text = host_config::kvmlet(host) + &periods;
+    let text = host_config::kvmlet(host) + &periods + more;
     host.put(CONFIG, 0o644, text.as_bytes())
 }
 
@@ -164,7 +168,8 @@ fn ready(cluster: &Cluster) -> Result<()> {
 
 fn starts(place: &Place<'_>) -> Result<()> {
     let host = place.cluster.host(0)?;
-    configure(place.cluster)?;
+    // A pod without a controller is never drained: who restarts the daemon must not ask for that.
+    configure(place.cluster, "drainOnTermination: true\n")?;
     host.sh("systemctl start kvmlet")?;
     // systemd has waited for the daemon to be ready.
     place.cluster.kubectl(&["get", "node", &host.name])?;
@@ -224,7 +229,7 @@ fn purge_leaves_nothing(place: &Place<'_>) -> Result<()> {
 
 fn shuts_down_in_order(place: &Place<'_>, apart: &Beside) -> Result<()> {
     let host = place.cluster.host(0)?;
-    configure(place.cluster)?;
+    configure(place.cluster, "")?;
     install(host)?;
     ready(place.cluster)?;
     let leisurely = sh("trap 'sleep 4; exit 0' TERM; while :; do sleep 1 & wait $!; done");
