@@ -132,7 +132,7 @@ fn stop(host: &Host, within: Duration) -> Result<ServiceStatus> {
 
 fn stuck(cluster: &Cluster) -> Result<()> {
     let host = cluster.host(0)?;
-    with_config(cluster, "drainOnTermination: true\ndrainTimeoutSeconds: 25\n", || {
+    with_config(cluster, "drainOnTermination: true\ndrainTimeoutSeconds: 10\n", || {
         within(cluster, "elastic-stuck", |place| {
             place.create(&[pod("alone", sh(STAY))])?;
             place.until_ready("alone")?;
@@ -142,7 +142,7 @@ fn stuck(cluster: &Cluster) -> Result<()> {
             let said = host.daemon_log(60)?;
             for words in [
                 &format!("leaving: {}/alone has no controller", place.name),
-                "not drained in 25 s (drainTimeoutSeconds)",
+                "not drained in 10 s (drainTimeoutSeconds)",
             ] {
                 ensure!(said.contains(words), "no {words:?} in {said}");
             }
