@@ -1,5 +1,6 @@
 //! The end-to-end tests and what runs them: one cluster for all, one line a test, a dump for each that fails. A test is a
-//! plain function whose name is a sentence; it leaves nothing behind and does not count on another having run.
+//! plain function whose name is a sentence; it leaves nothing behind and does not count on another having run. The webhook alone stays for the
+//! next test that needs it.
 
 mod admission;
 mod attach;
@@ -123,10 +124,17 @@ const NEEDS: [Need; 4] = [
     (chart::TESTS, artifacts::helm),
 ];
 
+/// Tests with the admission webhook: it is installed for the first of them that runs, and goes with the last.
+const WITH_WEBHOOK: [&[Test]; 2] = [admission::TESTS, profiles::SENT];
+
+fn is_one_of(test: &Test, those: &[Test]) -> bool {
+    those.iter().any(|one| one.name == test.name)
+}
+
 /// Builds what some of these tests need besides a cluster, before there is one.
 pub fn build(tests: &[&'static Test]) -> Result<()> {
     for (those, build) in NEEDS {
-        if tests.iter().any(|test| those.iter().any(|one| one.name == test.name)) {
+        if tests.iter().any(|test| is_one_of(test, those)) {
             build()?;
         }
     }
@@ -140,6 +148,7 @@ fn all() -> impl Iterator<Item = &'static Test> {
         elastic::TESTS,
         scheduling::TESTS,
         admission::TESTS,
+        profiles::SENT,
         profiles::TESTS,
         chart::TESTS,
         guide::TESTS,
@@ -253,7 +262,7 @@ impl Run {
             let number = self.begun.fetch_add(1, Ordering::Relaxed) + 1;
             say(format_args!("{number}/{} {} ...", self.all, test.name));
             let started = Instant::now();
-            let result = catch_unwind(AssertUnwindSafe(|| (test.run)(cluster))).unwrap_or_else(|panic| Err(anyhow!(said(&*panic))));
+            let result = catch_unwind(AssertUnwindSafe(|| self.show(cluster, test))).unwrap_or_else(|panic| Err(anyhow!(said(&*panic))));
             let seconds = started.elapsed().as_secs_f64();
             match result {
                 Ok(()) => {
@@ -269,6 +278,14 @@ impl Run {
             }
         }
         summary
+    }
+
+    /// Runs a test, and takes away what it has in common with tests before it and not with the next.
+    fn show(&self, cluster: &Cluster, test: &Test) -> Result<()> {
+        (test.run)(cluster)?;
+        let next = lock(&self.queue).front().copied();
+        let stays = next.is_some_and(|next| WITH_WEBHOOK.iter().any(|those| is_one_of(next, those)));
+        if stays { Ok(()) } else { admission::remove(cluster) }
     }
 
     fn look(&self, cluster: &Cluster, test: &Test) {
