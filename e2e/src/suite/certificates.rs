@@ -1,7 +1,11 @@
 //! A node's certificates by request, from the real controllers: asked for with a bootstrap token, approved, renewed while streams and watches
 //! go on.
 
-use std::{fs, process::Stdio};
+use std::{
+    fs,
+    process::Stdio,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -79,6 +83,13 @@ const GROUP: &str = "system:bootstrappers:kvmlet-e2e";
 /// The binding by which the controllers approve what a node asks for itself.
 const RENEWAL: &str = "kvmlet-e2e-selfnodeclient";
 
+/// Held by a test of requests: they, and rights to them, are the cluster's, and two such tests must not run side by side.
+pub(super) fn requests_alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    // What a test that panicked left is the next one's to find out.
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// What an administrator does for nodes to come (kubernetes.io, "TLS bootstrapping").
 pub(super) fn rights() -> Value {
     let data = json!({"token-id": TOKEN.0, "token-secret": TOKEN.1, "usage-bootstrap-authentication": "true", "auth-extra-groups": GROUP});
@@ -123,6 +134,7 @@ fn config(host: &Host) -> String {
 
 fn by_request(cluster: &Cluster) -> Result<()> {
     let host = cluster.host(0)?;
+    let _requests = requests_alone();
     let shown = bootstraps(cluster).and_then(|()| renews(cluster));
     let as_it_was = || -> Result<()> {
         host.stop_daemon()?;

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::{
     Test,
-    certificates::{BOOTSTRAP, WRITTEN, bootstrap_kubeconfig, rights},
+    certificates::{BOOTSTRAP, WRITTEN, bootstrap_kubeconfig, requests_alone, rights},
     daemon::{self, Identity, with_config},
     workload::{PATIENCE, Place, STAY, pod, sh, with, within},
 };
@@ -26,10 +26,9 @@ use crate::{
 };
 
 pub(super) const TESTS: &[Test] = &[
-    // Requests for certificates and rights to them are the cluster's: another test of them must not run meanwhile.
     Test {
         name: "a host that has nothing but a bootstrap token joins and runs a pod that waited for it",
-        hosts: 2,
+        hosts: 1,
         kvmlet: true,
         run: joins,
     },
@@ -58,6 +57,7 @@ const FRESH: &str = "/var/lib/kvmlet-joins";
 
 fn joins(cluster: &Cluster) -> Result<()> {
     let host = cluster.host(0)?;
+    let _requests = requests_alone();
     within(cluster, "elastic-joins", |place| {
         let shown = joined(place);
         // The daemon that has a pod must be the one that ends it.
