@@ -15,7 +15,7 @@ use super::{
     Test,
     certificates::{BOOTSTRAP, WRITTEN, bootstrap_kubeconfig, requests_alone, rights},
     daemon::{self, Identity, with_config},
-    workload::{PATIENCE, Place, STAY, pod, sh, with, within},
+    workload::{GOODBYE, PATIENCE, Place, STAY, pod, says_goodbye, sh, with, within},
 };
 use crate::{
     Cluster, Host, HostKind,
@@ -277,15 +277,13 @@ fn drains(cluster: &Cluster) -> Result<()> {
 
 /// How many pods there are, and how many of them always.
 const PODS: (usize, usize) = (4, 3);
-const GOODBYE: &str = "leaving in order";
 
 fn web() -> [Value; 2] {
-    let script = format!("trap 'echo {GOODBYE}; sleep 1; exit 0' TERM; while :; do sleep 1 & wait $!; done");
     let labels = json!({"app": "web"});
     let spread = json!([{"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "DoNotSchedule",
         "nodeTaintsPolicy": "Honor", "labelSelector": {"matchLabels": labels}}]);
     let template = with(
-        pod("web", sh(&script)),
+        pod("web", sh(&says_goodbye())),
         &[
             ("/metadata", json!({"labels": labels})),
             ("/spec/nodeSelector", json!({"type": "virtual-kubelet"})),

@@ -84,6 +84,14 @@ pub(super) fn sh(script: &str) -> Value {
 /// A script's end for a container that stays until it is told to end.
 pub(super) const STAY: &str = "trap 'exit 0' TERM; while :; do sleep 1 & wait $!; done";
 
+/// What a container says that is told to leave.
+pub(super) const GOODBYE: &str = "leaving in order";
+
+/// A script for a container that stays until it is told to end, and then says [`GOODBYE`] and takes a second.
+pub(super) fn says_goodbye() -> String {
+    format!("trap 'echo {GOODBYE}; sleep 1; exit 0' TERM; while :; do sleep 1 & wait $!; done")
+}
+
 /// The same value with some fields set, by their paths (`/spec/restartPolicy`); parents are made.
 pub(super) fn with(mut value: Value, fields: &[(&str, Value)]) -> Value {
     for (path, field) in fields {
