@@ -3,7 +3,6 @@
 
 use std::{
     fs,
-    process::Stdio,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -16,7 +15,7 @@ use super::{
     daemon::{self, until_ticks},
     figures::{page, sample},
     survival::{TICKS, until_gone},
-    workload::{PATIENCE, Place, STAY, pod, pod_of, sh, with, within},
+    workload::{Follower, PATIENCE, Place, STAY, pod, pod_of, sh, with, within},
 };
 use crate::{
     Cluster, Host, command, host_config,
@@ -224,33 +223,23 @@ fn renews(cluster: &Cluster) -> Result<()> {
         let mut attached = Attached::begin(cluster, place, &["-q", "-i", "pair", "-c", "answers"], true, 0)?;
         attached.say("one\n")?;
         attached.until_hears("got one")?;
-        let heard = cluster.state.root.join("certificates-ticks");
-        let mut logs = cluster.kubectl_command();
-        logs.args(["-n", &place.name, "logs", "-f", "pair", "-c", "ticks"]);
-        logs.stdin(Stdio::null()).stdout(fs::File::create(&heard)?);
-        let mut logs = logs.spawn().context("run kubectl logs -f")?;
-        let ticks = |more| until_ticks(|| fs::read_to_string(&heard).context("read what was heard"), more);
-        let followed = (|| {
-            let seen = ticks(1)?;
-            approve(cluster, "kubelet-serving")?;
-            approve(cluster, "kube-apiserver-client-kubelet")?;
-            wait_for("new certificates", PATIENCE, || {
-                let left = seconds_left(place)?;
-                ensure!(left.iter().all(|left| *left > 3600.0), "{left:?} s");
-                Ok(Some(()))
-            })?;
-            ensure!(
-                shown(cluster, host)?,
-                "a new connection is shown another certificate than the newest"
-            );
-            attached.say("two\n")?;
-            attached.until_hears("got two")?;
-            ticks(seen + 20).map(drop)
-        })();
-        // It may have ended by itself.
-        let _ = logs.kill();
-        let _ = logs.wait();
-        followed?;
+        let logs = Follower::begin(place, "ticks", &["logs", "-f", "pair", "-c", "ticks"])?;
+        let ticks = |most| until_ticks(|| logs.said(), most);
+        let seen = ticks(1)?;
+        approve(cluster, "kubelet-serving")?;
+        approve(cluster, "kube-apiserver-client-kubelet")?;
+        wait_for("new certificates", PATIENCE, || {
+            let left = seconds_left(place)?;
+            ensure!(left.iter().all(|left| *left > 3600.0), "{left:?} s");
+            Ok(Some(()))
+        })?;
+        ensure!(
+            shown(cluster, host)?,
+            "a new connection is shown another certificate than the newest"
+        );
+        attached.say("two\n")?;
+        attached.until_hears("got two")?;
+        ticks(seen + 20)?;
         // The watch of pods has not noticed, and is followed.
         place.create(&[pod("late", sh(STAY))])?;
         place.until_ready("late")?;

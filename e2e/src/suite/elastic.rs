@@ -1,11 +1,6 @@
 //! Hosts that come and go: one joins with nothing but a token, one leaves without the loss of a pod, and one becomes smaller and larger as it runs.
 
-use std::{
-    fs::{self, File},
-    path::PathBuf,
-    process::{Child, Stdio},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
@@ -15,7 +10,7 @@ use super::{
     Test,
     certificates::{BOOTSTRAP, WRITTEN, bootstrap_kubeconfig, requests_alone, rights},
     daemon::{self, Identity, with_config},
-    workload::{GOODBYE, PATIENCE, Place, STAY, pod, says_goodbye, sh, with, within},
+    workload::{Follower, GOODBYE, PATIENCE, Place, STAY, pod, says_goodbye, sh, with, within},
 };
 use crate::{
     Cluster, Host, HostKind,
@@ -227,35 +222,6 @@ fn canonical(kibibytes: &str) -> String {
         .find(|(shift, _)| number.is_multiple_of(1 << shift))
         .expect("1 divides all");
     format!("{}{unit}", number >> shift)
-}
-
-/// A kubectl that runs beside the test and writes into a file, until it is dropped.
-pub(super) struct Follower {
-    child: Child,
-    output: PathBuf,
-}
-
-impl Follower {
-    pub(super) fn begin(place: &Place<'_>, name: &str, arguments: &[&str]) -> Result<Self> {
-        let output = place.cluster.state.root.join(format!("elastic-{name}"));
-        let mut command = place.cluster.kubectl_command();
-        command.args(["-n", &place.name]).args(arguments);
-        command.stdin(Stdio::null()).stdout(File::create(&output)?).stderr(Stdio::null());
-        let child = command.spawn().context("run kubectl")?;
-        Ok(Self { child, output })
-    }
-
-    pub(super) fn said(&self) -> Result<String> {
-        fs::read_to_string(&self.output).context("read what kubectl said")
-    }
-}
-
-impl Drop for Follower {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.child.kill().and_then(|()| self.child.wait().map(drop));
-        let _ = fs::remove_file(&self.output);
-    }
 }
 
 fn drains(cluster: &Cluster) -> Result<()> {

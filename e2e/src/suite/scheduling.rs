@@ -8,9 +8,8 @@ use serde_json::{Value, json};
 
 use super::{
     Test,
-    elastic::Follower,
     survival::until_gone,
-    workload::{GOODBYE, PATIENCE, Place, STAY, condition, container, pod, says_goodbye, sh, with, within},
+    workload::{Follower, GOODBYE, PATIENCE, Place, STAY, condition, container, pod, says_goodbye, sh, with, within},
 };
 use crate::{Cluster, command, wait_for};
 
