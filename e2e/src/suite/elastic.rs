@@ -10,6 +10,7 @@ use super::{
     Test,
     certificates::{BOOTSTRAP, WRITTEN, bootstrap_kubeconfig, requests_alone, rights},
     daemon::{self, Identity, with_config},
+    node::bytes,
     workload::{Follower, GOODBYE, PATIENCE, Place, STAY, pod, says_goodbye, sh, with, within},
 };
 use crate::{
@@ -168,12 +169,12 @@ fn stuck(cluster: &Cluster) -> Result<()> {
     })
 }
 
-/// The Node's capacity of this resource becomes this.
-fn until_has(cluster: &Cluster, host: &Host, resource: &str, wanted: &str) -> Result<()> {
+/// The Node's capacity of this resource becomes this many.
+fn until_has(cluster: &Cluster, host: &Host, resource: &str, wanted: u64) -> Result<()> {
     wait_for(&format!("the Node to have {wanted} of {resource}"), PATIENCE, || {
         let found = cluster.kubectl_json(&["get", "node", &host.name])?;
         let capacity = &found["status"]["capacity"];
-        ensure!(capacity[resource] == wanted, "it has {capacity}");
+        ensure!(bytes(&capacity[resource])? == wanted, "it has {capacity}");
         Ok(Some(()))
     })
 }
@@ -183,45 +184,37 @@ fn capacity(cluster: &Cluster) -> Result<()> {
     let pid = host.daemon_status()?.pid.context("the daemon has no process")?;
     let all = host.sh(&format!("taskset -p {pid} | sed 's/.*: //'"))?;
     let mask = u64::from_str_radix(&all, 16).with_context(|| format!("read the affinity {all:?}"))?;
-    let cpus = mask.count_ones().to_string();
+    let cpus = u64::from(mask.count_ones());
     host.sh(&format!("taskset -a -p {:x} {pid}", mask & mask.wrapping_neg()))?;
-    let fewer = until_has(cluster, host, "cpu", "1");
+    let fewer = until_has(cluster, host, "cpu", 1);
     host.sh(&format!("taskset -a -p {all} {pid}"))?;
     fewer?;
-    until_has(cluster, host, "cpu", &cpus)?;
+    until_has(cluster, host, "cpu", cpus)?;
     // On a native host it would be this machine's.
     if host.kind == HostKind::Emulated {
-        let total = || host.sh("awk '/^MemTotal/ {print $2 \"Ki\"}' /proc/meminfo");
+        let total = || -> Result<u64> {
+            let said = host.sh("awk '/^MemTotal/ {printf \"%.0f\", $2 * 1024}' /proc/meminfo")?;
+            said.parse().with_context(|| format!("read {said:?}"))
+        };
         let before = total()?;
-        until_has(cluster, host, "memory", &canonical(&before))?;
+        until_has(cluster, host, "memory", before)?;
         // Of a block that is in use the kernel says so; the last ones are the likeliest to be free.
         let off = "cd /sys/devices/system/memory; for b in $(ls -d memory[0-9]* | sort -rV); do \
                    if echo offline > $b/state 2>/dev/null; then echo $b; exit; fi; done; exit 1";
         let block = host.sh(off).context("take a block of memory away")?;
         let less = total().and_then(|less| {
             ensure!(less != before, "the kernel has as much memory as before");
-            until_has(cluster, host, "memory", &canonical(&less))
+            until_has(cluster, host, "memory", less)
         });
         host.sh(&format!("echo online > /sys/devices/system/memory/{block}/state"))?;
         less?;
-        until_has(cluster, host, "memory", &canonical(&total()?))?;
+        until_has(cluster, host, "memory", total()?)?;
     }
     let now = host.daemon_status()?.pid;
     ensure!(now == Some(pid), "the daemon was started again: {now:?} is not {pid}");
     let said = host.sh(&format!("grep -c 'the host has more or less than before' {}", node::KVMLET_LOG))?;
     ensure!(said.parse::<u32>().is_ok_and(|times| times >= 2), "it was told {said} times");
     Ok(())
-}
-
-/// Kibibytes as the API server writes them.
-fn canonical(kibibytes: &str) -> String {
-    let number: u64 = kibibytes.trim_end_matches("Ki").parse().unwrap_or_default();
-    let units = [(20, "Gi"), (10, "Mi"), (0, "Ki")];
-    let (shift, unit) = units
-        .into_iter()
-        .find(|(shift, _)| number.is_multiple_of(1 << shift))
-        .expect("1 divides all");
-    format!("{}{unit}", number >> shift)
 }
 
 fn drains(cluster: &Cluster) -> Result<()> {
