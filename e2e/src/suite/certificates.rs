@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     Cluster, Host, command, host_config,
-    paths::{API_PORT, GATEWAY},
+    paths::{API_PORT, GATEWAY, write},
     pki, wait_for,
 };
 
@@ -107,6 +107,14 @@ pub(super) fn rights() -> Value {
     ]})
 }
 
+/// Takes back what [`rights`] gives, and what was asked for by it.
+pub(super) fn take_rights_back(cluster: &Cluster) -> Result<()> {
+    let file = cluster.state.root.join("certificates-rights.json");
+    write(&file, rights().to_string())?;
+    cluster.kubectl(&["delete", "--ignore-not-found", "-f", &file.to_string_lossy()])?;
+    cluster.kubectl(&["delete", "csr", "--all"]).map(drop)
+}
+
 pub(super) fn bootstrap_kubeconfig(cluster: &Cluster) -> Result<String> {
     let authority = fs::read(cluster.state.pki().join("ca.crt")).context("read ca.crt")?;
     let authority = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, authority);
@@ -140,10 +148,7 @@ fn by_request(cluster: &Cluster) -> Result<()> {
         host.sh(&format!("rm -rf {PKI} {WRITTEN} {BOOTSTRAP}"))?;
         host.put(daemon::CONFIG, 0o644, host_config::kvmlet(host).as_bytes())?;
         daemon::restart(cluster)?;
-        let file = cluster.state.root.join("certificates-rights.json");
-        crate::paths::write(&file, rights().to_string())?;
-        cluster.kubectl(&["delete", "--ignore-not-found", "-f", &file.to_string_lossy()])?;
-        cluster.kubectl(&["delete", "csr", "--all"]).map(drop)
+        take_rights_back(cluster)
     };
     let restored = as_it_was();
     shown.and(restored)

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{
     Test,
-    certificates::{BOOTSTRAP, WRITTEN, bootstrap_kubeconfig, requests_alone, rights},
+    certificates::{BOOTSTRAP, WRITTEN, bootstrap_kubeconfig, requests_alone, rights, take_rights_back},
     daemon::{self, Identity, with_config},
     node::bytes,
     workload::{Follower, GOODBYE, PATIENCE, Place, STAY, pod, says_goodbye, sh, with, within},
@@ -17,7 +17,7 @@ use crate::{
     Cluster, Host, HostKind,
     agent::{ServiceState, ServiceStatus},
     host_config, node,
-    paths::{manifest, write},
+    paths::manifest,
     wait_for,
 };
 
@@ -64,10 +64,7 @@ fn joins(cluster: &Cluster) -> Result<()> {
         cluster.kubectl(&["delete", "node", &host.name, "--ignore-not-found"])?;
         host.put(daemon::CONFIG, 0o644, host_config::kvmlet(host).as_bytes())?;
         daemon::restart(cluster)?;
-        let file = cluster.state.root.join("elastic-rights.json");
-        write(&file, rights().to_string())?;
-        cluster.kubectl(&["delete", "--ignore-not-found", "-f", &file.to_string_lossy()])?;
-        cluster.kubectl(&["delete", "csr", "--all"])?;
+        take_rights_back(cluster)?;
         cluster.wait_until_nodes_are_ready(PATIENCE)?;
         shown.and(ended.map(drop))
     })
@@ -116,7 +113,8 @@ fn joined(place: &Place<'_>) -> Result<()> {
     place.until_ready("first").map(drop)
 }
 
-fn cordoned(cluster: &Cluster, host: &Host) -> Result<bool> {
+/// Whether the scheduler is to leave the host alone.
+pub(super) fn cordoned(cluster: &Cluster, host: &Host) -> Result<bool> {
     let found = cluster.kubectl_json(&["get", "node", &host.name])?;
     Ok(found["spec"]["unschedulable"] == true)
 }

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::{
     Test,
     admission::SYSTEM,
+    elastic::cordoned,
     scratch_format::formats,
     workload::{PATIENCE, Place, STAY, condition, pod, sh, with, within},
 };
@@ -364,12 +365,8 @@ fn off(place: &Place<'_>, kvmlet: &Path) -> Result<()> {
     told(cluster, "that no pod is left", |status| {
         status["message"].as_str().is_some_and(|text| text.starts_with("disabled:")) && status["ready"] == false
     })?;
-    let cordoned = |node: &str| -> Result<bool> {
-        let found = cluster.kubectl_json(&["get", "node", node])?;
-        Ok(found["spec"]["unschedulable"] == true)
-    };
     for host in &cluster.hosts {
-        ensure!(cordoned(&host.name)?, "{} takes pods", host.name);
+        ensure!(cordoned(cluster, host)?, "{} takes pods", host.name);
     }
     ensure!(
         checks(cluster)?.iter().all(|one| one["spec"]["reason"].is_null()),
@@ -377,7 +374,7 @@ fn off(place: &Place<'_>, kvmlet: &Path) -> Result<()> {
     );
     cluster.kubectl(&["delete", "kvmletruntime", "kvmlet", "--timeout=60s"])?;
     for host in &cluster.hosts {
-        ensure!(!cordoned(&host.name)?, "{} takes no pods without a switch", host.name);
+        ensure!(!cordoned(cluster, host)?, "{} takes no pods without a switch", host.name);
         ensure!(taint(cluster, &host.name)?.is_none(), "{} has kept its taint", host.name);
     }
     let log = fs::read_to_string(cluster.state.logs().join(format!("{NAME}.log"))).context("read the webhook's log")?;
