@@ -198,7 +198,6 @@ fn queries(cluster: &Cluster) -> Result<()> {
         for verb in ["list", "watch"] {
             cluster.kubectl(&["auth", "can-i", verb, "nodes", &user])?;
         }
-        let prometheus = Prometheus::start(cluster)?;
         let seen = with(
             sh(STAY),
             &[
@@ -211,6 +210,7 @@ fn queries(cluster: &Cluster) -> Result<()> {
         );
         place.create(&[pod("seen", seen)])?;
         place.until_ready("seen")?;
+        let prometheus = Prometheus::start(cluster)?;
         let answered = shown(&prometheus, &cluster.host(0)?.name, &place.name);
         prometheus.end()?;
         answered
