@@ -244,7 +244,7 @@ fn shown(prometheus: &Prometheus<'_>, node: &str, namespace: &str) -> Result<()>
         });
     }
     prometheus.answers(&queries)?;
-    // What nobody but a node in trouble shows is a metric of the node all the same, if it is the one that the source names.
+    // Nor is a page left out of which no query asks.
     let doubtful = prometheus.ask("query", Some("up == 0"))?;
     ensure!(doubtful["result"] == json!([]), "not all pages are scraped: {doubtful}");
     Ok(())
