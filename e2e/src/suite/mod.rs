@@ -37,6 +37,7 @@ mod memory;
 mod monitoring;
 mod node;
 mod operate;
+mod operate_seen;
 mod outage;
 mod package;
 mod pod_resources;
