@@ -12,18 +12,18 @@ use super::{
 };
 use crate::{Cluster, Host, artifacts, cluster::Beside, host_config, node, wait_for};
 
-/// They need a host of their own, and none of the cluster's.
+/// They need a host of their own, and of the cluster's what is installed there alone: so they run beside others.
 pub(super) const TESTS: &[Test] = &[
     Test {
         name: "two builds of the Debian package are the same, byte for byte",
         hosts: 1,
-        kvmlet: false,
+        kvmlet: true,
         run: reproducible,
     },
     Test {
         name: "a host with systemd takes kvmlet from a package; its pods outlive restart and upgrade, end in order at shutdown, and purge leaves nothing",
         hosts: 1,
-        kvmlet: false,
+        kvmlet: true,
         run: life,
     },
 ];
@@ -49,13 +49,15 @@ const LEFT: &str = "ls -d /usr/bin/kvmlet /usr/bin/kvmlet-machine /usr/lib/kvmle
     pgrep -af '^[^ ]*kvmlet (node|vm|fs)'
     pgrep -af '^[^ ]* (vm|fs)( |$)'; true";
 
-fn folder(cluster: &Cluster, name: &str) -> PathBuf {
-    cluster.state.root.join("packages").join(name)
+/// A package of what is installed on the cluster's hosts.
+fn package(cluster: &Cluster, version: &str, folder: &str) -> Result<PathBuf> {
+    let folder = cluster.state.root.join("packages").join(folder);
+    artifacts::deb((&cluster.kvmlet()?, &cluster.guest()?), version, &folder, true)
 }
 
 fn reproducible(cluster: &Cluster) -> Result<()> {
     let build = |name| -> Result<Vec<u8>> {
-        let package = artifacts::deb(VERSIONS[0], &folder(cluster, name), true)?;
+        let package = package(cluster, VERSIONS[0], name)?;
         fs::read(&package).with_context(|| format!("read {}", package.display()))
     };
     let (one, other) = (build("one")?, build("other")?);
@@ -65,7 +67,7 @@ fn reproducible(cluster: &Cluster) -> Result<()> {
 }
 
 fn life(cluster: &Cluster) -> Result<()> {
-    let packages = VERSIONS.map(|version| artifacts::deb(version, &folder(cluster, "life"), true));
+    let packages = VERSIONS.map(|version| package(cluster, version, "life"));
     let [old, new] = packages;
     let (old, new) = (old?, new?);
     let apart = cluster.apart()?;
