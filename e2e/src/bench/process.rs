@@ -39,7 +39,9 @@ impl<'a> Measured<'a> {
 
     /// Of processors, so far.
     pub(super) fn cpu_seconds(&self) -> Result<f64> {
-        let output = self.host.run(&[self.bench, "measure", "processor", "--pid", &self.pid.to_string()])?;
+        let output = self
+            .host
+            .run(&[self.bench, "measure", "processor", "--pid", &self.pid.to_string()])?;
         ensure!(output.code == 0, "{}", output.error_text());
         output.text().trim().parse().with_context(|| format!("read {}", output.text()))
     }
