@@ -50,7 +50,7 @@ impl Cluster {
             let qemu = artifacts::counting_qemu()?;
             Ok((artifacts::host_image()?, Processors::Counted(qemu)))
         })?;
-        node::install(counted.host()?, &artifacts::kvmlet()?, &artifacts::guest()?)?;
+        node::install(counted.host()?, &self.kvmlet()?, &self.guest()?)?;
         Ok(counted)
     }
 

@@ -1,7 +1,10 @@
 //! The admission webhook, with its own pods on kvmlet's nodes: which pods it sends there, what it says of others, and that none is refused
 //! while its certificates change. There is one for the whole cluster, so these tests have it for themselves.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -11,7 +14,7 @@ use super::{
     guide::follow,
     workload::{PATIENCE, Place, STAY, pod, sh, with, within},
 };
-use crate::{Cluster, artifacts, cluster::LANE, command, paths::manifest, paths::write, registry, wait_for};
+use crate::{Cluster, cluster::LANE, command, paths::manifest, paths::write, registry, wait_for};
 
 pub(super) const TESTS: &[Test] = &[
     Test {
@@ -39,25 +42,46 @@ const SECRET: &str = "kvmlet-webhook-certificates";
 /// Sends a namespace's pods.
 pub(super) const LABEL: &str = "virtual-node-affinity-injection=enabled";
 
-/// Installs the webhook as its manifests say, does what `body` does and takes it away.
+/// Whether it is there from the test before.
+static INSTALLED: AtomicBool = AtomicBool::new(false);
+
+/// Does what `body` does with the webhook installed as its manifests say, and no profiles afterwards. It stays for the next test; see [`remove`].
 pub(super) fn with_webhook(cluster: &Cluster, body: impl FnOnce() -> Result<()>) -> Result<()> {
-    registry::add_kvmlet(&cluster.state, &artifacts::kvmlet()?)?;
-    let manifests = manifest("webhook");
-    cluster.kubectl(&["apply", "-k", &manifests])?;
-    cluster.kubectl(&["label", "namespace", SYSTEM, &format!("{LANE}={}", cluster.host(0)?.name)])?;
-    cluster.kubectl(&["-n", SYSTEM, "rollout", "status", "deployment/kvmlet-webhook", "--timeout=110s"])?;
-    let done = body();
+    let is_there = INSTALLED.swap(false, Ordering::Relaxed);
+    let installed = if is_there { Ok(()) } else { install(cluster) };
+    let done = installed.and_then(|()| body());
+    let cleared = cluster.kubectl(&["delete", "burstprofiles", "--all"]);
     if done.is_ok() {
-        cluster.kubectl(&["-n", SYSTEM, "delete", "deployment", "kvmlet-webhook"])?;
-        cluster.kubectl(&["-n", SYSTEM, "delete", "pods", "--all", "--timeout=110s"])?;
-    }
-    // Whatever became of it: other tests' pods must not wait for it.
-    cluster.kubectl(&["delete", "mutatingwebhookconfiguration", "kvmlet-webhook"])?;
-    cluster.kubectl(&["delete", "burstprofiles", "--all"])?;
-    if done.is_ok() {
-        cluster.kubectl(&["delete", "-k", &manifests, "--ignore-not-found", "--timeout=110s"])?;
+        cleared?;
+        INSTALLED.store(true, Ordering::Relaxed);
+    } else {
+        // Other tests' pods must not wait for it.
+        cluster.kubectl(&["delete", "mutatingwebhookconfiguration", "kvmlet-webhook", "--ignore-not-found"])?;
     }
     done
+}
+
+fn install(cluster: &Cluster) -> Result<()> {
+    registry::add_kvmlet(&cluster.state, &cluster.kvmlet()?)?;
+    cluster.kubectl(&["apply", "-k", &manifest("webhook")])?;
+    cluster.kubectl(&["label", "namespace", SYSTEM, &format!("{LANE}={}", cluster.host(0)?.name)])?;
+    cluster
+        .kubectl(&["-n", SYSTEM, "rollout", "status", "deployment/kvmlet-webhook", "--timeout=110s"])
+        .map(drop)
+}
+
+/// Takes it away, if it is there.
+pub(super) fn remove(cluster: &Cluster) -> Result<()> {
+    if !INSTALLED.swap(false, Ordering::Relaxed) {
+        return Ok(());
+    }
+    cluster.kubectl(&["-n", SYSTEM, "delete", "deployment", "kvmlet-webhook"])?;
+    cluster.kubectl(&["-n", SYSTEM, "delete", "pods", "--all", "--timeout=110s"])?;
+    cluster.kubectl(&["delete", "mutatingwebhookconfiguration", "kvmlet-webhook"])?;
+    let manifests = manifest("webhook");
+    cluster
+        .kubectl(&["delete", "-k", &manifests, "--ignore-not-found", "--timeout=110s"])
+        .map(drop)
 }
 
 /// A pod that says nothing of nodes itself.

@@ -50,7 +50,7 @@ pub(super) fn answers(cluster: &Cluster) -> Result<()> {
 
 /// Asks the daemon's port something. Without a client's certificate the answer is a refusal, but one by HTTP.
 pub(super) fn asks(host: &Host) -> Result<()> {
-    let script = format!("curl -sk -o /dev/null --max-time 5 https://{}:10250/healthz", host.address);
+    let script = format!("curl -sk -o /dev/null --max-time 5 https://{}/healthz", host.kubelet());
     host.sh(&script).map(drop)
 }
 
