@@ -6,13 +6,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use kvmlet_protocol::{
-    ContainerSpec, ContainerState, ContainerStatus, ErrorKind, ExitStatus, Extras, Failure, Filter, LayerFigures, Renewal, Request,
+    ContainerSpec, ContainerState, ContainerStatus, ErrorKind, ExitStatus, Extras, Failure, LayerFigures, Renewal, Request,
     Resources, Response, SandboxSpec, StorageFigures, TEMPLATE_WORD,
 };
 
 use crate::container::{self, Container};
 use crate::device::Images;
 use crate::failure::{Attempt, fail};
+use crate::filter::{self, Compiled};
 use crate::setup::Sandbox;
 use crate::{attach, bus, cgroup, renew, resize, stats, watchdog};
 
@@ -113,7 +114,9 @@ impl Agent {
             Request::Start(spec) => self.start(*spec, &Extras::default(), None).map(started),
             Request::StartWith { container, extras } => self.start(*container, &extras, None).map(started),
             Request::StartAs { container, extras, filter } => {
-                self.start(*container, &extras, filter.map(|filter| *filter))
+                let filter = filter.map(|filter| filter::compile(&filter)).transpose();
+                filter
+                    .and_then(|filter| self.start(*container, &extras, filter))
                     .map(|container| Response::StartedAs {
                         pid: container.pid,
                         user: container.user.clone(),
@@ -223,7 +226,7 @@ impl Agent {
         resize::resize(cpus, &running.collect::<Vec<_>>())
     }
 
-    fn start(self: &Arc<Self>, spec: ContainerSpec, extras: &Extras, filter: Option<Filter>) -> Result<Arc<Container>, Failure> {
+    fn start(self: &Arc<Self>, spec: ContainerSpec, extras: &Extras, filter: Option<Compiled>) -> Result<Arc<Container>, Failure> {
         let sandbox = self.sandbox()?;
         let id = spec.id.clone();
         self.occupy(&id, |table| match table.find(&id) {
@@ -239,7 +242,7 @@ impl Agent {
         self: &Arc<Self>,
         sandbox: &Sandbox,
         spec: ContainerSpec,
-        more: (&Extras, Option<Filter>),
+        more: (&Extras, Option<Compiled>),
     ) -> Result<Arc<Container>, Failure> {
         let target = more.0.processes_of.as_deref().map(|id| self.running(id)).transpose()?;
         let image = lock(&self.images).mount(&spec.root.device, &sandbox.spec.pmems)?;

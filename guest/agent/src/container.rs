@@ -9,12 +9,13 @@ use std::process::Stdio;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
-use kvmlet_protocol::{ContainerSpec, ErrorKind, ExitStatus, Extras, Failure, Filter, Identity, LogStream, Process};
+use kvmlet_protocol::{ContainerSpec, ErrorKind, ExitStatus, Extras, Failure, Identity, LogStream, Process};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::cgroup::Cgroup;
 use crate::device::SCRATCH;
 use crate::failure::{Attempt, fail};
+use crate::filter::Compiled;
 use crate::reaper::{Child, Ended, now};
 use crate::setup::{ETC, Sandbox};
 use crate::spawn::{self, Bind, Place, Plan, Processes, Root, Streams};
@@ -36,7 +37,7 @@ pub(crate) struct Container {
     /// What it has besides.
     pub(crate) extras: Extras,
     /// What system calls it may make, where that is not the default.
-    pub(crate) filter: Option<Filter>,
+    pub(crate) filter: Option<Compiled>,
     /// Who its first process is.
     pub(crate) user: Identity,
     /// Its first process.
@@ -108,7 +109,7 @@ pub(crate) fn start(
     sandbox: &Sandbox,
     image: PathBuf,
     spec: ContainerSpec,
-    (extras, filter): (&Extras, Option<Filter>),
+    (extras, filter): (&Extras, Option<Compiled>),
     target: Option<&Container>,
 ) -> Result<(Container, Receiver<Ended>), Failure> {
     let plain = (1..=64).contains(&spec.id.len()) && spec.id.bytes().all(|b| b.is_ascii_alphanumeric());
@@ -170,7 +171,7 @@ fn begin(
     sandbox: &Sandbox,
     image: PathBuf,
     spec: &ContainerSpec,
-    (extras, filter): (&Extras, Option<&Filter>),
+    (extras, filter): (&Extras, Option<&Compiled>),
     target: Option<&Container>,
     places: &Places,
     cgroup: &Cgroup,

@@ -2,11 +2,9 @@
 //!
 //! Being a program of its own it may allocate and fail like any other; what goes wrong it says in a [`Report`].
 
-mod bpf;
 mod command;
 mod credentials;
 pub(crate) mod files;
-mod filter;
 mod root;
 mod seccomp;
 mod terminal;
@@ -17,12 +15,13 @@ use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
-use kvmlet_protocol::{ErrorKind, Failure, Filter, Identity, MAX_HOST_FRAME, Process, read_frame, write_frame};
+use kvmlet_protocol::{ErrorKind, Failure, Identity, MAX_HOST_FRAME, Process, read_frame, write_frame};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
 use crate::failure::{Attempt, fail};
+use crate::filter::{self, Compiled};
 use crate::spawn::{Place, Plan, Report};
 use crate::sys;
 
@@ -92,7 +91,7 @@ fn join(pid: u32) -> std::io::Result<()> {
 }
 
 /// Becomes the program, in the container.
-fn run(process: &Process, strict_groups: bool, filter: Option<&Filter>, agent: &mut UnixStream) -> Result<Never, Failure> {
+fn run(process: &Process, strict_groups: bool, filter: Option<&Compiled>, agent: &mut UnixStream) -> Result<Never, Failure> {
     if process.args.is_empty() {
         return Err(fail(ErrorKind::BadContainer, "no command specified"));
     }
