@@ -18,6 +18,7 @@ mod cpus;
 mod device;
 mod exec;
 mod failure;
+mod files;
 mod filter;
 mod forward;
 mod interface;

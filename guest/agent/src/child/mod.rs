@@ -4,7 +4,6 @@
 
 mod command;
 mod credentials;
-pub(crate) mod files;
 mod root;
 mod seccomp;
 mod terminal;
