@@ -1,21 +1,21 @@
 //! What the KvmletRuntime says of a node's pods: what their scratch disks are. Whether the node takes pods at all is the webhook's to see to.
 
-use std::{pin::pin, time::Duration};
+use std::pin::pin;
 
 use futures_util::StreamExt as _;
 use kube::{
     Api, Client,
     runtime::watcher::{self, Event},
 };
-use kvmlet_admission::runtime::{ImageFormat, KvmletRuntime, NAME, keep::is_absent};
+use kvmlet_admission::runtime::{
+    ImageFormat, KvmletRuntime, NAME,
+    keep::{ABSENT, is_absent},
+};
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 use vmm_lib::spec::DiskFormat;
 
-/// When a kind that is not there is looked for again.
-const ABSENT: Duration = Duration::from_secs(30);
-/// The pause after a failure.
-const PAUSE: Duration = Duration::from_secs(5);
+use crate::checks::PAUSE;
 
 /// Follows it for ever. What was last known counts while it cannot be seen.
 pub(crate) async fn follow(client: Client, scratch: watch::Sender<DiskFormat>) {
