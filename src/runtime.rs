@@ -3,10 +3,7 @@
 use std::pin::pin;
 
 use futures_util::StreamExt as _;
-use kube::{
-    Api, Client,
-    runtime::watcher::{self, Event},
-};
+use kube::{Api, Client, runtime::watcher::watch_object};
 use kvmlet_admission::runtime::{
     ImageFormat, KvmletRuntime, NAME,
     keep::{ABSENT, is_absent},
@@ -20,17 +17,10 @@ use crate::checks::PAUSE;
 /// Follows it for ever. What was last known counts while it cannot be seen.
 pub(crate) async fn follow(client: Client, scratch: watch::Sender<DiskFormat>) {
     let runtimes: Api<KvmletRuntime> = Api::all(client);
-    let this_one = watcher::Config::default().fields(&format!("metadata.name={NAME}"));
-    let mut events = pin!(watcher::watcher(runtimes, this_one));
-    // What a list has had so far.
-    let mut listed = None;
-    while let Some(event) = events.next().await {
-        match event {
-            Ok(Event::Init) => listed = None,
-            Ok(Event::InitApply(runtime)) => listed = Some(runtime),
-            Ok(Event::InitDone) => know(listed.take().as_ref(), &scratch),
-            Ok(Event::Apply(runtime)) => know(Some(&runtime), &scratch),
-            Ok(Event::Delete(_)) => know(None, &scratch),
+    let mut seen = pin!(watch_object(runtimes, NAME));
+    while let Some(seen) = seen.next().await {
+        match seen {
+            Ok(runtime) => know(runtime.as_ref(), &scratch),
             Err(error) if is_absent(&error) => {
                 debug!(%error, "this cluster has no KvmletRuntime for this node");
                 tokio::time::sleep(ABSENT).await;
