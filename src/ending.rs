@@ -1,4 +1,4 @@
-//! How the daemon is asked to end, and what it tells while it takes its time.
+//! How programs are asked to end, and what the daemon tells while it takes its time.
 
 use std::time::Duration;
 

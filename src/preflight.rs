@@ -10,10 +10,10 @@ use anyhow::Context as _;
 use kvmlet_preflight::{Check, canary};
 use kvmlet_provider::config::Config;
 use serde_json::{Value, json};
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     cli::{CONFIG, Output, PreflightArguments},
+    ending::Signals,
     machine, node,
 };
 
@@ -38,12 +38,9 @@ pub(crate) fn run(arguments: &PreflightArguments) -> anyhow::Result<ExitCode> {
 }
 
 async fn boot(config: &Config, program: &Path, before: &[Check]) -> anyhow::Result<Check> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut signals = Signals::new()?;
     let stop = async {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
+        signals.next().await;
     };
     let tell = |so_far: std::time::Duration| {
         eprintln!(
