@@ -22,7 +22,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use self::model::{Command, Line, Sample, Screen};
 use super::{Host, print, wait};
-use crate::cli::TopArguments;
+use crate::{cli::TopArguments, ending::Signals};
 
 /// Between one look and the next.
 const EACH: Duration = Duration::from_secs(1);
@@ -44,7 +44,9 @@ pub(crate) fn top(arguments: &TopArguments) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let news = follow(arguments.config.clone())?;
-    let mut terminal = ratatui::try_init().context("take the terminal over")?;
+    // What failed may have taken half of it.
+    let taken = ratatui::try_init().inspect_err(|_| ratatui::restore());
+    let mut terminal = taken.context("take the terminal over")?;
     let shown = show(&mut terminal, &news, &node);
     ratatui::try_restore().context("give the terminal back")?;
     shown.map(|()| ExitCode::SUCCESS)
@@ -63,9 +65,9 @@ fn follow(config: PathBuf) -> anyhow::Result<Receiver<News>> {
     let signals = told.clone();
     let on_signal = move || {
         let ended = wait(async {
-            let (mut terminate, mut hangup) = (signal(SignalKind::terminate())?, signal(SignalKind::hangup())?);
+            let (mut asked, mut hangup) = (Signals::new()?, signal(SignalKind::hangup())?);
             tokio::select! {
-                _ = terminate.recv() => {}
+                _ = asked.next() => {}
                 _ = hangup.recv() => {}
             }
             Ok(())
