@@ -14,9 +14,9 @@ use anyhow::{Context as _, bail};
 use super::{
     Host,
     model::{Pod, Process},
-    print, text,
+    text,
 };
-use crate::cli::ConsoleArguments;
+use crate::{cli::ConsoleArguments, print::print};
 
 /// How often is looked whether there is more.
 const AGAIN: Duration = Duration::from_millis(250);

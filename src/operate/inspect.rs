@@ -17,9 +17,9 @@ use serde_json::{Value, json};
 use super::{
     Host,
     model::{Pod, Process},
-    print, wait,
+    wait,
 };
-use crate::cli::PodArguments;
+use crate::{cli::PodArguments, print::print};
 
 /// Prints all about one pod.
 pub(crate) fn inspect(arguments: &PodArguments) -> anyhow::Result<ExitCode> {

@@ -11,9 +11,9 @@ use tokio::sync::watch;
 use super::{
     Host,
     model::{Pod, all_names},
-    print, wait,
+    wait,
 };
-use crate::cli::LogsArguments;
+use crate::{cli::LogsArguments, print::print};
 
 /// How often is looked whether the container still runs.
 const AGAIN: Duration = Duration::from_millis(500);

@@ -21,10 +21,7 @@ mod ps;
 mod text;
 mod top;
 
-use std::{
-    io::{self, ErrorKind, Write as _},
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
 use kvmlet_provider::{config::Config, store::Store};
@@ -74,15 +71,6 @@ impl Host {
 fn privileged(is_root: bool) -> anyhow::Result<()> {
     ensure!(is_root, "only root may look at this host's machines: run it with sudo");
     Ok(())
-}
-
-/// Prints; whoever reads may have read enough.
-fn print(bytes: &[u8]) -> anyhow::Result<bool> {
-    let mut out = io::stdout().lock();
-    match out.write_all(bytes).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
-        done => done.map(|()| true).context("print"),
-    }
 }
 
 /// For what asks guests.

@@ -9,11 +9,13 @@ use super::{
     Host,
     inspect::summary,
     model::Pod,
-    print,
     text::{self, NONE},
     wait,
 };
-use crate::cli::{Listing, PsArguments};
+use crate::{
+    cli::{Listing, PsArguments},
+    print::{print, table},
+};
 
 /// Characters of a UID that are shown.
 const SHORT: usize = 8;
@@ -75,7 +77,7 @@ fn line(pod: &Pod, now: Timestamp) -> [String; 9] {
 
 fn plain(pods: &[Pod], now: Timestamp) -> String {
     let rows: Vec<_> = pods.iter().map(|pod| line(pod, now)).collect();
-    text::table(PLAIN, &rows)
+    table(PLAIN, &rows)
 }
 
 fn wide(pods: &[Pod], now: Timestamp) -> String {
@@ -102,7 +104,7 @@ fn wide(pods: &[Pod], now: Timestamp) -> String {
     let mut head = PLAIN
         .into_iter()
         .chain(["SHARED", "CPUS", "MEMORY", "RESTARTS", "IP", "BOOTED SINCE"]);
-    text::table(std::array::from_fn(|_| head.next().expect("nine and six")), &rows)
+    table(std::array::from_fn(|_| head.next().expect("nine and six")), &rows)
 }
 
 #[cfg(test)]

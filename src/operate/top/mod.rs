@@ -21,8 +21,8 @@ use ratatui::{
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::model::{Command, Line, Sample, Screen};
-use super::{Host, print, wait};
-use crate::{cli::TopArguments, ending::Signals};
+use super::{Host, wait};
+use crate::{cli::TopArguments, ending::Signals, print::print};
 
 /// Between one look and the next.
 const EACH: Duration = Duration::from_secs(1);
