@@ -25,7 +25,7 @@ const PIECE: usize = 64 << 10;
 
 /// Prints a console, and what comes if that is wished.
 pub(crate) fn console(arguments: &ConsoleArguments) -> anyhow::Result<ExitCode> {
-    let host = Host::open(&arguments.pod.config)?;
+    let host = Host::open(&arguments.pod.config.path)?;
     let pod = host.find(&arguments.pod.pod)?;
     let directory = host.store.machine_dir(&pod.desired.uid);
     let file = directory.join("console.log");

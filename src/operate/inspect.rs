@@ -23,7 +23,7 @@ use crate::{cli::PodArguments, print::print};
 
 /// Prints all about one pod.
 pub(crate) fn inspect(arguments: &PodArguments) -> anyhow::Result<ExitCode> {
-    let host = Host::open(&arguments.config)?;
+    let host = Host::open(&arguments.config.path)?;
     let mut pods = [host.find(&arguments.pod)?];
     host.measure(&mut pods);
     let daemon = host.daemon();

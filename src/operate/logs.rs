@@ -31,7 +31,7 @@ pub(crate) fn logs(arguments: &LogsArguments) -> anyhow::Result<ExitCode> {
         tail_lines: tail(arguments.tail).map_err(anyhow::Error::msg)?,
         ..LogOptions::default()
     };
-    let host = Host::open(&arguments.pod.config)?;
+    let host = Host::open(&arguments.pod.config.path)?;
     let pod = host.find(&arguments.pod.pod)?;
     let chosen = choose(&pod.desired, arguments.container.as_deref()).map_err(anyhow::Error::msg)?;
     if let Some(notice) = &chosen.notice {

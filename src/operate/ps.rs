@@ -22,7 +22,7 @@ const SHORT: usize = 8;
 
 /// Lists this host's pods.
 pub(crate) fn ps(arguments: &PsArguments) -> anyhow::Result<ExitCode> {
-    let host = Host::open(&arguments.config)?;
+    let host = Host::open(&arguments.config.path)?;
     let (mut seen, daemon) = (host.look()?, host.daemon());
     if daemon.is_none() {
         wait(async {

@@ -33,7 +33,7 @@ const PAGE: isize = 20;
 
 /// Shows what this host's machines use, until `q`.
 pub(crate) fn top(arguments: &TopArguments) -> anyhow::Result<ExitCode> {
-    let host = Host::open(&arguments.config)?;
+    let host = Host::open(&arguments.config.path)?;
     let node = host.config.node_name.clone();
     if arguments.once || !io::stdout().is_terminal() {
         let (begun, mut screen) = (Instant::now(), Screen::new());
@@ -43,7 +43,7 @@ pub(crate) fn top(arguments: &TopArguments) -> anyhow::Result<ExitCode> {
         print(view::once(&screen, &node).as_bytes())?;
         return Ok(ExitCode::SUCCESS);
     }
-    let news = follow(arguments.config.clone())?;
+    let news = follow(arguments.config.path.clone())?;
     // What failed may have taken half of it.
     let taken = ratatui::try_init().inspect_err(|_| ratatui::restore());
     let mut terminal = taken.context("take the terminal over")?;
