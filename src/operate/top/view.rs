@@ -94,8 +94,7 @@ pub(super) fn once(screen: &Screen, node: &str) -> String {
     let rows: Vec<_> = screen.rows().iter().map(Row::cells).collect();
     let table = print::table(Column::ALL.map(Column::title), &rows);
     let [first, second] = header(screen, node);
-    let trouble = screen.trouble.iter().map(|why| format!("{why}\n")).collect::<String>();
-    format!("{first}\n{second}\n{trouble}\n{table}")
+    format!("{first}\n{second}\n\n{table}")
 }
 
 /// Everything, in a terminal.
