@@ -58,10 +58,15 @@ impl Signals {
 pub(crate) async fn tell(progress: watch::Receiver<String>) {
     let mut every = interval(PROGRESS);
     every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut logged = String::new();
     loop {
         every.tick().await;
         let words = progress.borrow().clone();
-        info!("leaving: {words}");
+        // Whoever waits has to hear again, also what is no news.
         systemd::leaving(&words);
+        if words != logged {
+            info!("leaving: {words}");
+            logged = words;
+        }
     }
 }
