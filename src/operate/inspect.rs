@@ -1,7 +1,7 @@
 //! `kvmlet inspect`: all about one pod's machine, as JSON. What is in the pod's variables, arguments, volumes and secrets is not in it: each field is
 //! named here.
 
-use std::{path::Path, process::ExitCode};
+use std::{path::Path, process::ExitCode, time::Duration};
 
 use kvmlet_machine::{Found, Status};
 use kvmlet_network::{Counters, NetworkConfig, PodInterface, PodNetworks};
@@ -20,6 +20,9 @@ use super::{
     wait,
 };
 use crate::{cli::PodArguments, print::print};
+
+/// How long a machine's process may take to answer: one that hangs is told to.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Prints all about one pod.
 pub(crate) fn inspect(arguments: &PodArguments) -> anyhow::Result<ExitCode> {
@@ -64,7 +67,7 @@ struct Beside {
 fn control(directory: &Path) -> Option<Result<Status, String>> {
     match kvmlet_machine::find(directory) {
         Ok(Found::Alive(machine)) => {
-            let said = machine.control().and_then(|mut control| control.status());
+            let said = machine.control_within(PATIENCE).and_then(|mut control| control.status());
             Some(said.map_err(|error| chain(&error)))
         }
         _ => None,
