@@ -113,11 +113,11 @@ impl Host {
 
 /// What a machine's processes use: its own, and those of what is shared with it.
 fn usage(uid: &str, pid: u32) -> Usage {
-    let group = cgroup::usage(uid);
-    let mut pids = cgroup::pids(uid);
-    if !pids.contains(&pid) {
-        pids = vec![pid];
-    }
+    let pids = cgroup::pids(uid);
+    let is_in_group = pids.contains(&pid);
+    // What a group says that the machine is not in is another's.
+    let group = cgroup::usage(uid).filter(|_| is_in_group);
+    let pids = if is_in_group { pids } else { vec![pid] };
     let memory = pids
         .iter()
         .filter_map(|pid| memory(Path::new(&format!("/proc/{pid}/smaps_rollup"))));
