@@ -121,6 +121,11 @@ fn all(host: &Host, pod: &Pod, seen: &Beside) -> Value {
     let (uid, state) = (&pod.desired.uid, &pod.state);
     let machine = host.store.machine_dir(uid);
     let logs = logs::pod_directory(&host.config.log_dir, &pod.desired);
+    let (ended, unknown) = match &pod.process {
+        Process::Ended(why) => (Some(why), None),
+        Process::Unknown(why) => (None, Some(why)),
+        Process::Alive(_) | Process::Never => (None, None),
+    };
     let mut value = summary(pod);
     value["daemon"] = json!({"running": seen.daemon.is_some(), "pid": seen.daemon});
     value["verdict"] = json!(state.verdict);
@@ -128,7 +133,8 @@ fn all(host: &Host, pod: &Pod, seen: &Beside) -> Value {
     value["machine"] = json!({
         "record": state.machine,
         "failures": state.machine_failures,
-        "ended": match &pod.process { Process::Ended(why) => Some(why), Process::Alive(_) | Process::Never => None },
+        "ended": ended,
+        "unknown": unknown,
         "shape": pod.started.as_ref().map(|started| &started.shape),
         "room": state.room,
         "controlGroup": seen.group,
@@ -245,6 +251,12 @@ mod tests {
         assert_eq!(
             (&told["state"], &told["machine"]["ended"]),
             (&json!("Lost"), &json!("its process was killed"))
+        );
+        let hidden = |pod: &mut Pod| pod.process = Process::Unknown("open a pidfd: no room".into());
+        let unknown = all(&host(state.path()), &pod("hello", hidden), &Beside::default());
+        assert_eq!(
+            (&unknown["state"], &unknown["machine"]["ended"], &unknown["machine"]["unknown"]),
+            (&json!("Unknown"), &Value::Null, &json!("open a pidfd: no room"))
         );
         assert_eq!(told["machine"]["shape"]["memory"], 192 << 20);
         assert_eq!(told["start"]["phases"][1], json!({"phase": "guest", "milliseconds": 420.0}));

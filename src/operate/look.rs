@@ -41,7 +41,7 @@ impl Host {
         let mut seen = Seen::default();
         for (uid, record) in self.store.load()? {
             match record {
-                Ok(record) => seen.pods.push(self.pod(&uid, record)?),
+                Ok(record) => seen.pods.push(self.pod(&uid, record)),
                 // It comes, or goes.
                 Err(StoreError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
                 Err(error) => seen.damaged.push(chain(&error)),
@@ -63,22 +63,22 @@ impl Host {
                 }
                 continue;
             };
-            all.push(self.pod(&uid, record)?);
+            all.push(self.pod(&uid, record));
         }
         let known: Vec<Known> = all.iter().map(Pod::known).collect();
         let uid = find(&known, wanted).map_err(anyhow::Error::msg)?.uid.clone();
         all.into_iter().find(|pod| pod.desired.uid == uid).context("it was among them")
     }
 
-    fn pod(&self, uid: &str, record: Record) -> anyhow::Result<Pod> {
+    fn pod(&self, uid: &str, record: Record) -> Pod {
         let directory = self.store.machine_dir(uid);
         let process = match kvmlet_machine::find(&directory) {
             Ok(Found::Alive(machine)) => Process::Alive(machine.pid()),
             Ok(Found::Ended(record)) => Process::Ended(ending(uid, record.as_ref())),
             Ok(Found::Never) => Process::Never,
-            Err(error) => Process::Ended(chain(&error)),
+            Err(error) => Process::Unknown(chain(&error)),
         };
-        Ok(Pod::new(record, process, Started::read(&directory)))
+        Pod::new(record, process, Started::read(&directory))
     }
 
     /// What machines use of the host.

@@ -38,6 +38,8 @@ pub(super) enum Process {
     Ended(String),
     /// There was none yet, or its traces are gone.
     Never,
+    /// It could not be looked at, in these words.
+    Unknown(String),
 }
 
 /// What a machine uses of the host; what the host does not say is none.
@@ -93,7 +95,7 @@ impl Pod {
     pub(super) fn pid(&self) -> Option<u32> {
         match self.process {
             Process::Alive(pid) => Some(pid),
-            Process::Ended(_) | Process::Never => None,
+            Process::Ended(_) | Process::Never | Process::Unknown(_) => None,
         }
     }
 
@@ -109,7 +111,8 @@ impl Pod {
             (Machine::Stopping, _) => "Stopping",
             (Machine::Starting, _) => "Starting",
             (Machine::Ready, Process::Alive(_)) => "Running",
-            (Machine::Ready, _) => "Lost",
+            (Machine::Ready, Process::Unknown(_)) => "Unknown",
+            (Machine::Ready, Process::Ended(_) | Process::Never) => "Lost",
             (Machine::None { .. }, _) if state.machine_failures > 0 => "Retrying",
             (Machine::None { .. }, _) => "Pending",
         }
@@ -219,6 +222,7 @@ pub(super) mod tests {
         let standing = |change: fn(&mut Pod)| pod("p", change).standing().to_owned();
         assert_eq!(standing(|_| {}), "Running");
         assert_eq!(standing(|pod| pod.process = Process::Ended("it was killed".into())), "Lost");
+        assert_eq!(standing(|pod| pod.process = Process::Unknown("no room".into())), "Unknown");
         assert_eq!(standing(|pod| pod.state.machine = Machine::Starting), "Starting");
         assert_eq!(standing(|pod| pod.state.machine = Machine::None { not_before: None }), "Pending");
         let failed = |pod: &mut Pod| {
