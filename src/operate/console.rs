@@ -34,8 +34,7 @@ pub(crate) fn console(arguments: &ConsoleArguments) -> anyhow::Result<ExitCode> 
         Err(error) if error.kind() == ErrorKind::NotFound => bail!(missing(&pod, host.config.guest.serial, &host.path, &directory)),
         Err(error) => return Err(error).with_context(|| format!("read {}", file.display())),
     };
-    let is_alive = || matches!(kvmlet_machine::find(&directory), Ok(kvmlet_machine::Found::Alive(_)));
-    copy(opened, arguments.follow, is_alive)?;
+    copy(opened, arguments.follow, || host.is_alive(&pod.desired.uid))?;
     Ok(ExitCode::SUCCESS)
 }
 

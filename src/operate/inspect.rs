@@ -17,7 +17,6 @@ use serde_json::{Value, json};
 use super::{
     Host,
     model::{Pod, Process},
-    wait,
 };
 use crate::{cli::PodArguments, print::print};
 
@@ -29,13 +28,7 @@ pub(crate) fn inspect(arguments: &PodArguments) -> anyhow::Result<ExitCode> {
     let host = Host::open(&arguments.config.path)?;
     let mut pods = [host.find(&arguments.pod)?];
     host.measure(&mut pods);
-    let daemon = host.daemon();
-    if daemon.is_none() {
-        wait(async {
-            host.ask_guests(&mut pods).await;
-            Ok(())
-        })?;
-    }
+    let daemon = host.complete(&mut pods)?;
     let [pod] = pods;
     let uid = &pod.desired.uid;
     let directory = host.store.machine_dir(uid);

@@ -3,22 +3,19 @@
 use std::{process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
-use kvmlet_protocol::ContainerState;
-use kvmlet_provider::{agent, desired::DesiredPod, logs};
+use kvmlet_provider::{desired::DesiredPod, logs};
 use kvmlet_server::{LogSource, logs::LogOptions};
 use tokio::sync::watch;
 
 use super::{
     Host,
-    model::{Pod, all_names},
+    model::{Pod, all_names, runs_in},
     wait,
 };
 use crate::{cli::LogsArguments, print::print};
 
 /// How often is looked whether the container still runs.
 const AGAIN: Duration = Duration::from_millis(500);
-/// How long its guest may take to say so.
-const PATIENCE: Duration = Duration::from_secs(3);
 /// The container that is meant where none is named (kubectl: pkg/cmd/util/podcmd).
 const DEFAULT: &str = "kubectl.kubernetes.io/default-container";
 
@@ -67,7 +64,7 @@ pub(crate) fn logs(arguments: &LogsArguments) -> anyhow::Result<ExitCode> {
             printed = printing => printed,
             () = watching => unreachable!("it goes on until all is printed"),
         }
-    })?;
+    })??;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -117,21 +114,17 @@ fn choose(pod: &DesiredPod, wanted: Option<&str>) -> Result<Chosen, String> {
 async fn is_written(host: &Host, pod: &Pod, container: &str, number: u32) -> bool {
     let uid = &pod.desired.uid;
     let Ok(record) = host.store.read(uid) else { return false };
-    let directory = host.store.machine_dir(uid);
-    let is_alive = matches!(kvmlet_machine::find(&directory), Ok(kvmlet_machine::Found::Alive(_)));
-    if !logs::is_written(&record.state, container, number) {
+    if !logs::is_written(&record.state, container, number) || !host.is_alive(uid) {
         return false;
     }
-    if !is_alive || host.daemon().is_some() {
-        return is_alive;
+    if host.daemon().is_some() {
+        return true;
     }
-    let id = record.state.by_name(container).and_then(|own| own.slot.id().map(str::to_owned));
-    match agent::containers(&directory.join("vsock.sock"), PATIENCE).await {
-        Ok(all) => all
-            .iter()
-            .any(|own| Some(&own.id) == id.as_ref() && matches!(own.state, ContainerState::Running { .. })),
+    let id = record.state.by_name(container).and_then(|own| own.slot.id());
+    match host.guest(uid).await {
+        Some(all) => id.is_some_and(|id| runs_in(&all, id)),
         // A guest that is slow has not ended.
-        Err(_) => true,
+        None => true,
     }
 }
 

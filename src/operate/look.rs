@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use futures_util::{StreamExt as _, stream};
 use kvmlet_machine::Found;
 use kvmlet_network::{NetworkConfig, PodNetworks, counters};
+use kvmlet_protocol::ContainerStatus;
 use kvmlet_provider::{
     act::chain,
     agent, cgroup,
@@ -19,6 +20,7 @@ use super::{
     Host,
     find::{Known, find},
     model::{Memory, Pod, Process, Usage},
+    wait,
 };
 
 /// How long a guest may take to say which containers it has.
@@ -98,12 +100,30 @@ impl Host {
         }
     }
 
-    /// Asks the guests of these pods which containers they have.
-    pub(super) async fn ask_guests(&self, pods: &mut [Pod]) {
+    /// The daemon's process. Without one, guests say which containers they have: nobody else does.
+    pub(super) fn complete(&self, pods: &mut [Pod]) -> anyhow::Result<Option<u32>> {
+        let daemon = self.daemon();
+        if daemon.is_none() {
+            wait(self.ask_guests(pods))?;
+        }
+        Ok(daemon)
+    }
+
+    /// Which containers a guest has; nothing of one that does not say so soon.
+    pub(super) async fn guest(&self, uid: &str) -> Option<Vec<ContainerStatus>> {
+        let socket = self.store.machine_dir(uid).join("vsock.sock");
+        agent::containers(&socket, PATIENCE).await.ok()
+    }
+
+    /// Whether a machine's process runs.
+    pub(super) fn is_alive(&self, uid: &str) -> bool {
+        matches!(kvmlet_machine::find(&self.store.machine_dir(uid)), Ok(Found::Alive(_)))
+    }
+
+    async fn ask_guests(&self, pods: &mut [Pod]) {
         let ask = async |pod: &mut Pod| {
             if pod.pid().is_some() {
-                let socket = self.store.machine_dir(&pod.desired.uid).join("vsock.sock");
-                pod.guest = agent::containers(&socket, PATIENCE).await.ok();
+                pod.guest = self.guest(&pod.desired.uid).await;
             }
         };
         let asked: Vec<_> = pods.iter_mut().map(ask).collect();

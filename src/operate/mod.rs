@@ -21,7 +21,10 @@ mod ps;
 mod text;
 mod top;
 
-use std::path::{Path, PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, ensure};
 use kvmlet_provider::{config::Config, store::Store};
@@ -73,9 +76,10 @@ fn privileged(is_root: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// For what asks guests.
-fn wait<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+/// For what asks guests, and waits for signals.
+fn wait<T>(work: impl Future<Output = T>) -> io::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    Ok(runtime.block_on(work))
 }
 
 #[cfg(test)]

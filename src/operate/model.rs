@@ -121,11 +121,7 @@ impl Pod {
     /// Whether a container runs, as far as is known.
     pub(super) fn runs(&self, container: &ContainerState) -> bool {
         let Slot::Running { id, .. } = &container.slot else { return false };
-        let in_guest = |all: &Vec<ContainerStatus>| {
-            let own = all.iter().find(|own| own.id == *id);
-            own.is_some_and(|own| matches!(own.state, InGuest::Running { .. }))
-        };
-        self.pid().is_some() && self.guest.as_ref().is_none_or(in_guest)
+        self.pid().is_some() && self.guest.as_ref().is_none_or(|all| runs_in(all, id))
     }
 
     /// Containers that run and that there are, as kubectl counts them: sidecars too, other init containers and ephemeral ones not.
@@ -145,6 +141,12 @@ impl Pod {
     pub(super) fn phases(&self) -> &[Took] {
         self.started.as_ref().map_or(&[], |started| &started.phases)
     }
+}
+
+/// Whether a guest that has these containers runs the one of this identifier.
+pub(super) fn runs_in(all: &[ContainerStatus], id: &str) -> bool {
+    let own = all.iter().find(|own| own.id == id);
+    own.is_some_and(|own| matches!(own.state, InGuest::Running { .. }))
 }
 
 /// All names of a pod's containers, as kubectl lists them: `main, debug (ephem), setup (init)`.

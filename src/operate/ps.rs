@@ -10,7 +10,6 @@ use super::{
     inspect::summary,
     model::Pod,
     text::{self, NONE},
-    wait,
 };
 use crate::{
     cli::{Listing, PsArguments},
@@ -23,13 +22,8 @@ const SHORT: usize = 8;
 /// Lists this host's pods.
 pub(crate) fn ps(arguments: &PsArguments) -> anyhow::Result<ExitCode> {
     let host = Host::open(&arguments.config.path)?;
-    let (mut seen, daemon) = (host.look()?, host.daemon());
-    if daemon.is_none() {
-        wait(async {
-            host.ask_guests(&mut seen.pods).await;
-            Ok(())
-        })?;
-    }
+    let mut seen = host.look()?;
+    let daemon = host.complete(&mut seen.pods)?;
     for damaged in &seen.damaged {
         eprintln!("kvmlet: a pod is left out: {damaged}");
     }

@@ -70,9 +70,9 @@ fn follow(config: PathBuf) -> anyhow::Result<Receiver<News>> {
                 _ = asked.next() => {}
                 _ = hangup.recv() => {}
             }
-            Ok(())
+            io::Result::Ok(())
         });
-        if ended.is_ok() {
+        if matches!(ended, Ok(Ok(()))) {
             // Nobody listens any more: it ends anyhow.
             let _ = signals.send(News::End);
         }
