@@ -1,6 +1,6 @@
 //! `kvmlet logs`: a container's log from this host's files, read by what answers `kubectl logs` on the node's port.
 
-use std::{process::ExitCode, time::Duration};
+use std::{convert::Infallible, process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
 use kvmlet_provider::{desired::DesiredPod, logs};
@@ -54,15 +54,16 @@ pub(crate) fn logs(arguments: &LogsArguments) -> anyhow::Result<ExitCode> {
             anyhow::Ok(())
         };
         let watching = async {
-            while is_written(&host, &pod, &chosen.name, number).await {
+            // What is not followed ends with what is written now.
+            while arguments.follow && is_written(&host, &pod, &chosen.name, number).await {
                 tokio::time::sleep(AGAIN).await;
             }
             sender.send_replace(false);
-            std::future::pending::<()>().await;
+            std::future::pending::<Infallible>().await
         };
         tokio::select! {
             printed = printing => printed,
-            () = watching => unreachable!("it goes on until all is printed"),
+            never = watching => match never {},
         }
     })??;
     Ok(ExitCode::SUCCESS)
