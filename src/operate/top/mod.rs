@@ -5,7 +5,6 @@ mod view;
 
 use std::{
     io::{self, IsTerminal as _},
-    path::PathBuf,
     process::ExitCode,
     sync::mpsc::{self, Receiver},
     thread,
@@ -43,7 +42,7 @@ pub(crate) fn top(arguments: &TopArguments) -> anyhow::Result<ExitCode> {
         print(view::once(&screen, &node).as_bytes())?;
         return Ok(ExitCode::SUCCESS);
     }
-    let news = follow(arguments.config.path.clone())?;
+    let news = follow(host)?;
     // What failed may have taken half of it.
     let taken = ratatui::try_init().inspect_err(|_| ratatui::restore());
     let mut terminal = taken.context("take the terminal over")?;
@@ -60,7 +59,7 @@ enum News {
 }
 
 /// Looks at the host each second, and listens for signals.
-fn follow(config: PathBuf) -> anyhow::Result<Receiver<News>> {
+fn follow(host: Host) -> anyhow::Result<Receiver<News>> {
     let (told, news) = mpsc::channel();
     let signals = told.clone();
     let on_signal = move || {
@@ -84,8 +83,8 @@ fn follow(config: PathBuf) -> anyhow::Result<Receiver<News>> {
     let begun = Instant::now();
     let look = move || {
         loop {
-            // The directory may come and go.
-            let seen = Host::open(&config).and_then(|host| host.sample(begun));
+            // Its directory may come and go.
+            let seen = host.sample(begun);
             if told.send(News::Seen(seen.map_err(|error| format!("{error:#}")))).is_err() {
                 return;
             }
