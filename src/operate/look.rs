@@ -2,7 +2,6 @@
 
 use std::{fs, path::Path, time::Duration};
 
-use anyhow::Context as _;
 use futures_util::{StreamExt as _, stream};
 use kvmlet_machine::Found;
 use kvmlet_network::{NetworkConfig, PodNetworks, counters};
@@ -56,7 +55,7 @@ impl Host {
 
     /// The pod that a word on the command line means, without what it uses.
     pub(super) fn find(&self, wanted: &str) -> anyhow::Result<Pod> {
-        let mut all = Vec::new();
+        let mut records = Vec::new();
         for (uid, record) in self.store.load()? {
             // A directory that comes or goes; of another, its UID may still be meant.
             let Ok(record) = record else {
@@ -65,11 +64,12 @@ impl Host {
                 }
                 continue;
             };
-            all.push(self.pod(&uid, record));
+            records.push((uid, record));
         }
-        let known: Vec<Known> = all.iter().map(Pod::known).collect();
-        let uid = find(&known, wanted).map_err(anyhow::Error::msg)?.uid.clone();
-        all.into_iter().find(|pod| pod.desired.uid == uid).context("it was among them")
+        let known: Vec<_> = records.iter().map(|(_, record)| Known::of(record)).collect();
+        let number = find(&known, wanted).map_err(anyhow::Error::msg)?;
+        let (uid, record) = records.swap_remove(number);
+        Ok(self.pod(&uid, record))
     }
 
     fn pod(&self, uid: &str, record: Record) -> Pod {

@@ -11,10 +11,7 @@ use kvmlet_provider::{
     store::Record,
 };
 
-use super::{
-    find::Known,
-    text::{self, NONE},
-};
+use super::text::{self, NONE};
 
 /// A pod, its machine, and what it uses.
 pub(super) struct Pod {
@@ -80,16 +77,6 @@ impl Pod {
 
     pub(super) fn full(&self) -> String {
         format!("{}/{}", self.desired.namespace, self.desired.name)
-    }
-
-    pub(super) fn known(&self) -> Known {
-        Known {
-            uid: self.desired.uid.clone(),
-            namespace: self.desired.namespace.clone(),
-            name: self.desired.name.clone(),
-            ends: self.state.deletion.is_some(),
-            accepted: self.state.accepted,
-        }
     }
 
     pub(super) fn pid(&self) -> Option<u32> {
