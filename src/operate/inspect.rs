@@ -67,6 +67,11 @@ fn control(directory: &Path) -> Option<Result<Status, String>> {
     }
 }
 
+/// Whether there is a daemon.
+pub(super) fn daemon(pid: Option<u32>) -> Value {
+    json!({"running": pid.is_some(), "pid": pid})
+}
+
 /// A pod in short, as `ps` has it.
 pub(super) fn summary(pod: &Pod) -> Value {
     let (running, total) = pod.counts();
@@ -120,7 +125,7 @@ fn all(host: &Host, pod: &Pod, seen: &Beside) -> Value {
         Process::Alive(_) | Process::Never => (None, None),
     };
     let mut value = summary(pod);
-    value["daemon"] = json!({"running": seen.daemon.is_some(), "pid": seen.daemon});
+    value["daemon"] = daemon(seen.daemon);
     value["verdict"] = json!(state.verdict);
     value["deletion"] = json!(state.deletion.as_ref().map(|deletion| json!({"killAt": deletion.kill_at})));
     value["machine"] = json!({

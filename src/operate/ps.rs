@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use super::{
     Host,
-    inspect::summary,
+    inspect::{daemon, summary},
+    look::Seen,
     model::Pod,
     text::{self, NONE},
 };
@@ -29,7 +30,7 @@ pub(crate) fn ps(arguments: &PsArguments) -> anyhow::Result<ExitCode> {
     }
     let now = Timestamp::now();
     let text = match arguments.output {
-        Some(Listing::Json) => format!("{:#}\n", listed(&seen.pods, daemon)),
+        Some(Listing::Json) => format!("{:#}\n", listed(&seen, daemon)),
         Some(Listing::Wide) => wide(&seen.pods, now),
         None => plain(&seen.pods, now),
     };
@@ -44,10 +45,11 @@ pub(crate) fn ps(arguments: &PsArguments) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn listed(pods: &[Pod], daemon: Option<u32>) -> Value {
+fn listed(seen: &Seen, pid: Option<u32>) -> Value {
     json!({
-        "daemon": {"running": daemon.is_some(), "pid": daemon},
-        "pods": pods.iter().map(summary).collect::<Vec<_>>(),
+        "daemon": daemon(pid),
+        "pods": seen.pods.iter().map(summary).collect::<Vec<_>>(),
+        "damaged": seen.damaged,
     })
 }
 
@@ -141,10 +143,16 @@ mod tests {
     }
 
     #[test]
-    fn programs_are_told_whether_there_is_a_daemon() {
-        let told = listed(&pods(), None);
+    fn programs_are_told_whether_there_is_a_daemon_and_what_is_left_out() {
+        let seen = Seen {
+            pods: pods().into(),
+            damaged: vec!["read /x: cut off".into()],
+        };
+        let told = listed(&seen, None);
         assert_eq!(told["daemon"], json!({"running": false, "pid": null}));
         assert_eq!(told["pods"][0]["containers"], json!({"running": 2, "total": 2}));
-        assert_eq!(listed(&[], Some(7))["daemon"], json!({"running": true, "pid": 7}));
+        assert_eq!(told["damaged"], json!(["read /x: cut off"]));
+        let empty = json!({"daemon": {"running": true, "pid": 7}, "pods": [], "damaged": []});
+        assert_eq!(listed(&Seen::default(), Some(7)), empty);
     }
 }
