@@ -10,7 +10,7 @@ use crate::{
     cli::{CONFIG, Output, PreflightArguments},
     ending::Signals,
     machine, node,
-    print::{print, table},
+    print::{notice, print, table},
 };
 
 /// Looks at the host, boots a canary, prints all of it. Success if all has passed.
@@ -39,12 +39,12 @@ async fn boot(config: &Config, program: &Path, before: &[Check]) -> anyhow::Resu
         signals.next().await;
     };
     let tell = |so_far: std::time::Duration| {
-        eprintln!(
+        notice(format_args!(
             "{}: the guest boots, {} s of at most {} s",
             canary::NAME,
             so_far.as_secs(),
             canary::LIMIT.as_secs()
-        );
+        ));
     };
     Ok(canary::boot(config, program, before, tell, stop).await)
 }

@@ -1,6 +1,9 @@
 //! What subcommands print for people and programs.
 
-use std::io::{self, ErrorKind, Write as _};
+use std::{
+    fmt::Display,
+    io::{self, ErrorKind, Write as _},
+};
 
 use anyhow::Context as _;
 
@@ -27,6 +30,11 @@ pub(crate) fn print(bytes: &[u8]) -> anyhow::Result<bool> {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
         done => done.map(|()| true).context("print"),
     }
+}
+
+/// Says a line beside what is printed. Where it cannot be said, the rest goes on.
+pub(crate) fn notice(words: impl Display) {
+    let _ = writeln!(io::stderr(), "{words}");
 }
 
 #[cfg(test)]

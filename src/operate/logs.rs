@@ -12,7 +12,7 @@ use super::{
     model::{Pod, all_names, runs_in},
     wait,
 };
-use crate::{cli::LogsArguments, print::print};
+use crate::{cli::LogsArguments, print::{notice, print}};
 
 /// How often is looked whether the container still runs.
 const AGAIN: Duration = Duration::from_millis(500);
@@ -31,8 +31,8 @@ pub(crate) fn logs(arguments: &LogsArguments) -> anyhow::Result<ExitCode> {
     let host = Host::open(&arguments.pod.config.path)?;
     let pod = host.find(&arguments.pod.pod)?;
     let chosen = choose(&pod.desired, arguments.container.as_deref()).map_err(anyhow::Error::msg)?;
-    if let Some(notice) = &chosen.notice {
-        eprintln!("{notice}");
+    if let Some(words) = &chosen.notice {
+        notice(words);
     }
     let number = logs::instance(&pod.desired, &pod.state, &chosen.name, options.previous)?;
     let directory = logs::pod_directory(&host.config.log_dir, &pod.desired).join(&chosen.name);

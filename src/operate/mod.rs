@@ -62,13 +62,6 @@ impl Host {
     fn daemon(&self) -> Option<u32> {
         kvmlet_image::holder(&self.config.state_dir.join("images"))
     }
-
-    /// Says it where people read it, if there is none.
-    fn tell_of_daemon(&self) {
-        if self.daemon().is_none() {
-            eprintln!("kvmlet: the daemon is not running on this host: its machines go on, and pods are as it has written them last");
-        }
-    }
 }
 
 fn privileged(is_root: bool) -> anyhow::Result<()> {

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     cli::{Listing, PsArguments},
-    print::{print, table},
+    print::{notice, print, table},
 };
 
 /// Characters of a UID that are shown.
@@ -26,7 +26,7 @@ pub(crate) fn ps(arguments: &PsArguments) -> anyhow::Result<ExitCode> {
     let mut seen = host.look()?;
     let daemon = host.complete(&mut seen.pods)?;
     for damaged in &seen.damaged {
-        eprintln!("kvmlet: a pod is left out: {damaged}");
+        notice(format_args!("kvmlet: a pod is left out: {damaged}"));
     }
     let now = Timestamp::now();
     let text = match arguments.output {
@@ -35,9 +35,11 @@ pub(crate) fn ps(arguments: &PsArguments) -> anyhow::Result<ExitCode> {
         None => plain(&seen.pods, now),
     };
     if arguments.output != Some(Listing::Json) {
-        host.tell_of_daemon();
+        if daemon.is_none() {
+            notice("kvmlet: the daemon is not running on this host: its machines go on, and pods are as it has written them last");
+        }
         if seen.pods.is_empty() {
-            eprintln!("kvmlet: there are no pods on this host");
+            notice("kvmlet: there are no pods on this host");
             return Ok(ExitCode::SUCCESS);
         }
     }
