@@ -10,6 +10,7 @@ use kvmlet_provider::{
     cgroup,
     desired::DesiredContainer,
     logs,
+    started::How,
     state::{ContainerState, Ended, Slot},
 };
 use serde_json::{Value, json};
@@ -75,7 +76,7 @@ pub(super) fn daemon(pid: Option<u32>) -> Value {
 /// A pod in short, as `ps` has it.
 pub(super) fn summary(pod: &Pod) -> Value {
     let (running, total) = pod.counts();
-    let usage = &pod.usage;
+    let (usage, how) = (&pod.usage, pod.how());
     json!({
         "namespace": pod.desired.namespace,
         "name": pod.desired.name,
@@ -88,9 +89,9 @@ pub(super) fn summary(pod: &Pod) -> Value {
         "pid": pod.pid(),
         "start": pod.started.as_ref().map(|started| json!({
             "begun": started.begun,
-            "how": started.how.as_ref().map(|how| how.word()),
-            "why": started.how.as_ref().map(|how| &how.why).filter(|why| !why.is_empty()),
-            "milliseconds": started.how.as_ref().map(|how| milliseconds(how.microseconds)),
+            "how": how.map(How::word),
+            "why": how.map(|how| &how.why).filter(|why| !why.is_empty()),
+            "milliseconds": how.map(|how| milliseconds(how.microseconds)),
             "phases": started.phases.iter().map(|took| json!({"phase": took.phase, "milliseconds": milliseconds(took.microseconds)}))
                 .collect::<Vec<_>>(),
         })),

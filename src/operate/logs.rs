@@ -12,7 +12,10 @@ use super::{
     model::{Pod, all_names, runs_in},
     wait,
 };
-use crate::{cli::LogsArguments, print::{notice, print}};
+use crate::{
+    cli::LogsArguments,
+    print::{notice, print},
+};
 
 /// How often is looked whether the container still runs.
 const AGAIN: Duration = Duration::from_millis(500);

@@ -6,12 +6,12 @@ use kvmlet_network::Counters;
 use kvmlet_protocol::{ContainerState as InGuest, ContainerStatus};
 use kvmlet_provider::{
     desired::{DesiredContainer, DesiredPod},
-    started::{Started, Took},
+    started::{How, Started, Took},
     state::{ContainerState, Machine, PodState, Slot},
     store::Record,
 };
 
-use super::text::{self, NONE};
+use super::text;
 
 /// A pod, its machine, and what it uses.
 pub(super) struct Pod {
@@ -119,10 +119,14 @@ impl Pod {
         (own.filter(|one| self.runs(one)).count(), names.len())
     }
 
+    /// How its machine came up, once its guest has answered.
+    pub(super) fn how(&self) -> Option<&How> {
+        self.started.as_ref()?.how.as_ref()
+    }
+
     /// `copy 0.42s`, `boot 3.10s`; of one that has not answered yet nothing.
     pub(super) fn start(&self) -> String {
-        let how = self.started.as_ref().and_then(|started| started.how.as_ref());
-        how.map_or_else(|| NONE.into(), |how| format!("{} {}", how.word(), text::span(how.microseconds)))
+        text::or_none(self.how().map(|how| format!("{} {}", how.word(), text::span(how.microseconds))))
     }
 
     pub(super) fn phases(&self) -> &[Took] {
@@ -155,7 +159,7 @@ pub(super) mod tests {
     use std::{sync::Arc, time::Duration};
 
     use jiff::Timestamp;
-    use kvmlet_provider::{figures::Phase, started::How, template::Start};
+    use kvmlet_provider::{figures::Phase, template::Start};
     use serde_json::json;
 
     use super::*;

@@ -10,7 +10,7 @@ use super::{
     inspect::{daemon, summary},
     look::Seen,
     model::Pod,
-    text::{self, NONE},
+    text::{self, or_none},
 };
 use crate::{
     cli::{Listing, PsArguments},
@@ -59,7 +59,6 @@ const PLAIN: [&str; 9] = ["POD", "UID", "STATE", "CONTAINERS", "START", "AGE", "
 
 fn line(pod: &Pod, now: Timestamp) -> [String; 9] {
     let (running, total) = pod.counts();
-    let or_none = |text: Option<String>| text.unwrap_or_else(|| NONE.into());
     [
         pod.full(),
         pod.desired.uid.chars().take(SHORT).collect(),
@@ -81,15 +80,13 @@ fn plain(pods: &[Pod], now: Timestamp) -> String {
 fn wide(pods: &[Pod], now: Timestamp) -> String {
     let more = |pod: &Pod| {
         let shape = pod.started.as_ref().map(|started| &started.shape);
-        let or_none = |text: Option<String>| text.filter(|text| !text.is_empty()).unwrap_or_else(|| NONE.into());
-        let how = pod.started.as_ref().and_then(|started| started.how.as_ref());
         [
             or_none(pod.usage.memory.map(|memory| text::bytes(memory.shared))),
             or_none(shape.map(|shape| shape.cpus.to_string())),
             or_none(shape.map(|shape| text::bytes(shape.memory))),
             pod.state.containers.iter().map(|one| one.restarts).sum::<u32>().to_string(),
             or_none(pod.state.ips.first().cloned()),
-            or_none(how.map(|how| how.why.clone())),
+            or_none(pod.how().map(|how| how.why.clone())),
         ]
     };
     let rows: Vec<[String; 15]> = pods

@@ -5,6 +5,11 @@ use std::time::Duration;
 /// Of what is not known, or not there.
 pub(super) const NONE: &str = "-";
 
+/// A text, if it is known and says something.
+pub(super) fn or_none(text: Option<String>) -> String {
+    text.filter(|text| !text.is_empty()).unwrap_or_else(|| NONE.into())
+}
+
 /// Bytes, to three figures: `17`, `4.0Ki`, `129Mi`.
 pub(super) fn bytes(count: u64) -> String {
     let mut value = count as f64;
@@ -73,6 +78,12 @@ pub(super) fn visible(raw: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_not_known_or_empty_is_a_dash() {
+        let texts = [None, Some(String::new()), Some("7".to_owned())];
+        assert_eq!(texts.map(or_none), ["-", "-", "7"]);
+    }
 
     #[test]
     fn figures_are_short() {
