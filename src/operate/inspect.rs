@@ -4,7 +4,7 @@
 use std::{path::Path, process::ExitCode, time::Duration};
 
 use kvmlet_machine::{Found, Status};
-use kvmlet_network::{Counters, NetworkConfig, PodInterface, PodNetworks};
+use kvmlet_network::{Counters, PodInterface};
 use kvmlet_provider::{
     act::chain,
     cgroup,
@@ -33,11 +33,10 @@ pub(crate) fn inspect(arguments: &PodArguments) -> anyhow::Result<ExitCode> {
     let [pod] = pods;
     let uid = &pod.desired.uid;
     let directory = host.store.machine_dir(uid);
-    let networks = PodNetworks::new(NetworkConfig::without_addresses(host.config.network_dir()));
     let seen = Beside {
         daemon,
         control: control(&directory),
-        interface: networks.recall(uid).ok().flatten(),
+        interface: host.interface(uid),
         group: Some(cgroup::path(uid))
             .filter(|path| path.exists())
             .map(|path| path.display().to_string()),

@@ -4,7 +4,7 @@ use std::{fs, path::Path, time::Duration};
 
 use futures_util::{StreamExt as _, stream};
 use kvmlet_machine::Found;
-use kvmlet_network::{NetworkConfig, PodNetworks, counters};
+use kvmlet_network::{NetworkConfig, PodInterface, PodNetworks, counters};
 use kvmlet_protocol::ContainerStatus;
 use kvmlet_provider::{
     act::chain,
@@ -85,9 +85,8 @@ impl Host {
 
     /// What machines use of the host.
     pub(super) fn measure(&self, pods: &mut [Pod]) {
-        let networks = PodNetworks::new(NetworkConfig::without_addresses(self.config.network_dir()));
         let namespace = |pod: &Pod| {
-            let interface = networks.recall(&pod.desired.uid).ok().flatten();
+            let interface = self.interface(&pod.desired.uid);
             interface.map(|interface| interface.netns).unwrap_or_default()
         };
         let alive: Vec<&mut Pod> = pods.iter_mut().filter(|pod| pod.pid().is_some()).collect();
@@ -98,6 +97,12 @@ impl Host {
                 ..pod.pid().map(|pid| usage(&pod.desired.uid, pid)).unwrap_or_default()
             };
         }
+    }
+
+    /// A pod's interface, as it was made.
+    pub(super) fn interface(&self, uid: &str) -> Option<PodInterface> {
+        let networks = PodNetworks::new(NetworkConfig::without_addresses(self.config.network_dir()));
+        networks.recall(uid).ok().flatten()
     }
 
     /// The daemon's process. Without one, guests say which containers they have: nobody else does.
