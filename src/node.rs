@@ -55,7 +55,7 @@ const BOOTS_PER_PROCESSOR: usize = 3;
 /// Runs the node until SIGTERM or SIGINT.
 pub(crate) fn run(arguments: &NodeArguments) -> anyhow::Result<ExitCode> {
     log_to_stderr();
-    let config = Config::load(&arguments.config)?;
+    let config = Config::load(&arguments.config.path)?;
     allow_open_files();
     let facts = Facts::gather(&config, &crate::machine::path()?, true);
     let checks = judge::judge(&facts);
