@@ -16,7 +16,7 @@ use rcgen::{
 };
 
 use crate::Host;
-use crate::paths::{APART, API_PORT, API_SERVICE, GATEWAY, State, host_address, host_name, write};
+use crate::paths::{APART, API_PORT, API_SERVICE, COUNTED, GATEWAY, State, host_address, host_name, write};
 
 /// The name of the cluster's authority.
 const AUTHORITY: &str = "kubernetes-ca";
@@ -182,7 +182,7 @@ pub fn make(state: &State, hosts: usize) -> Result<()> {
     // What it may do is in the project's manifests.
     let routes = ca.client(None, "kvmlet:network")?;
     write(&folder.join("routes.kubeconfig"), ca.kubeconfig(&routes))?;
-    for index in (1..=hosts).chain([APART]) {
+    for index in (1..=hosts).chain([COUNTED, APART]) {
         let name = host_name(index);
         let user = format!("system:node:{name}");
         let client = ca.client(Some("system:nodes"), &user)?;

@@ -1,6 +1,7 @@
 //! What a node costs for its pods' sake besides running them: the daemon's own processor time, memory and requests, for pods created at once, for
 //! pods that just run, and for their deletion. Beside it, in the same host, a node of virtual-kubelet whose pods are nothing at all
-//! (`e2e/peer`), each with the host to itself for that time.
+//! (`e2e/peer`), each with the host to itself for that time: an emulated host is the one that counts, since the other would add to a program what its
+//! host takes from it.
 
 use std::{
     thread,
@@ -12,7 +13,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use super::{FOLDER, Options, Row, median, percentile, process::Measured};
-use crate::{Cluster, Host, agent::Service, artifacts, node, wait_for};
+use crate::{Cluster, Host, HostKind, agent::Service, artifacts, node, wait_for};
 
 const NAMESPACE: &str = "bench-burst";
 /// The peer's service and node.
@@ -50,8 +51,8 @@ struct Cost {
 /// A node that is measured.
 struct Node<'a> {
     cluster: &'a Cluster,
-    /// Its label `type`.
-    kind: &'static str,
+    /// Its name.
+    name: &'a str,
     daemon: Measured<'a>,
 }
 
@@ -71,6 +72,11 @@ pub(super) fn rows(cluster: &Cluster, options: &Options) -> Result<Vec<Row>> {
     // Its node may never have come to be.
     cluster.kubectl(&["delete", "node", PEER, "--ignore-not-found"])?;
     cluster.delete_namespace(NAMESPACE)?;
+    if host.kind == HostKind::Emulated {
+        // The host that counts is none of the cluster's.
+        host.stop_daemon()?;
+        cluster.kubectl(&["delete", "node", &host.name])?;
+    }
     let measured = measured?;
     stopped.map(|_| measured)
 }
@@ -78,7 +84,7 @@ pub(super) fn rows(cluster: &Cluster, options: &Options) -> Result<Vec<Row>> {
 fn measure(cluster: &Cluster, host: &Host, count: usize, bench: &str) -> Result<Vec<Row>> {
     let ours = Node {
         cluster,
-        kind: "virtual-kubelet",
+        name: &host.name,
         daemon: Measured::find(host, bench, &format!("{} node ", node::PROGRAM))?,
     };
     // Image and template are there before anything counts, and the guest's first reading of both.
@@ -93,7 +99,7 @@ fn measure(cluster: &Cluster, host: &Host, count: usize, bench: &str) -> Result<
 
     let peer = Node {
         daemon: start_peer(cluster, host, bench)?,
-        kind: PEER,
+        name: PEER,
         ..ours
     };
     peer.burst(&["first".to_owned()])?;
@@ -169,7 +175,7 @@ impl Node<'_> {
     }
 
     fn create(&self, names: &[String]) -> Result<()> {
-        let items: Vec<_> = names.iter().map(|name| pod(name, self.kind)).collect();
+        let items: Vec<_> = names.iter().map(|name| pod(name, self.name)).collect();
         self.cluster
             .apply(&json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string())
     }
@@ -188,11 +194,11 @@ impl Node<'_> {
 }
 
 /// A program that ends on TERM, with the longest of usual graces.
-fn pod(name: &str, kind: &str) -> Value {
+fn pod(name: &str, node: &str) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": NAMESPACE},
         "spec": {
-            "nodeSelector": {"type": kind},
+            "nodeSelector": {"kubernetes.io/hostname": node},
             "tolerations": [{"operator": "Exists"}],
             "terminationGracePeriodSeconds": 30,
             "automountServiceAccountToken": false,

@@ -211,7 +211,7 @@ const PARTS: [Part; 17] = [
     },
     Part {
         name: "burst",
-        counted: false,
+        counted: true,
         measure: burst::rows,
     },
 ];
