@@ -58,6 +58,7 @@ mod snapshots;
 mod specs;
 mod survival;
 mod templates;
+mod traces;
 mod two_hosts;
 mod volumes;
 mod workload;
@@ -125,6 +126,9 @@ pub fn build(tests: &[&'static Test]) -> Result<()> {
     if tests.iter().any(|test| monitoring::TESTS.iter().any(|one| one.name == test.name)) {
         artifacts::prometheus()?;
     }
+    if tests.iter().any(|test| traces::TESTS.iter().any(|one| one.name == test.name)) {
+        artifacts::collector()?;
+    }
     Ok(())
 }
 
@@ -169,6 +173,7 @@ fn all() -> impl Iterator<Item = &'static Test> {
         figures::TESTS,
         rights::TESTS,
         monitoring::TESTS,
+        traces::TESTS,
         certificates::TESTS,
         exits::TESTS,
         by_hand::TESTS,
