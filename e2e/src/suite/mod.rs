@@ -30,6 +30,7 @@ mod image_volumes;
 mod images;
 pub(crate) mod in_place;
 mod jail;
+mod leader;
 mod logs;
 mod machines;
 mod memory;
@@ -139,6 +140,7 @@ fn all() -> impl Iterator<Item = &'static Test> {
         elastic::TESTS,
         scheduling::TESTS,
         admission::TESTS,
+        leader::TESTS,
         profiles::TESTS,
         chart::TESTS,
         guide::TESTS,
