@@ -31,6 +31,7 @@ use kvmlet_provider::{
     shutdown::{self, Shutdown},
     store::Store,
     template::Templates,
+    traces::Traces,
 };
 use kvmlet_server::{CachedReviews, CachedTokens, Server, ServerConfig, ServingCertificate};
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -124,6 +125,7 @@ async fn serve(config: Config, io: IoLimits, nesting: Option<String>) -> anyhow:
     let images = Arc::new(ImageStore::open(config.state_dir.join("images"), image_config(&config)).context("open the image store")?);
     let host = Host::measure(&config).context("measure the host")?;
     let troubles = Troubles::default();
+    let traces = Traces::open(&config)?;
     let network: Arc<OnceCell<PodNetworks>> = Arc::default();
 
     // Before anything is touched: two daemons must not serve one host.
@@ -157,6 +159,7 @@ async fn serve(config: Config, io: IoLimits, nesting: Option<String>) -> anyhow:
         readings: Readings::default(),
         image_uses: Uses::default(),
         meters,
+        traces: traces.clone(),
         certificates,
         scratch: std::sync::Mutex::default(),
         scratch_format: scratch_format.subscribe(),
@@ -283,6 +286,9 @@ async fn serve(config: Config, io: IoLimits, nesting: Option<String>) -> anyhow:
     stop.cancel();
     // A canary ends with its daemon.
     let _ = tokio::time::timeout(checks::END, checking).await;
+    if let Some(traces) = traces {
+        traces.end().await;
+    }
     done
 }
 

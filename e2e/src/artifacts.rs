@@ -71,6 +71,11 @@ pub fn helm() -> Result<PathBuf> {
     Ok(script("helm", "e2e/helm/build.sh", &[])?.join("helm"))
 }
 
+/// The OpenTelemetry collector.
+pub fn collector() -> Result<PathBuf> {
+    Ok(script("OpenTelemetry collector", "e2e/collector/build.sh", &[])?.join("collector"))
+}
+
 /// The folder with Debian's prometheus and promtool.
 pub fn prometheus() -> Result<PathBuf> {
     script("Prometheus", "e2e/prometheus/fetch.sh", &[])

@@ -32,6 +32,7 @@ use crate::{
     shutdown::Shutdown,
     store::Store,
     template::Templates,
+    traces::Traces,
 };
 
 /// Shared by all pods.
@@ -84,6 +85,8 @@ pub struct Context {
     pub image_uses: Uses,
     /// What is counted.
     pub meters: Meters,
+    /// Takes traces of pods' starts, where some are wanted.
+    pub traces: Option<Traces>,
     /// What is counted of the node's certificates.
     pub certificates: Arc<Figures>,
     /// Serialises the making of scratch templates.

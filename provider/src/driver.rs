@@ -15,11 +15,11 @@ use crate::{
     context::Context,
     desired::{Deletion, DesiredPod},
     eviction::{Eviction, Warden},
-    figures::Startup,
+    figures::{Course, Startup},
     follow::{Follower, Holding},
     hooks::Hooks,
     lifecycle::{self, Action, Event},
-    machine::Running,
+    machine::{self, Running},
     objects::PodObjects,
     prepare,
     probe::Prober,
@@ -279,9 +279,13 @@ impl Driver {
         for begun in self.startup.look(&self.desired, &self.state, &status, now) {
             self.context.meters.kubelet.begun(&begun);
         }
+        let course = self.startup.course(&self.state, &status, now);
         let status = Arc::new(status);
         self.save(&status);
         self.publish(status);
+        if let Some(course) = course {
+            self.trace(course);
+        }
         self.refer();
         for action in actions {
             match action {
@@ -359,6 +363,17 @@ impl Driver {
         }
         let (number, taken) = self.context.reporter.report(self.desired.pod.clone(), status.clone());
         self.reported = Some((status, number, taken));
+    }
+
+    /// Tells how the pod started, where somebody wants to know, once the API server has heard that it runs.
+    fn trace(&self, course: Course) {
+        if let (Some(traces), Some((_, number, taken))) = (&self.context.traces, &self.reported) {
+            let machine = machine::directory(&self.context, &self.desired.uid);
+            let told = traces
+                .clone()
+                .follow(self.desired.clone(), course, machine, (*number, taken.clone()));
+            tokio::spawn(told);
+        }
     }
 
     fn forget(&mut self) {

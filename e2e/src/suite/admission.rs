@@ -2,11 +2,13 @@
 //! while its certificates change. There is one for the whole cluster, so these tests have it for themselves.
 
 use std::{
+    fs,
+    path::Path,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use super::{
@@ -14,7 +16,13 @@ use super::{
     guide::follow,
     workload::{PATIENCE, Place, STAY, pod, sh, with, within},
 };
-use crate::{Cluster, cluster::LANE, command, paths::manifest, paths::write, registry, wait_for};
+use crate::{
+    Cluster,
+    cluster::LANE,
+    command,
+    paths::{API_PORT, GATEWAY, manifest, write},
+    registry, wait_for,
+};
 
 pub(super) const TESTS: &[Test] = &[
     Test {
@@ -28,6 +36,12 @@ pub(super) const TESTS: &[Test] = &[
         hosts: 2,
         kvmlet: true,
         run: rotated,
+    },
+    Test {
+        name: "of a thousand pods created at once in a labelled namespace none is refused and none comes out as it went in",
+        hosts: 2,
+        kvmlet: true,
+        run: thousand,
     },
     Test {
         name: "ordinary nodes are full before a pod overflows to here, and a Deployment that shrinks gives those up first",
@@ -166,6 +180,68 @@ impl<'a> Batch<'a> {
         ensure!(sent == MANY, "{sent} of {MANY} pods were sent");
         Ok(())
     }
+}
+
+/// Pods of a burst, and how many of them are under way at once.
+const BURST: usize = 1000;
+const AT_ONCE: usize = 100;
+
+/// Asks the API server for them, each by a request of its own; the code of each answer, and the file with what it said.
+fn answers(place: &Place<'_>, folder: &Path) -> Result<Vec<String>> {
+    let pki = place.cluster.state.pki();
+    let own = [("cacert", "ca.crt"), ("cert", "admin.crt"), ("key", "admin.key")];
+    let own: String = own
+        .map(|(option, file)| format!("{option} = \"{}\"\n", pki.join(file).display()))
+        .concat();
+    let url = format!("https://{GATEWAY}:{API_PORT}/api/v1/namespaces/{}/pods", place.name);
+    let one = |number: usize| {
+        let name = format!("p{number}");
+        // No machine is made of them.
+        let pod = with(plain(&name), &[("/spec/schedulingGates", json!([{"name": "kvmlet.io/e2e"}]))]);
+        let (pod, answer) = (Value::from(pod.to_string()), folder.join(&name));
+        let answer = answer.display();
+        format!(
+            "url = \"{url}\"\n{own}header = \"Content-Type: application/json\"\ndata-binary = {pod}\noutput = \"{answer}\"\n\
+            write-out = \"%{{http_code}} {answer}\\n\"\n"
+        )
+    };
+    let requests: Vec<String> = (0..BURST).map(one).collect();
+    let file = folder.join("requests");
+    write(
+        &file,
+        format!("parallel\nparallel-max = {AT_ONCE}\nno-progress-meter\n{}", requests.join("next\n")),
+    )?;
+    let output = command::run(place.cluster.inside("curl").arg("-K").arg(&file))?;
+    Ok(command::text(&output.stdout).lines().map(str::to_owned).collect())
+}
+
+fn thousand(cluster: &Cluster) -> Result<()> {
+    with_webhook(cluster, || {
+        within(cluster, "thousand", |place| {
+            cluster.kubectl(&["label", "namespace", &place.name, LABEL])?;
+            let batch = Batch::of(place)?;
+            wait_for("each replica to know the label", PATIENCE, || batch.is_sent().map(Some))?;
+            let folder = tempfile::tempdir().context("make a folder for answers")?;
+            let answers = answers(place, folder.path())?;
+            let refused: Vec<_> = answers.iter().filter(|answer| !answer.starts_with("201 ")).collect();
+            if let Some((_, file)) = refused.first().and_then(|answer| answer.split_once(' ')) {
+                let said = fs::read_to_string(file).unwrap_or_default();
+                bail!("{} of {} pods were refused: {}: {said}", refused.len(), answers.len(), refused[0]);
+            }
+            let found = place.cluster.kubectl_json(&["-n", &place.name, "get", "pods"])?;
+            let found = found["items"].as_array().context("no pods")?;
+            ensure!(found.len() == BURST, "{} of {BURST} pods are there", found.len());
+            for pod in found {
+                let spec = &pod["spec"];
+                let mut tolerations = spec["tolerations"].as_array().into_iter().flatten();
+                ensure!(tolerations.any(|one| one["key"] == "virtual-kubelet.io/provider"), "{spec}");
+                ensure!(spec["nodeSelector"] == json!({"type": "virtual-kubelet"}), "{spec}");
+            }
+            // All in one request.
+            let pods = format!("/api/v1/namespaces/{}/pods", place.name);
+            cluster.kubectl(&["delete", "--raw", &pods]).map(drop)
+        })
+    })
 }
 
 fn rotated(cluster: &Cluster) -> Result<()> {

@@ -31,6 +31,7 @@ mod image_volumes;
 mod images;
 pub(crate) mod in_place;
 mod jail;
+mod leader;
 mod logs;
 mod machines;
 mod memory;
@@ -60,6 +61,7 @@ mod snapshots;
 mod specs;
 mod survival;
 mod templates;
+mod traces;
 mod two_hosts;
 mod volumes;
 mod workload;
@@ -125,15 +127,16 @@ pub fn select(filter: &str) -> Vec<&'static Test> {
 
 /// Tests, and what builds what they need besides a cluster.
 type Need = (&'static [Test], fn() -> Result<PathBuf>);
-const NEEDS: [Need; 4] = [
+const NEEDS: [Need; 5] = [
     (specs::TESTS, artifacts::specs),
     (package::TESTS, artifacts::systemd_host_image),
     (monitoring::TESTS, artifacts::prometheus),
     (chart::TESTS, artifacts::helm),
+    (traces::TESTS, artifacts::collector),
 ];
 
 /// Tests with the admission webhook: it is installed for the first of them that runs, and goes with the last.
-const WITH_WEBHOOK: [&[Test]; 2] = [admission::TESTS, profiles::SENT];
+const WITH_WEBHOOK: [&[Test]; 3] = [admission::TESTS, leader::TESTS, profiles::SENT];
 
 fn is_one_of(test: &Test, those: &[Test]) -> bool {
     those.iter().any(|one| one.name == test.name)
@@ -158,6 +161,7 @@ fn all() -> impl Iterator<Item = &'static Test> {
         elastic::TESTS,
         scheduling::TESTS,
         admission::TESTS,
+        leader::TESTS,
         profiles::SENT,
         profiles::TESTS,
         chart::TESTS,
@@ -193,6 +197,7 @@ fn all() -> impl Iterator<Item = &'static Test> {
         figures::TESTS,
         rights::TESTS,
         monitoring::TESTS,
+        traces::TESTS,
         certificates::TESTS,
         exits::TESTS,
         by_hand::TESTS,

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::{
     AllowedPath, Config, Guest, HostPath, ImageGc, Images, Io, Logs, MachineUids, Machines, Network, PodDefaults, Registry, Reserved,
-    SharingPolicy, ShutdownGracePeriod, Span, Tls, Volumes,
+    SharingPolicy, ShutdownGracePeriod, Span, Tls, Tracing, Volumes,
 };
 use crate::quantity::Quantity;
 
@@ -74,7 +74,7 @@ fn fields<T: for<'de> Deserialize<'de> + fmt::Debug>() -> &'static [&'static str
 }
 
 /// Fields of all types of the configuration that have some, in their order: a schema has lost it.
-fn orders() -> [&'static [&'static str]; 18] {
+fn orders() -> [&'static [&'static str]; 19] {
     [
         fields::<Config>(),
         fields::<Tls>(),
@@ -94,6 +94,7 @@ fn orders() -> [&'static [&'static str]; 18] {
         fields::<ShutdownGracePeriod>(),
         fields::<Registry>(),
         fields::<Network>(),
+        fields::<Tracing>(),
     ]
 }
 

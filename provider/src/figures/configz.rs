@@ -75,6 +75,10 @@ pub(super) fn configz(config: &Config) -> Value {
         let one = |p: &crate::config::ShutdownGracePeriod| json!({"priority": p.priority, "shutdownGracePeriodSeconds": p.shutdown_grace_period_seconds});
         object["shutdownGracePeriodByPodPriority"] = by_priority.iter().map(one).collect();
     }
+    let tracing = &config.tracing;
+    if tracing.sampling_rate_per_million > 0 {
+        object["tracing"] = json!({"endpoint": tracing.endpoint, "samplingRatePerMillion": tracing.sampling_rate_per_million});
+    }
     json!({"kubeletconfig": object})
 }
 
@@ -140,7 +144,9 @@ mod tests {
         ] {
             assert_eq!(found[key], value, "{key}");
         }
-        assert!(found.get("evictionSoft").is_none() && found.get("staticPodPath").is_none());
+        for key in ["evictionSoft", "staticPodPath", "tracing"] {
+            assert!(found.get(key).is_none(), "{key}");
+        }
     }
 
     #[test]
@@ -148,7 +154,8 @@ mod tests {
         let found = of(
             "maxPods: 30\nevictionHard: {memory.available: 500Mi}\nevictionSoft: {nodefs.available: 12.5%}\n\
             evictionSoftGracePeriod: {nodefs.available: 1m30s}\nevictionMinimumReclaim: {nodefs.available: 1Gi}\n\
-            images: {gc: {maxAgeSeconds: 90000}}\nshutdownGracePeriod: 30s\nshutdownGracePeriodCriticalPods: 10s\n",
+            images: {gc: {maxAgeSeconds: 90000}}\nshutdownGracePeriod: 30s\nshutdownGracePeriodCriticalPods: 10s\n\
+            tracing: {samplingRatePerMillion: 100}\n",
         );
         for (key, value) in [
             ("maxPods", json!(30)),
@@ -159,6 +166,7 @@ mod tests {
             ("imageMaximumGCAge", json!("25h0m0s")),
             ("shutdownGracePeriod", json!("30s")),
             ("shutdownGracePeriodCriticalPods", json!("10s")),
+            ("tracing", json!({"endpoint": "localhost:4317", "samplingRatePerMillion": 100})),
         ] {
             assert_eq!(found[key], value, "{key}");
         }

@@ -38,7 +38,7 @@ pub use self::meters::{Meters, Phase};
 pub use self::model::MachineFigures;
 use self::model::Snapshot;
 pub use self::requests::counted;
-pub use self::startup::Startup;
+pub use self::startup::{Course, Startup};
 pub use self::usage::{PodUsage, usage};
 pub(crate) use self::{collect::ask, host::size_of_files};
 use crate::{context::Context, driver::View, kubelet::Pods};
