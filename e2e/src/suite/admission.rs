@@ -182,9 +182,11 @@ impl<'a> Batch<'a> {
     }
 }
 
-/// Pods of a burst, and how many of them are under way at once.
+/// Pods of a burst.
 const BURST: usize = 1000;
-const AT_ONCE: usize = 100;
+/// How many of them are under way at once: replicas in emulated hosts that are not alone on their machine answer less than twenty a second, and the API
+/// server waits five seconds.
+const AT_ONCE: usize = 25;
 
 /// Asks the API server for them, each by a request of its own; the code of each answer, and the file with what it said.
 fn answers(place: &Place<'_>, folder: &Path) -> Result<Vec<String>> {
