@@ -9,7 +9,7 @@ use super::{
     Test,
     admission::{LABEL, SYSTEM, plain, with_webhook},
     daemon,
-    workload::{PATIENCE, Place, with, within},
+    workload::{PATIENCE, Place, in_namespace, with},
 };
 use crate::{Cluster, Host, wait_for};
 
@@ -53,7 +53,7 @@ fn is_let_in(pod: &Value) -> bool {
 
 fn killed(cluster: &Cluster) -> Result<()> {
     with_webhook(cluster, || {
-        within(cluster, "leader", |place| {
+        in_namespace(cluster, "leader", |place| {
             cluster.kubectl(&["label", "namespace", &place.name, LABEL, "kvmlet.io/burst-policy=normalNodePrefer"])?;
             let system = Place {
                 cluster,
