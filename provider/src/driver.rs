@@ -93,19 +93,19 @@ pub async fn end(pods: &[Arc<Handle>], most: u64, eviction: impl Fn(u64) -> Evic
 pub enum Start {
     /// Just seen.
     New(PodState),
-    /// Read from its record.
-    Recovered(PodState),
+    /// Read from its record, which has this revision.
+    Recovered(PodState, u64),
 }
 
 /// Starts a pod's task.
 pub fn start(context: Arc<Context>, mut desired: DesiredPod, begin: Start) -> Handle {
     let (updates, api) = mpsc::channel(QUEUE);
     let (events_in, events) = mpsc::channel(QUEUE);
-    let (recovered, state) = match begin {
-        Start::New(state) => (false, state),
-        Start::Recovered(mut state) => {
+    let (recovered, state, revision) = match begin {
+        Start::New(state) => (false, state, 0),
+        Start::Recovered(mut state, revision) => {
             state.complete(&desired);
-            (true, state)
+            (true, state, revision)
         }
     };
     desired.keep(&state.allocated);
@@ -148,6 +148,8 @@ pub fn start(context: Arc<Context>, mut desired: DesiredPod, begin: Start) -> Ha
         referring: None,
         stepped: Timestamp::UNIX_EPOCH,
         written: None,
+        lasting: None,
+        revision,
         reported: None,
     };
     tokio::spawn(driver.run(events, api, recovered).instrument(span));
@@ -170,6 +172,10 @@ struct Driver {
     /// When the last step was.
     stepped: Timestamp,
     written: Option<Written>,
+    /// The last one that was written to outlast the host.
+    lasting: Option<PodState>,
+    /// How many records of the pod there were.
+    revision: u64,
     reported: Option<(Arc<PodStatus>, u64, watch::Receiver<u64>)>,
 }
 
@@ -335,9 +341,20 @@ impl Driver {
                 status: Some((**status).clone()),
             }),
             state: self.state.clone(),
+            revision: self.revision + 1,
         };
-        match self.context.store.save(&self.desired.uid, &record) {
+        let lasts = match &self.lasting {
+            Some(before) => self.state.has_more_that_lasts(before),
+            None => self
+                .state
+                .has_more_that_lasts(&PodState::new(&self.desired, None, self.state.accepted)),
+        };
+        match self.context.store.save(&self.desired.uid, &record, lasts) {
             Ok(()) => {
+                self.revision += 1;
+                if lasts {
+                    self.lasting = Some(record.state);
+                }
                 let (pod, status) = (pod.clone(), status.clone());
                 self.written = Some(Written { pod, status, state });
                 self.context.clear_trouble("state");

@@ -6,10 +6,12 @@ mod images;
 
 use std::{
     collections::BTreeMap,
+    pin::pin,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
+use futures_util::StreamExt as _;
 use jiff::Timestamp;
 use k8s_openapi::{
     api::{
@@ -24,6 +26,7 @@ use k8s_openapi::{
 use kube::{
     Api, Client,
     api::{DeleteParams, Patch, PatchParams, PostParams},
+    runtime::{WatchStreamExt as _, watcher::watch_object},
 };
 use kvmlet_network::PodNetworks;
 use serde_json::json;
@@ -143,6 +146,8 @@ impl NodeKeeper {
     pub async fn keep(mut self) {
         let nodes: Api<Node> = Api::all(self.client.clone());
         let mut last: Option<(serde_json::Value, tokio::time::Instant)> = None;
+        let mut node: Option<Node> = None;
+        let mut seen = pin!(watch_object(nodes.clone(), &self.config.node_name).default_backoff());
         let mut every = tokio::time::interval(RENEW);
         every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -151,6 +156,24 @@ impl NodeKeeper {
                 // Whoever looks at the host may have nothing to look for.
                 Ok(()) = self.pressure.changed() => {}
                 Ok(()) = self.shutdown.changed() => {}
+                Some(found) = seen.next() => {
+                    match found {
+                        Ok(Some(found)) => {
+                            // What is to be said of one that is known is said when it is time.
+                            if node.replace(found).is_some() {
+                                continue;
+                            }
+                        }
+                        Ok(None) => {
+                            last = None;
+                            node = Some(self.register().await);
+                        }
+                        Err(error) => {
+                            warn!(%error, "watch the node");
+                            continue;
+                        }
+                    }
+                }
                 Some(farewell) = self.farewells.recv() => {
                     let gone = match nodes.delete(&self.config.node_name, &DeleteParams::default()).await {
                         // Somebody else was quicker.
@@ -167,21 +190,11 @@ impl NodeKeeper {
                 }
             }
             self.look();
-            let node = match nodes.get_opt(&self.config.node_name).await {
-                Ok(Some(node)) => node,
-                Ok(None) => {
-                    last = None;
-                    self.register().await
-                }
-                Err(error) => {
-                    warn!(%error, "read the node");
-                    continue;
-                }
-            };
-            if let Err(error) = self.renew(&node).await {
+            let Some(node) = &node else { continue };
+            if let Err(error) = self.renew(node).await {
                 warn!(%error, "renew the node's lease");
             }
-            let status = self.status(&node);
+            let status = self.status(node);
             // Heartbeat times alone are no change.
             let mut compared = serde_json::to_value(&status).expect("a status becomes JSON");
             for condition in compared["conditions"].as_array_mut().into_iter().flatten() {

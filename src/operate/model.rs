@@ -191,7 +191,15 @@ pub(super) mod tests {
         ];
         let how = How::new(&Start::Copy(1), Duration::from_millis(420));
         let started = Started::new(Timestamp::UNIX_EPOCH, &[], &spec.unwrap()).up(how, &phases);
-        let mut pod = Pod::new(Record { pod: object, state }, Process::Alive(4711), Some(started));
+        let mut pod = Pod::new(
+            Record {
+                pod: object,
+                state,
+                revision: 1,
+            },
+            Process::Alive(4711),
+            Some(started),
+        );
         pod.usage = Usage {
             cpu: Some(2_000_000_000),
             memory: Some(Memory {
