@@ -32,6 +32,9 @@ impl Serialize for Quantity {
 
 impl Serialize for Span {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if self.0.subsec_nanos() != 0 {
+            return Err(serde::ser::Error::custom("no default has parts of a second"));
+        }
         serializer.collect_str(self)
     }
 }

@@ -39,6 +39,7 @@ pub use self::model::MachineFigures;
 use self::model::Snapshot;
 pub use self::requests::counted;
 pub use self::startup::{Course, Startup};
+use self::stored::Looks;
 pub use self::usage::{PodUsage, usage};
 pub(crate) use self::{collect::ask, host::size_of_files};
 use crate::{context::Context, driver::View, kubelet::Pods};
@@ -47,12 +48,12 @@ use crate::{context::Context, driver::View, kubelet::Pods};
 const FRESH: Duration = Duration::from_secs(1);
 /// How old a reading may be that a rate is reckoned from.
 const COMPARABLE: Duration = Duration::from_secs(300);
-/// How long a guest may take to answer.
+/// How long a guest may take to answer, or a look at its volumes be waited for.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The last readings.
 #[derive(Debug, Default)]
-pub struct Readings(Mutex<Vec<Arc<Snapshot>>>, Mutex<stored::All>);
+pub struct Readings(Mutex<Vec<Arc<Snapshot>>>, Arc<Looks>);
 
 /// Two readings: the last, and the one before it, for rates.
 #[derive(Debug)]
@@ -62,11 +63,12 @@ struct Pair {
 }
 
 impl Readings {
-    /// What pods have stored that are `wanted`, looked at not long ago.
+    /// What pods have stored that are `wanted`. A look that takes long goes on by itself; until it ends, the one before it serves.
     async fn stored(&self, pods: &Pods, wanted: fn(&View) -> bool) -> stored::All {
-        let mut kept = self.1.lock().await;
-        stored::renew(&mut kept, pods, wanted).await;
-        kept.clone()
+        let (looks, pods) = (self.1.clone(), pods.clone());
+        let renewed = tokio::spawn(async move { looks.renew(&pods, wanted).await });
+        let _ = tokio::time::timeout(PATIENCE, renewed).await;
+        self.1.all()
     }
 
     /// A reading that is fresh. Who asks while one is made waits for it.

@@ -1,7 +1,12 @@
 //! What pods have stored in which volume and container. Guests walk through all of it for that, so it is looked at only for pages that say it, and
 //! serves for a minute (the kubelet's volumeStatsAggPeriod).
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use futures_util::{StreamExt, stream};
 use jiff::Timestamp;
@@ -11,7 +16,6 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::{
-    PATIENCE,
     collect::{AT_ONCE, machines},
     model::{Stored, StoredVolume},
 };
@@ -19,36 +23,57 @@ use crate::{act::chain, driver::View, eviction::storage, kubelet::Pods, state::S
 
 /// How long one look serves.
 pub(super) const FRESH: Duration = Duration::from_secs(60);
+/// How long a guest may take to answer: it walks through all of its volumes.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What each pod has stored, by its UID.
 pub(super) type All = HashMap<String, Stored>;
 
-/// Looks again at pods that are `wanted` where the last look is too old, and forgets those that have no machine.
-pub(super) async fn renew(all: &mut All, pods: &Pods, wanted: fn(&View) -> bool) {
-    let machines = machines(pods);
-    let now = Timestamp::now();
-    all.retain(|uid, stored| {
-        let age = Duration::try_from(now.duration_since(stored.at)).unwrap_or(Duration::MAX);
-        age < FRESH && machines.iter().any(|(view, _)| view.desired.uid == *uid)
-    });
-    // A container that has come since is not in the last look.
-    let known = |view: &View| {
-        let stored = all.get(&view.desired.uid);
-        let running = view
-            .state
-            .containers
-            .iter()
-            .chain(&view.state.ephemeral)
-            .filter_map(|c| match &c.slot {
-                Slot::Running { id, .. } => Some(id),
-                _ => None,
-            });
-        let is_known = |id: &String| stored.is_some_and(|stored| stored.layers.iter().any(|(known, _)| known == id));
-        stored.is_some_and(|stored| !stored.told) || stored.is_some() && running.into_iter().all(is_known)
+/// The last looks.
+#[derive(Debug, Default)]
+pub(super) struct Looks {
+    all: Mutex<All>,
+    /// Held by who looks: no pod is asked twice at once.
+    turn: tokio::sync::Mutex<()>,
+}
+
+impl Looks {
+    /// What was found last.
+    pub(super) fn all(&self) -> All {
+        self.all.lock().expect("no holder panics").clone()
+    }
+
+    /// Looks again at pods that are `wanted` where the last look is too old, and forgets those that have no machine.
+    pub(super) async fn renew(&self, pods: &Pods, wanted: fn(&View) -> bool) {
+        let _turn = self.turn.lock().await;
+        let machines = machines(pods);
+        let all = {
+            let mut all = self.all.lock().expect("no holder panics");
+            all.retain(|uid, _| machines.iter().any(|(view, _)| view.desired.uid == *uid));
+            all.clone()
+        };
+        let is_stale = |view: &View| all.get(&view.desired.uid).is_none_or(|stored| !serves(stored, view));
+        let stale = machines.into_iter().filter(|(view, _)| wanted(view) && is_stale(view));
+        let looks = stream::iter(stale).map(|(view, vsock)| look(view, vsock)).buffer_unordered(AT_ONCE);
+        let keep = async |(uid, stored)| {
+            self.all.lock().expect("no holder panics").insert(uid, stored);
+        };
+        looks.for_each(keep).await;
+    }
+}
+
+/// Whether a look is young enough, and has all containers that run by now. What did not answer is not asked again before its time.
+fn serves(stored: &Stored, view: &View) -> bool {
+    let has = |id: &String| stored.layers.iter().any(|(known, _)| known == id);
+    let mut containers = view.state.containers.iter().chain(&view.state.ephemeral);
+    let mut has_all = || {
+        containers.all(|container| match &container.slot {
+            Slot::Running { id, .. } => has(id),
+            _ => true,
+        })
     };
-    let stale: Vec<_> = machines.into_iter().filter(|(view, _)| wanted(view) && !known(view)).collect();
-    let looks = stream::iter(stale).map(|(view, vsock)| look(view, vsock)).buffer_unordered(AT_ONCE);
-    all.extend(looks.collect::<Vec<_>>().await);
+    let age = Duration::try_from(Timestamp::now().duration_since(stored.at)).unwrap_or(Duration::MAX);
+    age < FRESH && (!stored.told || has_all())
 }
 
 /// Whether a pod has a volume that somebody else claims for it: of others the kubelet has no metrics.
