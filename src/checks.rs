@@ -14,7 +14,10 @@ use kube::{
 };
 use kvmlet_admission::{
     refused::unless_gone,
-    runtime::{CheckResult, CheckStatus, PreflightCheck, keep::is_absent},
+    runtime::{
+        CheckResult, CheckStatus, PreflightCheck,
+        keep::{ABSENT, is_absent},
+    },
 };
 use kvmlet_preflight::{Check, canary};
 use kvmlet_provider::config::Config;
@@ -27,10 +30,8 @@ use crate::machine;
 
 /// How long the end of a canary may take when the daemon ends.
 pub(crate) const END: Duration = Duration::from_secs(5);
-/// When a kind that is not there is looked for again.
-const ABSENT: Duration = Duration::from_secs(30);
 /// The pause after a failure, and while somebody else's canary is under way.
-const PAUSE: Duration = Duration::from_secs(5);
+pub(crate) const PAUSE: Duration = Duration::from_secs(5);
 
 /// Answers until `stop` is told. What the canary of a nested host took is added to what `nesting` says.
 pub(crate) async fn answer(client: Client, config: Arc<Config>, nesting: watch::Sender<Option<String>>, stop: CancellationToken) {

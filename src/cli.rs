@@ -49,10 +49,16 @@ pub(crate) enum Command {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct NodeArguments {
+pub(crate) struct ConfigArgument {
     /// The node's configuration.
-    #[arg(long, default_value = CONFIG)]
-    pub(crate) config: PathBuf,
+    #[arg(long = "config", default_value = CONFIG, value_name = "CONFIG")]
+    pub(crate) path: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NodeArguments {
+    #[command(flatten)]
+    pub(crate) config: ConfigArgument,
     /// Checks the configuration and this host, without booting anything, then ends.
     #[arg(long)]
     pub(crate) check: bool,
@@ -86,9 +92,8 @@ pub(crate) struct CleanupArguments {
 
 #[derive(Debug, Args)]
 pub(crate) struct PsArguments {
-    /// The node's configuration.
-    #[arg(long, default_value = CONFIG)]
-    pub(crate) config: PathBuf,
+    #[command(flatten)]
+    pub(crate) config: ConfigArgument,
     /// More columns, or JSON.
     #[arg(long, short, value_enum)]
     pub(crate) output: Option<Listing>,
@@ -105,9 +110,8 @@ pub(crate) enum Listing {
 
 #[derive(Debug, Args)]
 pub(crate) struct TopArguments {
-    /// The node's configuration.
-    #[arg(long, default_value = CONFIG)]
-    pub(crate) config: PathBuf,
+    #[command(flatten)]
+    pub(crate) config: ConfigArgument,
     /// Prints one table, of one second, and ends; so does a `top` whose output is no terminal.
     #[arg(long)]
     pub(crate) once: bool,
@@ -115,9 +119,8 @@ pub(crate) struct TopArguments {
 
 #[derive(Debug, Args)]
 pub(crate) struct PodArguments {
-    /// The node's configuration.
-    #[arg(long, default_value = CONFIG)]
-    pub(crate) config: PathBuf,
+    #[command(flatten)]
+    pub(crate) config: ConfigArgument,
     /// Which pod: NAMESPACE/NAME, or its UID or the beginning of that.
     #[arg(value_name = "NAMESPACE/NAME | UID")]
     pub(crate) pod: String,

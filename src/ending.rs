@@ -1,4 +1,4 @@
-//! How the daemon is asked to end, and what it tells while it takes its time.
+//! How programs are asked to end, and what the daemon tells while it takes its time.
 
 use std::time::Duration;
 
@@ -58,10 +58,15 @@ impl Signals {
 pub(crate) async fn tell(progress: watch::Receiver<String>) {
     let mut every = interval(PROGRESS);
     every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut logged = String::new();
     loop {
         every.tick().await;
         let words = progress.borrow().clone();
-        info!("leaving: {words}");
+        // Whoever waits has to hear again, also what is no news.
         systemd::leaving(&words);
+        if words != logged {
+            info!("leaving: {words}");
+            logged = words;
+        }
     }
 }

@@ -9,6 +9,7 @@ mod machine;
 mod node;
 mod operate;
 mod preflight;
+mod print;
 mod runtime;
 mod switch;
 mod systemd;

@@ -14,7 +14,6 @@ use kvmlet_provider::{
     cgroup::{self, IoLimits},
     config::Config,
     context::Context,
-    downward,
     events::Recorder,
     figures::{self, Meters, Readings},
     guard::AccessReviews,
@@ -33,6 +32,7 @@ use kvmlet_provider::{
     shutdown::{self, Shutdown},
     store::Store,
     template::Templates,
+    traces::Traces,
 };
 use kvmlet_server::{CachedReviews, CachedTokens, Server, ServerConfig, ServingCertificate};
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -60,7 +60,7 @@ const BOOTS_PER_PROCESSOR: usize = 3;
 /// Runs the node until SIGTERM or SIGINT.
 pub(crate) fn run(arguments: &NodeArguments) -> anyhow::Result<ExitCode> {
     log_to_stderr();
-    let config = Config::load(&arguments.config)?;
+    let config = Config::load(&arguments.config.path)?;
     allow_open_files();
     let facts = Facts::gather(&config, &crate::machine::path()?, true);
     let checks = judge::judge(&facts);
@@ -129,6 +129,7 @@ async fn serve(config: Config, io: IoLimits, nesting: Option<String>) -> anyhow:
     let images = Arc::new(ImageStore::open(config.state_dir.join("images"), images::config(&config)).context("open the image store")?);
     let host = Host::measure(&config).context("measure the host")?;
     let troubles = Troubles::default();
+    let traces = Traces::open(&config)?;
     let network: Arc<OnceCell<PodNetworks>> = Arc::default();
 
     // Before anything is touched: two daemons must not serve one host.
@@ -143,12 +144,7 @@ async fn serve(config: Config, io: IoLimits, nesting: Option<String>) -> anyhow:
         ledger: Ledger::new(host.stock.subscribe(), config.max_pods),
         images: images.clone(),
         network: network.clone(),
-        facts: downward::Facts {
-            node_name: config.node_name.clone(),
-            host_ips: vec![config.node_ip.to_string()],
-            pod_ips: Vec::new(),
-            allocatable: host.stock.borrow().allocatable,
-        },
+        host_ips: vec![config.node_ip.to_string()],
         dns: Dns {
             servers: config.cluster_dns.clone(),
             domain: config.cluster_domain.clone(),
@@ -167,6 +163,7 @@ async fn serve(config: Config, io: IoLimits, nesting: Option<String>) -> anyhow:
         readings: Readings::default(),
         image_uses: Uses::default(),
         meters,
+        traces: traces.clone(),
         certificates,
         scratch: std::sync::Mutex::default(),
         scratch_format: scratch_format.subscribe(),
@@ -326,6 +323,9 @@ async fn serve(config: Config, io: IoLimits, nesting: Option<String>) -> anyhow:
     stop.cancel();
     // A canary ends with its daemon.
     let _ = tokio::time::timeout(checks::END, checking).await;
+    if let Some(traces) = traces {
+        traces.end().await;
+    }
     done
 }
 

@@ -1,20 +1,16 @@
 //! `kvmlet preflight`: all checks of this host, to be read or by programs.
 
-use std::{
-    io::{self, Write as _},
-    path::Path,
-    process::ExitCode,
-};
+use std::{path::Path, process::ExitCode};
 
-use anyhow::Context as _;
 use kvmlet_preflight::{Check, canary};
 use kvmlet_provider::config::Config;
 use serde_json::{Value, json};
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     cli::{CONFIG, Output, PreflightArguments},
+    ending::Signals,
     machine, node,
+    print::{notice, print, table},
 };
 
 /// Looks at the host, boots a canary, prints all of it. Success if all has passed.
@@ -27,10 +23,10 @@ pub(crate) fn run(arguments: &PreflightArguments) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     checks.push(runtime.block_on(boot(&config, &program, &checks))?);
     let text = match arguments.output {
-        Output::Table => table(&checks),
+        Output::Table => as_table(&checks),
         Output::Json => format!("{:#}\n", as_json(&checks)),
     };
-    io::stdout().write_all(text.as_bytes()).context("print the checks")?;
+    print(text.as_bytes())?;
     Ok(match all_passed(&checks) {
         true => ExitCode::SUCCESS,
         false => ExitCode::FAILURE,
@@ -38,20 +34,17 @@ pub(crate) fn run(arguments: &PreflightArguments) -> anyhow::Result<ExitCode> {
 }
 
 async fn boot(config: &Config, program: &Path, before: &[Check]) -> anyhow::Result<Check> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut signals = Signals::new()?;
     let stop = async {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
+        signals.next().await;
     };
     let tell = |so_far: std::time::Duration| {
-        eprintln!(
+        notice(format_args!(
             "{}: the guest boots, {} s of at most {} s",
             canary::NAME,
             so_far.as_secs(),
             canary::LIMIT.as_secs()
-        );
+        ));
     };
     Ok(canary::boot(config, program, before, tell, stop).await)
 }
@@ -81,18 +74,18 @@ fn all_passed(checks: &[Check]) -> bool {
     checks.iter().all(|check| check.passed)
 }
 
-fn table(checks: &[Check]) -> String {
-    let width = checks.iter().map(|check| check.name.len()).max().unwrap_or(0);
-    let line = |name: &str, passed: &str, message: &str| format!("{name:width$}  {passed:6}  {message}\n");
-    let lines = checks
-        .iter()
-        .map(|check| line(check.name, if check.passed { "yes" } else { "NO" }, &check.message));
+fn as_table(checks: &[Check]) -> String {
+    let row = |check: &Check| {
+        let passed = if check.passed { "yes" } else { "NO" };
+        [check.name.to_owned(), passed.to_owned(), check.message.clone()]
+    };
+    let rows: Vec<_> = checks.iter().map(row).collect();
     let failed = checks.iter().filter(|check| !check.passed).count();
     let end = match failed {
         0 => "This host can be a node.\n".to_owned(),
         _ => format!("{failed} of {} checks have not passed.\n", checks.len()),
     };
-    line("CHECK", "PASSED", "MESSAGE") + &lines.collect::<String>() + &end
+    table(["CHECK", "PASSED", "MESSAGE"], &rows) + &end
 }
 
 fn as_json(checks: &[Check]) -> Value {
@@ -113,10 +106,10 @@ mod tests {
     #[test]
     fn a_table_has_one_line_a_check_and_says_how_many_failed() {
         assert_eq!(
-            table(&checks()),
+            as_table(&checks()),
             "CHECK   PASSED  MESSAGE\ntun     NO      there is no /dev/net/tun\nkernel  yes     Linux 6.1\n1 of 2 checks have not passed.\n"
         );
-        assert!(table(&checks()[1..]).ends_with("This host can be a node.\n"));
+        assert!(as_table(&checks()[1..]).ends_with("This host can be a node.\n"));
     }
 
     #[test]

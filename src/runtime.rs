@@ -1,36 +1,26 @@
 //! What the KvmletRuntime says of a node's pods: what their scratch disks are. Whether the node takes pods at all is the webhook's to see to.
 
-use std::{pin::pin, time::Duration};
+use std::pin::pin;
 
 use futures_util::StreamExt as _;
-use kube::{
-    Api, Client,
-    runtime::watcher::{self, Event},
+use kube::{Api, Client, runtime::watcher::watch_object};
+use kvmlet_admission::runtime::{
+    ImageFormat, KvmletRuntime, NAME,
+    keep::{ABSENT, is_absent},
 };
-use kvmlet_admission::runtime::{ImageFormat, KvmletRuntime, NAME, keep::is_absent};
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 use vmm_lib::spec::DiskFormat;
 
-/// When a kind that is not there is looked for again.
-const ABSENT: Duration = Duration::from_secs(30);
-/// The pause after a failure.
-const PAUSE: Duration = Duration::from_secs(5);
+use crate::checks::PAUSE;
 
 /// Follows it for ever. What was last known counts while it cannot be seen.
 pub(crate) async fn follow(client: Client, scratch: watch::Sender<DiskFormat>) {
     let runtimes: Api<KvmletRuntime> = Api::all(client);
-    let this_one = watcher::Config::default().fields(&format!("metadata.name={NAME}"));
-    let mut events = pin!(watcher::watcher(runtimes, this_one));
-    // What a list has had so far.
-    let mut listed = None;
-    while let Some(event) = events.next().await {
-        match event {
-            Ok(Event::Init) => listed = None,
-            Ok(Event::InitApply(runtime)) => listed = Some(runtime),
-            Ok(Event::InitDone) => know(listed.take().as_ref(), &scratch),
-            Ok(Event::Apply(runtime)) => know(Some(&runtime), &scratch),
-            Ok(Event::Delete(_)) => know(None, &scratch),
+    let mut seen = pin!(watch_object(runtimes, NAME));
+    while let Some(seen) = seen.next().await {
+        match seen {
+            Ok(runtime) => know(runtime.as_ref(), &scratch),
             Err(error) if is_absent(&error) => {
                 debug!(%error, "this cluster has no KvmletRuntime for this node");
                 tokio::time::sleep(ABSENT).await;

@@ -6,9 +6,8 @@ use anyhow::Context as _;
 use kvmlet_admission::{Config, Webhook};
 use kvmlet_provider::supported::unsupported;
 use serde_json::Value;
-use tokio::signal::unix::{SignalKind, signal};
 
-use crate::cli::WebhookArguments;
+use crate::{cli::WebhookArguments, ending::Signals};
 
 /// Runs the webhook until SIGTERM or SIGINT.
 pub(crate) fn run(arguments: &WebhookArguments) -> anyhow::Result<ExitCode> {
@@ -35,13 +34,9 @@ async fn serve(arguments: &WebhookArguments, config: Config) -> anyhow::Result<(
         certificates: config.cert_config,
         unfit,
     };
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut signals = Signals::new()?;
     let stop = async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
+        signals.next().await;
     };
     webhook.run(stop).await.with_context(|| format!("listen on {}", arguments.listen))
 }

@@ -76,6 +76,11 @@ pub fn helm() -> Result<PathBuf> {
     Ok(script("helm", "e2e/helm/build.sh", &[])?.join("helm"))
 }
 
+/// The OpenTelemetry collector.
+pub fn collector() -> Result<PathBuf> {
+    Ok(script("OpenTelemetry collector", "e2e/collector/build.sh", &[])?.join("collector"))
+}
+
 /// The folder with Debian's prometheus and promtool.
 pub fn prometheus() -> Result<PathBuf> {
     script("Prometheus", "e2e/prometheus/fetch.sh", &[])
@@ -100,13 +105,12 @@ pub fn systemd_host_image() -> Result<PathBuf> {
     )
 }
 
-/// A Debian package of this version in `folder`. `quick`: larger, and sooner made.
-pub fn deb(version: &str, folder: &Path, quick: bool) -> Result<PathBuf> {
-    let (kvmlet, guest) = (kvmlet()?, guest()?);
+/// A Debian package of this program and guest, of this version, in `folder`. `quick`: larger, and sooner made.
+pub fn deb((kvmlet, guest): (&Path, &Guest), version: &str, folder: &Path, quick: bool) -> Result<PathBuf> {
     let guest = guest.kernel.parent().context("the guest's kernel has no folder")?;
     step("Debian package", || {
         let mut script = Command::new(repository().join("manifests/deb/build.sh"));
-        script.arg(&kvmlet).arg(guest).arg(version).arg(folder);
+        script.arg(kvmlet).arg(guest).arg(version).arg(folder);
         if quick {
             script.env("DEB_LEVEL", "0");
         }

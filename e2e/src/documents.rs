@@ -55,7 +55,7 @@ fn files(folder: &Path, ending: &str, all: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_string_lossy();
-        if path.is_dir() && name != "target" && (!name.starts_with('.') || name == ".ci") {
+        if path.is_dir() && name != "target" && !name.starts_with('.') {
             files(&path, ending, all);
         } else if path.is_file() && name.ends_with(ending) {
             all.push(path);

@@ -2,7 +2,7 @@
 
 use crate::{
     Host,
-    paths::{CLUSTER_DNS, GATEWAY, POD_CIDR, REGISTRY_PORT},
+    paths::{CLUSTER_DNS, GATEWAY, KUBELET_PORT, POD_CIDR, REGISTRY_PORT},
 };
 
 /// What pods may mount of a host, besides the /tmp that Kubernetes' own specifications mount, and what they may only read.
@@ -27,7 +27,7 @@ kind: KvmletConfiguration
 nodeName: {name}
 nodeIP: {address}
 kubeconfig: /etc/kvmlet/kubeconfig
-port: 10250
+port: {KUBELET_PORT}
 tls:
   certFile: /etc/kvmlet/server.crt
   keyFile: /etc/kvmlet/server.key

@@ -177,7 +177,8 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Test { all, filter, keep, .. } => Ok(test(all, &filter, keep)),
         Command::Deb { version, folder } => {
             packages::ensure()?;
-            println!("{}", artifacts::deb(&version, &folder, false)?.display());
+            let (kvmlet, guest) = (artifacts::kvmlet()?, artifacts::guest()?);
+            println!("{}", artifacts::deb((&kvmlet, &guest), &version, &folder, false)?.display());
             Ok(ExitCode::SUCCESS)
         }
         Command::ProbeHost { kvmlet, kernel, initramfs } => {

@@ -16,6 +16,8 @@ pub const API_PORT: u16 = 6443;
 pub const REGISTRY_PORT: u16 = 5000;
 /// The port of the rig's agent on each host.
 pub const AGENT_PORT: u16 = 7000;
+/// The kubelet port of each host.
+pub const KUBELET_PORT: u16 = 10250;
 /// All pods of the cluster.
 pub const POD_CIDR: &str = "10.244.0.0/16";
 /// All services of the cluster.
@@ -54,6 +56,9 @@ pub fn repository() -> PathBuf {
 pub fn manifest(part: &str) -> String {
     repository().join("manifests").join(part).to_string_lossy().into_owned()
 }
+
+/// The file that this process was made of, also where a build has put another one in its place since.
+pub const THIS_PROGRAM: &str = "/proc/self/exe";
 
 /// Cargo's target directory: the one this program runs from.
 pub fn target() -> Result<PathBuf> {
@@ -119,6 +124,11 @@ impl State {
     /// What belongs to one host: disks, initramfs, bind-mounted folders.
     pub fn host(&self, name: &str) -> PathBuf {
         self.root.join("hosts").join(name)
+    }
+
+    /// The programs and the guest that are installed on the hosts.
+    pub fn program(&self) -> PathBuf {
+        self.root.join("program")
     }
 
     /// What runs, once it runs.

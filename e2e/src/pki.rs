@@ -16,7 +16,7 @@ use rcgen::{
 };
 
 use crate::Host;
-use crate::paths::{APART, API_PORT, API_SERVICE, GATEWAY, State, WORKER, host_address, host_name, write};
+use crate::paths::{APART, API_PORT, API_SERVICE, COUNTED, GATEWAY, State, WORKER, host_address, host_name, write};
 
 /// The name of the cluster's authority.
 const AUTHORITY: &str = "kubernetes-ca";
@@ -187,7 +187,7 @@ pub fn make(state: &State, hosts: usize) -> Result<()> {
     // On its host's address it is called by the certificate of that.
     let worker = ca.client(Some("system:nodes"), &format!("system:node:{WORKER}"))?;
     write(&folder.join(format!("{WORKER}.kubeconfig")), ca.kubeconfig(&worker))?;
-    for index in (1..=hosts).chain([APART]) {
+    for index in (1..=hosts).chain([COUNTED, APART]) {
         let name = host_name(index);
         let user = format!("system:node:{name}");
         let client = ca.client(Some("system:nodes"), &user)?;

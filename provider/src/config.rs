@@ -14,6 +14,7 @@ mod shared;
 mod sharing;
 mod shutdown;
 mod surroundings;
+mod traces;
 
 use std::{
     collections::BTreeMap,
@@ -33,6 +34,7 @@ pub use self::shared::{Reservation, SharedHost};
 pub use self::sharing::{Sharing, SharingPolicy};
 pub use self::shutdown::ShutdownGracePeriod;
 pub use self::surroundings::{AllowedPath, HostPath, Network, Volumes};
+pub use self::traces::Tracing;
 use crate::quantity::Quantity;
 
 /// The node's configuration, kind `KvmletConfiguration` of `kvmlet.io/v1alpha1`.
@@ -182,6 +184,9 @@ pub struct Config {
     /// The pods' network.
     #[serde(default)]
     pub network: Network,
+    /// Traces of pods' starts.
+    #[serde(default)]
+    pub tracing: Tracing,
 }
 
 /// The guest.
@@ -357,13 +362,11 @@ impl Config {
         if let Some((key, message)) = config.machines.mistake() {
             return value(key, message.into());
         }
-        if let Some((key, message)) = config.eviction_mistake() {
-            return value(key, message);
-        }
         if let Some((key, message)) = config.shutdown_mistake() {
             return value(key, message.into());
         }
-        if let Some((key, message)) = config.elastic_mistake() {
+        let mistake = || config.elastic_mistake().or_else(|| config.tracing_mistake());
+        if let Some((key, message)) = config.eviction_mistake().or_else(mistake) {
             return value(key, message);
         }
         let gc = &config.images.gc;

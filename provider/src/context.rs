@@ -32,6 +32,7 @@ use crate::{
     shutdown::Shutdown,
     store::Store,
     template::Templates,
+    traces::Traces,
 };
 
 /// Shared by all pods.
@@ -54,8 +55,8 @@ pub struct Context {
     pub images: Arc<ImageStore>,
     /// The pods' network; there once the node has its podCIDR.
     pub network: Arc<OnceCell<PodNetworks>>,
-    /// What the downward API says of the node and stays; [`Context::facts`] has the rest.
-    pub facts: Facts,
+    /// The node's addresses.
+    pub host_ips: Vec<String>,
     /// Names.
     pub dns: Dns,
     /// What is wrong with the node.
@@ -84,6 +85,8 @@ pub struct Context {
     pub image_uses: Uses,
     /// What is counted.
     pub meters: Meters,
+    /// Takes traces of pods' starts, where some are wanted.
+    pub traces: Option<Traces>,
     /// What is counted of the node's certificates.
     pub certificates: Arc<Figures>,
     /// Serialises the making of scratch templates.
@@ -110,11 +113,13 @@ impl Context {
         }
     }
 
-    /// What the downward API says of the node, now.
-    pub fn facts(&self) -> Facts {
+    /// What the downward API says of the node, now, and of a pod that has these addresses.
+    pub fn facts(&self, pod_ips: Vec<String>) -> Facts {
         Facts {
+            node_name: self.config.node_name.clone(),
+            host_ips: self.host_ips.clone(),
+            pod_ips,
             allocatable: self.ledger.stock().allocatable,
-            ..self.facts.clone()
         }
     }
 

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use futures_util::future::join_all;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use tokio::sync::{mpsc, watch};
@@ -14,11 +15,11 @@ use crate::{
     context::Context,
     desired::{Deletion, DesiredPod},
     eviction::{Eviction, Warden},
-    figures::Startup,
+    figures::{Course, Startup},
     follow::{Follower, Holding},
     hooks::Hooks,
     lifecycle::{self, Action, Event},
-    machine::Running,
+    machine::{self, Running},
     objects::PodObjects,
     prepare,
     probe::Prober,
@@ -78,28 +79,41 @@ impl Handle {
     }
 }
 
+/// Ends pods, each within its grace period and so many seconds, and waits until nothing of them is left on the host.
+pub async fn end(pods: &[Arc<Handle>], most: u64, eviction: impl Fn(u64) -> Eviction) {
+    for handle in pods {
+        let grace = handle.view.borrow().desired.grace.min(most);
+        // A task that is gone has nothing left.
+        let _ = handle.updates.send(Update::Evict(eviction(grace))).await;
+    }
+    join_all(pods.iter().map(|handle| handle.gone())).await;
+}
+
 /// Where a pod's life begins in this process.
 pub enum Start {
     /// Just seen.
     New(PodState),
-    /// Read from its record.
-    Recovered(PodState),
+    /// Read from its record, which has this revision.
+    Recovered(PodState, u64),
 }
 
 /// Starts a pod's task.
 pub fn start(context: Arc<Context>, mut desired: DesiredPod, begin: Start) -> Handle {
     let (updates, api) = mpsc::channel(QUEUE);
     let (events_in, events) = mpsc::channel(QUEUE);
-    let (recovered, state) = match begin {
-        Start::New(state) => (false, state),
-        Start::Recovered(state) => (true, state),
+    let (recovered, state, revision) = match begin {
+        Start::New(state) => (false, state, 0),
+        Start::Recovered(mut state, revision) => {
+            state.complete(&desired);
+            (true, state, revision)
+        }
     };
     desired.keep(&state.allocated);
     if recovered && !state.released {
         context.ledger.enter(&desired);
     }
     let desired = Arc::new(desired);
-    let first = status::status(&desired, &state, &context.facts.host_ips, None, Timestamp::now());
+    let first = status::status(&desired, &state, &context.host_ips, None, Timestamp::now());
     let view = watch::Sender::new(Arc::new(View {
         desired: desired.clone(),
         state: state.clone(),
@@ -134,6 +148,8 @@ pub fn start(context: Arc<Context>, mut desired: DesiredPod, begin: Start) -> Ha
         referring: None,
         stepped: Timestamp::UNIX_EPOCH,
         written: None,
+        lasting: None,
+        revision,
         reported: None,
     };
     tokio::spawn(driver.run(events, api, recovered).instrument(span));
@@ -156,6 +172,10 @@ struct Driver {
     /// When the last step was.
     stepped: Timestamp,
     written: Option<Written>,
+    /// The last one that was written to outlast the host.
+    lasting: Option<PodState>,
+    /// How many records of the pod there were.
+    revision: u64,
     reported: Option<(Arc<PodStatus>, u64, watch::Receiver<u64>)>,
 }
 
@@ -261,13 +281,17 @@ impl Driver {
             self.context.ledger.remove(&self.desired.uid);
         }
         let previous = self.reported.as_ref().map(|(status, ..)| &**status);
-        let status = status::status(&self.desired, &self.state, &self.context.facts.host_ips, previous, now);
+        let status = status::status(&self.desired, &self.state, &self.context.host_ips, previous, now);
         for begun in self.startup.look(&self.desired, &self.state, &status, now) {
             self.context.meters.kubelet.begun(&begun);
         }
+        let course = self.startup.course(&self.state, &status, now);
         let status = Arc::new(status);
         self.save(&status);
         self.publish(status);
+        if let Some(course) = course {
+            self.trace(course);
+        }
         self.refer();
         for action in actions {
             match action {
@@ -317,9 +341,20 @@ impl Driver {
                 status: Some((**status).clone()),
             }),
             state: self.state.clone(),
+            revision: self.revision + 1,
         };
-        match self.context.store.save(&self.desired.uid, &record) {
+        let lasts = match &self.lasting {
+            Some(before) => self.state.has_more_that_lasts(before),
+            None => self
+                .state
+                .has_more_that_lasts(&PodState::new(&self.desired, None, self.state.accepted)),
+        };
+        match self.context.store.save(&self.desired.uid, &record, lasts) {
             Ok(()) => {
+                self.revision += 1;
+                if lasts {
+                    self.lasting = Some(record.state);
+                }
                 let (pod, status) = (pod.clone(), status.clone());
                 self.written = Some(Written { pod, status, state });
                 self.context.clear_trouble("state");
@@ -345,6 +380,17 @@ impl Driver {
         }
         let (number, taken) = self.context.reporter.report(self.desired.pod.clone(), status.clone());
         self.reported = Some((status, number, taken));
+    }
+
+    /// Tells how the pod started, where somebody wants to know, once the API server has heard that it runs.
+    fn trace(&self, course: Course) {
+        if let (Some(traces), Some((_, number, taken))) = (&self.context.traces, &self.reported) {
+            let machine = machine::directory(&self.context, &self.desired.uid);
+            let told = traces
+                .clone()
+                .follow(self.desired.clone(), course, machine, (*number, taken.clone()));
+            tokio::spawn(told);
+        }
     }
 
     fn forget(&mut self) {

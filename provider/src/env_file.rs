@@ -27,7 +27,7 @@ pub async fn gather(agent: &mut Agent, pod: &DesiredPod, container: &DesiredCont
         };
         // Others the API server does not let in.
         if !pod.volumes().iter().any(|v| v.name == from.volume_name && v.empty_dir.is_some()) {
-            return Err(format!("cannot find the volume {:?} referenced by FileKeyRef", from.volume_name));
+            continue;
         }
         let version = agent.welcome().version;
         if version < READ_FILE_VERSION {
@@ -57,11 +57,11 @@ pub async fn gather(agent: &mut Agent, pod: &DesiredPod, container: &DesiredCont
 /// # Errors
 /// What is not as it must be, with its line.
 pub fn value(file: &[u8], key: &str) -> Result<Option<String>, String> {
-    let mut lines = lines(file).enumerate().map(|(number, line)| (number + 1, line));
+    let text = String::from_utf8_lossy(file);
+    let mut lines = lines(&text).enumerate().map(|(number, line)| (number + 1, line));
     while let Some((number, line)) = lines.next() {
         let wrong = |what: &str| Err(format!("invalid environment variable format at line {number}: {what}"));
-        let line = line?;
-        let line = line.trim_start_matches([' ', '\t']);
+        let line = line?.trim_start_matches([' ', '\t']);
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
@@ -81,17 +81,16 @@ pub fn value(file: &[u8], key: &str) -> Result<Option<String>, String> {
             }
             continue;
         }
-        let Some(rest) = given.strip_prefix('\'') else {
+        let Some(mut rest) = given.strip_prefix('\'') else {
             return wrong("value must be enclosed in single quotes");
         };
-        let (mut value, mut rest, mut at) = (String::new(), rest.to_owned(), number);
+        let (mut value, mut at) = (Vec::new(), number);
         let after = loop {
             if let Some((inside, after)) = rest.split_once('\'') {
-                value.push_str(inside);
-                break after.trim_start_matches([' ', '\t']).to_owned();
+                value.push(inside);
+                break after.trim_start_matches([' ', '\t']);
             }
-            value.push_str(&rest);
-            value.push('\n');
+            value.push(rest);
             let Some((number, next)) = lines.next() else {
                 return Err(format!(
                     "invalid environment variable format starting at line {number}: unclosed single quote"
@@ -105,21 +104,21 @@ pub fn value(file: &[u8], key: &str) -> Result<Option<String>, String> {
             ));
         }
         if name == key {
-            return Ok(Some(value).filter(|value| !value.is_empty()));
+            return Ok(Some(value.join("\n")).filter(|value| !value.is_empty()));
         }
     }
     Ok(None)
 }
 
 /// Lines without their ends.
-fn lines(file: &[u8]) -> impl Iterator<Item = Result<String, String>> {
-    let whole = file.strip_suffix(b"\n").unwrap_or(file);
-    let all = (!file.is_empty()).then(|| whole.split(|byte| *byte == b'\n'));
+fn lines(text: &str) -> impl Iterator<Item = Result<&str, String>> {
+    let whole = text.strip_suffix('\n').unwrap_or(text);
+    let all = (!text.is_empty()).then(|| whole.split('\n'));
     all.into_iter().flatten().map(|line| {
         if line.len() >= LONGEST {
             return Err("token too long".into());
         }
-        Ok(String::from_utf8_lossy(line.strip_suffix(b"\r").unwrap_or(line)).into_owned())
+        Ok(line.strip_suffix('\r').unwrap_or(line))
     })
 }
 

@@ -43,6 +43,17 @@ pub struct Eviction {
 }
 
 impl Eviction {
+    /// Of a pod whose node ends, in as many seconds. There is no event, as of the kubelet's.
+    pub fn by_node(message: &str, grace: u64) -> Self {
+        Self {
+            reason: "Terminated",
+            message: message.into(),
+            grace,
+            told: false,
+            disrupted: true,
+        }
+    }
+
     /// Of a pod that takes more than its own limits allow.
     pub fn of_limit(message: String) -> Self {
         Self {

@@ -53,7 +53,7 @@ impl Kubelet {
             match record {
                 Ok(record) => {
                     let (desired, _) = DesiredPod::read(record.pod);
-                    self.begin(desired, Start::Recovered(record.state));
+                    self.begin(desired, Start::Recovered(record.state, record.revision));
                 }
                 Err(error) => {
                     warn!(

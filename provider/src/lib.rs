@@ -64,5 +64,6 @@ pub mod sub_path;
 pub mod supported;
 pub mod template;
 pub mod token;
+pub mod traces;
 pub mod volumes;
 mod write;

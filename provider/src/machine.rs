@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use kvmlet_machine::{self as process, Adoption, ExitRecord, Machine, Program, Start, jail::Jail};
+use kvmlet_machine::{self as process, Adoption, ExitRecord, Found, Machine, Program, Start, jail::Jail};
 use kvmlet_protocol::Request;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -202,14 +202,15 @@ pub fn clear(name: &str, dir: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// Ends the machine whose directory this is, if its process still runs; its files stay. Blocks until its process is gone.
+/// Ends the machine whose directory this is, if its process still runs; its files stay. The process is asked nothing: one that stands still
+/// would not answer. Blocks until it is gone.
 ///
 /// # Errors
 /// In words for people, when the process does not end.
 pub fn end_in(dir: &Path) -> Result<(), String> {
-    match process::adopt(dir).map_err(|e| chain(&e))? {
-        Adoption::Running(machine) | Adoption::Unresponsive(machine, _) => end(&machine),
-        Adoption::Ended(_) | Adoption::Never => Ok(()),
+    match process::find(dir).map_err(|e| chain(&e))? {
+        Found::Alive(machine) => end(&machine),
+        Found::Ended(_) | Found::Never => Ok(()),
     }
 }
 
@@ -370,7 +371,33 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + 
 
 #[cfg(test)]
 mod tests {
+    use std::{io::ErrorKind, os::unix::net::UnixListener, process::Command};
+
     use super::*;
+
+    #[test]
+    fn a_machine_is_ended_without_being_asked() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut child = Command::new("sleep").arg("600").spawn().unwrap();
+        let stat = fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
+        // Fields are counted from the name in parentheses, which is the second.
+        let start_time = stat[stat.rfind(')').unwrap()..].split_ascii_whitespace().nth(20).unwrap();
+        let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+        let record = format!(
+            "{{\"version\": 1, \"pid\": {}, \"startTime\": {start_time}, \"bootId\": \"{}\"}}",
+            child.id(),
+            boot_id.trim()
+        );
+        fs::write(dir.path().join("machine.json"), record).unwrap();
+        let control = UnixListener::bind(dir.path().join("control.sock")).unwrap();
+        control.set_nonblocking(true).unwrap();
+        assert!(matches!(process::find(dir.path()), Ok(Found::Alive(_))));
+        end_in(dir.path()).unwrap();
+        assert_eq!(control.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+        assert!(matches!(process::find(dir.path()), Ok(Found::Ended(None))));
+        // Reaped already.
+        let _ = child.wait();
+    }
 
     #[test]
     fn the_owner_reads_what_ended_a_machine_that_left_no_record() {

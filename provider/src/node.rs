@@ -3,14 +3,16 @@
 
 mod host;
 mod images;
-mod lease;
+pub(crate) mod lease;
 
 use std::{
     collections::BTreeMap,
+    pin::pin,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
+use futures_util::StreamExt as _;
 use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{
@@ -22,6 +24,7 @@ use k8s_openapi::{
 use kube::{
     Api, Client,
     api::{DeleteParams, Patch, PatchParams, PostParams},
+    runtime::{WatchStreamExt as _, watcher::watch_object},
 };
 use kvmlet_network::PodNetworks;
 use serde_json::json;
@@ -40,9 +43,9 @@ use crate::{
 };
 
 /// How often the lease is renewed (the kubelet's).
-const RENEW: Duration = Duration::from_secs(10);
+pub(crate) const RENEW: Duration = Duration::from_secs(10);
 /// A status that did not change is still written this often.
-const STATUS_AT_LEAST: Duration = Duration::from_secs(300);
+pub(crate) const STATUS_AT_LEAST: Duration = Duration::from_secs(300);
 /// The version that clients compare for skew: what this node behaves like.
 pub(crate) const KUBELET_VERSION: &str = "v1.36.3";
 /// What the API server and the scheduler count on here (status.declaredFeatures), sorted: that WebSockets of exec, attach and port-forward
@@ -110,7 +113,11 @@ impl NodeKeeper {
         let api: Api<Node> = Api::all(self.client.clone());
         let name = &self.config.node_name;
         let node = match api.get_opt(name).await? {
-            Some(node) => {
+            Some(mut node) => {
+                if let Some(patch) = leave::uncordon(&node) {
+                    info!("the node was about to leave, and takes pods again");
+                    node = api.patch(name, &PatchParams::default(), &Patch::Strategic(patch)).await?;
+                }
                 let patch = Patch::Strategic(self.again(&node));
                 match api.patch(name, &PatchParams::default(), &patch).await {
                     Ok(node) => node,
@@ -139,6 +146,8 @@ impl NodeKeeper {
     pub async fn keep(mut self) {
         let nodes: Api<Node> = Api::all(self.client.clone());
         let mut last: Option<(serde_json::Value, tokio::time::Instant)> = None;
+        let mut node: Option<Node> = None;
+        let mut seen = pin!(watch_object(nodes.clone(), &self.config.node_name).default_backoff());
         let mut every = tokio::time::interval(RENEW);
         every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -148,8 +157,30 @@ impl NodeKeeper {
                 Ok(()) = self.pressure.changed() => {}
                 Ok(()) = self.shutdown.changed() => {}
                 Ok(()) = self.shared.changed() => {}
+                Some(found) = seen.next() => {
+                    match found {
+                        Ok(Some(found)) => {
+                            // What is to be said of one that is known is said when it is time.
+                            if node.replace(found).is_some() {
+                                continue;
+                            }
+                        }
+                        Ok(None) => {
+                            last = None;
+                            node = Some(self.register().await);
+                        }
+                        Err(error) => {
+                            warn!(%error, "watch the node");
+                            continue;
+                        }
+                    }
+                }
                 Some(farewell) = self.farewells.recv() => {
-                    let gone = nodes.delete(&self.config.node_name, &DeleteParams::default()).await.map(drop);
+                    let gone = match nodes.delete(&self.config.node_name, &DeleteParams::default()).await {
+                        // Somebody else was quicker.
+                        Err(kube::Error::Api(answer)) if answer.code == 404 => Ok(()),
+                        other => other.map(drop),
+                    };
                     let stays = gone.is_err();
                     let _ = farewell.send(gone);
                     if stays {
@@ -160,22 +191,12 @@ impl NodeKeeper {
                 }
             }
             self.look();
-            let node = match nodes.get_opt(&self.config.node_name).await {
-                Ok(Some(node)) => node,
-                Ok(None) => {
-                    last = None;
-                    self.register().await
-                }
-                Err(error) => {
-                    warn!(%error, "read the node");
-                    continue;
-                }
-            };
-            if let Err(error) = lease::renew(&self.client, &self.config.node_name, &node).await {
+            let Some(node) = &node else { continue };
+            if let Err(error) = lease::renew(&self.client, &self.config.node_name, node).await {
                 warn!(%error, "renew the node's lease");
             }
-            self.mirror(&nodes, &node).await;
-            let status = self.status(&node);
+            self.mirror(&nodes, node).await;
+            let status = self.status(node);
             // Heartbeat times alone are no change.
             let mut compared = serde_json::to_value(&status).expect("a status becomes JSON");
             for condition in compared["conditions"].as_array_mut().into_iter().flatten() {
@@ -242,13 +263,9 @@ impl NodeKeeper {
         labels
     }
 
-    /// The patch of a Node that is there when the daemon starts: what it is called and labelled, and no cordon of a daemon that wanted to leave.
+    /// The patch of a Node that is there when the daemon starts: what it is called and labelled.
     fn again(&self, node: &Node) -> serde_json::Value {
         let mut patch = json!({"metadata": {"labels": self.labels()}});
-        if leave::is_cordoned(node) {
-            info!("the node was about to leave, and takes pods again");
-            leave::uncordon(&mut patch);
-        }
         let known = node.spec.as_ref().and_then(|spec| spec.provider_id.as_deref()).unwrap_or_default();
         match &self.config.provider_id {
             // The API server lets it be set once.

@@ -24,7 +24,6 @@ use crate::{
     bandwidth, cgroup,
     context::Context,
     desired::DesiredPod,
-    downward::Facts,
     env, env_file,
     events::Note,
     eviction,
@@ -32,7 +31,7 @@ use crate::{
     follow::Holding,
     host_path::{self, Shared},
     late_image,
-    lifecycle::{Event, Failure, StartFailure},
+    lifecycle::{Event, Failure, StartFailure, Up},
     logs, lower,
     machine::{self, Launch, Running},
     names, scratch, seccomp,
@@ -78,7 +77,7 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String], de
     let network = network(context, desired, queues).await.map_err(sandbox)?;
     let ips: Vec<String> = network.interface.addresses.iter().map(|a| a.addr().to_string()).collect();
     let _ = act.events.send(Event::Addressed(ips.clone())).await;
-    let facts = facts(context, ips.clone());
+    let facts = context.facts(ips.clone());
     let (pod, config) = (desired.clone(), context.config.clone());
     let opening = tokio::task::spawn_blocking(move || host_path::open_all(&pod, &config.volumes.host_path.allowed));
     let host_paths = opening.await.map_err(|e| mount(e.to_string()))?.map_err(mount)?;
@@ -105,8 +104,11 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String], de
     let format = *context.scratch_format.borrow();
     let making = tokio::task::spawn_blocking(move || {
         std::fs::create_dir_all(disk.parent().expect("a disk lies in a directory")).map_err(|e| e.to_string())?;
-        let _one = shared.scratch.lock().expect("no holder panics");
-        scratch::make(&templates, &disk, size.scratch, format).map_err(|e| chain(&e))
+        let template = {
+            let _one = shared.scratch.lock().expect("no holder panics");
+            scratch::template(&templates, size.scratch, format)
+        };
+        template.and_then(|template| scratch::copy(&template, &disk)).map_err(|e| chain(&e))
     });
     making.await.map_err(|e| sandbox(e.to_string()))?.map_err(sandbox)?;
 
@@ -191,7 +193,7 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String], de
 /// For the host's operator: a pod does not need it.
 fn remember(started: &Started, machine: &Path) {
     if let Err(error) = started.write(machine) {
-        warn!(%error, "write how the machine started");
+        warn!(error = chain(&error), "write how the machine started");
     }
 }
 
@@ -314,7 +316,7 @@ pub struct Instance {
 }
 
 /// Starts a container.
-pub async fn container(act: &Act, desired: &Arc<DesiredPod>, instance: Instance) -> Result<Timestamp, StartFailure> {
+pub async fn container(act: &Act, desired: &Arc<DesiredPod>, instance: Instance) -> Result<Up, StartFailure> {
     let context = &act.context;
     let own = desired.at(instance.container);
     let config_error = |message: String| StartFailure::Config {
@@ -325,7 +327,7 @@ pub async fn container(act: &Act, desired: &Arc<DesiredPod>, instance: Instance)
         reason: "CreateContainerError",
         message,
     };
-    let facts = facts(context, instance.ips);
+    let facts = context.facts(instance.ips);
     let image = image(context, &instance.image).map_err(create_error)?;
     let target = instance.target.map_err(config_error)?;
     let present = instance.images.iter().position(|i| *i == instance.image);
@@ -367,14 +369,13 @@ pub async fn container(act: &Act, desired: &Arc<DesiredPod>, instance: Instance)
         &desired.pod,
         Note::normal("Created", Some(own.field_path()), "Container created".into()),
     );
+    let up = |user| Up {
+        at: Timestamp::now(),
+        user,
+    };
     match agent.ask(&start).await {
-        Ok(Response::Started { .. }) => Ok(Timestamp::now()),
-        Ok(Response::StartedAs { user, .. }) => {
-            let at = Timestamp::now();
-            let container = instance.container;
-            let _ = act.events.send(Event::RunsAs { container, user }).await;
-            Ok(at)
-        }
+        Ok(Response::Started { .. }) => Ok(up(None)),
+        Ok(Response::StartedAs { user, .. }) => Ok(up(Some(user))),
         Ok(_) => Err(create_error("the agent answered with something else".into())),
         Err(AgentError::Failed(failure)) => Err(match failure.kind {
             ErrorKind::CommandNotFound => StartFailure::Process {
@@ -428,13 +429,6 @@ async fn own_device(context: &Context, desired: &DesiredPod, image: &PulledImage
 
 fn found(context: &Context, images: &[String]) -> Result<Vec<PulledImage>, String> {
     images.iter().map(|id| image(context, id)).collect()
-}
-
-fn facts(context: &Context, pod_ips: Vec<String>) -> Facts {
-    Facts {
-        pod_ips,
-        ..context.facts()
-    }
 }
 
 async fn network(context: &Context, desired: &DesiredPod, queues: u32) -> Result<PodNetwork, String> {

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus};
 use kube::Client;
 use serde_json::{Value, json};
 use tokio::sync::{Notify, watch};
@@ -17,6 +17,8 @@ use crate::{status::RESIZE, write::Writer};
 
 /// Statuses under way at once.
 const PARALLEL: usize = 8;
+/// How long a status waits of a pod that does not run yet, as the next one is soon there.
+const PENDING: Duration = Duration::from_millis(200);
 /// Longest wait between two attempts.
 const MAX_WAIT: Duration = Duration::from_secs(10);
 
@@ -35,6 +37,8 @@ struct Entry {
     pod: Arc<Pod>,
     wanted: Arc<PodStatus>,
     generation: u64,
+    /// There is another one.
+    news: Arc<Notify>,
     under_way: bool,
     /// Counts the statuses that the API server has taken; `u64::MAX` once the pod is gone there.
     taken: watch::Sender<u64>,
@@ -60,6 +64,7 @@ impl Reporter {
             pod: pod.clone(),
             wanted: Arc::default(),
             generation: 0,
+            news: Arc::default(),
             under_way: false,
             taken: watch::Sender::new(0),
         });
@@ -67,6 +72,7 @@ impl Reporter {
         entry.wanted = status;
         entry.generation += 1;
         let answer = (entry.generation, entry.taken.subscribe());
+        entry.news.notify_waiters();
         if !entry.under_way {
             entry.under_way = true;
             let shared = self.0.clone();
@@ -86,6 +92,7 @@ impl Shared {
     async fn write(self: Arc<Self>, uid: String) {
         let mut wait = Duration::from_millis(100);
         loop {
+            self.settle(&uid).await;
             let Some((pod, status, generation)) = self.next(&uid) else { return };
             let permit = self.permits.acquire().await.expect("never closed");
             let meta = &pod.metadata;
@@ -120,6 +127,22 @@ impl Shared {
         }
     }
 
+    /// Waits until a status is worth writing: at once, but for one of a pod that is on its way.
+    async fn settle(&self, uid: &str) {
+        let on_its_way = || {
+            let pending = self.pending.lock().expect("no holder panics");
+            let entry = pending.get(uid).filter(|entry| is_on_its_way(&entry.wanted))?;
+            // From now on it hears of the next one.
+            Some(entry.news.clone().notified_owned())
+        };
+        let wait = async {
+            while let Some(news) = on_its_way() {
+                news.await;
+            }
+        };
+        let _ = tokio::time::timeout(PENDING, wait).await;
+    }
+
     fn next(&self, uid: &str) -> Option<(Arc<Pod>, Arc<PodStatus>, u64)> {
         let pending = self.pending.lock().expect("no holder panics");
         pending.get(uid).map(|e| (e.pod.clone(), e.wanted.clone(), e.generation))
@@ -134,6 +157,16 @@ impl Shared {
         entry.under_way = !last;
         last
     }
+}
+
+/// Whether nobody has to hear of a status at once: the pod is Pending, and nothing of it has failed.
+fn is_on_its_way(status: &PodStatus) -> bool {
+    let waits_well = |c: &ContainerStatus| {
+        let reason = c.state.as_ref().and_then(|state| state.waiting.as_ref()?.reason.as_deref());
+        matches!(reason, Some("ContainerCreating" | "PodInitializing"))
+    };
+    let mut containers = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
+    status.phase.as_deref() == Some("Pending") && containers.all(waits_well)
 }
 
 /// A strategic merge patch that also takes away what is not set any more.

@@ -31,20 +31,20 @@ pub enum ScratchError {
     },
 }
 
-/// Makes `target`, a disk of `size` bytes in this format. Templates are kept in `templates`.
-pub fn make(templates: &Path, target: &Path, size: u64, as_a: DiskFormat) -> Result<(), ScratchError> {
-    let mut template = templates.join(format!("scratch-{size}.ext4"));
-    if !template.exists() {
-        format(templates, &template, size)?;
+/// The template of disks of `size` bytes in this format, kept in `templates`, made if there is none yet: by one at a time.
+pub fn template(templates: &Path, size: u64, as_a: DiskFormat) -> Result<PathBuf, ScratchError> {
+    let raw = templates.join(format!("scratch-{size}.ext4"));
+    if !raw.exists() {
+        format(templates, &raw, size)?;
     }
-    if as_a == DiskFormat::Qcow2 {
-        let raw = template;
-        template = raw.with_extension("qcow2");
-        if !template.exists() {
-            convert(&raw, &template, size)?;
-        }
+    if as_a == DiskFormat::Raw {
+        return Ok(raw);
     }
-    copy_sparse(&template, target)
+    let image = raw.with_extension("qcow2");
+    if !image.exists() {
+        convert(&raw, &image, size)?;
+    }
+    Ok(image)
 }
 
 /// The most bytes that the file of such a disk may have.
@@ -121,8 +121,8 @@ fn runs(file: &File) -> io::Result<Vec<(u64, u64)>> {
     }
 }
 
-/// Copies only what is not a hole.
-fn copy_sparse(from: &Path, to: &Path) -> Result<(), ScratchError> {
+/// Makes a disk as its template is: only what is not a hole is copied.
+pub fn copy(from: &Path, to: &Path) -> Result<(), ScratchError> {
     let source = File::open(from).map_err(on("open", from))?;
     let target = create(to)?;
     let length = source.metadata().map_err(on("look at", from))?.len();
@@ -152,7 +152,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let disk = dir.path().join("disk");
         for _ in 0..2 {
-            make(dir.path(), &disk, 256 << 20, DiskFormat::Raw).unwrap();
+            copy(&template(dir.path(), 256 << 20, DiskFormat::Raw).unwrap(), &disk).unwrap();
             let meta = fs::metadata(&disk).unwrap();
             assert_eq!(meta.size(), 256 << 20);
             assert!(meta.blocks() * 512 < 8 << 20, "{} bytes are allocated", meta.blocks() * 512);
@@ -167,7 +167,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let disk = dir.path().join("disk");
         for _ in 0..2 {
-            make(dir.path(), &disk, 4 << 30, DiskFormat::Qcow2).unwrap();
+            copy(&template(dir.path(), 4 << 30, DiskFormat::Qcow2).unwrap(), &disk).unwrap();
             let mut magic = [0; 4];
             File::open(&disk).unwrap().read_exact_at(&mut magic, 0).unwrap();
             let length = fs::metadata(&disk).unwrap().size();

@@ -2,7 +2,7 @@
 //! the host; nothing is decided by it, so that it is written whole but not synced. It holds nothing of what is in the pod's variables and volumes.
 
 use std::{
-    fs, io,
+    fs,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -11,7 +11,11 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use vmm_lib::spec::{Extent, FileSource, MachineSpec, Pmem};
 
-use crate::{figures::Phase, template::Start};
+use crate::{
+    figures::Phase,
+    store::{self, StoreError},
+    template::Start,
+};
 
 const FILE: &str = "start.json";
 /// The version of [`Started`] that is written.
@@ -117,10 +121,9 @@ impl Started {
     ///
     /// # Errors
     /// When the file system refuses.
-    pub fn write(&self, machine: &Path) -> io::Result<()> {
-        let temporary = machine.join(format!("{FILE}.new"));
-        fs::write(&temporary, serde_json::to_vec(self).expect("plain data becomes JSON"))?;
-        fs::rename(&temporary, machine.join(FILE))
+    pub fn write(&self, machine: &Path) -> Result<(), StoreError> {
+        let bytes = serde_json::to_vec(self).expect("plain data becomes JSON");
+        store::write_whole(machine, FILE, &bytes)
     }
 
     /// What is in the machine's directory; `None` of one that has not come that far, and of one that an older release has started.

@@ -324,6 +324,32 @@ impl PodState {
         }
     }
 
+    /// Whether it says, where `before` does not, what a crash of the host must not take: the machine goes with its host, but what containers did stays
+    /// done, and what was decided stays so.
+    pub fn has_more_that_lasts(&self, before: &Self) -> bool {
+        let did = |c: &ContainerState| match &c.slot {
+            // One that has not begun is begun anew.
+            Slot::Waiting { .. } | Slot::Starting { .. } => None,
+            begun => Some(begun.clone()),
+        };
+        let of = |state: &Self| -> Vec<_> {
+            let all = state.containers.iter().chain(&state.ephemeral);
+            all.map(|c| (c.restarts, did(c))).collect()
+        };
+        let decided = |state: &Self| (state.deletion.is_some(), state.passed, state.restarting);
+        self.verdict != before.verdict || decided(self) != decided(before) || self.allocated != before.allocated || of(self) != of(before)
+    }
+
+    /// In a record of a release that knew nothing of a pod as a whole: what it has as that is what it asks for.
+    pub fn complete(&mut self, desired: &DesiredPod) {
+        let (all, each) = (Allocation::of_pod(desired), desired.containers.len());
+        for amounts in [&mut self.allocated, &mut self.in_force] {
+            if amounts.len() == each && each > 0 {
+                amounts.extend_from_slice(&all[each..]);
+            }
+        }
+    }
+
     /// What a container has by now of what it was given.
     pub fn in_force(&self, index: usize) -> Option<Allocation> {
         self.in_force.get(index).or(self.allocated.get(index)).copied()

@@ -3,6 +3,8 @@
 mod messages;
 mod mounts;
 
+use std::borrow::Cow;
+
 use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{
@@ -30,9 +32,9 @@ pub fn status(desired: &DesiredPod, state: &PodState, host_ips: &[String], previ
     let phase = phase(desired, state);
     // What is in force of what was given to the pod as a whole.
     let whole = desired.has_own_amounts().then(|| {
-        let mut now = desired.clone();
+        let mut now = Cow::Borrowed(desired);
         if !state.is_in_force() {
-            now.give(&state.in_force);
+            now.to_mut().give(&state.in_force);
         }
         now
     });

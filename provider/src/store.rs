@@ -1,5 +1,6 @@
-//! Per-pod records under `<stateDir>/pods/<uid>/`: written whole (temporary file, fsync, rename, fsync of the directory) before the act
-//! they describe.
+//! Per-pod records under `<stateDir>/pods/<uid>/`, written whole before the act they describe: `state.json` (temporary file, fsync, rename, fsync of the
+//! directory) where it says something that a crash of the host must not take, else `state.late.json`, which the daemon finds again when it alone ends,
+//! and of which nothing is lost with the host but what went with the machine. Of two the one with the higher revision counts.
 
 use std::{
     fs::{self, File},
@@ -19,6 +20,10 @@ use crate::{
     volumes::Delivered,
 };
 
+/// The record that outlasts the host.
+const STATE: &str = "state.json";
+/// One that was written since and need not.
+const LATE: &str = "state.late.json";
 /// What was delivered to a pod's volumes.
 const DELIVERED: &str = "volumes.json";
 
@@ -33,6 +38,9 @@ pub struct Record {
     pub pod: Arc<Pod>,
     /// The state.
     pub state: PodState,
+    /// Counts the records of this pod.
+    #[serde(default)]
+    pub revision: u64,
 }
 
 /// What a pod's record says.
@@ -141,25 +149,22 @@ impl Store {
         Ok(entries.flatten())
     }
 
-    /// Writes a record.
-    pub fn save(&self, uid: &str, record: &Record) -> Result<(), StoreError> {
+    /// Writes a record, so that it outlasts the host if it `lasts`, else the daemon alone.
+    pub fn save(&self, uid: &str, record: &Record, lasts: bool) -> Result<(), StoreError> {
         let dir = self.dir(uid);
         let bytes = serde_json::to_vec(record).expect("plain data becomes JSON");
-        write_atomically(&dir, "state.json", &bytes)
+        if lasts {
+            write_atomically(&dir, STATE, &bytes)
+        } else {
+            write_whole(&dir, LATE, &bytes)
+        }
     }
 
     /// Writes what was delivered to a pod's volumes; it holds nothing of their content. Whole, but not synced: a host that crashes loses the
     /// machine that it is about.
     pub fn save_delivered(&self, uid: &str, delivered: &Delivered) -> Result<(), StoreError> {
-        let dir = self.dir(uid);
-        let io = |what| {
-            let path = dir.join(DELIVERED);
-            move |source| StoreError::Io { what, path, source }
-        };
-        let temporary = dir.join(format!("{DELIVERED}.new"));
         let bytes = serde_json::to_vec(delivered).expect("plain data becomes JSON");
-        fs::write(&temporary, bytes).map_err(io("write"))?;
-        fs::rename(&temporary, dir.join(DELIVERED)).map_err(io("rename"))
+        write_whole(&self.dir(uid), DELIVERED, &bytes)
     }
 
     /// What was delivered to a pod's volumes, if that is known.
@@ -173,7 +178,17 @@ impl Store {
     /// # Errors
     /// When it is missing, damaged or of another version.
     pub fn read(&self, uid: &str) -> Result<Record, StoreError> {
-        let path = self.dir(uid).join("state.json");
+        let lasting = self.read_one(uid, STATE);
+        // What the host lost is no error: it says no more than the other one.
+        match (lasting, self.read_one(uid, LATE)) {
+            (Ok(lasting), Ok(late)) if late.revision > lasting.revision => Ok(late),
+            (Err(StoreError::Io { source, .. }), Ok(late)) if source.kind() == io::ErrorKind::NotFound => Ok(late),
+            (lasting, _) => lasting,
+        }
+    }
+
+    fn read_one(&self, uid: &str, name: &str) -> Result<Record, StoreError> {
+        let path = self.dir(uid).join(name);
         let damaged = |message| StoreError::Damaged {
             path: path.clone(),
             message,
@@ -216,6 +231,18 @@ impl Store {
     }
 }
 
+/// Writes `dir/name` so that whoever reads it sees the old or the new content; a crash of the host may leave neither.
+pub fn write_whole(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+    let (temporary, path) = (dir.join(format!("{name}.new")), dir.join(name));
+    let io = |what| {
+        let path = path.clone();
+        move |source| StoreError::Io { what, path, source }
+    };
+    fs::create_dir_all(dir).map_err(io("make the directory of"))?;
+    fs::write(&temporary, bytes).map_err(io("write"))?;
+    fs::rename(&temporary, &path).map_err(io("rename"))
+}
+
 /// Writes `dir/name` so that a crash leaves the old or the new content.
 pub fn write_atomically(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
     let io = |what, path: &Path| {
@@ -237,6 +264,31 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::desired::DesiredPod;
+
+    #[test]
+    fn of_two_records_the_later_one_counts_and_what_the_host_lost_is_not_missed() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        let pod = pod("1", "l", "Pending");
+        let state = PodState::new(&DesiredPod::read(pod.clone()).0, None, jiff::Timestamp::UNIX_EPOCH);
+        let save = |revision, lasts| {
+            let (pod, state) = (pod.clone(), state.clone());
+            store.save("u", &Record { pod, state, revision }, lasts).unwrap();
+        };
+        let found = || store.read("u").unwrap().revision;
+        save(1, false);
+        assert_eq!(found(), 1, "one that never had to outlast the host");
+        save(2, true);
+        assert_eq!(found(), 2);
+        save(3, false);
+        assert_eq!(found(), 3);
+        fs::write(store.dir("u").join(LATE), "").unwrap();
+        assert_eq!(found(), 2, "a host that crashed may have left it empty");
+        fs::write(store.dir("u").join(STATE), "{").unwrap();
+        save(4, false);
+        assert!(store.read("u").is_err(), "but what was to outlast the host did not");
+    }
 
     fn pod(version: &str, label: &str, phase: &str) -> Arc<Pod> {
         let pod = json!({"metadata": {"name": "p", "resourceVersion": version, "labels": {"l": label}}, "spec": {"containers": []},

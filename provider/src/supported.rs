@@ -73,6 +73,8 @@ const POD: &[(&str, Rule)] = &[
     ("restartPolicy", Any),
     ("runtimeClassName", OneOf(&["kvmlet", "kvmlet-no-overhead"], NO_RUNTIME)),
     ("schedulerName", Any),
+    // A pod that has come to a node has none left; one that is created with some goes where others go.
+    ("schedulingGates", Any),
     ("securityContext.appArmorProfile.type", OneOf(&["Unconfined"], NO_APPARMOR)),
     ("securityContext.fsGroup", Any),
     ("securityContext.fsGroupChangePolicy", Any),
@@ -285,6 +287,14 @@ mod tests {
                 {"configMap": {"name": "kube-root-ca.crt"}}, {"downwardAPI": {"items": []}}]}}, {"name": "e", "emptyDir": {}}]
         });
         assert_eq!(paths(&spec), Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_holds_a_pod_back_from_the_scheduler_does_not_keep_it_from_here() {
+        assert_eq!(
+            paths(&json!({"schedulingGates": [{"name": "example.com/queue"}]})),
+            Vec::<String>::new()
+        );
     }
 
     #[test]

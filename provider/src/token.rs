@@ -69,9 +69,9 @@ pub fn due(issue: Issue, uid: &str) -> Timestamp {
     issue.at.saturating_add(wait).unwrap_or(Timestamp::MAX)
 }
 
-/// Whether it was had at a time that has not come yet: the clock was put back since, and says nothing of its age.
-pub fn is_of_the_future(issue: Issue, now: Timestamp) -> bool {
-    issue.at > now
+/// Whether it is time for that. Of one that was had at a time that has not come yet the clock says nothing, as it was put back since.
+pub fn is_due(issue: Issue, uid: &str, now: Timestamp) -> bool {
+    due(issue, uid) <= now || issue.at > now
 }
 
 /// How long to wait after this many failures in a row.

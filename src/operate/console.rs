@@ -14,9 +14,9 @@ use anyhow::{Context as _, bail};
 use super::{
     Host,
     model::{Pod, Process},
-    print, text,
+    text,
 };
-use crate::cli::ConsoleArguments;
+use crate::{cli::ConsoleArguments, print::print};
 
 /// How often is looked whether there is more.
 const AGAIN: Duration = Duration::from_millis(250);
@@ -25,7 +25,7 @@ const PIECE: usize = 64 << 10;
 
 /// Prints a console, and what comes if that is wished.
 pub(crate) fn console(arguments: &ConsoleArguments) -> anyhow::Result<ExitCode> {
-    let host = Host::open(&arguments.pod.config)?;
+    let host = Host::open(&arguments.pod.config.path)?;
     let pod = host.find(&arguments.pod.pod)?;
     let directory = host.store.machine_dir(&pod.desired.uid);
     let file = directory.join("console.log");
@@ -34,8 +34,7 @@ pub(crate) fn console(arguments: &ConsoleArguments) -> anyhow::Result<ExitCode> 
         Err(error) if error.kind() == ErrorKind::NotFound => bail!(missing(&pod, host.config.guest.serial, &host.path, &directory)),
         Err(error) => return Err(error).with_context(|| format!("read {}", file.display())),
     };
-    let is_alive = || matches!(kvmlet_machine::find(&directory), Ok(kvmlet_machine::Found::Alive(_)));
-    copy(opened, arguments.follow, is_alive)?;
+    copy(opened, arguments.follow, || host.is_alive(&pod.desired.uid))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,6 +1,7 @@
 //! The pod that a word on the command line means. Pure.
 
 use jiff::Timestamp;
+use kvmlet_provider::store::Record;
 
 /// How few characters of a UID are enough, if they are one pod's only: `ps` shows so many.
 const LEAST: usize = 8;
@@ -19,31 +20,44 @@ pub(super) struct Known {
 }
 
 impl Known {
+    /// The pod of a record.
+    pub(super) fn of(record: &Record) -> Self {
+        let metadata = &record.pod.metadata;
+        Self {
+            uid: metadata.uid.clone().unwrap_or_default(),
+            namespace: metadata.namespace.clone().unwrap_or_default(),
+            name: metadata.name.clone().unwrap_or_default(),
+            ends: record.state.deletion.is_some(),
+            accepted: record.state.accepted,
+        }
+    }
+
     fn full(&self) -> String {
         format!("{}/{}", self.namespace, self.name)
     }
 }
 
-/// The pod that `NAMESPACE/NAME`, a UID, or the beginning of one means; of two with one name the one that is not on its way out.
+/// The number in `all` of the pod that `NAMESPACE/NAME`, a UID, or the beginning of one means; of two with one name the one that is not on its way out.
 ///
 /// # Errors
 /// In words for people, with names that are near.
-pub(super) fn find<'a>(all: &'a [Known], wanted: &str) -> Result<&'a Known, String> {
-    if let Some(exact) = all.iter().find(|pod| pod.uid == wanted) {
+pub(super) fn find(all: &[Known], wanted: &str) -> Result<usize, String> {
+    let numbered = || all.iter().enumerate();
+    if let Some((exact, _)) = numbered().find(|(_, pod)| pod.uid == wanted) {
         return Ok(exact);
     }
     if wanted.contains('/') {
-        let mut named: Vec<_> = all.iter().filter(|pod| pod.full() == wanted).collect();
-        named.sort_by_key(|pod| (pod.ends, std::cmp::Reverse(pod.accepted)));
-        return named.first().copied().ok_or_else(|| unknown(all, wanted));
+        let named = numbered().filter(|(_, pod)| pod.full() == wanted);
+        let stays = named.min_by_key(|(_, pod)| (pod.ends, std::cmp::Reverse(pod.accepted)));
+        return stays.map(|(number, _)| number).ok_or_else(|| unknown(all, wanted));
     }
-    let begun: Vec<_> = all.iter().filter(|pod| pod.uid.starts_with(wanted)).collect();
+    let begun: Vec<_> = numbered().filter(|(_, pod)| pod.uid.starts_with(wanted)).collect();
     match begun[..] {
-        [one] if wanted.len() >= LEAST => Ok(one),
+        [(one, _)] if wanted.len() >= LEAST => Ok(one),
         [_, _, ..] if wanted.len() >= LEAST => Err(format!(
             "the UIDs of {} pods begin with {wanted}: {}",
             begun.len(),
-            list(begun.iter().map(|pod| format!("{} ({})", pod.full(), pod.uid)))
+            list(begun.iter().map(|(_, pod)| format!("{} ({})", pod.full(), pod.uid)))
         )),
         _ => Err(unknown(all, wanted)),
     }
@@ -119,7 +133,7 @@ mod tests {
     #[test]
     fn a_pod_is_found_by_name_by_uid_and_by_the_uid_that_ps_shows() {
         let pods = pods();
-        let uid = |wanted| find(&pods, wanted).map(|pod| pod.uid.as_str());
+        let uid = |wanted| find(&pods, wanted).map(|number| pods[number].uid.as_str());
         assert_eq!(uid("default/hello"), Ok("11111111-bbbb"), "the one that stays");
         assert_eq!(uid("11111111-aaaa"), Ok("11111111-aaaa"));
         assert_eq!(uid("22222222"), Ok("22222222-cccc"));

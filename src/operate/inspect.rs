@@ -1,15 +1,16 @@
 //! `kvmlet inspect`: all about one pod's machine, as JSON. What is in the pod's variables, arguments, volumes and secrets is not in it: each field is
 //! named here.
 
-use std::{path::Path, process::ExitCode};
+use std::{path::Path, process::ExitCode, time::Duration};
 
 use kvmlet_machine::{Found, Status};
-use kvmlet_network::{Counters, NetworkConfig, PodInterface, PodNetworks};
+use kvmlet_network::{Counters, PodInterface};
 use kvmlet_provider::{
     act::chain,
     cgroup,
     desired::DesiredContainer,
     logs,
+    started::How,
     state::{ContainerState, Ended, Slot},
 };
 use serde_json::{Value, json};
@@ -17,30 +18,25 @@ use serde_json::{Value, json};
 use super::{
     Host,
     model::{Pod, Process},
-    print, wait,
 };
-use crate::cli::PodArguments;
+use crate::{cli::PodArguments, print::print};
+
+/// How long a machine's process may take to answer: one that hangs is told to.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Prints all about one pod.
 pub(crate) fn inspect(arguments: &PodArguments) -> anyhow::Result<ExitCode> {
-    let host = Host::open(&arguments.config)?;
+    let host = Host::open(&arguments.config.path)?;
     let mut pods = [host.find(&arguments.pod)?];
     host.measure(&mut pods);
-    let daemon = host.daemon();
-    if daemon.is_none() {
-        wait(async {
-            host.ask_guests(&mut pods).await;
-            Ok(())
-        })?;
-    }
+    let daemon = host.complete(&mut pods)?;
     let [pod] = pods;
     let uid = &pod.desired.uid;
     let directory = host.store.machine_dir(uid);
-    let networks = PodNetworks::new(NetworkConfig::without_addresses(host.config.network_dir()));
     let seen = Beside {
         daemon,
         control: control(&directory),
-        interface: networks.recall(uid).ok().flatten(),
+        interface: host.interface(uid),
         group: Some(cgroup::path(uid))
             .filter(|path| path.exists())
             .map(|path| path.display().to_string()),
@@ -64,17 +60,22 @@ struct Beside {
 fn control(directory: &Path) -> Option<Result<Status, String>> {
     match kvmlet_machine::find(directory) {
         Ok(Found::Alive(machine)) => {
-            let said = machine.control().and_then(|mut control| control.status());
+            let said = machine.control_within(PATIENCE).and_then(|mut control| control.status());
             Some(said.map_err(|error| chain(&error)))
         }
         _ => None,
     }
 }
 
+/// Whether there is a daemon.
+pub(super) fn daemon(pid: Option<u32>) -> Value {
+    json!({"running": pid.is_some(), "pid": pid})
+}
+
 /// A pod in short, as `ps` has it.
 pub(super) fn summary(pod: &Pod) -> Value {
     let (running, total) = pod.counts();
-    let usage = &pod.usage;
+    let (usage, how) = (&pod.usage, pod.how());
     json!({
         "namespace": pod.desired.namespace,
         "name": pod.desired.name,
@@ -87,9 +88,9 @@ pub(super) fn summary(pod: &Pod) -> Value {
         "pid": pod.pid(),
         "start": pod.started.as_ref().map(|started| json!({
             "begun": started.begun,
-            "how": started.how.as_ref().map(|how| how.word()),
-            "why": started.how.as_ref().map(|how| &how.why).filter(|why| !why.is_empty()),
-            "milliseconds": started.how.as_ref().map(|how| milliseconds(how.microseconds)),
+            "how": how.map(How::word),
+            "why": how.map(|how| &how.why).filter(|why| !why.is_empty()),
+            "milliseconds": how.map(|how| milliseconds(how.microseconds)),
             "phases": started.phases.iter().map(|took| json!({"phase": took.phase, "milliseconds": milliseconds(took.microseconds)}))
                 .collect::<Vec<_>>(),
         })),
@@ -118,14 +119,20 @@ fn all(host: &Host, pod: &Pod, seen: &Beside) -> Value {
     let (uid, state) = (&pod.desired.uid, &pod.state);
     let machine = host.store.machine_dir(uid);
     let logs = logs::pod_directory(&host.config.log_dir, &pod.desired);
+    let (ended, unknown) = match &pod.process {
+        Process::Ended(why) => (Some(why), None),
+        Process::Unknown(why) => (None, Some(why)),
+        Process::Alive(_) | Process::Never => (None, None),
+    };
     let mut value = summary(pod);
-    value["daemon"] = json!({"running": seen.daemon.is_some(), "pid": seen.daemon});
+    value["daemon"] = daemon(seen.daemon);
     value["verdict"] = json!(state.verdict);
     value["deletion"] = json!(state.deletion.as_ref().map(|deletion| json!({"killAt": deletion.kill_at})));
     value["machine"] = json!({
         "record": state.machine,
         "failures": state.machine_failures,
-        "ended": match &pod.process { Process::Ended(why) => Some(why), Process::Alive(_) | Process::Never => None },
+        "ended": ended,
+        "unknown": unknown,
         "shape": pod.started.as_ref().map(|started| &started.shape),
         "room": state.room,
         "controlGroup": seen.group,
@@ -242,6 +249,12 @@ mod tests {
         assert_eq!(
             (&told["state"], &told["machine"]["ended"]),
             (&json!("Lost"), &json!("its process was killed"))
+        );
+        let hidden = |pod: &mut Pod| pod.process = Process::Unknown("open a pidfd: no room".into());
+        let unknown = all(&host(state.path()), &pod("hello", hidden), &Beside::default());
+        assert_eq!(
+            (&unknown["state"], &unknown["machine"]["ended"], &unknown["machine"]["unknown"]),
+            (&json!("Unknown"), &Value::Null, &json!("open a pidfd: no room"))
         );
         assert_eq!(told["machine"]["shape"]["memory"], 192 << 20);
         assert_eq!(told["start"]["phases"][1], json!({"phase": "guest", "milliseconds": 420.0}));

@@ -1,24 +1,24 @@
 //! `kvmlet logs`: a container's log from this host's files, read by what answers `kubectl logs` on the node's port.
 
-use std::{process::ExitCode, time::Duration};
+use std::{convert::Infallible, process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
-use kvmlet_protocol::ContainerState;
-use kvmlet_provider::{agent, desired::DesiredPod, logs};
+use kvmlet_provider::{desired::DesiredPod, logs};
 use kvmlet_server::{LogSource, logs::LogOptions};
 use tokio::sync::watch;
 
 use super::{
     Host,
-    model::{Pod, all_names},
-    print, wait,
+    model::{Pod, all_names, runs_in},
+    wait,
 };
-use crate::cli::LogsArguments;
+use crate::{
+    cli::LogsArguments,
+    print::{notice, print},
+};
 
 /// How often is looked whether the container still runs.
 const AGAIN: Duration = Duration::from_millis(500);
-/// How long its guest may take to say so.
-const PATIENCE: Duration = Duration::from_secs(3);
 /// The container that is meant where none is named (kubectl: pkg/cmd/util/podcmd).
 const DEFAULT: &str = "kubectl.kubernetes.io/default-container";
 
@@ -31,11 +31,11 @@ pub(crate) fn logs(arguments: &LogsArguments) -> anyhow::Result<ExitCode> {
         tail_lines: tail(arguments.tail).map_err(anyhow::Error::msg)?,
         ..LogOptions::default()
     };
-    let host = Host::open(&arguments.pod.config)?;
+    let host = Host::open(&arguments.pod.config.path)?;
     let pod = host.find(&arguments.pod.pod)?;
     let chosen = choose(&pod.desired, arguments.container.as_deref()).map_err(anyhow::Error::msg)?;
-    if let Some(notice) = &chosen.notice {
-        eprintln!("{notice}");
+    if let Some(words) = &chosen.notice {
+        notice(words);
     }
     let number = logs::instance(&pod.desired, &pod.state, &chosen.name, options.previous)?;
     let directory = logs::pod_directory(&host.config.log_dir, &pod.desired).join(&chosen.name);
@@ -57,17 +57,18 @@ pub(crate) fn logs(arguments: &LogsArguments) -> anyhow::Result<ExitCode> {
             anyhow::Ok(())
         };
         let watching = async {
-            while is_written(&host, &pod, &chosen.name, number).await {
+            // What is not followed ends with what is written now.
+            while arguments.follow && is_written(&host, &pod, &chosen.name, number).await {
                 tokio::time::sleep(AGAIN).await;
             }
             sender.send_replace(false);
-            std::future::pending::<()>().await;
+            std::future::pending::<Infallible>().await
         };
         tokio::select! {
             printed = printing => printed,
-            () = watching => unreachable!("it goes on until all is printed"),
+            never = watching => match never {},
         }
-    })?;
+    })??;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -117,21 +118,17 @@ fn choose(pod: &DesiredPod, wanted: Option<&str>) -> Result<Chosen, String> {
 async fn is_written(host: &Host, pod: &Pod, container: &str, number: u32) -> bool {
     let uid = &pod.desired.uid;
     let Ok(record) = host.store.read(uid) else { return false };
-    let directory = host.store.machine_dir(uid);
-    let is_alive = matches!(kvmlet_machine::find(&directory), Ok(kvmlet_machine::Found::Alive(_)));
-    if !logs::is_written(&record.state, container, number) {
+    if !logs::is_written(&record.state, container, number) || !host.is_alive(uid) {
         return false;
     }
-    if !is_alive || host.daemon().is_some() {
-        return is_alive;
+    if host.daemon().is_some() {
+        return true;
     }
-    let id = record.state.by_name(container).and_then(|own| own.slot.id().map(str::to_owned));
-    match agent::containers(&directory.join("vsock.sock"), PATIENCE).await {
-        Ok(all) => all
-            .iter()
-            .any(|own| Some(&own.id) == id.as_ref() && matches!(own.state, ContainerState::Running { .. })),
+    let id = record.state.by_name(container).and_then(|own| own.slot.id());
+    match host.guest(uid).await {
+        Some(all) => id.is_some_and(|id| runs_in(&all, id)),
         // A guest that is slow has not ended.
-        Err(_) => true,
+        None => true,
     }
 }
 

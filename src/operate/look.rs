@@ -2,10 +2,10 @@
 
 use std::{fs, path::Path, time::Duration};
 
-use anyhow::Context as _;
 use futures_util::{StreamExt as _, stream};
 use kvmlet_machine::Found;
-use kvmlet_network::{NetworkConfig, PodNetworks, counters};
+use kvmlet_network::{NetworkConfig, PodInterface, PodNetworks, counters};
+use kvmlet_protocol::ContainerStatus;
 use kvmlet_provider::{
     act::chain,
     agent, cgroup,
@@ -19,6 +19,7 @@ use super::{
     Host,
     find::{Known, find},
     model::{Memory, Pod, Process, Usage},
+    wait,
 };
 
 /// How long a guest may take to say which containers it has.
@@ -41,7 +42,7 @@ impl Host {
         let mut seen = Seen::default();
         for (uid, record) in self.store.load()? {
             match record {
-                Ok(record) => seen.pods.push(self.pod(&uid, record)?),
+                Ok(record) => seen.pods.push(self.pod(&uid, record)),
                 // It comes, or goes.
                 Err(StoreError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
                 Err(error) => seen.damaged.push(chain(&error)),
@@ -54,7 +55,7 @@ impl Host {
 
     /// The pod that a word on the command line means, without what it uses.
     pub(super) fn find(&self, wanted: &str) -> anyhow::Result<Pod> {
-        let mut all = Vec::new();
+        let mut records = Vec::new();
         for (uid, record) in self.store.load()? {
             // A directory that comes or goes; of another, its UID may still be meant.
             let Ok(record) = record else {
@@ -63,29 +64,29 @@ impl Host {
                 }
                 continue;
             };
-            all.push(self.pod(&uid, record)?);
+            records.push((uid, record));
         }
-        let known: Vec<Known> = all.iter().map(Pod::known).collect();
-        let uid = find(&known, wanted).map_err(anyhow::Error::msg)?.uid.clone();
-        all.into_iter().find(|pod| pod.desired.uid == uid).context("it was among them")
+        let known: Vec<_> = records.iter().map(|(_, record)| Known::of(record)).collect();
+        let number = find(&known, wanted).map_err(anyhow::Error::msg)?;
+        let (uid, record) = records.swap_remove(number);
+        Ok(self.pod(&uid, record))
     }
 
-    fn pod(&self, uid: &str, record: Record) -> anyhow::Result<Pod> {
+    fn pod(&self, uid: &str, record: Record) -> Pod {
         let directory = self.store.machine_dir(uid);
         let process = match kvmlet_machine::find(&directory) {
             Ok(Found::Alive(machine)) => Process::Alive(machine.pid()),
             Ok(Found::Ended(record)) => Process::Ended(ending(uid, record.as_ref())),
             Ok(Found::Never) => Process::Never,
-            Err(error) => Process::Ended(chain(&error)),
+            Err(error) => Process::Unknown(chain(&error)),
         };
-        Ok(Pod::new(record, process, Started::read(&directory)))
+        Pod::new(record, process, Started::read(&directory))
     }
 
     /// What machines use of the host.
     pub(super) fn measure(&self, pods: &mut [Pod]) {
-        let networks = PodNetworks::new(NetworkConfig::without_addresses(self.config.network_dir()));
         let namespace = |pod: &Pod| {
-            let interface = networks.recall(&pod.desired.uid).ok().flatten();
+            let interface = self.interface(&pod.desired.uid);
             interface.map(|interface| interface.netns).unwrap_or_default()
         };
         let alive: Vec<&mut Pod> = pods.iter_mut().filter(|pod| pod.pid().is_some()).collect();
@@ -98,12 +99,36 @@ impl Host {
         }
     }
 
-    /// Asks the guests of these pods which containers they have.
-    pub(super) async fn ask_guests(&self, pods: &mut [Pod]) {
+    /// A pod's interface, as it was made.
+    pub(super) fn interface(&self, uid: &str) -> Option<PodInterface> {
+        let networks = PodNetworks::new(NetworkConfig::without_addresses(self.config.network_dir()));
+        networks.recall(uid).ok().flatten()
+    }
+
+    /// The daemon's process. Without one, guests say which containers they have: nobody else does.
+    pub(super) fn complete(&self, pods: &mut [Pod]) -> anyhow::Result<Option<u32>> {
+        let daemon = self.daemon();
+        if daemon.is_none() {
+            wait(self.ask_guests(pods))?;
+        }
+        Ok(daemon)
+    }
+
+    /// Which containers a guest has; nothing of one that does not say so soon.
+    pub(super) async fn guest(&self, uid: &str) -> Option<Vec<ContainerStatus>> {
+        let socket = self.store.machine_dir(uid).join("vsock.sock");
+        agent::containers(&socket, PATIENCE).await.ok()
+    }
+
+    /// Whether a machine's process runs.
+    pub(super) fn is_alive(&self, uid: &str) -> bool {
+        matches!(kvmlet_machine::find(&self.store.machine_dir(uid)), Ok(Found::Alive(_)))
+    }
+
+    async fn ask_guests(&self, pods: &mut [Pod]) {
         let ask = async |pod: &mut Pod| {
             if pod.pid().is_some() {
-                let socket = self.store.machine_dir(&pod.desired.uid).join("vsock.sock");
-                pod.guest = agent::containers(&socket, PATIENCE).await.ok();
+                pod.guest = self.guest(&pod.desired.uid).await;
             }
         };
         let asked: Vec<_> = pods.iter_mut().map(ask).collect();
@@ -113,11 +138,11 @@ impl Host {
 
 /// What a machine's processes use: its own, and those of what is shared with it.
 fn usage(uid: &str, pid: u32) -> Usage {
-    let group = cgroup::usage(uid);
-    let mut pids = cgroup::pids(uid);
-    if !pids.contains(&pid) {
-        pids = vec![pid];
-    }
+    let pids = cgroup::pids(uid);
+    let is_in_group = pids.contains(&pid);
+    // What a group says that the machine is not in is another's.
+    let group = cgroup::usage(uid).filter(|_| is_in_group);
+    let pids = if is_in_group { pids } else { vec![pid] };
     let memory = pids
         .iter()
         .filter_map(|pid| memory(Path::new(&format!("/proc/{pid}/smaps_rollup"))));

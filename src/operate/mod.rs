@@ -22,7 +22,7 @@ mod text;
 mod top;
 
 use std::{
-    io::{self, ErrorKind, Write as _},
+    io,
     path::{Path, PathBuf},
 };
 
@@ -62,13 +62,6 @@ impl Host {
     fn daemon(&self) -> Option<u32> {
         kvmlet_image::holder(&self.config.state_dir.join("images"))
     }
-
-    /// Says it where people read it, if there is none.
-    fn tell_of_daemon(&self) {
-        if self.daemon().is_none() {
-            eprintln!("kvmlet: the daemon is not running on this host: its machines go on, and pods are as it has written them last");
-        }
-    }
 }
 
 fn privileged(is_root: bool) -> anyhow::Result<()> {
@@ -76,18 +69,10 @@ fn privileged(is_root: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Prints; whoever reads may have read enough.
-fn print(bytes: &[u8]) -> anyhow::Result<bool> {
-    let mut out = io::stdout().lock();
-    match out.write_all(bytes).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
-        done => done.map(|()| true).context("print"),
-    }
-}
-
-/// For what asks guests.
-fn wait<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+/// For what asks guests, and waits for signals.
+fn wait<T>(work: impl Future<Output = T>) -> io::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    Ok(runtime.block_on(work))
 }
 
 #[cfg(test)]

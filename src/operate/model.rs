@@ -6,15 +6,12 @@ use kvmlet_network::Counters;
 use kvmlet_protocol::{ContainerState as InGuest, ContainerStatus};
 use kvmlet_provider::{
     desired::{DesiredContainer, DesiredPod},
-    started::{Started, Took},
+    started::{How, Started, Took},
     state::{ContainerState, Machine, PodState, Slot},
     store::Record,
 };
 
-use super::{
-    find::Known,
-    text::{self, NONE},
-};
+use super::text;
 
 /// A pod, its machine, and what it uses.
 pub(super) struct Pod {
@@ -38,6 +35,8 @@ pub(super) enum Process {
     Ended(String),
     /// There was none yet, or its traces are gone.
     Never,
+    /// It could not be looked at, in these words.
+    Unknown(String),
 }
 
 /// What a machine uses of the host; what the host does not say is none.
@@ -80,20 +79,10 @@ impl Pod {
         format!("{}/{}", self.desired.namespace, self.desired.name)
     }
 
-    pub(super) fn known(&self) -> Known {
-        Known {
-            uid: self.desired.uid.clone(),
-            namespace: self.desired.namespace.clone(),
-            name: self.desired.name.clone(),
-            ends: self.state.deletion.is_some(),
-            accepted: self.state.accepted,
-        }
-    }
-
     pub(super) fn pid(&self) -> Option<u32> {
         match self.process {
             Process::Alive(pid) => Some(pid),
-            Process::Ended(_) | Process::Never => None,
+            Process::Ended(_) | Process::Never | Process::Unknown(_) => None,
         }
     }
 
@@ -109,7 +98,8 @@ impl Pod {
             (Machine::Stopping, _) => "Stopping",
             (Machine::Starting, _) => "Starting",
             (Machine::Ready, Process::Alive(_)) => "Running",
-            (Machine::Ready, _) => "Lost",
+            (Machine::Ready, Process::Unknown(_)) => "Unknown",
+            (Machine::Ready, Process::Ended(_) | Process::Never) => "Lost",
             (Machine::None { .. }, _) if state.machine_failures > 0 => "Retrying",
             (Machine::None { .. }, _) => "Pending",
         }
@@ -118,11 +108,7 @@ impl Pod {
     /// Whether a container runs, as far as is known.
     pub(super) fn runs(&self, container: &ContainerState) -> bool {
         let Slot::Running { id, .. } = &container.slot else { return false };
-        let in_guest = |all: &Vec<ContainerStatus>| {
-            let own = all.iter().find(|own| own.id == *id);
-            own.is_some_and(|own| matches!(own.state, InGuest::Running { .. }))
-        };
-        self.pid().is_some() && self.guest.as_ref().is_none_or(in_guest)
+        self.pid().is_some() && self.guest.as_ref().is_none_or(|all| runs_in(all, id))
     }
 
     /// Containers that run and that there are, as kubectl counts them: sidecars too, other init containers and ephemeral ones not.
@@ -133,15 +119,25 @@ impl Pod {
         (own.filter(|one| self.runs(one)).count(), names.len())
     }
 
+    /// How its machine came up, once its guest has answered.
+    pub(super) fn how(&self) -> Option<&How> {
+        self.started.as_ref()?.how.as_ref()
+    }
+
     /// `copy 0.42s`, `boot 3.10s`; of one that has not answered yet nothing.
     pub(super) fn start(&self) -> String {
-        let how = self.started.as_ref().and_then(|started| started.how.as_ref());
-        how.map_or_else(|| NONE.into(), |how| format!("{} {}", how.word(), text::span(how.microseconds)))
+        text::or_none(self.how().map(|how| format!("{} {}", how.word(), text::span(how.microseconds))))
     }
 
     pub(super) fn phases(&self) -> &[Took] {
         self.started.as_ref().map_or(&[], |started| &started.phases)
     }
+}
+
+/// Whether a guest that has these containers runs the one of this identifier.
+pub(super) fn runs_in(all: &[ContainerStatus], id: &str) -> bool {
+    let own = all.iter().find(|own| own.id == id);
+    own.is_some_and(|own| matches!(own.state, InGuest::Running { .. }))
 }
 
 /// All names of a pod's containers, as kubectl lists them: `main, debug (ephem), setup (init)`.
@@ -163,7 +159,7 @@ pub(super) mod tests {
     use std::{sync::Arc, time::Duration};
 
     use jiff::Timestamp;
-    use kvmlet_provider::{figures::Phase, started::How, template::Start};
+    use kvmlet_provider::{figures::Phase, template::Start};
     use serde_json::json;
 
     use super::*;
@@ -195,7 +191,15 @@ pub(super) mod tests {
         ];
         let how = How::new(&Start::Copy(1), Duration::from_millis(420));
         let started = Started::new(Timestamp::UNIX_EPOCH, &[], &spec.unwrap()).up(how, &phases);
-        let mut pod = Pod::new(Record { pod: object, state }, Process::Alive(4711), Some(started));
+        let mut pod = Pod::new(
+            Record {
+                pod: object,
+                state,
+                revision: 1,
+            },
+            Process::Alive(4711),
+            Some(started),
+        );
         pod.usage = Usage {
             cpu: Some(2_000_000_000),
             memory: Some(Memory {
@@ -219,6 +223,7 @@ pub(super) mod tests {
         let standing = |change: fn(&mut Pod)| pod("p", change).standing().to_owned();
         assert_eq!(standing(|_| {}), "Running");
         assert_eq!(standing(|pod| pod.process = Process::Ended("it was killed".into())), "Lost");
+        assert_eq!(standing(|pod| pod.process = Process::Unknown("no room".into())), "Unknown");
         assert_eq!(standing(|pod| pod.state.machine = Machine::Starting), "Starting");
         assert_eq!(standing(|pod| pod.state.machine = Machine::None { not_before: None }), "Pending");
         let failed = |pod: &mut Pod| {

@@ -7,40 +7,39 @@ use serde_json::{Value, json};
 
 use super::{
     Host,
-    inspect::summary,
+    inspect::{daemon, summary},
+    look::Seen,
     model::Pod,
-    print,
-    text::{self, NONE},
-    wait,
+    text::{self, or_none},
 };
-use crate::cli::{Listing, PsArguments};
+use crate::{
+    cli::{Listing, PsArguments},
+    print::{notice, print, table},
+};
 
 /// Characters of a UID that are shown.
 const SHORT: usize = 8;
 
 /// Lists this host's pods.
 pub(crate) fn ps(arguments: &PsArguments) -> anyhow::Result<ExitCode> {
-    let host = Host::open(&arguments.config)?;
-    let (mut seen, daemon) = (host.look()?, host.daemon());
-    if daemon.is_none() {
-        wait(async {
-            host.ask_guests(&mut seen.pods).await;
-            Ok(())
-        })?;
-    }
+    let host = Host::open(&arguments.config.path)?;
+    let mut seen = host.look()?;
+    let daemon = host.complete(&mut seen.pods)?;
     for damaged in &seen.damaged {
-        eprintln!("kvmlet: a pod is left out: {damaged}");
+        notice(format_args!("kvmlet: a pod is left out: {damaged}"));
     }
     let now = Timestamp::now();
     let text = match arguments.output {
-        Some(Listing::Json) => format!("{:#}\n", listed(&seen.pods, daemon)),
+        Some(Listing::Json) => format!("{:#}\n", listed(&seen, daemon)),
         Some(Listing::Wide) => wide(&seen.pods, now),
         None => plain(&seen.pods, now),
     };
     if arguments.output != Some(Listing::Json) {
-        host.tell_of_daemon();
+        if daemon.is_none() {
+            notice("kvmlet: the daemon is not running on this host: its machines go on, and pods are as it has written them last");
+        }
         if seen.pods.is_empty() {
-            eprintln!("kvmlet: there are no pods on this host");
+            notice("kvmlet: there are no pods on this host");
             return Ok(ExitCode::SUCCESS);
         }
     }
@@ -48,10 +47,11 @@ pub(crate) fn ps(arguments: &PsArguments) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn listed(pods: &[Pod], daemon: Option<u32>) -> Value {
+fn listed(seen: &Seen, pid: Option<u32>) -> Value {
     json!({
-        "daemon": {"running": daemon.is_some(), "pid": daemon},
-        "pods": pods.iter().map(summary).collect::<Vec<_>>(),
+        "daemon": daemon(pid),
+        "pods": seen.pods.iter().map(summary).collect::<Vec<_>>(),
+        "damaged": seen.damaged,
     })
 }
 
@@ -59,7 +59,6 @@ const PLAIN: [&str; 9] = ["POD", "UID", "STATE", "CONTAINERS", "START", "AGE", "
 
 fn line(pod: &Pod, now: Timestamp) -> [String; 9] {
     let (running, total) = pod.counts();
-    let or_none = |text: Option<String>| text.unwrap_or_else(|| NONE.into());
     [
         pod.full(),
         pod.desired.uid.chars().take(SHORT).collect(),
@@ -75,21 +74,19 @@ fn line(pod: &Pod, now: Timestamp) -> [String; 9] {
 
 fn plain(pods: &[Pod], now: Timestamp) -> String {
     let rows: Vec<_> = pods.iter().map(|pod| line(pod, now)).collect();
-    text::table(PLAIN, &rows)
+    table(PLAIN, &rows)
 }
 
 fn wide(pods: &[Pod], now: Timestamp) -> String {
     let more = |pod: &Pod| {
         let shape = pod.started.as_ref().map(|started| &started.shape);
-        let or_none = |text: Option<String>| text.filter(|text| !text.is_empty()).unwrap_or_else(|| NONE.into());
-        let how = pod.started.as_ref().and_then(|started| started.how.as_ref());
         [
             or_none(pod.usage.memory.map(|memory| text::bytes(memory.shared))),
             or_none(shape.map(|shape| shape.cpus.to_string())),
             or_none(shape.map(|shape| text::bytes(shape.memory))),
             pod.state.containers.iter().map(|one| one.restarts).sum::<u32>().to_string(),
             or_none(pod.state.ips.first().cloned()),
-            or_none(how.map(|how| how.why.clone())),
+            or_none(pod.how().map(|how| how.why.clone())),
         ]
     };
     let rows: Vec<[String; 15]> = pods
@@ -102,7 +99,7 @@ fn wide(pods: &[Pod], now: Timestamp) -> String {
     let mut head = PLAIN
         .into_iter()
         .chain(["SHARED", "CPUS", "MEMORY", "RESTARTS", "IP", "BOOTED SINCE"]);
-    text::table(std::array::from_fn(|_| head.next().expect("nine and six")), &rows)
+    table(std::array::from_fn(|_| head.next().expect("nine and six")), &rows)
 }
 
 #[cfg(test)]
@@ -145,10 +142,16 @@ mod tests {
     }
 
     #[test]
-    fn programs_are_told_whether_there_is_a_daemon() {
-        let told = listed(&pods(), None);
+    fn programs_are_told_whether_there_is_a_daemon_and_what_is_left_out() {
+        let seen = Seen {
+            pods: pods().into(),
+            damaged: vec!["read /x: cut off".into()],
+        };
+        let told = listed(&seen, None);
         assert_eq!(told["daemon"], json!({"running": false, "pid": null}));
         assert_eq!(told["pods"][0]["containers"], json!({"running": 2, "total": 2}));
-        assert_eq!(listed(&[], Some(7))["daemon"], json!({"running": true, "pid": 7}));
+        assert_eq!(told["damaged"], json!(["read /x: cut off"]));
+        let empty = json!({"daemon": {"running": true, "pid": 7}, "pods": [], "damaged": []});
+        assert_eq!(listed(&Seen::default(), Some(7)), empty);
     }
 }

@@ -1,24 +1,13 @@
-//! How figures and tables look. Pure.
+//! How figures look. Pure.
 
 use std::time::Duration;
 
 /// Of what is not known, or not there.
 pub(super) const NONE: &str = "-";
 
-/// Lines of columns that are as wide as they need be, two spaces apart.
-pub(super) fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> String {
-    let width = |column: usize| {
-        let all = rows.iter().map(|row| row[column].chars().count());
-        all.chain([head[column].len()]).max().unwrap_or(0)
-    };
-    let widths: [usize; N] = std::array::from_fn(width);
-    let line = |cells: [&str; N]| {
-        let padded = cells.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
-        let line = padded.collect::<Vec<_>>().join("  ");
-        format!("{}\n", line.trim_end())
-    };
-    let rows = rows.iter().map(|row| line(std::array::from_fn(|column| row[column].as_str())));
-    std::iter::once(line(head)).chain(rows).collect()
+/// A text, if it is known and says something.
+pub(super) fn or_none(text: Option<String>) -> String {
+    text.filter(|text| !text.is_empty()).unwrap_or_else(|| NONE.into())
 }
 
 /// Bytes, to three figures: `17`, `4.0Ki`, `129Mi`.
@@ -91,9 +80,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_are_as_wide_as_their_widest_and_lines_end_with_words() {
-        let rows = [["a".to_owned(), "1".to_owned()], ["longer".to_owned(), String::new()]];
-        assert_eq!(table(["POD", "N"], &rows), "POD     N\na       1\nlonger\n");
+    fn what_is_not_known_or_empty_is_a_dash() {
+        let texts = [None, Some(String::new()), Some("7".to_owned())];
+        assert_eq!(texts.map(or_none), ["-", "-", "7"]);
     }
 
     #[test]

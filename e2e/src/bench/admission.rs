@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{Options, Row, percentile};
 use crate::{
-    Cluster, artifacts,
+    Cluster,
     burst_profile::{object, with_kind},
     command,
     paths::write,
@@ -28,7 +28,7 @@ const RATE: &str = "200";
 const SECONDS: &str = "20";
 
 pub(super) fn rows(cluster: &Cluster, _: &Options) -> Result<Vec<Row>> {
-    let kvmlet = artifacts::kvmlet()?;
+    let kvmlet = cluster.kvmlet()?;
     let measured = with_kind(cluster, || {
         cluster.apply(&objects().to_string())?;
         let measured = start(cluster, &kvmlet).and_then(|process| {

@@ -1,6 +1,7 @@
 //! What a node costs for its pods' sake besides running them: the daemon's own processor time, memory and requests, for pods created at once, for
 //! pods that just run, and for their deletion. Beside it, in the same host, a node of virtual-kubelet whose pods are nothing at all
-//! (`e2e/peer`), each with the host to itself for that time.
+//! (`e2e/peer`), each with the host to itself for that time: an emulated host is the one that counts, since the other would add to a program what its
+//! host takes from it.
 
 use std::{
     thread,
@@ -12,7 +13,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use super::{FOLDER, Options, Row, median, percentile, process::Measured};
-use crate::{Cluster, Host, agent::Service, artifacts, node, wait_for};
+use crate::{Cluster, Host, HostKind, agent::Service, artifacts, node, wait_for};
 
 const NAMESPACE: &str = "bench-burst";
 /// The peer's service and node.
@@ -50,11 +51,9 @@ struct Cost {
 /// A node that is measured.
 struct Node<'a> {
     cluster: &'a Cluster,
-    /// Its label `type`.
-    kind: &'static str,
+    /// Its name.
+    name: &'a str,
     daemon: Measured<'a>,
-    /// This program on its host.
-    bench: &'a str,
 }
 
 pub(super) fn rows(cluster: &Cluster, options: &Options) -> Result<Vec<Row>> {
@@ -66,23 +65,27 @@ pub(super) fn rows(cluster: &Cluster, options: &Options) -> Result<Vec<Row>> {
         ..node::kvmlet_service()
     })?;
     cluster.wait_until_nodes_are_ready(Duration::from_secs(60))?;
-    cluster.create_namespace(NAMESPACE)?;
     let bench = super::prepare(host)?;
+    cluster.create_namespace(NAMESPACE)?;
     let measured = measure(cluster, host, options.pods, &bench);
     let stopped = host.stop_service(PEER, Signal::SIGTERM, Duration::from_secs(10));
     // Its node may never have come to be.
     cluster.kubectl(&["delete", "node", PEER, "--ignore-not-found"])?;
     cluster.delete_namespace(NAMESPACE)?;
+    if host.kind == HostKind::Emulated {
+        // The host that counts is none of the cluster's.
+        host.stop_daemon()?;
+        cluster.kubectl(&["delete", "node", &host.name])?;
+    }
     let measured = measured?;
     stopped.map(|_| measured)
 }
 
 fn measure(cluster: &Cluster, host: &Host, count: usize, bench: &str) -> Result<Vec<Row>> {
     let ours = Node {
-        bench,
         cluster,
-        kind: "virtual-kubelet",
-        daemon: Measured::find(host, &format!("{} node ", node::PROGRAM))?,
+        name: &host.name,
+        daemon: Measured::find(host, bench, &format!("{} node ", node::PROGRAM))?,
     };
     // Image and template are there before anything counts, and the guest's first reading of both.
     ours.burst(&["first".to_owned()])?;
@@ -95,8 +98,8 @@ fn measure(cluster: &Cluster, host: &Host, count: usize, bench: &str) -> Result<
     let requests = own_requests(cluster, host)? - before;
 
     let peer = Node {
-        daemon: start_peer(cluster, host)?,
-        kind: PEER,
+        daemon: start_peer(cluster, host, bench)?,
+        name: PEER,
         ..ours
     };
     peer.burst(&["first".to_owned()])?;
@@ -137,7 +140,7 @@ impl Node<'_> {
     fn burst(&self, names: &[String]) -> Result<Cost> {
         let deadline = DEADLINE_A_POD * u32::try_from(names.len())? + Duration::from_secs(90);
         self.daemon.forget_peak()?;
-        let cpu = || self.daemon.cpu_seconds(self.bench);
+        let cpu = || self.daemon.cpu_seconds();
         let (begun, at_first) = (Instant::now(), cpu()?);
         self.create(names)?;
         wait_for("all pods to run", deadline, || {
@@ -172,7 +175,7 @@ impl Node<'_> {
     }
 
     fn create(&self, names: &[String]) -> Result<()> {
-        let items: Vec<_> = names.iter().map(|name| pod(name, self.kind)).collect();
+        let items: Vec<_> = names.iter().map(|name| pod(name, self.name)).collect();
         self.cluster
             .apply(&json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string())
     }
@@ -191,11 +194,11 @@ impl Node<'_> {
 }
 
 /// A program that ends on TERM, with the longest of usual graces.
-fn pod(name: &str, kind: &str) -> Value {
+fn pod(name: &str, node: &str) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": NAMESPACE},
         "spec": {
-            "nodeSelector": {"type": kind},
+            "nodeSelector": {"kubernetes.io/hostname": node},
             "tolerations": [{"operator": "Exists"}],
             "terminationGracePeriodSeconds": 30,
             "automountServiceAccountToken": false,
@@ -240,8 +243,7 @@ fn commands(node: &Node<'_>) -> Result<Vec<f64>> {
     Ok(seconds)
 }
 
-fn start_peer<'a>(cluster: &Cluster, host: &'a Host) -> Result<Measured<'a>> {
-    host.sh(&format!("mkdir -p {FOLDER}"))?;
+fn start_peer<'a>(cluster: &Cluster, host: &'a Host, bench: &'a str) -> Result<Measured<'a>> {
     let (program, kubeconfig) = (format!("{FOLDER}/peer"), format!("{FOLDER}/peer.kubeconfig"));
     host.put_file(&program, 0o755, &artifacts::peer()?)?;
     host.put_file(&kubeconfig, 0o600, &cluster.state.kubeconfig())?;
@@ -258,7 +260,7 @@ fn start_peer<'a>(cluster: &Cluster, host: &'a Host) -> Result<Measured<'a>> {
         ensure!(status == "True", "it is {status:?}");
         Ok(Some(()))
     })?;
-    Measured::find(host, &format!("{program} -name"))
+    Measured::find(host, bench, &format!("{program} -name"))
 }
 
 fn own_requests(cluster: &Cluster, host: &Host) -> Result<f64> {

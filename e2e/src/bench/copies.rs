@@ -84,8 +84,9 @@ fn flat(host: &Host, bench: &str, copy: &[String]) -> Result<Row> {
     let count = BESIDE_EACH_OTHER.to_string();
     let each: Vec<f64> = stopwatch(host, bench, &["beside-each-other", "--count", &count], copy)?;
     ensure!(each.len() == BESIDE_EACH_OTHER, "{} copies were started", each.len());
-    let (first, last) = (&each[..COMPARED], &each[BESIDE_EACH_OTHER - COMPARED..]);
-    let name = format!("copy beside {BESIDE_EACH_OTHER} others, processor time");
+    let before_last = BESIDE_EACH_OTHER - COMPARED;
+    let (first, last) = (&each[..COMPARED], &each[before_last..]);
+    let name = format!("a copy beside {before_last} others and more, processor time");
     let row = Row::new(host.kind, name, "s", median(last.to_vec()));
     Ok(row.beside("the first ones", median(first.to_vec())).at_most(FLAT))
 }

@@ -21,7 +21,7 @@ mod start;
 mod traffic;
 mod way;
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use serde::{Serialize, de::DeserializeOwned};
@@ -30,7 +30,7 @@ pub use self::measure::Measure;
 
 use crate::{
     Cluster, ClusterOptions, Host, HostKind,
-    paths::{repository, write},
+    paths::{THIS_PROGRAM, repository, write},
     progress::{say, step},
 };
 
@@ -211,7 +211,7 @@ const PARTS: [Part; 17] = [
     },
     Part {
         name: "burst",
-        counted: false,
+        counted: true,
         measure: burst::rows,
     },
 ];
@@ -259,9 +259,8 @@ pub fn run(options: &Options) -> Result<bool> {
 /// This program on the host, as it is now, and what peers need of the host's kernel.
 fn prepare(host: &Host) -> Result<String> {
     host.sh(&format!("mkdir -p {FOLDER} && modprobe -q vhost_vsock; test -c /dev/vhost-vsock"))?;
-    let program = std::env::current_exe().context("find this program")?;
     let path = format!("{FOLDER}/kvmlet-e2e");
-    host.put_file(&path, 0o755, &program)?;
+    host.put_file(&path, 0o755, Path::new(THIS_PROGRAM))?;
     Ok(path)
 }
 

@@ -37,12 +37,12 @@ fn measure(cluster: &Cluster, host: &Host, count: usize) -> Result<Vec<Row>> {
     cluster.wait_for_phase(NAMESPACE, "first", "Running", Duration::from_secs(180))?;
     cluster.kubectl(&["delete", "pod", "first", "-n", NAMESPACE, "--timeout=110s"])?;
 
-    let daemon = Measured::find(host, &format!("{} node ", node::PROGRAM))?;
-    daemon.forget_peak()?;
     let bench = super::prepare(host)?;
-    let before = daemon.cpu_seconds(&bench)?;
+    let daemon = Measured::find(host, &bench, &format!("{} node ", node::PROGRAM))?;
+    daemon.forget_peak()?;
+    let before = daemon.cpu_seconds()?;
     let mut seconds = watch(cluster, count)?;
-    let cpu = daemon.cpu_seconds(&bench)? - before;
+    let cpu = daemon.cpu_seconds()? - before;
     let peak = daemon.peak()?;
     let machines = machines(host)?;
     let failures = count - seconds.len();

@@ -11,15 +11,17 @@ use crate::Host;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Measured<'a> {
     host: &'a Host,
+    /// This program on the host.
+    bench: &'a str,
     pid: u32,
 }
 
 impl<'a> Measured<'a> {
-    /// The oldest whose command line begins so.
-    pub(super) fn find(host: &'a Host, command: &str) -> Result<Self> {
+    /// The oldest whose command line begins so. `bench` is this program on the host.
+    pub(super) fn find(host: &'a Host, bench: &'a str, command: &str) -> Result<Self> {
         let text = host.sh(&format!("pgrep -o -f '^{command}'"))?;
         let pid = text.parse().with_context(|| format!("{} runs no {command}", host.name))?;
-        Ok(Self { host, pid })
+        Ok(Self { host, bench, pid })
     }
 
     /// Its most of memory counts from now on.
@@ -35,9 +37,11 @@ impl<'a> Measured<'a> {
         text.parse().with_context(|| format!("read {text}"))
     }
 
-    /// Of processors, so far, by `bench`, this program on its host.
-    pub(super) fn cpu_seconds(&self, bench: &str) -> Result<f64> {
-        let output = self.host.run(&[bench, "measure", "processor", "--pid", &self.pid.to_string()])?;
+    /// Of processors, so far.
+    pub(super) fn cpu_seconds(&self) -> Result<f64> {
+        let output = self
+            .host
+            .run(&[self.bench, "measure", "processor", "--pid", &self.pid.to_string()])?;
         ensure!(output.code == 0, "{}", output.error_text());
         output.text().trim().parse().with_context(|| format!("read {}", output.text()))
     }

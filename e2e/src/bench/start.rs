@@ -27,9 +27,14 @@ pub(super) fn rows(cluster: &Cluster, options: &Options) -> Result<Vec<Row>> {
 
 /// How long starts took, and the processor's time of it: of the peer's, the one or the other at most so much.
 pub(super) fn judged(host: &Host, name: &str, samples: (&'static str, &Samples), most: f64) -> Vec<Row> {
+    by_kind(host.kind, reported(host, name, samples), most)
+}
+
+/// The same without a limit.
+pub(super) fn reported(host: &Host, name: &str, samples: (&'static str, &Samples)) -> (Row, Row) {
     let time = beside(host, name, "s", samples, |sample| sample.seconds);
     let work = beside(host, &format!("{name}, processor time"), "s", samples, |sample| sample.processor);
-    by_kind(host.kind, (time, work), most)
+    (time, work)
 }
 
 /// A time and the processor's time of the same thing. On real hardware it is the time that may be so much at most; where the host is emulated,

@@ -50,7 +50,9 @@ impl Cluster {
             let qemu = artifacts::counting_qemu()?;
             Ok((artifacts::host_image()?, Processors::Counted(qemu)))
         })?;
-        node::install(counted.host()?, &artifacts::kvmlet()?, &artifacts::guest()?)?;
+        let host = counted.host()?;
+        node::install(host, &self.kvmlet()?, &self.guest()?)?;
+        node::configure(&self.state, host)?;
         Ok(counted)
     }
 

@@ -105,9 +105,11 @@ impl Cluster {
 
     /// Installs kvmlet and its guest on all hosts and starts the daemons.
     fn install(&self, built: &Built) -> Result<()> {
+        keep_program(&self.state, built)?;
+        let (kvmlet, guest) = (self.kvmlet()?, self.guest()?);
         let install = |host: &Host| -> Result<()> {
             host.stop_daemon()?;
-            node::install(host, &built.kvmlet, &built.guest)?;
+            node::install(host, &kvmlet, &guest)?;
             host.start_daemon().map(drop)
         };
         let installed = step("kvmlet on the hosts", || {
@@ -229,6 +231,25 @@ fn build_kvmlet() -> Result<Built> {
         guest,
         digest: digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect(),
     })
+}
+
+/// Keeps what is installed, for those who need the same later.
+fn keep_program(state: &State, built: &Built) -> Result<()> {
+    let folder = state.program();
+    // Not written over: somebody may run one of them.
+    if folder.exists() {
+        fs::remove_dir_all(&folder).with_context(|| format!("remove {}", folder.display()))?;
+    }
+    fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+    for (name, file) in [
+        ("kvmlet", &built.kvmlet),
+        ("kvmlet-machine", &built.kvmlet.with_file_name("kvmlet-machine")),
+        ("vmlinux", &built.guest.kernel),
+        ("initramfs.cpio", &built.guest.initramfs),
+    ] {
+        fs::copy(file, folder.join(name)).with_context(|| format!("keep {}", file.display()))?;
+    }
+    Ok(())
 }
 
 /// Everything that takes a network or a compiler, then everything that takes the namespace.

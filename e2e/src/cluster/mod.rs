@@ -16,7 +16,10 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use crate::{Host, command, control_plane, netns::Netns, paths::State, paths::write, preflight::Verdict, process::Process, wait_for};
+use crate::{
+    Host, artifacts::Guest, command, control_plane, netns::Netns, paths::State, paths::write, preflight::Verdict, process::Process,
+    wait_for,
+};
 
 /// What a cluster should be like.
 #[derive(Debug, Clone)]
@@ -69,6 +72,25 @@ impl Cluster {
         self.hosts
             .get(index)
             .with_context(|| format!("the cluster has {} hosts", self.hosts.len()))
+    }
+
+    /// The kvmlet program that is installed on the hosts, with that of machines beside it: what a build makes by now may be another.
+    pub fn kvmlet(&self) -> Result<PathBuf> {
+        self.installed("kvmlet")
+    }
+
+    /// The guest that is installed on the hosts.
+    pub fn guest(&self) -> Result<Guest> {
+        Ok(Guest {
+            kernel: self.installed("vmlinux")?,
+            initramfs: self.installed("initramfs.cpio")?,
+        })
+    }
+
+    fn installed(&self, name: &str) -> Result<PathBuf> {
+        let file = self.state.program().join(name);
+        ensure!(file.exists(), "{} does not exist: kvmlet is not on the hosts", file.display());
+        Ok(file)
     }
 
     /// A kubectl command that is not started yet, as the administrator.

@@ -2,7 +2,6 @@
 //! ext4 disk for state, one tap on the cluster's bridge, read-only shares of what test programs may read.
 
 use std::{
-    env,
     fs::{self, File},
     path::Path,
     process::{Command, Stdio},
@@ -14,7 +13,7 @@ use super::{Host, Processors, Size, shares};
 use crate::{
     command::{self, call},
     netns::Netns,
-    paths::{GATEWAY, State, write},
+    paths::{GATEWAY, State, THIS_PROGRAM, write},
     process::Process,
 };
 
@@ -123,8 +122,7 @@ fn make_initramfs(host: &Host, image: &Path, folder: &Path, initramfs: &Path) ->
     let rig = folder.join("rig");
     let env = format!("RIG_NAME={}\nRIG_ADDRESS={}\nRIG_GATEWAY={GATEWAY}\n", host.name, host.address);
     write(&rig.join("host.env"), env)?;
-    let program = env::current_exe().context("find this program")?;
-    fs::copy(&program, rig.join("kvmlet-e2e")).with_context(|| format!("copy {}", program.display()))?;
+    fs::copy(THIS_PROGRAM, rig.join("kvmlet-e2e")).context("copy this program")?;
     fs::copy(image.join("initramfs.cpio"), initramfs).context("copy the initramfs")?;
     let archive = File::options().append(true).open(initramfs).context("extend the initramfs")?;
     let list = folder.join("rig.list");

@@ -21,7 +21,7 @@ use crate::{
     agent::{Client, CommandOutput, Service, ServiceStatus},
     netns::Netns,
     node,
-    paths::{State, host_address, host_name},
+    paths::{KUBELET_PORT, State, host_address, host_name},
     process::{Process, tail},
     wait::wait_while,
 };
@@ -131,6 +131,11 @@ impl Host {
             HostKind::Emulated => self.client.set_clock(Duration::from_secs(10)),
             HostKind::Native => Ok(()),
         }
+    }
+
+    /// Where its node listens, as `ADDRESS:PORT`.
+    pub fn kubelet(&self) -> String {
+        format!("{}:{KUBELET_PORT}", self.address)
     }
 
     /// Runs a command to its end, whatever its exit code.

@@ -1,9 +1,14 @@
 //! The admission webhook, with its own pods on kvmlet's nodes: which pods it sends there, what it says of others, and that none is refused
 //! while its certificates change. There is one for the whole cluster, so these tests have it for themselves.
 
-use std::time::Duration;
+use std::{
+    fs,
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use super::{
@@ -11,7 +16,13 @@ use super::{
     guide::follow,
     workload::{PATIENCE, Place, STAY, pod, sh, with, within},
 };
-use crate::{Cluster, artifacts, cluster::LANE, command, paths::manifest, paths::write, registry, wait_for};
+use crate::{
+    Cluster,
+    cluster::LANE,
+    command,
+    paths::{API_PORT, GATEWAY, manifest, write},
+    registry, wait_for,
+};
 
 pub(super) const TESTS: &[Test] = &[
     Test {
@@ -27,6 +38,12 @@ pub(super) const TESTS: &[Test] = &[
         run: rotated,
     },
     Test {
+        name: "of a thousand pods created at once in a labelled namespace none is refused and none comes out as it went in",
+        hosts: 2,
+        kvmlet: true,
+        run: thousand,
+    },
+    Test {
         name: "ordinary nodes are full before a pod overflows to here, and a Deployment that shrinks gives those up first",
         hosts: 2,
         kvmlet: true,
@@ -39,25 +56,46 @@ const SECRET: &str = "kvmlet-webhook-certificates";
 /// Sends a namespace's pods.
 pub(super) const LABEL: &str = "virtual-node-affinity-injection=enabled";
 
-/// Installs the webhook as its manifests say, does what `body` does and takes it away.
+/// Whether it is there from the test before.
+static INSTALLED: AtomicBool = AtomicBool::new(false);
+
+/// Does what `body` does with the webhook installed as its manifests say, and no profiles afterwards. It stays for the next test; see [`remove`].
 pub(super) fn with_webhook(cluster: &Cluster, body: impl FnOnce() -> Result<()>) -> Result<()> {
-    registry::add_kvmlet(&cluster.state, &artifacts::kvmlet()?)?;
-    let manifests = manifest("webhook");
-    cluster.kubectl(&["apply", "-k", &manifests])?;
-    cluster.kubectl(&["label", "namespace", SYSTEM, &format!("{LANE}={}", cluster.host(0)?.name)])?;
-    cluster.kubectl(&["-n", SYSTEM, "rollout", "status", "deployment/kvmlet-webhook", "--timeout=110s"])?;
-    let done = body();
+    let is_there = INSTALLED.swap(false, Ordering::Relaxed);
+    let installed = if is_there { Ok(()) } else { install(cluster) };
+    let done = installed.and_then(|()| body());
+    let cleared = cluster.kubectl(&["delete", "burstprofiles", "--all"]);
     if done.is_ok() {
-        cluster.kubectl(&["-n", SYSTEM, "delete", "deployment", "kvmlet-webhook"])?;
-        cluster.kubectl(&["-n", SYSTEM, "delete", "pods", "--all", "--timeout=110s"])?;
-    }
-    // Whatever became of it: other tests' pods must not wait for it.
-    cluster.kubectl(&["delete", "mutatingwebhookconfiguration", "kvmlet-webhook"])?;
-    cluster.kubectl(&["delete", "burstprofiles", "--all"])?;
-    if done.is_ok() {
-        cluster.kubectl(&["delete", "-k", &manifests, "--ignore-not-found", "--timeout=110s"])?;
+        cleared?;
+        INSTALLED.store(true, Ordering::Relaxed);
+    } else {
+        // Other tests' pods must not wait for it.
+        cluster.kubectl(&["delete", "mutatingwebhookconfiguration", "kvmlet-webhook", "--ignore-not-found"])?;
     }
     done
+}
+
+fn install(cluster: &Cluster) -> Result<()> {
+    registry::add_kvmlet(&cluster.state, &cluster.kvmlet()?)?;
+    cluster.kubectl(&["apply", "-k", &manifest("webhook")])?;
+    cluster.kubectl(&["label", "namespace", SYSTEM, &format!("{LANE}={}", cluster.host(0)?.name)])?;
+    cluster
+        .kubectl(&["-n", SYSTEM, "rollout", "status", "deployment/kvmlet-webhook", "--timeout=110s"])
+        .map(drop)
+}
+
+/// Takes it away, if it is there.
+pub(super) fn remove(cluster: &Cluster) -> Result<()> {
+    if !INSTALLED.swap(false, Ordering::Relaxed) {
+        return Ok(());
+    }
+    cluster.kubectl(&["-n", SYSTEM, "delete", "deployment", "kvmlet-webhook"])?;
+    cluster.kubectl(&["-n", SYSTEM, "delete", "pods", "--all", "--timeout=110s"])?;
+    cluster.kubectl(&["delete", "mutatingwebhookconfiguration", "kvmlet-webhook"])?;
+    let manifests = manifest("webhook");
+    cluster
+        .kubectl(&["delete", "-k", &manifests, "--ignore-not-found", "--timeout=110s"])
+        .map(drop)
 }
 
 /// A pod that says nothing of nodes itself.
@@ -142,6 +180,70 @@ impl<'a> Batch<'a> {
         ensure!(sent == MANY, "{sent} of {MANY} pods were sent");
         Ok(())
     }
+}
+
+/// Pods of a burst.
+const BURST: usize = 1000;
+/// How many of them are under way at once: replicas in emulated hosts that are not alone on their machine answer less than twenty a second, and the API
+/// server waits five seconds.
+const AT_ONCE: usize = 25;
+
+/// Asks the API server for them, each by a request of its own; the code of each answer, and the file with what it said.
+fn answers(place: &Place<'_>, folder: &Path) -> Result<Vec<String>> {
+    let pki = place.cluster.state.pki();
+    let own = [("cacert", "ca.crt"), ("cert", "admin.crt"), ("key", "admin.key")];
+    let own: String = own
+        .map(|(option, file)| format!("{option} = \"{}\"\n", pki.join(file).display()))
+        .concat();
+    let url = format!("https://{GATEWAY}:{API_PORT}/api/v1/namespaces/{}/pods", place.name);
+    let one = |number: usize| {
+        let name = format!("p{number}");
+        // No machine is made of them.
+        let pod = with(plain(&name), &[("/spec/schedulingGates", json!([{"name": "kvmlet.io/e2e"}]))]);
+        let (pod, answer) = (Value::from(pod.to_string()), folder.join(&name));
+        let answer = answer.display();
+        format!(
+            "url = \"{url}\"\n{own}header = \"Content-Type: application/json\"\ndata-binary = {pod}\noutput = \"{answer}\"\n\
+            write-out = \"%{{http_code}} {answer}\\n\"\n"
+        )
+    };
+    let requests: Vec<String> = (0..BURST).map(one).collect();
+    let file = folder.join("requests");
+    write(
+        &file,
+        format!("parallel\nparallel-max = {AT_ONCE}\nno-progress-meter\n{}", requests.join("next\n")),
+    )?;
+    let output = command::run(place.cluster.inside("curl").arg("-K").arg(&file))?;
+    Ok(command::text(&output.stdout).lines().map(str::to_owned).collect())
+}
+
+fn thousand(cluster: &Cluster) -> Result<()> {
+    with_webhook(cluster, || {
+        within(cluster, "thousand", |place| {
+            cluster.kubectl(&["label", "namespace", &place.name, LABEL])?;
+            let batch = Batch::of(place)?;
+            wait_for("each replica to know the label", PATIENCE, || batch.is_sent().map(Some))?;
+            let folder = tempfile::tempdir().context("make a folder for answers")?;
+            let answers = answers(place, folder.path())?;
+            let refused: Vec<_> = answers.iter().filter(|answer| !answer.starts_with("201 ")).collect();
+            if let Some((_, file)) = refused.first().and_then(|answer| answer.split_once(' ')) {
+                let said = fs::read_to_string(file).unwrap_or_default();
+                bail!("{} of {} pods were refused: {}: {said}", refused.len(), answers.len(), refused[0]);
+            }
+            let found = place.cluster.kubectl_json(&["-n", &place.name, "get", "pods"])?;
+            let found = found["items"].as_array().context("no pods")?;
+            ensure!(found.len() == BURST, "{} of {BURST} pods are there", found.len());
+            for pod in found {
+                let spec = &pod["spec"];
+                let mut tolerations = spec["tolerations"].as_array().into_iter().flatten();
+                ensure!(tolerations.any(|one| one["key"] == "virtual-kubelet.io/provider"), "{spec}");
+                ensure!(spec["nodeSelector"] == json!({"type": "virtual-kubelet"}), "{spec}");
+            }
+            // All in one request.
+            let pods = format!("/api/v1/namespaces/{}/pods", place.name);
+            cluster.kubectl(&["delete", "--raw", &pods]).map(drop)
+        })
+    })
 }
 
 fn rotated(cluster: &Cluster) -> Result<()> {

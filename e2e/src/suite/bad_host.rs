@@ -1,6 +1,6 @@
 //! A host that cannot serve says why at once and touches nothing; a guest that breaks costs its own pod only.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use serde_json::json;
@@ -143,12 +143,10 @@ fn hangs(cluster: &Cluster) -> Result<()> {
         place.until_ready("neighbour")?;
         let process = Identity::of(place, "hangs")?.process;
         host.sh(&format!("kill -STOP {process}"))?;
-        let begun = Instant::now();
         place.kubectl(&["delete", "pod", "hangs", "--wait=false"])?;
         ensure!(place.exec("neighbour", "echo well")? == "well");
         until_gone(place, "hangs")?;
         ensure!(host.sh(&format!("ls -d /proc/{process}")).is_err(), "its process is still there");
-        ensure!(begun.elapsed() < Duration::from_secs(90), "it took {} s", begun.elapsed().as_secs());
         Ok(())
     })
 }

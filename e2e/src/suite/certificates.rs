@@ -1,7 +1,10 @@
 //! A node's certificates by request, from the real controllers: asked for with a bootstrap token, approved, renewed while streams and watches
 //! go on.
 
-use std::{fs, process::Stdio};
+use std::{
+    fs,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -12,11 +15,11 @@ use super::{
     daemon::{self, until_ticks},
     figures::{page, sample},
     survival::{TICKS, until_gone},
-    workload::{PATIENCE, Place, STAY, pod, pod_of, sh, with, within},
+    workload::{Follower, PATIENCE, Place, STAY, pod, pod_of, sh, with, within},
 };
 use crate::{
     Cluster, Host, command, host_config,
-    paths::{API_PORT, GATEWAY},
+    paths::{API_PORT, GATEWAY, write},
     pki, wait_for,
 };
 
@@ -42,7 +45,7 @@ fn authority(cluster: &Cluster) -> Result<()> {
     let host = cluster.host(0)?;
     let own = fs::read(cluster.state.pki().join("ca.crt")).context("read ca.crt")?;
     let other = fs::read(cluster.state.pki().join("front-proxy-ca.crt")).context("read front-proxy-ca.crt")?;
-    let url = format!("https://{}:10250/healthz", host.address);
+    let url = format!("https://{}/healthz", host.kubelet());
     let pki = cluster.state.pki();
     // On a connection of its own, as a client that the cluster's authority vouches for.
     let asks = || -> Result<bool> {
@@ -79,6 +82,13 @@ const GROUP: &str = "system:bootstrappers:kvmlet-e2e";
 /// The binding by which the controllers approve what a node asks for itself.
 const RENEWAL: &str = "kvmlet-e2e-selfnodeclient";
 
+/// Held by a test of requests: they, and rights to them, are the cluster's, and two such tests must not run side by side.
+pub(super) fn requests_alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    // What a test that panicked left is the next one's to find out.
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// What an administrator does for nodes to come (kubernetes.io, "TLS bootstrapping").
 pub(super) fn rights() -> Value {
     let data = json!({"token-id": TOKEN.0, "token-secret": TOKEN.1, "usage-bootstrap-authentication": "true", "auth-extra-groups": GROUP});
@@ -95,6 +105,14 @@ pub(super) fn rights() -> Value {
         binding("kvmlet-e2e-nodeclient", &format!("{approves}:nodeclient"), GROUP),
         binding(RENEWAL, &format!("{approves}:selfnodeclient"), "system:nodes"),
     ]})
+}
+
+/// Takes back what [`rights`] gives, and what was asked for by it.
+pub(super) fn take_rights_back(cluster: &Cluster) -> Result<()> {
+    let file = cluster.state.root.join("certificates-rights.json");
+    write(&file, rights().to_string())?;
+    cluster.kubectl(&["delete", "--ignore-not-found", "-f", &file.to_string_lossy()])?;
+    cluster.kubectl(&["delete", "csr", "--all"]).map(drop)
 }
 
 pub(super) fn bootstrap_kubeconfig(cluster: &Cluster) -> Result<String> {
@@ -123,16 +141,14 @@ fn config(host: &Host) -> String {
 
 fn by_request(cluster: &Cluster) -> Result<()> {
     let host = cluster.host(0)?;
+    let _requests = requests_alone();
     let shown = bootstraps(cluster).and_then(|()| renews(cluster));
     let as_it_was = || -> Result<()> {
         host.stop_daemon()?;
         host.sh(&format!("rm -rf {PKI} {WRITTEN} {BOOTSTRAP}"))?;
         host.put(daemon::CONFIG, 0o644, host_config::kvmlet(host).as_bytes())?;
         daemon::restart(cluster)?;
-        let file = cluster.state.root.join("certificates-rights.json");
-        crate::paths::write(&file, rights().to_string())?;
-        cluster.kubectl(&["delete", "--ignore-not-found", "-f", &file.to_string_lossy()])?;
-        cluster.kubectl(&["delete", "csr", "--all"]).map(drop)
+        take_rights_back(cluster)
     };
     let restored = as_it_was();
     shown.and(restored)
@@ -212,33 +228,23 @@ fn renews(cluster: &Cluster) -> Result<()> {
         let mut attached = Attached::begin(cluster, place, &["-q", "-i", "pair", "-c", "answers"], true, 0)?;
         attached.say("one\n")?;
         attached.until_hears("got one")?;
-        let heard = cluster.state.root.join("certificates-ticks");
-        let mut logs = cluster.kubectl_command();
-        logs.args(["-n", &place.name, "logs", "-f", "pair", "-c", "ticks"]);
-        logs.stdin(Stdio::null()).stdout(fs::File::create(&heard)?);
-        let mut logs = logs.spawn().context("run kubectl logs -f")?;
-        let ticks = |more| until_ticks(|| fs::read_to_string(&heard).context("read what was heard"), more);
-        let followed = (|| {
-            let seen = ticks(1)?;
-            approve(cluster, "kubelet-serving")?;
-            approve(cluster, "kube-apiserver-client-kubelet")?;
-            wait_for("new certificates", PATIENCE, || {
-                let left = seconds_left(place)?;
-                ensure!(left.iter().all(|left| *left > 3600.0), "{left:?} s");
-                Ok(Some(()))
-            })?;
-            ensure!(
-                shown(cluster, host)?,
-                "a new connection is shown another certificate than the newest"
-            );
-            attached.say("two\n")?;
-            attached.until_hears("got two")?;
-            ticks(seen + 20).map(drop)
-        })();
-        // It may have ended by itself.
-        let _ = logs.kill();
-        let _ = logs.wait();
-        followed?;
+        let logs = Follower::begin(place, "ticks", &["logs", "-f", "pair", "-c", "ticks"])?;
+        let ticks = |most| until_ticks(|| logs.said(), most);
+        let seen = ticks(1)?;
+        approve(cluster, "kubelet-serving")?;
+        approve(cluster, "kube-apiserver-client-kubelet")?;
+        wait_for("new certificates", PATIENCE, || {
+            let left = seconds_left(place)?;
+            ensure!(left.iter().all(|left| *left > 3600.0), "{left:?} s");
+            Ok(Some(()))
+        })?;
+        ensure!(
+            shown(cluster, host)?,
+            "a new connection is shown another certificate than the newest"
+        );
+        attached.say("two\n")?;
+        attached.until_hears("got two")?;
+        ticks(seen + 20)?;
         // The watch of pods has not noticed, and is followed.
         place.create(&[pod("late", sh(STAY))])?;
         place.until_ready("late")?;
@@ -259,7 +265,7 @@ fn shown(cluster: &Cluster, host: &Host) -> Result<bool> {
     let mut curl = cluster.inside("curl");
     curl.args(["-sS", "-o", "/dev/null", "-w", "%{certs}", "--max-time", "20", "--cacert"]);
     curl.arg(cluster.state.pki().join("ca.crt"))
-        .arg(format!("https://{}:10250/healthz", host.address));
+        .arg(format!("https://{}/healthz", host.kubelet()));
     let output = command::run(&mut curl)?;
     let kept = host.sh(&format!("sed -n '2,3p' {PKI}/kubelet-server-current.pem"))?;
     Ok(!kept.is_empty() && command::text(&output.stdout).contains(&kept))

@@ -10,7 +10,7 @@ use super::{
     guide::follow,
     workload::Place,
 };
-use crate::{Cluster, artifacts, cluster::LANE, helm, paths::manifest, registry};
+use crate::{Cluster, cluster::LANE, helm, paths::manifest, registry};
 
 pub(super) const TESTS: &[Test] = &[Test {
     name: "helm installs, upgrades while pods are created, and uninstalls, by the guide's own commands, and leaves nothing",
@@ -22,7 +22,7 @@ pub(super) const TESTS: &[Test] = &[Test {
 const GUIDE: &str = "docs/install.md";
 
 fn installed(cluster: &Cluster) -> Result<()> {
-    registry::add_kvmlet(&cluster.state, &artifacts::kvmlet()?)?;
+    registry::add_kvmlet(&cluster.state, &cluster.kvmlet()?)?;
     let manifests = manifest("");
     // Helm takes nothing over that is there without it.
     cluster.kubectl(&["delete", "-k", &manifests])?;

@@ -1,11 +1,6 @@
 //! Hosts that come and go: one joins with nothing but a token, one leaves without the loss of a pod, and one becomes smaller and larger as it runs.
 
-use std::{
-    fs::{self, File},
-    path::PathBuf,
-    process::{Child, Stdio},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
@@ -13,23 +8,23 @@ use serde_json::{Value, json};
 
 use super::{
     Test,
-    certificates::{BOOTSTRAP, WRITTEN, bootstrap_kubeconfig, rights},
+    certificates::{BOOTSTRAP, WRITTEN, bootstrap_kubeconfig, requests_alone, rights, take_rights_back},
     daemon::{self, Identity, with_config},
-    workload::{PATIENCE, Place, STAY, pod, sh, with, within},
+    node::bytes,
+    workload::{Follower, GOODBYE, PATIENCE, Place, STAY, pod, says_goodbye, sh, with, within},
 };
 use crate::{
     Cluster, Host, HostKind,
     agent::{ServiceState, ServiceStatus},
     host_config, node,
-    paths::{manifest, write},
+    paths::manifest,
     wait_for,
 };
 
 pub(super) const TESTS: &[Test] = &[
-    // Requests for certificates and rights to them are the cluster's: another test of them must not run meanwhile.
     Test {
         name: "a host that has nothing but a bootstrap token joins and runs a pod that waited for it",
-        hosts: 2,
+        hosts: 1,
         kvmlet: true,
         run: joins,
     },
@@ -58,6 +53,7 @@ const FRESH: &str = "/var/lib/kvmlet-joins";
 
 fn joins(cluster: &Cluster) -> Result<()> {
     let host = cluster.host(0)?;
+    let _requests = requests_alone();
     within(cluster, "elastic-joins", |place| {
         let shown = joined(place);
         // The daemon that has a pod must be the one that ends it.
@@ -68,10 +64,7 @@ fn joins(cluster: &Cluster) -> Result<()> {
         cluster.kubectl(&["delete", "node", &host.name, "--ignore-not-found"])?;
         host.put(daemon::CONFIG, 0o644, host_config::kvmlet(host).as_bytes())?;
         daemon::restart(cluster)?;
-        let file = cluster.state.root.join("elastic-rights.json");
-        write(&file, rights().to_string())?;
-        cluster.kubectl(&["delete", "--ignore-not-found", "-f", &file.to_string_lossy()])?;
-        cluster.kubectl(&["delete", "csr", "--all"])?;
+        take_rights_back(cluster)?;
         cluster.wait_until_nodes_are_ready(PATIENCE)?;
         shown.and(ended.map(drop))
     })
@@ -120,7 +113,8 @@ fn joined(place: &Place<'_>) -> Result<()> {
     place.until_ready("first").map(drop)
 }
 
-fn cordoned(cluster: &Cluster, host: &Host) -> Result<bool> {
+/// Whether the scheduler is to leave the host alone.
+pub(super) fn cordoned(cluster: &Cluster, host: &Host) -> Result<bool> {
     let found = cluster.kubectl_json(&["get", "node", &host.name])?;
     Ok(found["spec"]["unschedulable"] == true)
 }
@@ -132,7 +126,7 @@ fn stop(host: &Host, within: Duration) -> Result<ServiceStatus> {
 
 fn stuck(cluster: &Cluster) -> Result<()> {
     let host = cluster.host(0)?;
-    with_config(cluster, "drainOnTermination: true\ndrainTimeoutSeconds: 25\n", || {
+    with_config(cluster, "drainOnTermination: true\ndrainTimeoutSeconds: 10\n", || {
         within(cluster, "elastic-stuck", |place| {
             place.create(&[pod("alone", sh(STAY))])?;
             place.until_ready("alone")?;
@@ -142,7 +136,7 @@ fn stuck(cluster: &Cluster) -> Result<()> {
             let said = host.daemon_log(60)?;
             for words in [
                 &format!("leaving: {}/alone has no controller", place.name),
-                "not drained in 25 s (drainTimeoutSeconds)",
+                "not drained in 10 s (drainTimeoutSeconds)",
             ] {
                 ensure!(said.contains(words), "no {words:?} in {said}");
             }
@@ -173,12 +167,12 @@ fn stuck(cluster: &Cluster) -> Result<()> {
     })
 }
 
-/// The Node's capacity of this resource becomes this.
-fn until_has(cluster: &Cluster, host: &Host, resource: &str, wanted: &str) -> Result<()> {
+/// The Node's capacity of this resource becomes this many.
+fn until_has(cluster: &Cluster, host: &Host, resource: &str, wanted: u64) -> Result<()> {
     wait_for(&format!("the Node to have {wanted} of {resource}"), PATIENCE, || {
         let found = cluster.kubectl_json(&["get", "node", &host.name])?;
         let capacity = &found["status"]["capacity"];
-        ensure!(capacity[resource] == wanted, "it has {capacity}");
+        ensure!(bytes(&capacity[resource])? == wanted, "it has {capacity}");
         Ok(Some(()))
     })
 }
@@ -186,76 +180,47 @@ fn until_has(cluster: &Cluster, host: &Host, resource: &str, wanted: &str) -> Re
 fn capacity(cluster: &Cluster) -> Result<()> {
     let host = cluster.host(0)?;
     let pid = host.daemon_status()?.pid.context("the daemon has no process")?;
+    let told = || -> Result<u32> {
+        let said = host.sh(&format!(
+            "grep -c 'the host has more or less than before' {} || true",
+            node::KVMLET_LOG
+        ))?;
+        said.parse().with_context(|| format!("read {said:?}"))
+    };
+    let told_before = told()?;
     let all = host.sh(&format!("taskset -p {pid} | sed 's/.*: //'"))?;
     let mask = u64::from_str_radix(&all, 16).with_context(|| format!("read the affinity {all:?}"))?;
-    let cpus = mask.count_ones().to_string();
+    let cpus = u64::from(mask.count_ones());
     host.sh(&format!("taskset -a -p {:x} {pid}", mask & mask.wrapping_neg()))?;
-    let fewer = until_has(cluster, host, "cpu", "1");
+    let fewer = until_has(cluster, host, "cpu", 1);
     host.sh(&format!("taskset -a -p {all} {pid}"))?;
     fewer?;
-    until_has(cluster, host, "cpu", &cpus)?;
+    until_has(cluster, host, "cpu", cpus)?;
     // On a native host it would be this machine's.
     if host.kind == HostKind::Emulated {
-        let total = || host.sh("awk '/^MemTotal/ {print $2 \"Ki\"}' /proc/meminfo");
+        let total = || -> Result<u64> {
+            let said = host.sh("awk '/^MemTotal/ {printf \"%.0f\", $2 * 1024}' /proc/meminfo")?;
+            said.parse().with_context(|| format!("read {said:?}"))
+        };
         let before = total()?;
-        until_has(cluster, host, "memory", &canonical(&before))?;
+        until_has(cluster, host, "memory", before)?;
         // Of a block that is in use the kernel says so; the last ones are the likeliest to be free.
         let off = "cd /sys/devices/system/memory; for b in $(ls -d memory[0-9]* | sort -rV); do \
                    if echo offline > $b/state 2>/dev/null; then echo $b; exit; fi; done; exit 1";
         let block = host.sh(off).context("take a block of memory away")?;
         let less = total().and_then(|less| {
             ensure!(less != before, "the kernel has as much memory as before");
-            until_has(cluster, host, "memory", &canonical(&less))
+            until_has(cluster, host, "memory", less)
         });
         host.sh(&format!("echo online > /sys/devices/system/memory/{block}/state"))?;
         less?;
-        until_has(cluster, host, "memory", &canonical(&total()?))?;
+        until_has(cluster, host, "memory", total()?)?;
     }
     let now = host.daemon_status()?.pid;
     ensure!(now == Some(pid), "the daemon was started again: {now:?} is not {pid}");
-    let said = host.sh(&format!("grep -c 'the host has more or less than before' {}", node::KVMLET_LOG))?;
-    ensure!(said.parse::<u32>().is_ok_and(|times| times >= 2), "it was told {said} times");
+    let times = told()? - told_before;
+    ensure!(times >= 2, "it was told {times} times");
     Ok(())
-}
-
-/// Kibibytes as the API server writes them.
-fn canonical(kibibytes: &str) -> String {
-    let number: u64 = kibibytes.trim_end_matches("Ki").parse().unwrap_or_default();
-    let units = [(20, "Gi"), (10, "Mi"), (0, "Ki")];
-    let (shift, unit) = units
-        .into_iter()
-        .find(|(shift, _)| number.is_multiple_of(1 << shift))
-        .expect("1 divides all");
-    format!("{}{unit}", number >> shift)
-}
-
-/// A kubectl that runs beside the test and writes into a file, until it is dropped.
-pub(super) struct Follower {
-    child: Child,
-    output: PathBuf,
-}
-
-impl Follower {
-    pub(super) fn begin(place: &Place<'_>, name: &str, arguments: &[&str]) -> Result<Self> {
-        let output = place.cluster.state.root.join(format!("elastic-{name}"));
-        let mut command = place.cluster.kubectl_command();
-        command.args(["-n", &place.name]).args(arguments);
-        command.stdin(Stdio::null()).stdout(File::create(&output)?).stderr(Stdio::null());
-        let child = command.spawn().context("run kubectl")?;
-        Ok(Self { child, output })
-    }
-
-    pub(super) fn said(&self) -> Result<String> {
-        fs::read_to_string(&self.output).context("read what kubectl said")
-    }
-}
-
-impl Drop for Follower {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.child.kill().and_then(|()| self.child.wait().map(drop));
-        let _ = fs::remove_file(&self.output);
-    }
 }
 
 fn drains(cluster: &Cluster) -> Result<()> {
@@ -277,15 +242,13 @@ fn drains(cluster: &Cluster) -> Result<()> {
 
 /// How many pods there are, and how many of them always.
 const PODS: (usize, usize) = (4, 3);
-const GOODBYE: &str = "leaving in order";
 
 fn web() -> [Value; 2] {
-    let script = format!("trap 'echo {GOODBYE}; sleep 1; exit 0' TERM; while :; do sleep 1 & wait $!; done");
     let labels = json!({"app": "web"});
     let spread = json!([{"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "DoNotSchedule",
         "nodeTaintsPolicy": "Honor", "labelSelector": {"matchLabels": labels}}]);
     let template = with(
-        pod("web", sh(&script)),
+        pod("web", sh(&says_goodbye())),
         &[
             ("/metadata", json!({"labels": labels})),
             ("/spec/nodeSelector", json!({"type": "virtual-kubelet"})),

@@ -1,8 +1,6 @@
 //! What pods use, as the cluster's own readers see it: the kubelet's pages through the API server, `kubectl top` and a HorizontalPodAutoscaler
 //! by metrics-server.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
@@ -24,12 +22,6 @@ pub(super) const TESTS: &[Test] = &[
         hosts: 1,
         kvmlet: true,
         run: pages,
-    },
-    Test {
-        name: "the kubelet port knows a service account by its token, and its rights",
-        hosts: 1,
-        kvmlet: true,
-        run: tokens,
     },
     Test {
         name: "kubectl top shows pods and nodes, and an autoscaler scales, by metrics-server",
@@ -188,58 +180,6 @@ fn pages(cluster: &Cluster) -> Result<()> {
             "{configz}"
         );
         Ok(())
-    })
-}
-
-/// What the kubelet port of the first host answers, its status alone.
-fn asked(cluster: &Cluster, path: &str, token: &str) -> Result<String> {
-    Ok(answered(cluster, path, token)?.0)
-}
-
-/// What the kubelet port of the first host answers: its status, and the beginning of what it says.
-pub(super) fn answered(cluster: &Cluster, path: &str, token: &str) -> Result<(String, String)> {
-    let node = cluster.kubectl_json(&["get", "node", &cluster.host(0)?.name])?;
-    let addresses = node["status"]["addresses"].as_array().context("addresses")?;
-    let address = addresses.iter().find(|a| a["type"] == "InternalIP").context("an address")?;
-    let port = &node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"];
-    let url = format!("https://{}:{port}{path}", address["address"].as_str().context("an address")?);
-    let mut curl = cluster.inside("curl");
-    curl.args(["-sS", "-w", "\n%{http_code}", "--max-time", "20", "--cacert"]);
-    curl.arg(cluster.state.pki().join("ca.crt"));
-    // From a file that only the rig reads: arguments can be seen.
-    let header = cluster.state.root.join("token-header");
-    write(&header, format!("Authorization: Bearer {token}"))?;
-    curl.arg("-H").arg(format!("@{}", header.display())).arg(url);
-    let output = crate::command::run(&mut curl)?;
-    let said = crate::command::text(&output.stdout);
-    let (body, status) = said.rsplit_once('\n').context("a status")?;
-    Ok((status.to_owned(), body.chars().take(300).collect()))
-}
-
-fn tokens(cluster: &Cluster) -> Result<()> {
-    within(cluster, "figures-tokens", |place| {
-        place.kubectl(&["create", "serviceaccount", "reader"])?;
-        let token = place.kubectl(&["create", "token", "reader"])?;
-        ensure!(asked(cluster, "/metrics/resource", &token)? == "403", "it may without a right");
-        ensure!(asked(cluster, "/metrics/resource", "made-up")? == "401", "a token that is none");
-        let role = "figures-tokens-reader";
-        place.kubectl(&["create", "clusterrole", role, "--verb=get", "--resource=nodes/metrics"])?;
-        place.kubectl(&[
-            "create",
-            "clusterrolebinding",
-            role,
-            &format!("--clusterrole={role}"),
-            "--serviceaccount=figures-tokens:reader",
-        ])?;
-        // A refusal is remembered for 30 seconds.
-        wait_for("its right to count", Duration::from_secs(60), || {
-            let status = asked(cluster, "/metrics/resource", &token)?;
-            ensure!(status == "200", "the port answers {status}");
-            Ok(Some(()))
-        })?;
-        ensure!(asked(cluster, "/pods", &token)? == "403", "it may more than its right");
-        place.kubectl(&["delete", "clusterrolebinding", role])?;
-        place.kubectl(&["delete", "clusterrole", role]).map(drop)
     })
 }
 

@@ -16,7 +16,7 @@ use crate::Cluster;
 pub(super) const TESTS: &[Test] = &[
     Test {
         name: "a guest whose kernel stands still is ended by its watchdog, and its pod starts again",
-        hosts: 2,
+        hosts: 1,
         kvmlet: true,
         run: stands_still,
     },

@@ -1,5 +1,6 @@
 //! The end-to-end tests and what runs them: one cluster for all, one line a test, a dump for each that fails. A test is a
-//! plain function whose name is a sentence; it leaves nothing behind and does not count on another having run.
+//! plain function whose name is a sentence; it leaves nothing behind and does not count on another having run. The webhook alone stays for the
+//! next test that needs it.
 
 mod admission;
 mod attach;
@@ -30,12 +31,14 @@ mod image_volumes;
 mod images;
 pub(crate) mod in_place;
 mod jail;
+mod leader;
 mod logs;
 mod machines;
 mod memory;
 mod monitoring;
 mod node;
 mod operate;
+mod operate_seen;
 mod outage;
 mod package;
 mod pod_resources;
@@ -60,6 +63,7 @@ mod snapshots;
 mod specs;
 mod survival;
 mod templates;
+mod traces;
 mod two_hosts;
 mod volumes;
 mod workload;
@@ -69,6 +73,7 @@ use std::{
     collections::VecDeque,
     ops::AddAssign,
     panic::{AssertUnwindSafe, catch_unwind},
+    path::PathBuf,
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -79,7 +84,14 @@ use std::{
 
 use anyhow::{Error, Result, anyhow};
 
-use crate::{Cluster, artifacts, cluster::LANE, dump, paths::write, process::Process, progress::say};
+use crate::{
+    Cluster, artifacts,
+    cluster::LANE,
+    dump,
+    paths::{APART, host_name, write},
+    process::Process,
+    progress::say,
+};
 
 /// A test.
 #[derive(Debug)]
@@ -115,21 +127,31 @@ pub fn select(filter: &str) -> Vec<&'static Test> {
     all().filter(|test| test.name.contains(filter)).collect()
 }
 
+/// Tests, and what builds what they need besides a cluster.
+type Need = (&'static [Test], fn() -> Result<PathBuf>);
+const NEEDS: [Need; 7] = [
+    (specs::TESTS, artifacts::specs),
+    (package::TESTS, artifacts::systemd_host_image),
+    (shared::TESTS, artifacts::systemd_host_image),
+    (shared::TESTS, artifacts::kubelet),
+    (monitoring::TESTS, artifacts::prometheus),
+    (chart::TESTS, artifacts::helm),
+    (traces::TESTS, artifacts::collector),
+];
+
+/// Tests with the admission webhook: it is installed for the first of them that runs, and goes with the last.
+const WITH_WEBHOOK: [&[Test]; 3] = [admission::TESTS, leader::TESTS, profiles::SENT];
+
+fn is_one_of(test: &Test, those: &[Test]) -> bool {
+    those.iter().any(|one| one.name == test.name)
+}
+
 /// Builds what some of these tests need besides a cluster, before there is one.
 pub fn build(tests: &[&'static Test]) -> Result<()> {
-    let is_of_specs = |test: &&Test| specs::TESTS.iter().any(|one| one.name == test.name);
-    if tests.iter().any(is_of_specs) {
-        artifacts::specs()?;
-    }
-    let is_of = |all: &[Test]| tests.iter().any(|test| all.iter().any(|one| one.name == test.name));
-    if is_of(package::TESTS) || is_of(shared::TESTS) {
-        artifacts::systemd_host_image()?;
-    }
-    if is_of(shared::TESTS) {
-        artifacts::kubelet()?;
-    }
-    if tests.iter().any(|test| monitoring::TESTS.iter().any(|one| one.name == test.name)) {
-        artifacts::prometheus()?;
+    for (those, build) in NEEDS {
+        if tests.iter().any(|test| is_one_of(test, those)) {
+            build()?;
+        }
     }
     Ok(())
 }
@@ -137,11 +159,16 @@ pub fn build(tests: &[&'static Test]) -> Result<()> {
 fn all() -> impl Iterator<Item = &'static Test> {
     [
         rig::TESTS,
+        // The longest of one host: nobody waits for it if it is begun first.
+        package::TESTS,
+        shared::TESTS,
         two_hosts::TESTS,
         elastic::TESTS,
         reserved::TESTS,
         scheduling::TESTS,
         admission::TESTS,
+        leader::TESTS,
+        profiles::SENT,
         profiles::TESTS,
         chart::TESTS,
         guide::TESTS,
@@ -176,6 +203,7 @@ fn all() -> impl Iterator<Item = &'static Test> {
         figures::TESTS,
         rights::TESTS,
         monitoring::TESTS,
+        traces::TESTS,
         certificates::TESTS,
         exits::TESTS,
         by_hand::TESTS,
@@ -187,13 +215,10 @@ fn all() -> impl Iterator<Item = &'static Test> {
         jail::TESTS,
         survival::TESTS,
         outage::TESTS,
-        package::TESTS,
-        shared::TESTS,
         specs::TESTS,
         bad_host::TESTS,
         preflight::TESTS,
         runtime::TESTS,
-        scratch_format::TESTS,
         bad_pod::TESTS,
         bad_image::TESTS,
     ]
@@ -257,7 +282,7 @@ impl Run {
             let number = self.begun.fetch_add(1, Ordering::Relaxed) + 1;
             say(format_args!("{number}/{} {} ...", self.all, test.name));
             let started = Instant::now();
-            let result = catch_unwind(AssertUnwindSafe(|| (test.run)(cluster))).unwrap_or_else(|panic| Err(anyhow!(said(&*panic))));
+            let result = catch_unwind(AssertUnwindSafe(|| self.show(cluster, test))).unwrap_or_else(|panic| Err(anyhow!(said(&*panic))));
             let seconds = started.elapsed().as_secs_f64();
             match result {
                 Ok(()) => {
@@ -273,6 +298,14 @@ impl Run {
             }
         }
         summary
+    }
+
+    /// Runs a test, and takes away what it has in common with tests before it and not with the next.
+    fn show(&self, cluster: &Cluster, test: &Test) -> Result<()> {
+        (test.run)(cluster)?;
+        let next = lock(&self.queue).front().copied();
+        let stays = next.is_some_and(|next| WITH_WEBHOOK.iter().any(|those| is_one_of(next, those)));
+        if stays { Ok(()) } else { admission::remove(cluster) }
     }
 
     fn look(&self, cluster: &Cluster, test: &Test) {
@@ -293,10 +326,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A process of the cluster that has ended, as an emulated host whose kernel panicked.
+/// A process of the cluster that has ended, as an emulated host whose kernel panicked. The host of one test is that test's.
 fn lost(cluster: &Cluster) -> Option<Error> {
     let processes = Process::recorded(&cluster.state).ok()?;
-    processes.iter().find_map(|process| {
+    let mut common = processes.iter().filter(|process| process.name != host_name(APART));
+    common.find_map(|process| {
         let error = process.check(&cluster.state).err()?;
         Some(match cluster.hosts.iter().find(|host| host.name == process.name) {
             Some(host) => error.context(format!("its console's end:\n{}\n", host.console(40))),

@@ -133,13 +133,8 @@ impl<'a> Prometheus<'a> {
 
     /// The first host's kubelet port, as discovery would say it.
     fn targets(cluster: &Cluster) -> Result<Value> {
-        let name = &cluster.host(0)?.name;
-        let node = cluster.kubectl_json(&["get", "node", name])?;
-        let addresses = node["status"]["addresses"].as_array().context("the node's addresses")?;
-        let address = addresses.iter().find(|address| address["type"] == "InternalIP");
-        let address = address.and_then(|address| address["address"].as_str()).context("its InternalIP")?;
-        let port = &node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"];
-        Ok(json!([{"targets": [format!("{address}:{port}")], "labels": {DISCOVERED: name}}]))
+        let host = cluster.host(0)?;
+        Ok(json!([{"targets": [host.kubelet()], "labels": {DISCOVERED: host.name}}]))
     }
 
     fn end(self) -> Result<()> {
@@ -203,7 +198,6 @@ fn queries(cluster: &Cluster) -> Result<()> {
         for verb in ["list", "watch"] {
             cluster.kubectl(&["auth", "can-i", verb, "nodes", &user])?;
         }
-        let prometheus = Prometheus::start(cluster)?;
         let seen = with(
             sh(STAY),
             &[
@@ -216,6 +210,7 @@ fn queries(cluster: &Cluster) -> Result<()> {
         );
         place.create(&[pod("seen", seen)])?;
         place.until_ready("seen")?;
+        let prometheus = Prometheus::start(cluster)?;
         let answered = shown(&prometheus, &cluster.host(0)?.name, &place.name);
         prometheus.end()?;
         answered
@@ -249,7 +244,7 @@ fn shown(prometheus: &Prometheus<'_>, node: &str, namespace: &str) -> Result<()>
         });
     }
     prometheus.answers(&queries)?;
-    // What nobody but a node in trouble shows is a metric of the node all the same, if it is the one that the source names.
+    // Nor is a page left out of which no query asks.
     let doubtful = prometheus.ask("query", Some("up == 0"))?;
     ensure!(doubtful["result"] == json!([]), "not all pages are scraped: {doubtful}");
     Ok(())

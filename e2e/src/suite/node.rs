@@ -181,7 +181,7 @@ fn object(cluster: &Cluster) -> Result<()> {
 }
 
 /// A quantity as this node writes it: a number with a binary unit, or none.
-fn bytes(quantity: &Value) -> Result<u64> {
+pub(super) fn bytes(quantity: &Value) -> Result<u64> {
     let text = quantity.as_str().context("a quantity is missing")?;
     let digits = text.trim_end_matches(|c: char| c.is_alphabetic());
     let factor = match &text[digits.len()..] {

@@ -12,18 +12,18 @@ use super::{
 };
 use crate::{Cluster, Host, artifacts, cluster::Beside, host_config, node, wait_for};
 
-/// They need a host of their own, and none of the cluster's.
+/// They need a host of their own, and of the cluster's what is installed there alone: so they run beside others.
 pub(super) const TESTS: &[Test] = &[
     Test {
         name: "two builds of the Debian package are the same, byte for byte",
         hosts: 1,
-        kvmlet: false,
+        kvmlet: true,
         run: reproducible,
     },
     Test {
         name: "a host with systemd takes kvmlet from a package; its pods outlive restart and upgrade, end in order at shutdown, and purge leaves nothing",
         hosts: 1,
-        kvmlet: false,
+        kvmlet: true,
         run: life,
     },
 ];
@@ -49,13 +49,15 @@ const LEFT: &str = "ls -d /usr/bin/kvmlet /usr/bin/kvmlet-machine /usr/lib/kvmle
     pgrep -af '^[^ ]*kvmlet (node|vm|fs)'
     pgrep -af '^[^ ]* (vm|fs)( |$)'; true";
 
-fn folder(cluster: &Cluster, name: &str) -> PathBuf {
-    cluster.state.root.join("packages").join(name)
+/// A package of what is installed on the cluster's hosts.
+fn package(cluster: &Cluster, version: &str, folder: &str) -> Result<PathBuf> {
+    let folder = cluster.state.root.join("packages").join(folder);
+    artifacts::deb((&cluster.kvmlet()?, &cluster.guest()?), version, &folder, true)
 }
 
 fn reproducible(cluster: &Cluster) -> Result<()> {
     let build = |name| -> Result<Vec<u8>> {
-        let package = artifacts::deb(VERSIONS[0], &folder(cluster, name), true)?;
+        let package = package(cluster, VERSIONS[0], name)?;
         fs::read(&package).with_context(|| format!("read {}", package.display()))
     };
     let (one, other) = (build("one")?, build("other")?);
@@ -65,7 +67,7 @@ fn reproducible(cluster: &Cluster) -> Result<()> {
 }
 
 fn life(cluster: &Cluster) -> Result<()> {
-    let packages = VERSIONS.map(|version| artifacts::deb(version, &folder(cluster, "life"), true));
+    let packages = VERSIONS.map(|version| package(cluster, version, "life"));
     let [old, new] = packages;
     let (old, new) = (old?, new?);
     let apart = cluster.apart()?;
@@ -87,6 +89,9 @@ fn life(cluster: &Cluster) -> Result<()> {
         host.put_file(PACKAGE, 0o644, &new)?;
         outlives(&place, &before, "an upgrade", &format!("dpkg -i {PACKAGE}"))?;
         ensure!(host.sh("dpkg-query -W -f '${Version}' kvmlet")? == VERSIONS[1], "no upgrade");
+        // Removal and the host's shutdown drain such a node: they are shown without.
+        configure(here, "")?;
+        host.sh("systemctl restart kvmlet")?;
         purge_leaves_nothing(&place)?;
         shuts_down_in_order(&place, &apart)
     };
@@ -126,14 +131,15 @@ fn install(host: &Host) -> Result<String> {
     Ok(output.text())
 }
 
-fn configure(cluster: &Cluster) -> Result<()> {
+/// Configures the daemon, with `more` keys.
+fn configure(cluster: &Cluster, more: &str) -> Result<()> {
     let host = cluster.host(0)?;
     node::configure(&cluster.state, host)?;
     let periods = format!(
         "shutdownGracePeriodByPodPriority:\n- {{priority: 0, shutdownGracePeriodSeconds: 60}}\n- {{priority: {}, shutdownGracePeriodSeconds: 30}}\n",
         CLASS.1
     );
-    let text = host_config::kvmlet(host) + &periods;
+    let text = host_config::kvmlet(host) + &periods + more;
     host.put(CONFIG, 0o644, text.as_bytes())
 }
 
@@ -164,7 +170,8 @@ fn ready(cluster: &Cluster) -> Result<()> {
 
 fn starts(place: &Place<'_>) -> Result<()> {
     let host = place.cluster.host(0)?;
-    configure(place.cluster)?;
+    // A pod without a controller is never drained: who restarts the daemon must not ask for that.
+    configure(place.cluster, "drainOnTermination: true\n")?;
     host.sh("systemctl start kvmlet")?;
     // systemd has waited for the daemon to be ready.
     place.cluster.kubectl(&["get", "node", &host.name])?;
@@ -224,7 +231,7 @@ fn purge_leaves_nothing(place: &Place<'_>) -> Result<()> {
 
 fn shuts_down_in_order(place: &Place<'_>, apart: &Beside) -> Result<()> {
     let host = place.cluster.host(0)?;
-    configure(place.cluster)?;
+    configure(place.cluster, "")?;
     install(host)?;
     ready(place.cluster)?;
     let leisurely = sh("trap 'sleep 4; exit 0' TERM; while :; do sleep 1 & wait $!; done");

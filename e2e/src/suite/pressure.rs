@@ -46,7 +46,7 @@ fn short_of_disk(cluster: &Cluster) -> Result<()> {
             place.until_says(name, "written")?;
         }
         let config = format!(
-            "evictionHard: {{nodefs.available: {LEVEL}}}\nevictionPressureTransitionPeriod: 40s\nimages: {{gc: {{minAgeSeconds: 0}}}}\n"
+            "evictionHard: {{nodefs.available: {LEVEL}}}\nevictionPressureTransitionPeriod: 20s\nimages: {{gc: {{minAgeSeconds: 0}}}}\n"
         );
         let host = cluster.host(0)?;
         let seen = daemon::with_config(cluster, &config, || {

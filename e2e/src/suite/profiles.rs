@@ -38,6 +38,10 @@ pub(super) const TESTS: &[Test] = &[
         kvmlet: true,
         run: counted,
     },
+];
+
+/// Those with the webhook.
+pub(super) const SENT: &[Test] = &[
     Test {
         name: "of 200 pods that prefer ordinary nodes by a profile, as many run on ordinary nodes as there is room, the others on virtual ones and none waits",
         hosts: 2,

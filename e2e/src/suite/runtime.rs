@@ -9,10 +9,12 @@ use serde_json::{Value, json};
 use super::{
     Test,
     admission::SYSTEM,
+    elastic::cordoned,
+    scratch_format::formats,
     workload::{PATIENCE, Place, STAY, condition, pod, sh, with, within},
 };
 use crate::{
-    Cluster, HostKind, artifacts, command,
+    Cluster, HostKind, command,
     paths::{API_PORT, GATEWAY, manifest, write},
     process::Process,
     wait_for,
@@ -26,7 +28,7 @@ pub(super) const TESTS: &[Test] = &[
         run: ruled,
     },
     Test {
-        name: "who enables kvmlet has every host checked by a canary; a broken one gets no pods until it is mended, and disabling drains all",
+        name: "who enables kvmlet has every host checked by a canary, and scratch disks as imageFormat says; a broken host gets no pods until it is mended, and disabling drains all",
         hosts: 2,
         kvmlet: true,
         run: switched,
@@ -42,13 +44,13 @@ const MANIFESTS: [&str; 5] = [
     "preflight.yaml",
 ];
 /// What of that has objects.
-pub(super) const KINDS: [&str; 2] = ["runtime.yaml", "preflight-check.yaml"];
+const KINDS: [&str; 2] = ["runtime.yaml", "preflight-check.yaml"];
 /// The process.
 const NAME: &str = "kvmlet-webhook";
 const ADDRESS: &str = "127.0.0.1:18444";
 const SOON: Duration = Duration::from_secs(60);
 
-pub(super) fn files<'a>(verb: &'a str, names: &[&str], files: &'a mut Vec<String>) -> Vec<&'a str> {
+fn files<'a>(verb: &'a str, names: &[&str], files: &'a mut Vec<String>) -> Vec<&'a str> {
     *files = names.iter().map(|name| manifest(&format!("webhook/{name}"))).collect();
     let each = files.iter().flat_map(|file| ["-f", file]);
     [verb].into_iter().chain(each).collect()
@@ -134,7 +136,7 @@ fn rules(cluster: &Cluster) -> Result<()> {
 
 /// Installs it, does what `body` does and takes everything away, whatever became of it.
 fn switched(cluster: &Cluster) -> Result<()> {
-    let kvmlet = artifacts::kvmlet()?;
+    let kvmlet = cluster.kvmlet()?;
     let mut names = Vec::new();
     cluster.kubectl(&files("apply", &MANIFESTS, &mut names))?;
     wait_for("the kinds to be served", SOON, || {
@@ -287,6 +289,7 @@ fn life(place: &Place<'_>, kvmlet: &Path) -> Result<()> {
     let printed = cluster.kubectl(&["get", "preflightchecks"])?;
     let head: Vec<_> = printed.lines().next().unwrap_or_default().split_whitespace().collect();
     ensure!(head == ["NAME", "NODE", "REASON", "PASS", "AGE"], "{printed}");
+    formats(place)?;
 
     cluster.kubectl(&["label", "node", &last.name, "kvmlet.io/skip-schedule="])?;
     until_taint(cluster, &last.name, Some("skip-schedule"))?;
@@ -362,12 +365,8 @@ fn off(place: &Place<'_>, kvmlet: &Path) -> Result<()> {
     told(cluster, "that no pod is left", |status| {
         status["message"].as_str().is_some_and(|text| text.starts_with("disabled:")) && status["ready"] == false
     })?;
-    let cordoned = |node: &str| -> Result<bool> {
-        let found = cluster.kubectl_json(&["get", "node", node])?;
-        Ok(found["spec"]["unschedulable"] == true)
-    };
     for host in &cluster.hosts {
-        ensure!(cordoned(&host.name)?, "{} takes pods", host.name);
+        ensure!(cordoned(cluster, host)?, "{} takes pods", host.name);
     }
     ensure!(
         checks(cluster)?.iter().all(|one| one["spec"]["reason"].is_null()),
@@ -375,7 +374,7 @@ fn off(place: &Place<'_>, kvmlet: &Path) -> Result<()> {
     );
     cluster.kubectl(&["delete", "kvmletruntime", "kvmlet", "--timeout=60s"])?;
     for host in &cluster.hosts {
-        ensure!(!cordoned(&host.name)?, "{} takes no pods without a switch", host.name);
+        ensure!(!cordoned(cluster, host)?, "{} takes no pods without a switch", host.name);
         ensure!(taint(cluster, &host.name)?.is_none(), "{} has kept its taint", host.name);
     }
     let log = fs::read_to_string(cluster.state.logs().join(format!("{NAME}.log"))).context("read the webhook's log")?;

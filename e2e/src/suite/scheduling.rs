@@ -8,9 +8,8 @@ use serde_json::{Value, json};
 
 use super::{
     Test,
-    elastic::Follower,
     survival::until_gone,
-    workload::{PATIENCE, Place, STAY, condition, container, pod, sh, with, within},
+    workload::{Follower, GOODBYE, PATIENCE, Place, STAY, condition, container, pod, says_goodbye, sh, with, within},
 };
 use crate::{Cluster, command, wait_for};
 
@@ -244,7 +243,6 @@ const CLASSES: [(&str, u32, &str); 4] = [
     ("kvmlet-e2e-patient", 1000, "Never"),
     ("kvmlet-e2e-urgent", 1000, "PreemptLowerPriority"),
 ];
-const GOODBYE: &str = "leaving in order";
 
 fn preemption(cluster: &Cluster) -> Result<()> {
     let classes = CLASSES.map(|(name, value, policy)| {
@@ -269,7 +267,7 @@ fn preemption(cluster: &Cluster) -> Result<()> {
                 ],
             )
         };
-        let leaves = format!("trap 'echo {GOODBYE}; sleep 1; exit 0' TERM; while :; do sleep 1 & wait $!; done");
+        let leaves = says_goodbye();
         place.create(&[takes("lowest", CLASSES[0].0, &leaves), takes("middle", CLASSES[1].0, &leaves)])?;
         for name in ["lowest", "middle"] {
             place.until_ready(name)?;

@@ -19,7 +19,7 @@ pub(super) const TESTS: &[Test] = &[Test {
 /// six at once on two processors that emulate, two runs missed one each.
 const JOBS: usize = 4;
 
-/// Their names, a line each.
+/// Their names, a line each; those that wait longest come first.
 const SPECS: &str = include_str!("specs.txt");
 
 fn specifications(cluster: &Cluster) -> Result<()> {

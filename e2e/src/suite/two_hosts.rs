@@ -26,7 +26,8 @@ pub(super) const TESTS: &[Test] = &[
     },
     Test {
         name: "a node whose daemon is silent becomes NotReady while its pods go on, and is Ready again with the daemon",
-        hosts: 2,
+        // Seen from the control plane: it waits for most of a minute, beside others.
+        hosts: 1,
         kvmlet: true,
         run: silent,
     },
@@ -185,7 +186,7 @@ fn host_port(cluster: &Cluster) -> Result<()> {
 }
 
 fn silent(cluster: &Cluster) -> Result<()> {
-    let quiet = cluster.host(1)?;
+    let quiet = cluster.host(0)?;
     let ready = |wanted: &str| {
         wait_for(&format!("{} to be Ready: {wanted}", quiet.name), PATIENCE, || {
             let node = cluster.kubectl_json(&["get", "node", &quiet.name])?;
@@ -206,7 +207,7 @@ fn silent(cluster: &Cluster) -> Result<()> {
                 "a pod of a silent node is ready: {}",
                 pod["status"]
             );
-            let answer = fetched(cluster.host(0)?, &format!("http://{}/", web.address))?;
+            let answer = cluster.http_get(&format!("http://{}/", web.address))?;
             ensure!(answer == "web", "{answer}");
             Ok(())
         });

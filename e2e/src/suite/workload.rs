@@ -1,7 +1,13 @@
 //! A namespace for one test, the pods it makes there, and the words it looks at them with. At the end the namespace is deleted,
 //! and every host must be as it was before.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs::{self, File},
+    path::PathBuf,
+    process::{Child, Stdio},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
@@ -30,6 +36,17 @@ const HERE: &str = "here";
 /// own time. Where `body` fails the namespace stays for the dump; the runner takes it away.
 pub(super) fn within<T>(cluster: &Cluster, name: &str, body: impl FnOnce(&Place<'_>) -> Result<T>) -> Result<T> {
     let before = traces(cluster)?;
+    let answer = in_namespace(cluster, name, body)?;
+    wait_for("nothing of the pods to be left on the hosts", Duration::from_secs(30), || {
+        let left: Vec<_> = traces(cluster)?.difference(&before).cloned().collect();
+        ensure!(left.is_empty(), "left: {left:?}");
+        Ok(Some(()))
+    })?;
+    Ok(answer)
+}
+
+/// The same, where other pods come to new machines meanwhile: what is left on the hosts is not looked at.
+pub(super) fn in_namespace<T>(cluster: &Cluster, name: &str, body: impl FnOnce(&Place<'_>) -> Result<T>) -> Result<T> {
     cluster.create_namespace(name)?;
     let place = Place {
         cluster,
@@ -37,11 +54,6 @@ pub(super) fn within<T>(cluster: &Cluster, name: &str, body: impl FnOnce(&Place<
     };
     let answer = body(&place)?;
     place.kubectl(&["delete", "pods", "--all", "--timeout=110s"])?;
-    wait_for("nothing of the pods to be left on the hosts", Duration::from_secs(30), || {
-        let left: Vec<_> = traces(cluster)?.difference(&before).cloned().collect();
-        ensure!(left.is_empty(), "left: {left:?}");
-        Ok(Some(()))
-    })?;
     cluster.kubectl(&["delete", "namespace", name, "--wait=false"])?;
     Ok(answer)
 }
@@ -83,6 +95,14 @@ pub(super) fn sh(script: &str) -> Value {
 
 /// A script's end for a container that stays until it is told to end.
 pub(super) const STAY: &str = "trap 'exit 0' TERM; while :; do sleep 1 & wait $!; done";
+
+/// What a container says that is told to leave.
+pub(super) const GOODBYE: &str = "leaving in order";
+
+/// A script for a container that stays until it is told to end, and then says [`GOODBYE`] and takes a second.
+pub(super) fn says_goodbye() -> String {
+    format!("trap 'echo {GOODBYE}; sleep 1; exit 0' TERM; while :; do sleep 1 & wait $!; done")
+}
 
 /// The same value with some fields set, by their paths (`/spec/restartPolicy`); parents are made.
 pub(super) fn with(mut value: Value, fields: &[(&str, Value)]) -> Value {
@@ -243,6 +263,35 @@ impl Place<'_> {
                 Ok(Some(()))
             },
         )
+    }
+}
+
+/// A kubectl that runs beside the test and writes into a file, until it is dropped.
+pub(super) struct Follower {
+    child: Child,
+    output: PathBuf,
+}
+
+impl Follower {
+    pub(super) fn begin(place: &Place<'_>, name: &str, arguments: &[&str]) -> Result<Self> {
+        let output = place.cluster.state.root.join(format!("follower-{}-{name}", place.name));
+        let mut command = place.cluster.kubectl_command();
+        command.args(["-n", &place.name]).args(arguments);
+        command.stdin(Stdio::null()).stdout(File::create(&output)?).stderr(Stdio::null());
+        let child = command.spawn().context("run kubectl")?;
+        Ok(Self { child, output })
+    }
+
+    pub(super) fn said(&self) -> Result<String> {
+        fs::read_to_string(&self.output).context("read what kubectl said")
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill().and_then(|()| self.child.wait().map(drop));
+        let _ = fs::remove_file(&self.output);
     }
 }
 

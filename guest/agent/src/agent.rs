@@ -6,13 +6,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use kvmlet_protocol::{
-    ContainerSpec, ContainerState, ContainerStatus, ErrorKind, ExitStatus, Extras, Failure, Filter, LayerFigures, Renewal, Request,
-    Resources, Response, SandboxSpec, StorageFigures, TEMPLATE_WORD,
+    ContainerState, ContainerStatus, ErrorKind, ExitStatus, Extras, Failure, LayerFigures, Renewal, Request, Resources, Response,
+    SandboxSpec, StorageFigures, TEMPLATE_WORD,
 };
 
-use crate::container::{self, Container};
+use crate::container::{self, Container, Wanted};
 use crate::device::Images;
 use crate::failure::{Attempt, fail};
+use crate::filter;
 use crate::setup::Sandbox;
 use crate::{attach, bus, cgroup, renew, resize, stats, watchdog};
 
@@ -110,14 +111,18 @@ impl Agent {
                 .sandbox()
                 .and_then(|s| s.volumes.put(&volume, &content))
                 .map(|()| Response::Done),
-            Request::Start(spec) => self.start(*spec, &Extras::default(), None).map(started),
-            Request::StartWith { container, extras } => self.start(*container, &extras, None).map(started),
+            Request::Start(spec) => self.start(Wanted::new(*spec, Extras::default())).map(started),
+            Request::StartWith { container, extras } => self.start(Wanted::new(*container, extras)).map(started),
             Request::StartAs { container, extras, filter } => {
-                self.start(*container, &extras, filter.map(|filter| *filter))
-                    .map(|container| Response::StartedAs {
-                        pid: container.pid,
-                        user: container.user.clone(),
-                    })
+                let filter = filter.map(|filter| filter::compile(&filter)).transpose();
+                let wanted = filter.map(|filter| Wanted {
+                    filter,
+                    ..Wanted::new(*container, extras)
+                });
+                wanted.and_then(|wanted| self.start(wanted)).map(|container| Response::StartedAs {
+                    pid: container.pid,
+                    user: container.user.clone(),
+                })
             }
             Request::Signal { container, signal, all } => self
                 .running(&container)
@@ -223,27 +228,22 @@ impl Agent {
         resize::resize(cpus, &running.collect::<Vec<_>>())
     }
 
-    fn start(self: &Arc<Self>, spec: ContainerSpec, extras: &Extras, filter: Option<Filter>) -> Result<Arc<Container>, Failure> {
+    fn start(self: &Arc<Self>, wanted: Wanted) -> Result<Arc<Container>, Failure> {
         let sandbox = self.sandbox()?;
-        let id = spec.id.clone();
+        let id = wanted.spec.id.clone();
         self.occupy(&id, |table| match table.find(&id) {
             Some(_) => Err(fail(ErrorKind::Conflict, "a container of this identifier exists already")),
             None => Ok(()),
         })?;
-        let result = self.start_occupied(&sandbox, spec, (extras, filter));
+        let result = self.start_occupied(&sandbox, wanted);
         lock(&self.table).busy.remove(&id);
         result
     }
 
-    fn start_occupied(
-        self: &Arc<Self>,
-        sandbox: &Sandbox,
-        spec: ContainerSpec,
-        more: (&Extras, Option<Filter>),
-    ) -> Result<Arc<Container>, Failure> {
-        let target = more.0.processes_of.as_deref().map(|id| self.running(id)).transpose()?;
-        let image = lock(&self.images).mount(&spec.root.device, &sandbox.spec.pmems)?;
-        let (container, ended) = container::start(sandbox, image, spec, more, target.as_deref())?;
+    fn start_occupied(self: &Arc<Self>, sandbox: &Sandbox, wanted: Wanted) -> Result<Arc<Container>, Failure> {
+        let target = wanted.extras.processes_of.as_deref().map(|id| self.running(id)).transpose()?;
+        let image = lock(&self.images).mount(&wanted.spec.root.device, &sandbox.spec.pmems)?;
+        let (container, ended) = container::start(sandbox, image, wanted, target.as_deref())?;
         let container = Arc::new(container);
         {
             let mut table = lock(&self.table);

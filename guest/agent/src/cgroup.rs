@@ -26,13 +26,12 @@ pub(crate) fn prepare() -> io::Result<()> {
 /// Limits all containers together, in memory and processor time; 0 lifts a limit. Processes belong to the containers' groups, so none ends with others but
 /// those of its container. Nothing is changed where they use more memory than they shall have: some would be killed.
 pub(crate) fn limit_pod(limits: &Resources) -> Result<(), Failure> {
-    let pod = Path::new(POD);
-    let (used, limit) = (figures(pod).working_set, limits.memory_max);
-    if limit != 0 && used > limit {
+    let (pod, limit) = (Path::new(POD), limits.memory_max);
+    fits(pod, limit).map_err(|used| {
         let why = format!("attempting to set pod memory limit ({limit}) below current usage ({used})");
-        return Err(fail(ErrorKind::Conflict, why));
-    }
-    fs::write(pod.join("memory.max"), or_max(limits.memory_max)).attempt("limit the pod's memory")?;
+        fail(ErrorKind::Conflict, why)
+    })?;
+    fs::write(pod.join("memory.max"), or_max(limit)).attempt("limit the pod's memory")?;
     let quota = format!("{} 100000", or_max(limits.cpu_quota));
     fs::write(pod.join("cpu.max"), quota).attempt("limit the pod's processor time")
 }
@@ -91,6 +90,14 @@ impl Cgroup {
         Ok(())
     }
 
+    /// Whether what it uses is within a limit of memory, bytes; 0 is none.
+    ///
+    /// # Errors
+    /// How much it uses, where that is more.
+    pub(crate) fn fits(&self, limit: u64) -> Result<(), u64> {
+        fits(&self.path, limit)
+    }
+
     /// Its directory.
     pub(crate) fn path(&self) -> &Path {
         &self.path
@@ -132,24 +139,44 @@ pub(crate) fn pod_figures() -> GroupFigures {
     figures(Path::new(POD))
 }
 
+/// See [`Cgroup::fits`].
+fn fits(group: &Path, limit: u64) -> Result<(), u64> {
+    if limit == 0 {
+        return Ok(());
+    }
+    let used = working_set(number(group, "memory.current"), &read(group, "memory.stat"));
+    if used <= limit { Ok(()) } else { Err(used) }
+}
+
+/// Of the memory of a group, what is not merely an inactive file's.
+fn working_set(memory: u64, stat: &str) -> u64 {
+    memory.saturating_sub(field(stat, "inactive_file"))
+}
+
+fn read(group: &Path, file: &str) -> String {
+    fs::read_to_string(group.join(file)).unwrap_or_default()
+}
+
+fn number(group: &Path, file: &str) -> u64 {
+    read(group, file).trim().parse().unwrap_or(0)
+}
+
 fn figures(group: &Path) -> GroupFigures {
-    let read = |file: &str| fs::read_to_string(group.join(file)).unwrap_or_default();
-    let number = |file: &str| read(file).trim().parse().unwrap_or(0);
-    let (cpu, stat) = (read("cpu.stat"), read("memory.stat"));
+    let (cpu, stat) = (read(group, "cpu.stat"), read(group, "memory.stat"));
     let nanoseconds = |name| field(&cpu, name).saturating_mul(1000);
-    let memory: u64 = number("memory.current");
+    let memory = number(group, "memory.current");
     GroupFigures {
         cpu: nanoseconds("usage_usec"),
         throttled_periods: field(&cpu, "nr_throttled"),
         periods: field(&cpu, "nr_periods"),
         throttled: nanoseconds("throttled_usec"),
         memory,
-        working_set: memory.saturating_sub(field(&stat, "inactive_file")),
+        working_set: working_set(memory, &stat),
         anonymous: field(&stat, "anon"),
         cache: field(&stat, "file"),
         page_faults: field(&stat, "pgfault"),
         major_page_faults: field(&stat, "pgmajfault"),
-        processes: number("pids.current"),
+        processes: number(group, "pids.current"),
     }
 }
 
@@ -178,7 +205,15 @@ fn field(text: &str, name: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::field;
+    use super::{field, fits};
+
+    #[test]
+    fn a_limit_below_what_is_used_does_not_fit_and_no_limit_always_does() {
+        let group = tempfile::tempdir().unwrap();
+        std::fs::write(group.path().join("memory.current"), "10\n").unwrap();
+        std::fs::write(group.path().join("memory.stat"), "anon 5\ninactive_file 4\n").unwrap();
+        assert_eq!([6, 0, 5].map(|limit| fits(group.path(), limit)), [Ok(()), Ok(()), Err(6)]);
+    }
 
     #[test]
     fn a_field_is_found_by_its_whole_name() {

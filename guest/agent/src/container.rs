@@ -9,12 +9,13 @@ use std::process::Stdio;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
-use kvmlet_protocol::{ContainerSpec, ErrorKind, ExitStatus, Extras, Failure, Filter, Identity, LogStream, Process};
+use kvmlet_protocol::{ContainerSpec, ErrorKind, ExitStatus, Extras, Failure, Identity, LogStream, Process};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::cgroup::Cgroup;
 use crate::device::SCRATCH;
 use crate::failure::{Attempt, fail};
+use crate::filter::Compiled;
 use crate::reaper::{Child, Ended, now};
 use crate::setup::{ETC, Sandbox};
 use crate::spawn::{self, Bind, Place, Plan, Processes, Root, Streams};
@@ -28,6 +29,28 @@ const MESSAGE: usize = 4096;
 /// How long an exit waits for the output to be acknowledged.
 const DRAIN: Duration = Duration::from_secs(2);
 
+/// A container that is asked for.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    /// What it shall be.
+    pub(crate) spec: ContainerSpec,
+    /// What it shall have besides.
+    pub(crate) extras: Extras,
+    /// What system calls it may make, where that is not the default.
+    pub(crate) filter: Option<Compiled>,
+}
+
+impl Wanted {
+    /// One that may make the system calls of the default.
+    pub(crate) fn new(spec: ContainerSpec, extras: Extras) -> Self {
+        Self {
+            spec,
+            extras,
+            filter: None,
+        }
+    }
+}
+
 /// A container that was started.
 #[derive(Debug)]
 pub(crate) struct Container {
@@ -36,7 +59,7 @@ pub(crate) struct Container {
     /// What it has besides.
     pub(crate) extras: Extras,
     /// What system calls it may make, where that is not the default.
-    pub(crate) filter: Option<Filter>,
+    pub(crate) filter: Option<Compiled>,
     /// Who its first process is.
     pub(crate) user: Identity,
     /// Its first process.
@@ -107,10 +130,10 @@ impl Container {
 pub(crate) fn start(
     sandbox: &Sandbox,
     image: PathBuf,
-    spec: ContainerSpec,
-    (extras, filter): (&Extras, Option<Filter>),
+    wanted: Wanted,
     target: Option<&Container>,
 ) -> Result<(Container, Receiver<Ended>), Failure> {
+    let spec = &wanted.spec;
     let plain = (1..=64).contains(&spec.id.len()) && spec.id.bytes().all(|b| b.is_ascii_alphanumeric());
     if !plain {
         return Err(fail(
@@ -121,8 +144,7 @@ pub(crate) fn start(
     let places = Places::of(&spec.id);
     places.create(&image).attempt("create the container's writable layer")?;
     let result = Cgroup::create(&spec.id, &spec.resources).and_then(|cgroup| {
-        let begun =
-            begin(sandbox, image, &spec, (extras, filter.as_ref()), target, &places, &cgroup).inspect_err(|_| drop(cgroup.remove()))?;
+        let begun = begin(sandbox, image, &wanted, target, &places, &cgroup).inspect_err(|_| drop(cgroup.remove()))?;
         Ok((cgroup, begun))
     });
     match result {
@@ -134,10 +156,11 @@ pub(crate) fn start(
                 terminal,
             } = begun;
             let Child { pid, pidfd, ended } = child;
+            let Wanted { spec, extras, filter } = wanted;
             Ok((
                 Container {
                     spec,
-                    extras: extras.clone(),
+                    extras,
                     filter,
                     user,
                     pid,
@@ -169,12 +192,12 @@ struct Begun {
 fn begin(
     sandbox: &Sandbox,
     image: PathBuf,
-    spec: &ContainerSpec,
-    (extras, filter): (&Extras, Option<&Filter>),
+    wanted: &Wanted,
     target: Option<&Container>,
     places: &Places,
     cgroup: &Cgroup,
 ) -> Result<Begun, Failure> {
+    let Wanted { spec, extras, filter } = wanted;
     let root = Root {
         lower: image,
         upper: places.layer.clone(),
@@ -186,7 +209,7 @@ fn begin(
     let plan = |process: Process| Plan {
         process,
         strict_groups: extras.strict_groups,
-        filter: filter.cloned(),
+        filter: filter.clone(),
         cgroup: cgroup.path().to_owned(),
         place: Place::Fresh {
             root,

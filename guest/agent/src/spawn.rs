@@ -9,12 +9,13 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use kvmlet_protocol::{ErrorKind, Failure, Filter, FrameError, Identity, MAX_HOST_FRAME, Process, read_frame, write_frame};
+use kvmlet_protocol::{ErrorKind, Failure, FrameError, Identity, MAX_HOST_FRAME, Process, read_frame, write_frame};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::thread::{ThreadNameSpaceType, UnshareFlags, move_into_thread_name_spaces};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::{Attempt, fail};
+use crate::filter::Compiled;
 use crate::reaper::{self, Child};
 use crate::sys;
 
@@ -33,7 +34,7 @@ pub(crate) struct Plan {
     /// It has no groups of /etc/group.
     pub(crate) strict_groups: bool,
     /// What system calls it may make, in place of the default filter.
-    pub(crate) filter: Option<Filter>,
+    pub(crate) filter: Option<Compiled>,
     /// Its control group.
     pub(crate) cgroup: PathBuf,
     /// Where it lives.

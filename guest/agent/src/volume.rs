@@ -1,22 +1,19 @@
 //! The pod's volumes as directories of the guest. Owns how they are made and renewed, not how containers see them.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Read};
-use std::os::fd::AsRawFd;
+use std::fs;
+use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use kvmlet_protocol::{DirectoryFigures, ErrorKind, Failure, MAX_FILE, SHARED_FILE, VolumeContent, VolumeKind, VolumeSpec};
-use rustix::fs::{FileType, fstat};
 use rustix::mount::{MountFlags, mount};
 
 use crate::atomic;
-use crate::child::files;
 use crate::device::SCRATCH;
 use crate::failure::{Attempt, fail};
-use crate::{stats, usage};
+use crate::{files, stats, usage};
 
 const MEMORY: &str = "/run/kvmlet/volumes";
 const SHARES: &str = "/run/kvmlet/shares";
@@ -81,7 +78,7 @@ impl Volumes {
 
     /// What a file holds. What containers have put there is not trusted: no link leads out of the volume, and nothing but a file is read.
     pub(crate) fn read(&self, name: &str, path: &str) -> Result<Vec<u8>, Failure> {
-        read(&self.get(name)?.path, path).wanted(format_args!("read {path:?} of volume {name:?}"))
+        files::read(&self.get(name)?.path, path, MAX_FILE).wanted(format_args!("read {path:?} of volume {name:?}"))
     }
 
     /// What volumes take on the scratch disk; nothing where the whole disk holds no more than `above`.
@@ -106,20 +103,6 @@ impl Volumes {
         };
         names.iter().map(figures).collect()
     }
-}
-
-fn read(root: &Path, path: &str) -> io::Result<Vec<u8>> {
-    let found = files::open(File::open(root)?, path)?;
-    if FileType::from_raw_mode(fstat(&found)?.st_mode) != FileType::RegularFile {
-        return Err(io::Error::other("it is not a file"));
-    }
-    let mut bytes = Vec::new();
-    let file = File::open(format!("/proc/self/fd/{}", found.as_raw_fd()))?;
-    file.take(MAX_FILE as u64 + 1).read_to_end(&mut bytes)?;
-    if bytes.len() > MAX_FILE {
-        return Err(io::Error::other(format!("it has more than {MAX_FILE} bytes")));
-    }
-    Ok(bytes)
 }
 
 fn create(number: usize, spec: &VolumeSpec, kind: &VolumeKind) -> Result<Volume, Failure> {
@@ -169,29 +152,4 @@ fn hand_to_group(path: &Path, group: u32) -> io::Result<()> {
     chown(path, None, Some(group))?;
     let mode = fs::metadata(path)?.mode() & 0o7777;
     fs::set_permissions(path, fs::Permissions::from_mode(mode | 0o2770))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_file_of_a_volume_is_read_and_nothing_beside_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let (root, outside) = (dir.path().join("volume"), dir.path().join("secret"));
-        fs::create_dir_all(root.join("deep")).unwrap();
-        fs::write(root.join("deep/env"), "A='1'").unwrap();
-        fs::write(&outside, "not yours").unwrap();
-        std::os::unix::fs::symlink("/deep/env", root.join("inside")).unwrap();
-        std::os::unix::fs::symlink(&outside, root.join("link")).unwrap();
-        std::os::unix::fs::symlink("../secret", root.join("up")).unwrap();
-        for path in ["deep/env", "/deep/env", "inside"] {
-            assert_eq!(read(&root, path).unwrap(), b"A='1'", "{path}");
-        }
-        for path in ["link", "up", "../secret", "deep", "none"] {
-            assert!(read(&root, path).is_err(), "{path}");
-        }
-        fs::write(root.join("large"), vec![b'x'; MAX_FILE + 1]).unwrap();
-        assert!(read(&root, "large").unwrap_err().to_string().contains("more than"));
-    }
 }

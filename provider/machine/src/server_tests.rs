@@ -38,7 +38,7 @@ impl Rig {
     }
 
     fn control(&self) -> Control {
-        Control::connect(self.directory.path(), std::process::id()).unwrap()
+        Control::connect(self.directory.path(), std::process::id(), DEADLINE).unwrap()
     }
 }
 
@@ -139,6 +139,6 @@ fn another_version_and_another_process_are_refused() {
     };
     send(&stream, &hello, &[]).unwrap();
     assert!(matches!(Receiver::new(stream).receive().unwrap().0, Reply::Failed { .. }));
-    let other = Control::connect(rig.directory.path(), 1);
+    let other = Control::connect(rig.directory.path(), 1, DEADLINE);
     assert!(matches!(other, Err(crate::ClientError::Stranger { expected: 1, .. })));
 }

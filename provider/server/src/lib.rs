@@ -37,7 +37,7 @@ pub use backend::{
     LogTarget, PortConnection, PortForwardRequest, StreamError, TerminalSize, Wanted,
 };
 pub use listen::Listener;
-pub use review::{CachedReviews, Reviewer};
-pub use server::{BindError, Server, ServerConfig};
+pub use review::{ALLOW_FOR, CachedReviews, DENY_FOR, Reviewer};
+pub use server::{BindError, IDLE, Server, ServerConfig};
 pub use tls::{ClientAuthority, ServingCertificate, TlsError};
-pub use token::{CachedTokens, TokenReviewer};
+pub use token::{CachedTokens, KNOWN_FOR, TokenReviewer};

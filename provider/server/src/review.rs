@@ -7,9 +7,10 @@ use std::time::Duration;
 use crate::auth::{Attributes, AuthorizeError, Authorizer, BoxFuture, Decision, Identity};
 use crate::cache::Cache;
 
-/// How long an answer counts.
-const ALLOW_FOR: Duration = Duration::from_secs(5 * 60);
-const DENY_FOR: Duration = Duration::from_secs(30);
+/// How long a yes counts (authorization.webhook.cacheAuthorizedTTL).
+pub const ALLOW_FOR: Duration = Duration::from_secs(5 * 60);
+/// How long a no does (authorization.webhook.cacheUnauthorizedTTL).
+pub const DENY_FOR: Duration = Duration::from_secs(30);
 
 /// Asks the API server: creates one SubjectAccessReview for the user and groups with `resourceAttributes` verb,
 /// version `v1`, resource `nodes`, subresource and name.

@@ -19,7 +19,7 @@ use crate::routes::{Shared, router};
 use crate::tls::{ClientAuthority, Door, ServingCertificate, TlsError};
 
 /// A remote command ends when its client sent nothing, not even a ping, for so long.
-const IDLE: Duration = Duration::from_secs(4 * 60 * 60);
+pub const IDLE: Duration = Duration::from_secs(4 * 60 * 60);
 
 /// What the port needs besides its backend.
 pub struct ServerConfig {

@@ -9,7 +9,7 @@ use crate::auth::{Authenticator, AuthorizeError, BoxFuture, Identity};
 use crate::cache::Cache;
 
 /// How long a token counts that was known (the kubelet's authentication.webhook.cacheTTL).
-const KNOWN_FOR: Duration = Duration::from_secs(2 * 60);
+pub const KNOWN_FOR: Duration = Duration::from_secs(2 * 60);
 /// How long one that was not: it may be a new one of whose user the API server has not heard everywhere.
 const UNKNOWN_FOR: Duration = Duration::from_secs(10);
 /// Longer than any token of a service account; the API server is not asked about more.

@@ -1,7 +1,7 @@
 //! When the node is short of something, by KubeletConfiguration's names and rules (kubelet.config.k8s.io/v1beta1; pkg/kubelet/eviction,
 //! ParseThresholdConfig).
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use jiff::SignedDuration;
 use serde::{Deserialize, Deserializer, de::Error as _};
@@ -98,9 +98,20 @@ impl<'de> Deserialize<'de> for Level {
     }
 }
 
-/// A duration as Go writes it: `90s`, `5m0s`.
+/// A duration as Go writes it: `10s`, `1m30s`, `4h0m0s`. Parts of a second are not shown.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Span(pub Duration);
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.0.as_secs();
+        match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
+            (0, 0, rest) => write!(f, "{rest}s"),
+            (0, minutes, rest) => write!(f, "{minutes}m{rest}s"),
+            (hours, minutes, rest) => write!(f, "{hours}h{minutes}m{rest}s"),
+        }
+    }
+}
 
 impl<'de> Deserialize<'de> for Span {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

@@ -1,7 +1,7 @@
 //! The table of keys in docs/configuration.md, made from the types: keys and meanings are the fields' own, defaults what a configuration that is
 //! silent has. What a default is in words stands beside its field (`x-default`), as does what stands for any key of a map (`x-key`).
 
-use std::{fmt, path::Path, time::Duration};
+use std::{fmt, path::Path};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
 use serde::{
@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::{
     AllowedPath, Config, Guest, HostPath, ImageGc, Images, Io, Logs, MachineUids, Machines, Network, PodDefaults, Registry, Reservation,
-    Reserved, SharedHost, SharingPolicy, ShutdownGracePeriod, Span, Tls, Volumes,
+    Reserved, SharedHost, SharingPolicy, ShutdownGracePeriod, Span, Tls, Tracing, Volumes,
 };
 use crate::quantity::Quantity;
 
@@ -32,12 +32,10 @@ impl Serialize for Quantity {
 
 impl Serialize for Span {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let seconds = self.0.as_secs();
-        match (self.0 == Duration::from_secs(seconds), seconds / 60) {
-            (false, _) => Err(serde::ser::Error::custom("no default has parts of a second")),
-            (true, 0) => serializer.collect_str(&format_args!("{seconds}s")),
-            (true, minutes) => serializer.collect_str(&format_args!("{minutes}m{}s", seconds % 60)),
+        if self.0.subsec_nanos() != 0 {
+            return Err(serde::ser::Error::custom("no default has parts of a second"));
         }
+        serializer.collect_str(self)
     }
 }
 
@@ -79,7 +77,7 @@ fn fields<T: for<'de> Deserialize<'de> + fmt::Debug>() -> &'static [&'static str
 }
 
 /// Fields of all types of the configuration that have some, in their order: a schema has lost it.
-fn orders() -> [&'static [&'static str]; 20] {
+fn orders() -> [&'static [&'static str]; 21] {
     [
         fields::<Config>(),
         fields::<Tls>(),
@@ -101,6 +99,7 @@ fn orders() -> [&'static [&'static str]; 20] {
         fields::<ShutdownGracePeriod>(),
         fields::<Registry>(),
         fields::<Network>(),
+        fields::<Tracing>(),
     ]
 }
 

@@ -187,9 +187,9 @@ fn of_interfaces(snapshot: &Snapshot, way: &str, done: &str, counts: fn(&Network
 
 fn of_host(snapshot: &Snapshot) -> [MetricFamily; 2] {
     let mut cores = Family::gauge("machine_cpu_cores", "Number of logical CPU cores.");
-    cores.add(&[], f64::from(snapshot.node.processors), Some(snapshot.at));
+    cores.add(&[], f64::from(snapshot.node.load.processors), Some(snapshot.at));
     let mut memory = Family::gauge("machine_memory_bytes", "Amount of memory installed on the machine.");
-    memory.add(&[], snapshot.node.memory_total as f64, Some(snapshot.at));
+    memory.add(&[], snapshot.node.load.memory as f64, Some(snapshot.at));
     [cores, memory].map(Family::done)
 }
 
@@ -213,6 +213,7 @@ mod tests {
         };
         let stored = Stored {
             at: seen.at,
+            told: true,
             volumes: Vec::new(),
             layers: vec![("1".into(), layer)],
         };

@@ -1,9 +1,17 @@
 //! `/configz`: what a kubelet would say of itself that is configured as this node is (kubelet.config.k8s.io/v1beta1). What this node has no equal of
 //! is not there; what it has in no key, but does, is.
 
+use std::time::Duration;
+
+use kvmlet_server::{ALLOW_FOR, DENY_FOR, IDLE, KNOWN_FOR};
 use serde_json::{Map, Value, json};
 
-use crate::config::{Config, Span, Threshold};
+use super::stored;
+use crate::{
+    config::{Config, Span, Threshold},
+    lifecycle::MAX_BACKOFF,
+    node::{RENEW, STATUS_AT_LEAST, lease::LEASE_SECONDS},
+};
 
 /// The whole page.
 pub(super) fn configz(config: &Config) -> Value {
@@ -18,27 +26,27 @@ pub(super) fn configz(config: &Config) -> Value {
         "serverTLSBootstrap": config.server_tls_bootstrap,
         "authentication": {
             "x509": {"clientCAFile": config.tls.client_ca_file},
-            "webhook": {"enabled": true, "cacheTTL": duration(2 * 60)},
+            "webhook": {"enabled": true, "cacheTTL": shown(KNOWN_FOR)},
             "anonymous": {"enabled": false},
         },
         "authorization": {
             "mode": "Webhook",
-            "webhook": {"cacheAuthorizedTTL": duration(5 * 60), "cacheUnauthorizedTTL": duration(30)},
+            "webhook": {"cacheAuthorizedTTL": shown(ALLOW_FOR), "cacheUnauthorizedTTL": shown(DENY_FOR)},
         },
         "enableDebuggingHandlers": true,
         "enableSystemLogHandler": config.enable_system_log_handler,
         "clusterDomain": config.cluster_domain,
         "clusterDNS": config.cluster_dns,
         "resolvConf": config.resolv_conf,
-        "streamingConnectionIdleTimeout": duration(4 * 60 * 60),
-        "nodeStatusUpdateFrequency": duration(10),
-        "nodeStatusReportFrequency": duration(5 * 60),
-        "nodeLeaseDurationSeconds": 40,
-        "imageMinimumGCAge": duration(gc.min_age_seconds.into()),
-        "imageMaximumGCAge": duration(gc.max_age_seconds.into()),
+        "streamingConnectionIdleTimeout": shown(IDLE),
+        "nodeStatusUpdateFrequency": shown(RENEW),
+        "nodeStatusReportFrequency": shown(STATUS_AT_LEAST),
+        "nodeLeaseDurationSeconds": LEASE_SECONDS,
+        "imageMinimumGCAge": seconds(gc.min_age_seconds.into()),
+        "imageMaximumGCAge": seconds(gc.max_age_seconds.into()),
         "imageGCHighThresholdPercent": gc.high_threshold_percent,
         "imageGCLowThresholdPercent": gc.low_threshold_percent,
-        "volumeStatsAggPeriod": duration(60),
+        "volumeStatsAggPeriod": shown(stored::FRESH),
         "maxPods": config.max_pods,
         "podPidsLimit": -1,
         "cpuCFSQuota": true,
@@ -47,13 +55,13 @@ pub(super) fn configz(config: &Config) -> Value {
         "podLogsDir": config.log_dir,
         "containerLogMaxSize": config.logs.max_size.to_string(),
         "containerLogMaxFiles": config.logs.max_files,
-        "crashLoopBackOff": {"maxContainerRestartPeriod": duration(5 * 60)},
+        "crashLoopBackOff": {"maxContainerRestartPeriod": seconds(MAX_BACKOFF)},
         "systemReserved": {
             "cpu": config.reserved.cpu.to_string(),
             "memory": config.reserved.memory.to_string(),
             "ephemeral-storage": config.reserved.ephemeral_storage.to_string(),
         },
-        "evictionPressureTransitionPeriod": span(config.eviction_pressure_transition_period),
+        "evictionPressureTransitionPeriod": config.eviction_pressure_transition_period.to_string(),
         "evictionMaxPodGracePeriod": config.eviction_max_pod_grace_period,
     });
     object
@@ -61,13 +69,25 @@ pub(super) fn configz(config: &Config) -> Value {
         .expect("it was made as one")
         .extend(eviction(&config.thresholds()));
     let (whole, critical, by_priority) = config.shutdown_keys();
-    object["shutdownGracePeriod"] = span(whole).into();
-    object["shutdownGracePeriodCriticalPods"] = span(critical).into();
+    object["shutdownGracePeriod"] = whole.to_string().into();
+    object["shutdownGracePeriodCriticalPods"] = critical.to_string().into();
     if !by_priority.is_empty() {
         let one = |p: &crate::config::ShutdownGracePeriod| json!({"priority": p.priority, "shutdownGracePeriodSeconds": p.shutdown_grace_period_seconds});
         object["shutdownGracePeriodByPodPriority"] = by_priority.iter().map(one).collect();
     }
+    let tracing = &config.tracing;
+    if tracing.sampling_rate_per_million > 0 {
+        object["tracing"] = json!({"endpoint": tracing.endpoint, "samplingRatePerMillion": tracing.sampling_rate_per_million});
+    }
     json!({"kubeletconfig": object})
+}
+
+fn shown(duration: Duration) -> String {
+    Span(duration).to_string()
+}
+
+fn seconds(seconds: u64) -> String {
+    shown(Duration::from_secs(seconds))
 }
 
 /// Thresholds by the keys that they are configured with.
@@ -78,7 +98,7 @@ fn eviction(thresholds: &[Threshold]) -> Map<String, Value> {
         if one.grace.is_zero() {
             all["evictionHard"][name] = level.into();
         } else {
-            for (key, value) in [("evictionSoft", level), ("evictionSoftGracePeriod", span(Span(one.grace)))] {
+            for (key, value) in [("evictionSoft", level), ("evictionSoftGracePeriod", shown(one.grace))] {
                 let object = all.entry(key).or_insert_with(|| json!({}));
                 object[name] = value.into();
             }
@@ -89,20 +109,6 @@ fn eviction(thresholds: &[Threshold]) -> Map<String, Value> {
         }
     }
     all
-}
-
-fn span(span: Span) -> String {
-    duration(span.0.as_secs())
-}
-
-/// Seconds as Go prints a duration: `0s`, `1m30s`, `4h0m0s`.
-fn duration(seconds: u64) -> String {
-    let (hours, minutes, rest) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    match (hours, minutes) {
-        (0, 0) => format!("{rest}s"),
-        (0, _) => format!("{minutes}m{rest}s"),
-        _ => format!("{hours}h{minutes}m{rest}s"),
-    }
 }
 
 #[cfg(test)]
@@ -138,7 +144,9 @@ mod tests {
         ] {
             assert_eq!(found[key], value, "{key}");
         }
-        assert!(found.get("evictionSoft").is_none() && found.get("staticPodPath").is_none());
+        for key in ["evictionSoft", "staticPodPath", "tracing"] {
+            assert!(found.get(key).is_none(), "{key}");
+        }
     }
 
     #[test]
@@ -146,7 +154,8 @@ mod tests {
         let found = of(
             "maxPods: 30\nevictionHard: {memory.available: 500Mi}\nevictionSoft: {nodefs.available: 12.5%}\n\
             evictionSoftGracePeriod: {nodefs.available: 1m30s}\nevictionMinimumReclaim: {nodefs.available: 1Gi}\n\
-            images: {gc: {maxAgeSeconds: 90000}}\nshutdownGracePeriod: 30s\nshutdownGracePeriodCriticalPods: 10s\n",
+            images: {gc: {maxAgeSeconds: 90000}}\nshutdownGracePeriod: 30s\nshutdownGracePeriodCriticalPods: 10s\n\
+            tracing: {samplingRatePerMillion: 100}\n",
         );
         for (key, value) in [
             ("maxPods", json!(30)),
@@ -157,6 +166,7 @@ mod tests {
             ("imageMaximumGCAge", json!("25h0m0s")),
             ("shutdownGracePeriod", json!("30s")),
             ("shutdownGracePeriodCriticalPods", json!("10s")),
+            ("tracing", json!({"endpoint": "localhost:4317", "samplingRatePerMillion": 100})),
         ] {
             assert_eq!(found[key], value, "{key}");
         }

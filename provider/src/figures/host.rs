@@ -13,7 +13,6 @@ pub(super) fn read(name: &str, state: &Path, images: u64) -> NodeFigures {
     let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let figures = NodeFigures {
         name: name.to_owned(),
-        processors: u32::try_from(std::thread::available_parallelism().map_or(1, usize::from)).unwrap_or(u32::MAX),
         networks: networks(&text("/proc/net/dev"), &text("/proc/net/route")),
         disk: readings::disk(state).unwrap_or_default(),
         processes: readings::processes(),
@@ -24,7 +23,7 @@ pub(super) fn read(name: &str, state: &Path, images: u64) -> NodeFigures {
     count(figures, &text("/proc/stat"), memory, &text("/proc/vmstat"))
 }
 
-/// What a host has, and has in use.
+/// What a host has, and has in use: all of it, also where this process may use only some of its processors.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct HostLoad {
     /// Processors.
@@ -40,10 +39,13 @@ pub struct HostLoad {
 /// This host's, now.
 pub fn load() -> HostLoad {
     let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
-    let memory = readings::memory().unwrap_or_default();
+    load_of(&stat, readings::memory().unwrap_or_default())
+}
+
+fn load_of(stat: &str, memory: Memory) -> HostLoad {
     HostLoad {
         processors: u32::try_from(stat.lines().filter(|line| is_processor(line)).count()).unwrap_or(u32::MAX),
-        cpu: busy_ticks(&stat).saturating_mul(TICK),
+        cpu: busy_ticks(stat).saturating_mul(TICK),
         memory: memory.total,
         memory_available: memory.available,
     }
@@ -69,9 +71,7 @@ fn count(figures: NodeFigures, stat: &str, seen: Memory, vmstat: &str) -> NodeFi
     let boot = i64::try_from(number_after(stat, "btime")).unwrap_or(0);
     NodeFigures {
         boot: Timestamp::from_second(boot).unwrap_or_default(),
-        cpu: busy_ticks(stat).saturating_mul(TICK),
-        memory_total: seen.total,
-        memory_available: seen.available,
+        load: load_of(stat, seen),
         memory,
         working_set: memory.saturating_sub(seen.inactive_files),
         anonymous: seen.anonymous,
@@ -149,10 +149,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn processor_time_is_all_but_idle_and_waiting() {
-        let stat = "cpu  1 2 3 400 500 6 7 8 9 10\ncpu0 1 1 1 1 1 1 1 1 1 1\nbtime 1000000\n";
+    fn processor_time_is_all_but_idle_and_waiting_and_processors_are_those_that_are_online() {
+        let stat = "cpu  1 2 3 400 500 6 7 8 9 10\ncpu0 1 1 1 1 1 1 1 1 1 1\ncpu12 1 1 1 1 1 1 1 1 1 1\nbtime 1000000\n";
         let found = count(NodeFigures::default(), stat, Memory::default(), "");
-        assert_eq!(found.cpu, (1 + 2 + 3 + 6 + 7 + 8) * TICK);
+        assert_eq!((found.load.cpu, found.load.processors), ((1 + 2 + 3 + 6 + 7 + 8) * TICK, 2));
         assert_eq!(found.boot.as_second(), 1_000_000);
     }
 
@@ -167,6 +167,7 @@ mod tests {
         };
         let found = count(NodeFigures::default(), "", seen, "pgfault 7\npgmajfault 3\n");
         assert_eq!((found.memory, found.working_set, found.anonymous), (60, 40, 15));
+        assert_eq!((found.load.memory, found.load.memory_available), (100, 70));
         assert_eq!((found.page_faults, found.major_page_faults), (7, 3));
     }
 

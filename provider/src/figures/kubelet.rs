@@ -11,7 +11,7 @@ use prometheus::{
 
 use crate::{desired::DesiredContainer, probe::spec::Kind};
 
-use super::startup::Begun;
+use super::{meters::shown, startup::Begun};
 
 /// Seconds until a pod runs.
 const STARTUP: [f64; 25] = [
@@ -46,12 +46,11 @@ fn seconds(name: &str, help: &str, buckets: &[f64]) -> HistogramOpts {
 impl KubeletMeters {
     /// None counted yet, shown by `registry`.
     pub(super) fn new(registry: &Registry) -> Self {
-        let starts = |name, help| Histogram::with_opts(seconds(name, help, &STARTUP)).expect("a metric's name");
-        let count = |name, help| IntCounter::new(name, help).expect("a metric's name");
-        let counts = |name, help, labels: &[&str]| IntCounterVec::new(Opts::new(name, help), labels).expect("a metric's name");
-        let histograms =
-            |name, help, labels: &[&str]| HistogramVec::new(seconds(name, help, DEFAULT_BUCKETS), labels).expect("a metric's name");
-        let meters = Self {
+        let starts = |name, help| shown(registry, Histogram::with_opts(seconds(name, help, &STARTUP)));
+        let count = |name, help| shown(registry, IntCounter::new(name, help));
+        let counts = |name, help, labels: &[&str]| shown(registry, IntCounterVec::new(Opts::new(name, help), labels));
+        let histograms = |name, help, labels: &[&str]| HistogramVec::new(seconds(name, help, DEFAULT_BUCKETS), labels);
+        Self {
             starts: starts(
                 "kubelet_pod_start_duration_seconds",
                 "[ALPHA] Duration in seconds from kubelet seeing a pod for the first time to the pod starting to run",
@@ -86,38 +85,28 @@ impl KubeletMeters {
                 "[ALPHA] Number of the http requests received since the server started",
                 &OF_REQUEST,
             ),
-            under_way: IntGaugeVec::new(
-                Opts::new("kubelet_http_inflight_requests", "[ALPHA] Number of the inflight http requests"),
-                &OF_REQUEST,
-            )
-            .expect("a metric's name"),
-            served: histograms(
-                "kubelet_http_requests_duration_seconds",
-                "[ALPHA] Duration in seconds to serve http requests",
-                &OF_REQUEST,
+            under_way: shown(
+                registry,
+                IntGaugeVec::new(
+                    Opts::new("kubelet_http_inflight_requests", "[ALPHA] Number of the inflight http requests"),
+                    &OF_REQUEST,
+                ),
+            ),
+            served: shown(
+                registry,
+                histograms(
+                    "kubelet_http_requests_duration_seconds",
+                    "[ALPHA] Duration in seconds to serve http requests",
+                    &OF_REQUEST,
+                ),
             ),
             probes: histograms(
                 "prober_probe_duration_seconds",
                 "[ALPHA] Duration in seconds for a probe response.",
                 &OF_PROBE,
-            ),
-        };
-        let own: [Box<dyn Collector>; 10] = [
-            Box::new(meters.starts.clone()),
-            Box::new(meters.sli.clone()),
-            Box::new(meters.total.clone()),
-            Box::new(meters.pods.clone()),
-            Box::new(meters.failed_pods.clone()),
-            Box::new(meters.containers.clone()),
-            Box::new(meters.failed_containers.clone()),
-            Box::new(meters.requests.clone()),
-            Box::new(meters.under_way.clone()),
-            Box::new(meters.served.clone()),
-        ];
-        for collector in own {
-            registry.register(collector).expect("each name once");
+            )
+            .expect("a metric's name"),
         }
-        meters
     }
 
     /// A pod has got so far.

@@ -60,6 +60,13 @@ pub struct Meters {
     pub kubelet: KubeletMeters,
 }
 
+/// A metric as it was made, shown by `registry` from now on.
+pub(super) fn shown<C: Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> C {
+    let metric = made.expect("a metric's name");
+    registry.register(Box::new(metric.clone())).expect("each name once");
+    metric
+}
+
 impl Meters {
     /// None counted yet.
     ///
@@ -69,9 +76,8 @@ impl Meters {
     pub fn new() -> Self {
         let seconds = |name: &str, help: &str| HistogramOpts::new(name, help).buckets(BUCKETS.to_vec());
         let registry = Registry::new();
-        let meters = Self {
+        Self {
             kubelet: KubeletMeters::new(&registry),
-            registry,
             probes: IntCounterVec::new(
                 Opts::new(
                     "prober_probe_total",
@@ -80,66 +86,70 @@ impl Meters {
                 &["probe_type", "result", "container", "pod", "namespace", "pod_uid"],
             )
             .expect("a metric's name"),
-            starts: HistogramVec::new(
-                seconds(
-                    "kvmlet_machine_start_seconds",
-                    "From a machine's start to its guest's answer, by whether it booted or is a copy of the template.",
+            starts: shown(
+                &registry,
+                HistogramVec::new(
+                    seconds(
+                        "kvmlet_machine_start_seconds",
+                        "From a machine's start to its guest's answer, by whether it booted or is a copy of the template.",
+                    ),
+                    &["how"],
                 ),
-                &["how"],
-            )
-            .expect("a metric's name"),
-            failed_starts: IntCounterVec::new(
-                Opts::new("kvmlet_machine_start_errors_total", "Machines that did not come up."),
-                &["how"],
-            )
-            .expect("a metric's name"),
-            pulls: Histogram::with_opts(seconds("kvmlet_image_pull_seconds", "Pulls of images that were not here."))
-                .expect("a metric's name"),
-            phases: HistogramVec::new(
-                seconds(
-                    "kvmlet_machine_phase_seconds",
-                    "Phases of making pods' machines, one after the other.",
+            ),
+            failed_starts: shown(
+                &registry,
+                IntCounterVec::new(
+                    Opts::new("kvmlet_machine_start_errors_total", "Machines that did not come up."),
+                    &["how"],
                 ),
-                &["phase"],
-            )
-            .expect("a metric's name"),
-            queue: IntGauge::new("kvmlet_boots_waiting", "Machines that wait until they may begin to boot.").expect("a metric's name"),
-            images: IntCounterVec::new(
-                Opts::new(
-                    "kvmlet_image_requests_total",
-                    "Images that pods needed, by whether they were present, were pulled, or could not be had.",
+            ),
+            pulls: shown(
+                &registry,
+                Histogram::with_opts(seconds("kvmlet_image_pull_seconds", "Pulls of images that were not here.")),
+            ),
+            phases: shown(
+                &registry,
+                HistogramVec::new(
+                    seconds(
+                        "kvmlet_machine_phase_seconds",
+                        "Phases of making pods' machines, one after the other.",
+                    ),
+                    &["phase"],
                 ),
-                &["result"],
-            )
-            .expect("a metric's name"),
-            requests: IntCounterVec::new(
-                Opts::new(
-                    "rest_client_requests_total",
-                    "[ALPHA] Number of HTTP requests, partitioned by status code and method.",
+            ),
+            queue: shown(
+                &registry,
+                IntGauge::new("kvmlet_boots_waiting", "Machines that wait until they may begin to boot."),
+            ),
+            images: shown(
+                &registry,
+                IntCounterVec::new(
+                    Opts::new(
+                        "kvmlet_image_requests_total",
+                        "Images that pods needed, by whether they were present, were pulled, or could not be had.",
+                    ),
+                    &["result"],
                 ),
-                &["code", "method"],
-            )
-            .expect("a metric's name"),
-            evictions: IntCounterVec::new(
-                Opts::new("kubelet_evictions", "[ALPHA] Cumulative number of pod evictions by eviction signal"),
-                &["eviction_signal"],
-            )
-            .expect("a metric's name"),
-        };
-        let own: [Box<dyn Collector>; 8] = [
-            Box::new(meters.phases.clone()),
-            Box::new(meters.queue.clone()),
-            Box::new(meters.images.clone()),
-            Box::new(meters.requests.clone()),
-            Box::new(meters.starts.clone()),
-            Box::new(meters.failed_starts.clone()),
-            Box::new(meters.pulls.clone()),
-            Box::new(meters.evictions.clone()),
-        ];
-        for collector in own {
-            meters.registry.register(collector).expect("each name once");
+            ),
+            requests: shown(
+                &registry,
+                IntCounterVec::new(
+                    Opts::new(
+                        "rest_client_requests_total",
+                        "[ALPHA] Number of HTTP requests, partitioned by status code and method.",
+                    ),
+                    &["code", "method"],
+                ),
+            ),
+            evictions: shown(
+                &registry,
+                IntCounterVec::new(
+                    Opts::new("kubelet_evictions", "[ALPHA] Cumulative number of pod evictions by eviction signal"),
+                    &["eviction_signal"],
+                ),
+            ),
+            registry,
         }
-        meters
     }
 
     /// A probe was answered.

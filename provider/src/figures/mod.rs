@@ -38,21 +38,22 @@ pub use self::meters::{Meters, Phase};
 pub use self::model::MachineFigures;
 use self::model::Snapshot;
 pub use self::requests::counted;
-pub use self::startup::Startup;
+pub use self::startup::{Course, Startup};
+use self::stored::Looks;
 pub use self::usage::{PodUsage, usage};
 pub(crate) use self::{collect::ask, host::size_of_files};
-use crate::{context::Context, kubelet::Pods};
+use crate::{context::Context, driver::View, kubelet::Pods};
 
 /// How long one reading serves.
 const FRESH: Duration = Duration::from_secs(1);
 /// How old a reading may be that a rate is reckoned from.
 const COMPARABLE: Duration = Duration::from_secs(300);
-/// How long a guest may take to answer.
+/// How long a guest may take to answer, or a look at its volumes be waited for.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The last readings.
 #[derive(Debug, Default)]
-pub struct Readings(Mutex<Vec<Arc<Snapshot>>>, Mutex<stored::All>);
+pub struct Readings(Mutex<Vec<Arc<Snapshot>>>, Arc<Looks>);
 
 /// Two readings: the last, and the one before it, for rates.
 #[derive(Debug)]
@@ -62,11 +63,12 @@ struct Pair {
 }
 
 impl Readings {
-    /// What pods have stored, looked at not long ago.
-    async fn stored(&self, pods: &Pods) -> stored::All {
-        let mut kept = self.1.lock().await;
-        stored::renew(&mut kept, pods).await;
-        kept.clone()
+    /// What pods have stored that are `wanted`. A look that takes long goes on by itself; until it ends, the one before it serves.
+    async fn stored(&self, pods: &Pods, wanted: fn(&View) -> bool) -> stored::All {
+        let (looks, pods) = (self.1.clone(), pods.clone());
+        let renewed = tokio::spawn(async move { looks.renew(&pods, wanted).await });
+        let _ = tokio::time::timeout(PATIENCE, renewed).await;
+        self.1.all()
     }
 
     /// A reading that is fresh. Who asks while one is made waits for it.
@@ -88,21 +90,24 @@ impl Readings {
 /// A page of figures.
 pub async fn page(context: &Arc<Context>, pods: &Pods, page: FiguresPage) -> Result<Figures, String> {
     let read = || context.readings.fresh(context, pods);
+    let stored = |wanted| context.readings.stored(pods, wanted);
     let families = match page {
         FiguresPage::Resource => resource::families(&read().await.now),
-        FiguresPage::Cadvisor => cadvisor::families(&read().await.now, &context.readings.stored(pods).await),
+        FiguresPage::Cadvisor => {
+            let (pair, stored) = tokio::join!(read(), stored(|_| true));
+            cadvisor::families(&pair.now, &stored)
+        }
         FiguresPage::Probes => context.meters.probes(),
         FiguresPage::Metrics => {
-            let mut families = own::families(context, &own::Counts::of(pods), &read().await.now);
-            if stored::has_claims(pods) {
-                families.extend(own::of_claims(&read().await.now, &context.readings.stored(pods).await));
-            }
+            let (pair, stored) = tokio::join!(read(), stored(stored::has_claims));
+            let mut families = own::families(context, &own::Counts::of(pods), &pair.now);
+            families.extend(own::of_claims(&pair.now, &stored));
             families
         }
         FiguresPage::Summary { only_cpu_and_memory } => {
             let stored = match only_cpu_and_memory {
                 true => None,
-                false => Some(context.readings.stored(pods).await),
+                false => Some(stored(|_| true).await),
             };
             return Ok(Figures::Json(summary::summary(&read().await, stored.as_ref())));
         }

@@ -3,6 +3,8 @@
 use jiff::Timestamp;
 use kvmlet_protocol::{DirectoryFigures, DiskFigures, GroupFigures, NetworkFigures};
 
+use super::host::HostLoad;
+
 /// The node and its pods at one moment.
 #[derive(Debug, Clone)]
 pub(super) struct Snapshot {
@@ -21,15 +23,9 @@ pub(super) struct NodeFigures {
     pub(super) name: String,
     /// When the host started.
     pub(super) boot: Timestamp,
-    /// Its processors.
-    pub(super) processors: u32,
-    /// Processor time used, nanoseconds.
-    pub(super) cpu: u64,
-    /// Memory, bytes.
-    pub(super) memory_total: u64,
-    /// Of it, what could be used without anything being thrown out, bytes.
-    pub(super) memory_available: u64,
-    /// Of it, in use, bytes.
+    /// What it has, and has in use.
+    pub(super) load: HostLoad,
+    /// Of its memory, in use, bytes.
     pub(super) memory: u64,
     /// Of that, what is not merely an inactive file's, bytes.
     pub(super) working_set: u64,
@@ -95,6 +91,8 @@ pub(super) struct GuestSample {
 pub(super) struct Stored {
     /// When it was looked at.
     pub(super) at: Timestamp,
+    /// Whether its guest has said: else there is nothing here.
+    pub(super) told: bool,
     /// Its volumes.
     pub(super) volumes: Vec<StoredVolume>,
     /// What each container wrote, by its identifier.

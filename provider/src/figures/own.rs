@@ -183,6 +183,7 @@ mod tests {
         };
         let stored = Stored {
             at: seen.at,
+            told: true,
             volumes: vec![volume("cache", None, 7), volume("data", Some("mine"), 8)],
             layers: Vec::new(),
         };

@@ -21,7 +21,7 @@ pub(super) fn families(snapshot: &Snapshot) -> Vec<MetricFamily> {
                 "node_cpu_usage_seconds_total",
                 "[STABLE] Cumulative cpu time consumed by the node in core-seconds",
             ),
-            seconds(node.cpu),
+            seconds(node.load.cpu),
         ),
         of_node(
             Family::gauge("node_memory_working_set_bytes", "[STABLE] Current working set of the node in bytes"),

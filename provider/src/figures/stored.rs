@@ -1,7 +1,12 @@
 //! What pods have stored in which volume and container. Guests walk through all of it for that, so it is looked at only for pages that say it, and
 //! serves for a minute (the kubelet's volumeStatsAggPeriod).
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use futures_util::{StreamExt, stream};
 use jiff::Timestamp;
@@ -17,63 +22,80 @@ use super::{
 use crate::{act::chain, driver::View, eviction::storage, kubelet::Pods, state::Slot};
 
 /// How long one look serves.
-const FRESH: Duration = Duration::from_secs(60);
-/// How long a guest may take to answer.
+pub(super) const FRESH: Duration = Duration::from_secs(60);
+/// How long a guest may take to answer: it walks through all of its volumes.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What each pod has stored, by its UID.
 pub(super) type All = HashMap<String, Stored>;
 
-/// Looks again where the last look is too old, and forgets pods that have no machine.
-pub(super) async fn renew(all: &mut All, pods: &Pods) {
-    let machines = machines(pods);
-    let now = Timestamp::now();
-    all.retain(|uid, stored| {
-        let age = Duration::try_from(now.duration_since(stored.at)).unwrap_or(Duration::MAX);
-        age < FRESH && machines.iter().any(|(view, _)| view.desired.uid == *uid)
-    });
-    // A container that has come since is not in the last look.
-    let known = |view: &View| {
-        let stored = all.get(&view.desired.uid);
-        let running = view
-            .state
-            .containers
-            .iter()
-            .chain(&view.state.ephemeral)
-            .filter_map(|c| match &c.slot {
-                Slot::Running { id, .. } => Some(id),
-                _ => None,
-            });
-        let is_known = |id: &String| stored.is_some_and(|stored| stored.layers.iter().any(|(known, _)| known == id));
-        stored.is_some() && running.into_iter().all(is_known)
+/// The last looks.
+#[derive(Debug, Default)]
+pub(super) struct Looks {
+    all: Mutex<All>,
+    /// Held by who looks: no pod is asked twice at once.
+    turn: tokio::sync::Mutex<()>,
+}
+
+impl Looks {
+    /// What was found last.
+    pub(super) fn all(&self) -> All {
+        self.all.lock().expect("no holder panics").clone()
+    }
+
+    /// Looks again at pods that are `wanted` where the last look is too old, and forgets those that have no machine.
+    pub(super) async fn renew(&self, pods: &Pods, wanted: fn(&View) -> bool) {
+        let _turn = self.turn.lock().await;
+        let machines = machines(pods);
+        let all = {
+            let mut all = self.all.lock().expect("no holder panics");
+            all.retain(|uid, _| machines.iter().any(|(view, _)| view.desired.uid == *uid));
+            all.clone()
+        };
+        let is_stale = |view: &View| all.get(&view.desired.uid).is_none_or(|stored| !serves(stored, view));
+        let stale = machines.into_iter().filter(|(view, _)| wanted(view) && is_stale(view));
+        let looks = stream::iter(stale).map(|(view, vsock)| look(view, vsock)).buffer_unordered(AT_ONCE);
+        let keep = async |(uid, stored)| {
+            self.all.lock().expect("no holder panics").insert(uid, stored);
+        };
+        looks.for_each(keep).await;
+    }
+}
+
+/// Whether a look is young enough, and has all containers that run by now. What did not answer is not asked again before its time.
+fn serves(stored: &Stored, view: &View) -> bool {
+    let has = |id: &String| stored.layers.iter().any(|(known, _)| known == id);
+    let mut containers = view.state.containers.iter().chain(&view.state.ephemeral);
+    let mut has_all = || {
+        containers.all(|container| match &container.slot {
+            Slot::Running { id, .. } => has(id),
+            _ => true,
+        })
     };
-    let stale: Vec<_> = machines.into_iter().filter(|(view, _)| !known(view)).collect();
-    let looks = stream::iter(stale).map(|(view, vsock)| look(view, vsock)).buffer_unordered(AT_ONCE);
-    all.extend(looks.filter_map(std::future::ready).collect::<Vec<_>>().await);
+    let age = Duration::try_from(Timestamp::now().duration_since(stored.at)).unwrap_or(Duration::MAX);
+    age < FRESH && (!stored.told || has_all())
 }
 
 /// Whether a pod has a volume that somebody else claims for it: of others the kubelet has no metrics.
-pub(super) fn has_claims(pods: &Pods) -> bool {
-    let of = |volume: &Volume| volume.persistent_volume_claim.is_some();
-    let pods = pods.lock().expect("no holder panics");
-    pods.values().any(|handle| handle.view.borrow().desired.volumes().iter().any(of))
+pub(super) fn has_claims(view: &View) -> bool {
+    let mut volumes = view.desired.volumes().iter();
+    volumes.any(|volume| volume.persistent_volume_claim.is_some())
 }
 
-async fn look(view: Arc<View>, vsock: PathBuf) -> Option<(String, Stored)> {
-    let spec = view.desired.pod.spec.as_ref()?;
-    let counted = spec.volumes.iter().flatten().filter(|volume| is_counted(volume));
+/// One that does not say in time, or cannot, is not asked again before its look is too old.
+async fn look(view: Arc<View>, vsock: PathBuf) -> (String, Stored) {
+    let volumes = view.desired.volumes();
+    let counted = volumes.iter().filter(|volume| is_counted(volume));
     let names = counted.map(|volume| volume.name.clone()).collect();
-    match timeout(PATIENCE, storage(&vsock, names)).await {
-        Ok(Ok(found)) => {
-            let stored = stored(spec.volumes.as_deref().unwrap_or_default(), found?);
-            Some((view.desired.uid.clone(), stored))
-        }
+    let found = match timeout(PATIENCE, storage(&vsock, names)).await {
+        Ok(Ok(found)) => found,
         Ok(Err(error)) => {
             debug!(error = chain(&error), pod = view.desired.name, "what a pod has stored");
             None
         }
         Err(_) => None,
-    }
+    };
+    (view.desired.uid.clone(), stored(volumes, found))
 }
 
 /// Whether the kubelet counts a volume: not the host's directories, nor images.
@@ -82,13 +104,15 @@ fn is_counted(volume: &Volume) -> bool {
 }
 
 /// A guest's answer, with what the pod says of its volumes.
-fn stored(volumes: &[Volume], found: StorageFigures) -> Stored {
+fn stored(volumes: &[Volume], found: Option<StorageFigures>) -> Stored {
+    let (told, found) = (found.is_some(), found.unwrap_or_default());
     let claim = |name: &str| {
         let volume = volumes.iter().find(|volume| volume.name == name)?;
         Some(volume.persistent_volume_claim.as_ref()?.claim_name.clone())
     };
     Stored {
         at: Timestamp::now(),
+        told,
         volumes: found
             .volumes
             .into_iter()
@@ -131,7 +155,7 @@ mod tests {
                 ..LayerFigures::default()
             }],
         };
-        let stored = stored(&volumes, found);
+        let stored = stored(&volumes, Some(found));
         let claims: Vec<_> = stored.volumes.iter().map(|volume| volume.claim.as_deref()).collect();
         assert_eq!(claims, [None, Some("mine")]);
         assert_eq!(stored.layers[0].0, "1");

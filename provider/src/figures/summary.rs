@@ -54,10 +54,10 @@ fn node(node: &NodeFigures, at: Timestamp, before: Option<&Snapshot>) -> Value {
         "nodeName": node.name,
         "systemContainers": [],
         "startTime": node.boot,
-        "cpu": cpu(at, node.cpu, before.map(|b| (b.at, b.node.cpu))),
+        "cpu": cpu(at, node.load.cpu, before.map(|b| (b.at, b.node.load.cpu))),
         "memory": {
             "time": at,
-            "availableBytes": node.memory_available,
+            "availableBytes": node.load.memory_available,
             "usageBytes": node.memory,
             "workingSetBytes": node.working_set,
             "rssBytes": node.anonymous,
@@ -200,7 +200,7 @@ pub(super) mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::figures::model::StoredVolume;
+    use crate::figures::{HostLoad, model::StoredVolume};
 
     /// A node with one pod, seen at this second, whose container has used so many nanoseconds.
     pub(in crate::figures) fn snapshot(second: i64, cpu: u64) -> Snapshot {
@@ -243,7 +243,10 @@ pub(super) mod tests {
             node: NodeFigures {
                 name: "node".into(),
                 working_set: 7,
-                cpu,
+                load: HostLoad {
+                    cpu,
+                    ..HostLoad::default()
+                },
                 ..NodeFigures::default()
             },
             pods: vec![PodFigures {
@@ -282,6 +285,7 @@ pub(super) mod tests {
         };
         let stored = Stored {
             at: Timestamp::from_second(1_990).unwrap(),
+            told: true,
             volumes: vec![volume("cache", None, 7), volume("data", Some("mine"), 8)],
             layers: vec![("1".into(), of(9))],
         };

@@ -112,7 +112,7 @@ impl Work {
             objects: act.objects.clone(),
             store: act.context.store.clone(),
             recorder: act.context.recorder.clone(),
-            facts: act.context.facts(),
+            facts: act.context.facts(Vec::new()),
             holding: act.holding.clone(),
             watched: watched(&act.objects, desired),
             failures: BTreeMap::new(),

@@ -65,9 +65,7 @@ pub(super) fn wanted(
         .into_iter()
         .filter(|wish| failures.get(wish).is_none_or(|f| f.not_before <= now))
         .filter(|wish| {
-            let due = issues
-                .get(wish)
-                .is_none_or(|issue| token::due(*issue, &pod.uid) <= now || token::is_of_the_future(*issue, now));
+            let due = issues.get(wish).is_none_or(|issue| token::is_due(*issue, &pod.uid, now));
             due || (anew.contains(wish) && !tokens.contains_key(wish))
         })
         .collect()

@@ -1,10 +1,6 @@
 //! Evicts the pods of this node by the Eviction API, so that PodDisruptionBudgets hold, with the node's own identity.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
@@ -34,39 +30,40 @@ impl Evictions {
         Self { context, pods, asked }
     }
 
-    /// Evicts who has to leave; who is here yet, and why.
-    ///
-    /// # Errors
-    /// When the API server does not list the pods.
-    pub(crate) async fn pass(&mut self) -> kube::Result<Vec<(String, Why)>> {
-        let here = ListParams::default().fields(&format!("spec.nodeName={}", self.context.config.node_name));
-        let listed = Api::<Pod>::all(self.context.client.clone()).list(&here).await?;
+    /// Evicts who has to leave of the pods of which something is here; who they are, and why they are.
+    pub(crate) async fn pass(&mut self) -> Vec<(String, Why)> {
         let mut left = Vec::new();
-        for pod in listed.iter().filter(|pod| role(pod) != Role::Stays) {
-            if let Some(why) = self.ask(pod).await {
-                left.push((title(&pod.namespace().unwrap_or_default(), &pod.name_any()), why));
+        for handle in living(&self.pods) {
+            let view = handle.view.borrow().clone();
+            let pod = &view.desired.pod;
+            if role(pod) != Role::Stays {
+                left.push((format!("{}/{}", view.desired.namespace, view.desired.name), self.ask(pod).await));
             }
         }
-        // A pod may have left the API server before its machine is gone.
-        let known: HashSet<_> = listed.iter().filter_map(Pod::uid).collect();
-        for handle in living(&self.pods).into_iter().filter(|handle| !known.contains(&uid(handle))) {
-            let view = handle.view.borrow();
-            left.push((title(&view.desired.namespace, &view.desired.name), Why::Machine));
-        }
-        Ok(left)
+        left
     }
 
-    /// Evicts a pod; why it is here yet, if it is.
-    async fn ask(&mut self, pod: &Pod) -> Option<Why> {
+    /// Whether the API server knows of no pod either that has to leave.
+    ///
+    /// # Errors
+    /// When it does not list the pods.
+    pub(crate) async fn is_clear(&self) -> kube::Result<bool> {
+        let here = ListParams::default().fields(&format!("spec.nodeName={}", self.context.config.node_name));
+        let listed = Api::<Pod>::all(self.context.client.clone()).list(&here).await?;
+        Ok(listed.iter().all(|pod| role(pod) == Role::Stays))
+    }
+
+    /// Evicts a pod; why there is something of it yet.
+    async fn ask(&mut self, pod: &Pod) -> Why {
         if pod.metadata.deletion_timestamp.is_some() {
-            return Some(Why::Ends);
+            return Why::Ends;
         }
         if role(pod) == Role::Alone {
-            return Some(Why::Alone);
+            return Why::Alone;
         }
         let (name, namespace, uid) = (pod.name_any(), pod.namespace().unwrap_or_default(), pod.uid().unwrap_or_default());
         if let Some((_, words)) = self.asked.get(&uid).filter(|(at, _)| at.elapsed() < AGAIN) {
-            return Some(Why::Refused(words.clone()));
+            return Why::Refused(words.clone());
         }
         let this_one = EvictParams {
             delete_options: Some(DeleteParams {
@@ -82,15 +79,14 @@ impl Evictions {
         let words = match pods.evict(&name, &this_one).await {
             Ok(_) => {
                 info!(name, namespace, "evicted");
-                return Some(Why::Ends);
+                return Why::Ends;
             }
-            // Gone, or another pod of this name.
-            Err(kube::Error::Api(status)) if status.code == 404 => return None,
+            Err(kube::Error::Api(status)) if status.code == 404 => return Why::Machine,
             Err(kube::Error::Api(status)) => refusal(&status),
             Err(error) => error.to_string(),
         };
         self.asked.insert(uid, (Instant::now(), words.clone()));
-        Some(Why::Refused(words))
+        Why::Refused(words)
     }
 }
 
@@ -101,12 +97,4 @@ pub(crate) fn living(pods: &Pods) -> Vec<Arc<Handle>> {
         .filter(|handle| !handle.view.borrow().state.released)
         .cloned()
         .collect()
-}
-
-fn uid(handle: &Handle) -> String {
-    handle.view.borrow().desired.uid.clone()
-}
-
-fn title(namespace: &str, name: &str) -> String {
-    format!("{namespace}/{name}")
 }

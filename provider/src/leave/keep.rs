@@ -2,13 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures_util::future::join_all;
 use k8s_openapi::api::core::v1::Node;
 use kube::{
     Api,
     api::{Patch, PatchParams},
 };
-use serde_json::json;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, sleep, timeout_at},
@@ -20,7 +18,7 @@ use super::{
     evict::{Evictions, living},
     plan::told,
 };
-use crate::{context::Context, driver::Update, events::Note, eviction::Eviction, kubelet::Pods, node::Farewell};
+use crate::{context::Context, driver, events::Note, eviction::Eviction, kubelet::Pods, node::Farewell};
 
 /// Between two looks at who is left.
 const LOOK: Duration = Duration::from_secs(1);
@@ -87,30 +85,40 @@ impl Leaver {
 
     /// Comes to its end when no pod is left that has to leave.
     async fn drain(&self) {
-        while let Err(error) = self.cordon().await {
-            self.tell(format!("the Node cannot be cordoned: {error}"));
-            sleep(LOOK).await;
-        }
-        let since = Instant::now();
+        let mut since = Instant::now();
         let mut evictions = Evictions::new(self.context.clone(), self.pods.clone());
         loop {
-            match evictions.pass().await {
-                Ok(left) if left.is_empty() && since.elapsed() >= SETTLED => return,
-                Ok(left) if left.is_empty() => {}
-                Ok(left) => self.tell(told(&left)),
-                Err(error) => self.tell(format!("the node's pods cannot be listed: {error}")),
+            match self.step(&mut since, &mut evictions).await {
+                Ok(true) => return,
+                Ok(false) => {}
+                Err(error) => self.tell(format!("the API server does not answer as it should: {error}")),
             }
             sleep(LOOK).await;
         }
     }
 
-    async fn cordon(&self) -> kube::Result<()> {
+    /// Evicts who has to leave; whether nobody is left who does. `since` is when the Node last took pods.
+    async fn step(&self, since: &mut Instant, evictions: &mut Evictions) -> kube::Result<bool> {
+        // A Node that somebody deletes meanwhile comes back as any other.
+        if self.cordon().await? {
+            *since = Instant::now();
+        }
+        let left = evictions.pass().await;
+        if !left.is_empty() {
+            self.tell(told(&left));
+            return Ok(false);
+        }
+        Ok(since.elapsed() >= SETTLED && evictions.is_clear().await?)
+    }
+
+    /// Has the Node take no pods any more; whether it took some until now.
+    async fn cordon(&self) -> kube::Result<bool> {
         let nodes: Api<Node> = Api::all(self.context.client.clone());
         let name = &self.context.config.node_name;
-        let Some(node) = nodes.get_opt(name).await? else { return Ok(()) };
-        let mut patch = json!({});
-        cordon(&mut patch, &node);
-        nodes.patch(name, &PatchParams::default(), &Patch::Strategic(patch)).await.map(drop)
+        let Some(node) = nodes.get_opt(name).await? else { return Ok(true) };
+        let Some(patch) = cordon(&node) else { return Ok(false) };
+        nodes.patch(name, &PatchParams::default(), &Patch::Strategic(patch)).await?;
+        Ok(true)
     }
 
     /// Has the Node deleted; whether it is gone.
@@ -130,7 +138,6 @@ impl Leaver {
                 },
             };
             match error {
-                kube::Error::Api(status) if status.code == 404 => return true,
                 kube::Error::Api(status) if status.code == 403 => {
                     let why = &status.message;
                     info!(
@@ -152,19 +159,8 @@ impl Leaver {
             return;
         }
         self.tell(format!("the Node is gone: ending {} pods of DaemonSets", others.len()));
-        for handle in &others {
-            let end = Eviction {
-                reason: "Terminated",
-                message: "Pod was terminated as its node has left the cluster.".into(),
-                grace: handle.view.borrow().desired.grace,
-                told: false,
-                disrupted: true,
-            };
-            // A task that is gone has nothing left.
-            let _ = handle.updates.send(Update::Evict(end)).await;
-        }
-        let gone = join_all(others.iter().map(|handle| handle.gone()));
-        if timeout_at(deadline, gone).await.is_err() {
+        let end = |grace| Eviction::by_node("Pod was terminated as its node has left the cluster.", grace);
+        if timeout_at(deadline, driver::end(&others, u64::MAX, end)).await.is_err() {
             warn!("pods of DaemonSets have not ended in their time");
         }
     }

@@ -24,21 +24,22 @@ pub(crate) fn is_cordoned(node: &Node) -> bool {
     node.annotations().contains_key(CORDONED)
 }
 
-/// Adds to a patch of the Node that it takes no pods. Who was cordoned by somebody else stays so afterwards; one that was only so because the
-/// kubelet's Node is, is looked at anew then.
-fn cordon(patch: &mut Value, node: &Node) {
-    if node.spec.as_ref().and_then(|spec| spec.unschedulable) != Some(true) || shared::is_mirrored(node) {
-        patch["spec"]["unschedulable"] = json!(true);
-        patch["metadata"]["annotations"][CORDONED] = json!("true");
-    }
+/// The patch of a Node that takes pods after which it takes none. Who was cordoned by somebody else stays so afterwards; one that was only so because
+/// the kubelet's Node is, is looked at anew then.
+fn cordon(node: &Node) -> Option<Value> {
+    let takes_pods = node.spec.as_ref().and_then(|spec| spec.unschedulable) != Some(true);
+    let is_ours = takes_pods || shared::is_mirrored(node) && !is_cordoned(node);
+    is_ours.then(|| json!({"spec": {"unschedulable": true}, "metadata": {"annotations": {CORDONED: "true"}}}))
 }
 
-/// Adds to a patch of the Node that it takes pods again.
-pub(crate) fn uncordon(patch: &mut Value) {
-    // Nothing in place of false: so kubectl leaves it, too.
-    patch["spec"]["unschedulable"] = Value::Null;
-    patch["metadata"]["annotations"][CORDONED] = Value::Null;
-    shared::forget(patch);
+/// The patch of a Node that a daemon has cordoned which wanted to leave, after which it takes pods again.
+pub(crate) fn uncordon(node: &Node) -> Option<Value> {
+    is_cordoned(node).then(|| {
+        // Nothing in place of false: so kubectl leaves it, too.
+        let mut patch = json!({"spec": {"unschedulable": null}, "metadata": {"annotations": {CORDONED: null}}});
+        shared::forget(&mut patch);
+        patch
+    })
 }
 
 #[cfg(test)]
@@ -48,20 +49,21 @@ mod tests {
     #[test]
     fn a_node_that_somebody_else_has_cordoned_stays_so() {
         let node = |value| serde_json::from_value::<Node>(value).unwrap();
-        let patch_of = |node: &Node| {
-            let mut patch = json!({});
-            cordon(&mut patch, node);
-            patch
-        };
-        let free = patch_of(&node(json!({"metadata": {"name": "n"}})));
+        let free = cordon(&node(json!({"metadata": {"name": "n"}}))).unwrap();
         assert_eq!(free["spec"]["unschedulable"], true);
-        assert!(is_cordoned(&node(json!({"metadata": free["metadata"]}))));
-        assert_eq!(patch_of(&node(json!({"spec": {"unschedulable": true}}))), json!({}));
+        let again = uncordon(&node(free.clone())).unwrap();
+        assert_eq!(
+            (&again["spec"]["unschedulable"], &again["metadata"]["annotations"][CORDONED]),
+            (&Value::Null, &Value::Null)
+        );
+        let others = node(json!({"spec": {"unschedulable": true}}));
+        assert_eq!((cordon(&others), uncordon(&others)), (None, None));
         // Cordoned with the kubelet's Node only: whether that still is will be seen when it comes again.
-        let with_other = json!({"metadata": {"annotations": {"kvmlet.io/cordoned-with": "worker"}}, "spec": {"unschedulable": true}});
-        assert_eq!(patch_of(&node(with_other))["metadata"]["annotations"][CORDONED], "true");
-        let mut patch = json!({});
-        uncordon(&mut patch);
-        assert!(patch["metadata"]["annotations"]["kvmlet.io/cordoned-with"].is_null());
+        let mut with_other = json!({"metadata": {"annotations": {"kvmlet.io/cordoned-with": "worker"}}, "spec": {"unschedulable": true}});
+        assert_eq!(cordon(&node(with_other.clone())).unwrap(), free);
+        with_other["metadata"]["annotations"][CORDONED] = json!("true");
+        let leaves = node(with_other);
+        assert_eq!(cordon(&leaves), None);
+        assert!(uncordon(&leaves).unwrap()["metadata"]["annotations"]["kvmlet.io/cordoned-with"].is_null());
     }
 }

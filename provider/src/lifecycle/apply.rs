@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use kvmlet_protocol as protocol;
 
 use super::{
-    Action, Event, MAX_BACKOFF, StartFailure, ephemeral,
+    Action, Event, MAX_BACKOFF, StartFailure, Up, ephemeral,
     health::{post_started, pre_stopped, probed},
     is_over, later, pull, resize, stop, timestamp,
 };
@@ -69,7 +69,6 @@ pub(super) fn apply(state: &mut PodState, desired: &DesiredPod, event: Event, no
         }
         Event::Judged(verdict) => resize::judged(state, desired, verdict, now, actions),
         Event::Resized(result) => resize::resized(state, desired, result, now, actions),
-        Event::RunsAs { container, user } => state.at_mut(container).user = Some(user),
         Event::Started { container, result } => started(state, desired, container, result, now, actions),
         Event::Containers(list) => {
             for status in &list {
@@ -118,12 +117,16 @@ fn started(
     state: &mut PodState,
     desired: &DesiredPod,
     index: usize,
-    result: Result<Timestamp, StartFailure>,
+    result: Result<Up, StartFailure>,
     now: Timestamp,
     actions: &mut Vec<Action>,
 ) {
     state.busy.remove(&Work::Start(index));
     let container = state.at_mut(index);
+    if let Ok(up) = &result {
+        // Also of one that has ended at once.
+        container.user.clone_from(&up.user);
+    }
     let (id, seen) = match container.slot.clone() {
         Slot::Starting { id } => (id, false),
         // The agent's list was quicker than its answer.
@@ -132,10 +135,10 @@ fn started(
     };
     let field = Some(desired.at(index).field_path());
     match result {
-        Ok(at) => {
+        Ok(up) => {
             actions.push(Action::Tell(Note::normal("Started", field, "Container started".into())));
             if !seen {
-                container.slot = Slot::Running { id, started: at };
+                container.slot = Slot::Running { id, started: up.at };
             }
         }
         Err(_) if seen => {}

@@ -1,16 +1,19 @@
 //! Says what to do next, from the state alone.
 
+use std::time::Duration;
+
 use jiff::{SignedDuration, Timestamp};
 
 use super::{
-    Action, FIRST_BACKOFF, KILL_PATIENCE, MAX_BACKOFF, changed, deadline, ephemeral, go_duration, has_passed, is_over, later, pull, resize,
-    restart_all, runs_again, stop,
+    Action, FIRST_BACKOFF, KILL_PATIENCE, MAX_BACKOFF, changed, deadline, ephemeral, has_passed, is_over, later, pull, resize, restart_all,
+    runs_again, stop,
 };
 use crate::{
+    config::Span,
     desired::DesiredPod,
     events::Note,
     image_volumes,
-    state::{ContainerState, DeletionState, Health, ImageState, Machine, PodState, Slot, Verdict, Work},
+    state::{ContainerState, DeletionState, Ended, Health, ImageState, Machine, PodState, Slot, Verdict, Work},
 };
 
 /// A container that ran this long starts over with the first wait.
@@ -165,23 +168,31 @@ fn start_containers(
     }
 }
 
-/// An ended container that shall run again waits, at first for nothing, then 10 s doubling to 5 min (the kubelet's doBackOff).
+/// How long an ended container waits that shall run again, in seconds, and until when, if it has to: at first for nothing, then 10 s doubling to
+/// 5 min; one that ran for ten minutes begins anew (the kubelet's doBackOff).
+pub(super) fn wait(backoff: &mut u64, ended: &Ended, now: Timestamp) -> (u64, Option<Timestamp>) {
+    if ended.started != Timestamp::UNIX_EPOCH && ended.finished.duration_since(ended.started) >= BACKOFF_RESET {
+        *backoff = 0;
+    }
+    let seconds = *backoff;
+    *backoff = (seconds * 2).clamp(FIRST_BACKOFF, MAX_BACKOFF);
+    let until = later(ended.finished.min(now), seconds);
+    (seconds, Some(until).filter(|until| *until > now))
+}
+
+/// An ended container that shall run again waits.
 fn consider_restart(c: &mut ContainerState, desired: &DesiredPod, index: usize, now: Timestamp, actions: &mut Vec<Action>) {
     let Slot::Ended(ended) = &c.slot else { return };
     if !runs_again(desired, &desired.containers[index], c, ended.code) {
         return;
     }
-    if ended.started != Timestamp::UNIX_EPOCH && ended.finished.duration_since(ended.started) >= BACKOFF_RESET {
-        c.backoff = 0;
-    }
-    let not_before = later(ended.finished.min(now), c.backoff);
-    let waits = not_before > now;
+    let (seconds, until) = wait(&mut c.backoff, ended, now);
     c.last = Some(ended.clone());
     c.restarts += 1;
-    c.slot = if waits {
+    c.slot = if until.is_some() {
         let message = format!(
             "back-off {} restarting failed container={} pod={}_{}({})",
-            go_duration(c.backoff),
+            Span(Duration::from_secs(seconds)),
             c.name,
             desired.name,
             desired.namespace,
@@ -198,14 +209,9 @@ fn consider_restart(c: &mut ContainerState, desired: &DesiredPod, index: usize, 
         Slot::Waiting {
             reason: Some("CrashLoopBackOff".into()),
             message,
-            not_before: Some(not_before),
+            not_before: until,
         }
     } else {
         Slot::waiting()
-    };
-    c.backoff = if c.backoff == 0 {
-        FIRST_BACKOFF
-    } else {
-        (c.backoff * 2).min(MAX_BACKOFF)
     };
 }

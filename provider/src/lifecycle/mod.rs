@@ -39,7 +39,7 @@ use crate::{
 /// Seconds until a container that is still there is killed again.
 const KILLED_AGAIN: u64 = 2;
 /// Longest wait between restarts and between pulls (the kubelet's MaxContainerBackOff).
-const MAX_BACKOFF: u64 = 300;
+pub(crate) const MAX_BACKOFF: u64 = 300;
 /// First wait.
 const FIRST_BACKOFF: u64 = 10;
 /// How long a failed pull is shown as ErrImagePull before it becomes ImagePullBackOff.
@@ -80,19 +80,12 @@ pub enum Event {
     Judged(Result<Vec<Allocation>, NotNow>),
     /// What was allocated is in force, or could not be brought into force.
     Resized(Result<Vec<Allocation>, String>),
-    /// A container's first process is somebody; its start ends well with the next event.
-    RunsAs {
-        /// Which container.
-        container: usize,
-        /// Who.
-        user: protocol::Identity,
-    },
     /// A start ended.
     Started {
         /// Which container.
         container: usize,
         /// What came of it.
-        result: Result<Timestamp, StartFailure>,
+        result: Result<Up, StartFailure>,
     },
     /// The agent's list of containers.
     Containers(Vec<protocol::ContainerStatus>),
@@ -145,6 +138,15 @@ pub struct Failure {
     pub reason: &'static str,
     /// For people.
     pub message: String,
+}
+
+/// A container that has started.
+#[derive(Debug, Clone)]
+pub struct Up {
+    /// When.
+    pub at: Timestamp,
+    /// Who its first process is; an older guest does not say.
+    pub user: Option<protocol::Identity>,
 }
 
 /// Why a container did not start.
@@ -289,15 +291,6 @@ fn has_passed(desired: &DesiredContainer, c: &ContainerState) -> bool {
         c.is_up() && (desired.probes.startup.is_none() || c.health.started)
     } else {
         matches!(&c.slot, Slot::Ended(e) if e.code == 0)
-    }
-}
-
-/// Seconds as Go prints a duration: `10s`, `1m20s`, `5m0s`.
-pub fn go_duration(seconds: u64) -> String {
-    if seconds < 60 {
-        format!("{seconds}s")
-    } else {
-        format!("{}m{}s", seconds / 60, seconds % 60)
     }
 }
 

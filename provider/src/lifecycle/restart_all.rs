@@ -7,7 +7,7 @@
 
 use jiff::Timestamp;
 
-use super::{FIRST_BACKOFF, KILLED_AGAIN, MAX_BACKOFF, later, stop};
+use super::{KILLED_AGAIN, decide::wait, later, stop};
 use crate::{
     desired::{DesiredContainer, DesiredPod},
     lifecycle::Action,
@@ -77,6 +77,7 @@ fn brings_about(desired: &DesiredPod, d: &DesiredContainer, c: &ContainerState) 
 fn reset(c: &mut ContainerState, source: bool, now: Timestamp) {
     match &c.slot {
         Slot::Ended(ended) => {
+            let until = if source { wait(&mut c.backoff, ended, now).1 } else { None };
             c.last = Some(Ended {
                 code: 137,
                 signal: 0,
@@ -85,14 +86,10 @@ fn reset(c: &mut ContainerState, source: bool, now: Timestamp) {
                 ..ended.clone()
             });
             c.restarts += 1;
-            let wait = if source { c.backoff } else { 0 };
-            if source {
-                c.backoff = (c.backoff * 2).clamp(FIRST_BACKOFF, MAX_BACKOFF);
-            }
             c.slot = Slot::Waiting {
                 reason: Some(REASON.into()),
                 message: MESSAGE.into(),
-                not_before: (wait > 0).then(|| later(now, wait)),
+                not_before: until,
             };
         }
         // It waits no longer than the others.

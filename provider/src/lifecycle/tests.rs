@@ -17,7 +17,7 @@ use kvmlet_protocol::{ContainerState as Seen, ContainerStatus, ExitStatus};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::{Action, Event, Failure, PullFailure, StartFailure, is_over, next_tick, step};
+use super::{Action, Event, Failure, PullFailure, StartFailure, Up, is_over, next_tick, step};
 use crate::{
     desired::{Deletion, DesiredPod},
     size::Room,
@@ -107,22 +107,29 @@ impl Life {
     }
 
     fn started(&mut self, container: usize) -> Vec<Action> {
-        let now = self.now;
-        self.on(Event::Started {
-            container,
-            result: Ok(now),
-        })
+        let up = self.up();
+        self.on(Event::Started { container, result: Ok(up) })
+    }
+
+    fn up(&self) -> Up {
+        Up { at: self.now, user: None }
     }
 
     fn exit(&mut self, container: usize, code: i32) -> Vec<Action> {
-        let id = self.state.containers[container].slot.id().expect("it runs").to_owned();
-        let nanoseconds = u64::try_from(self.now.as_nanosecond()).unwrap();
+        let slot = &self.state.containers[container].slot;
+        let id = slot.id().expect("it runs").to_owned();
+        let nanoseconds = |at: Timestamp| u64::try_from(at.as_nanosecond()).unwrap();
+        let finished = nanoseconds(self.now);
+        let started = match slot {
+            Slot::Running { started, .. } => nanoseconds(*started),
+            _ => finished,
+        };
         let exit = ExitStatus {
             code,
             signal: 0,
             oom_killed: false,
-            started: nanoseconds,
-            finished: nanoseconds,
+            started,
+            finished,
             message: String::new(),
         };
         self.on(Event::Containers(vec![ContainerStatus {
@@ -162,7 +169,6 @@ fn start(container: usize, id: &str, restarts: u32, replaces: Option<&str>) -> A
 
 /// What the world answers to an action.
 fn answer(life: &mut Life, action: Action, well: bool) -> Vec<Action> {
-    let now = life.now;
     match action {
         Action::Pull(container) => {
             assert!(!matches!(life.state.containers[container].image, ImageState::Ready(_)));
@@ -180,13 +186,14 @@ fn answer(life: &mut Life, action: Action, well: bool) -> Vec<Action> {
             life.on(Event::MachineStarted(if well { Ok(Room::default()) } else { Err(bad) }))
         }
         Action::StartContainer { container, .. } => {
+            let up = life.up();
             let bad = StartFailure::Config {
                 reason: "CreateContainerError",
                 message: "m".into(),
             };
             life.on(Event::Started {
                 container,
-                result: if well { Ok(now) } else { Err(bad) },
+                result: if well { Ok(up) } else { Err(bad) },
             })
         }
         Action::Resize => {

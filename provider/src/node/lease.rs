@@ -15,7 +15,7 @@ use kube::{
 use serde_json::json;
 
 /// How long it lasts (the kubelet's).
-const LEASE_SECONDS: i32 = 40;
+pub(crate) const LEASE_SECONDS: i32 = 40;
 
 /// Renews it, or makes it. One request, but for the first time.
 pub(super) async fn renew(client: &Client, name: &str, node: &Node) -> kube::Result<()> {

@@ -87,8 +87,3 @@ pub async fn tell(target: &Target<'_>, handler: &Handler, limit: Duration) -> Re
         Outcome::Failure(why) | Outcome::Errored(why) => Err(why),
     }
 }
-
-/// A duration of whole seconds as Go prints it.
-pub(super) fn go_duration(limit: Duration) -> String {
-    crate::lifecycle::go_duration(limit.as_secs())
-}

@@ -5,8 +5,11 @@ use std::{path::Path, time::Duration};
 use kvmlet_protocol::{ErrorKind, ExecOutput, ExecSpec, Request, Response};
 use tokio::time::timeout;
 
-use super::ask::{MOST, Outcome, go_duration};
-use crate::agent::{self, Agent, AgentError};
+use super::ask::{MOST, Outcome};
+use crate::{
+    agent::{self, Agent, AgentError},
+    config::Span,
+};
 
 /// Runs it once.
 pub(super) async fn run(socket: &Path, container: &str, command: &[String], limit: Duration) -> Outcome {
@@ -22,7 +25,7 @@ pub(super) async fn run(socket: &Path, container: &str, command: &[String], limi
         Err(_) => Outcome::Failure(format!(
             "command timed out: {:?} timed out after {}",
             command.join(" "),
-            go_duration(limit)
+            Span(limit)
         )),
     }
 }

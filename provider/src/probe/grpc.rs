@@ -13,10 +13,11 @@ use tokio::{
 };
 
 use super::{
-    ask::{MOST, Outcome, go_duration},
+    ask::{MOST, Outcome},
     http::user_agent,
     tcp::join,
 };
+use crate::config::Span;
 
 /// Between two attempts to connect (gRPC's first backoff).
 const AGAIN: Duration = Duration::from_secs(1);
@@ -80,7 +81,7 @@ pub(super) async fn check(address: &str, port: u16, service: &str, limit: Durati
     let Ok(stream) = timeout_at(deadline, connect(address, port)).await else {
         return Outcome::Failure(format!(
             "timeout: failed to connect service {authority:?} within {}: context deadline exceeded",
-            go_duration(limit)
+            Span(limit)
         ));
     };
     let result = timeout_at(deadline, call(stream, &authority, service))
@@ -92,9 +93,7 @@ pub(super) async fn check(address: &str, port: u16, service: &str, limit: Durati
         Err(Status(UNIMPLEMENTED, message)) => Outcome::Failure(format!(
             "error: this server does not implement the grpc health protocol (grpc.health.v1.Health): {message}"
         )),
-        Err(Status(DEADLINE_EXCEEDED, _)) => {
-            Outcome::Failure(format!("timeout: health rpc did not complete within {}", go_duration(limit)))
-        }
+        Err(Status(DEADLINE_EXCEEDED, _)) => Outcome::Failure(format!("timeout: health rpc did not complete within {}", Span(limit))),
         Err(Status(code, message)) => {
             let code = CODES
                 .get(code as usize)

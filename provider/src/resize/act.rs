@@ -59,11 +59,11 @@ pub async fn resize(act: &Act, desired: &Arc<DesiredPod>, order: Order) -> Resul
         .room
         .ok_or("the pod's machine was made by a release that did not resize; a new pod can be resized")?;
     let mut agent = Agent::connect(&running.vsock).await.map_err(|e| chain(&e))?;
+    let limits = lower::pod_limits(desired);
+    let needed = if limits.is_some() { LIMIT_POD_VERSION } else { RESIZE_VERSION };
     let version = agent.welcome().version;
-    if version < RESIZE_VERSION {
-        return Err(format!(
-            "the guest's agent speaks version {version} of the protocol, and {RESIZE_VERSION} is needed: install the guest of this release"
-        ));
+    if version < needed {
+        return Err(streams::too_old(version, needed));
     }
     let size = prepare::size_with(&act.context, desired, &order.images)?;
     let before = running.with_control(|c| c.memory(None).map_err(|e| chain(&e))).await?;
@@ -88,11 +88,7 @@ pub async fn resize(act: &Act, desired: &Arc<DesiredPod>, order: Order) -> Resul
         containers: containers.collect(),
     };
     agent.command(&request).await.map_err(|e| chain(&e))?;
-    if desired.has_own_amounts() {
-        if version < LIMIT_POD_VERSION {
-            return Err(streams::too_old(version, LIMIT_POD_VERSION));
-        }
-        let limits = lower::pod_limits(desired).unwrap_or_default();
+    if let Some(limits) = limits {
         agent.command(&Request::LimitPod(limits)).await.map_err(|e| chain(&e))?;
     }
     if memory < before.wanted {

@@ -3,6 +3,8 @@
 
 use std::{collections::BTreeMap, fs::File, io, os::unix::fs::FileExt};
 
+use vmm_lib::virtio::block::{MOST_FREED, MOST_OF_A_TABLE};
+
 /// Bytes of a cluster, and the power of two.
 const CLUSTER: u64 = 1 << CLUSTER_BITS;
 const CLUSTER_BITS: u32 = 16;
@@ -12,10 +14,6 @@ const ENTRIES: u64 = CLUSTER / 8;
 const COUNTS: u64 = CLUSTER / 2;
 /// The entry's cluster belongs to nobody else.
 const COPIED: u64 = 1 << 63;
-/// Most bytes of a table that a machine keeps in memory.
-const MAX_TABLE: u64 = 1 << 20;
-/// Clusters that were free and may not be used again before the next flush, so that a file grows by as many beyond its disk (vmm-lib's `MOST_FREED`).
-const WAITING: u64 = 16 << 10;
 
 /// Where what is in an image of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,13 +51,13 @@ impl Layout {
 
 /// The most bytes that the image of a disk of `size` bytes may have.
 pub(super) fn most(size: u64) -> u64 {
-    (Layout::of(size).most + WAITING).saturating_mul(CLUSTER)
+    (Layout::of(size).most + MOST_FREED as u64).saturating_mul(CLUSTER)
 }
 
 /// Makes `to` the image of a raw disk of `size` bytes.
 pub(super) fn make(from: &File, size: u64, to: &File) -> io::Result<()> {
     let layout = Layout::of(size);
-    if layout.tables * 8 > MAX_TABLE || layout.counters * CLUSTER > MAX_TABLE {
+    if layout.tables * 8 > MOST_OF_A_TABLE || layout.counters * CLUSTER > MOST_OF_A_TABLE {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
             format!("{size} bytes are too many for qcow2"),

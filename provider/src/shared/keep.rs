@@ -227,14 +227,16 @@ impl SharedKeeper {
 
     /// Has pods leave; whether all have that have to.
     async fn drain(&self, known: &mut Known, evictions: &mut Evictions) -> bool {
-        let words = match evictions.pass().await {
-            Ok(left) if left.is_empty() => {
+        let left = evictions.pass().await;
+        let words = match evictions.is_clear().await {
+            Ok(true) if left.is_empty() => {
                 if known.draining.take().is_some() {
                     info!("drained with the kubelet's Node");
                 }
                 return true;
             }
-            Ok(left) => plan::told(&left),
+            // One that the API server has and that is not here yet will be.
+            Ok(_) => plan::told(&left),
             Err(error) => format!("the node's pods cannot be listed: {error}"),
         };
         if known.draining.is_none() {

@@ -2,20 +2,21 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures_util::future::join_all;
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use super::{
+    TERMINATED,
     logind::{Logind, LogindError},
-    plan, termination,
+    plan,
 };
 use crate::{
     act::chain,
     config::ShutdownGracePeriod,
     context::Context,
-    driver::{Handle, Update},
+    driver::{self, Handle},
     events::Note,
+    eviction::Eviction,
     kubelet::Pods,
     priority::priority,
 };
@@ -68,13 +69,8 @@ async fn follow(context: &Context, pods: &Pods, periods: &[ShutdownGracePeriod])
 
 async fn end_pods(pods: &Pods, periods: &[ShutdownGracePeriod]) {
     for group in plan::groups(periods, running(pods)) {
-        for handle in &group.pods {
-            let grace = handle.view.borrow().desired.grace.min(group.seconds);
-            // A task that is gone has nothing left.
-            let _ = handle.updates.send(Update::Evict(termination(grace))).await;
-        }
-        let gone = join_all(group.pods.iter().map(|handle| handle.gone()));
-        if timeout(Duration::from_secs(group.seconds), gone).await.is_err() {
+        let ended = driver::end(&group.pods, group.seconds, |grace| Eviction::by_node(TERMINATED, grace));
+        if timeout(Duration::from_secs(group.seconds), ended).await.is_err() {
             warn!(seconds = group.seconds, "pods have not ended in their time");
         }
     }

@@ -14,7 +14,7 @@ mod tests;
 
 use tokio::sync::watch;
 
-use crate::{desired::Refusal, eviction::Eviction};
+use crate::desired::Refusal;
 
 /// What the Node says when it is not ready for that.
 pub const NOT_READY: &str = "node is shutting down";
@@ -47,17 +47,5 @@ impl Shutdown {
 
     fn set(&self, shuts_down: bool) {
         self.0.send_replace(shuts_down);
-    }
-}
-
-/// How a pod is ended that has so many seconds.
-fn termination(grace: u64) -> Eviction {
-    Eviction {
-        reason: "Terminated",
-        message: TERMINATED.into(),
-        grace,
-        // As by the kubelet.
-        told: false,
-        disrupted: true,
     }
 }

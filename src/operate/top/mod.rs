@@ -5,7 +5,6 @@ mod view;
 
 use std::{
     io::{self, IsTerminal as _},
-    path::PathBuf,
     process::ExitCode,
     sync::mpsc::{self, Receiver},
     thread,
@@ -21,8 +20,8 @@ use ratatui::{
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::model::{Command, Line, Sample, Screen};
-use super::{Host, print, wait};
-use crate::cli::TopArguments;
+use super::{Host, wait};
+use crate::{cli::TopArguments, ending::Signals, print::print};
 
 /// Between one look and the next.
 const EACH: Duration = Duration::from_secs(1);
@@ -33,7 +32,7 @@ const PAGE: isize = 20;
 
 /// Shows what this host's machines use, until `q`.
 pub(crate) fn top(arguments: &TopArguments) -> anyhow::Result<ExitCode> {
-    let host = Host::open(&arguments.config)?;
+    let host = Host::open(&arguments.config.path)?;
     let node = host.config.node_name.clone();
     if arguments.once || !io::stdout().is_terminal() {
         let (begun, mut screen) = (Instant::now(), Screen::new());
@@ -43,8 +42,10 @@ pub(crate) fn top(arguments: &TopArguments) -> anyhow::Result<ExitCode> {
         print(view::once(&screen, &node).as_bytes())?;
         return Ok(ExitCode::SUCCESS);
     }
-    let news = follow(arguments.config.clone())?;
-    let mut terminal = ratatui::try_init().context("take the terminal over")?;
+    let news = follow(host)?;
+    // What failed may have taken half of it.
+    let taken = ratatui::try_init().inspect_err(|_| ratatui::restore());
+    let mut terminal = taken.context("take the terminal over")?;
     let shown = show(&mut terminal, &news, &node);
     ratatui::try_restore().context("give the terminal back")?;
     shown.map(|()| ExitCode::SUCCESS)
@@ -58,19 +59,19 @@ enum News {
 }
 
 /// Looks at the host each second, and listens for signals.
-fn follow(config: PathBuf) -> anyhow::Result<Receiver<News>> {
+fn follow(host: Host) -> anyhow::Result<Receiver<News>> {
     let (told, news) = mpsc::channel();
     let signals = told.clone();
     let on_signal = move || {
         let ended = wait(async {
-            let (mut terminate, mut hangup) = (signal(SignalKind::terminate())?, signal(SignalKind::hangup())?);
+            let (mut asked, mut hangup) = (Signals::new()?, signal(SignalKind::hangup())?);
             tokio::select! {
-                _ = terminate.recv() => {}
+                _ = asked.next() => {}
                 _ = hangup.recv() => {}
             }
-            Ok(())
+            io::Result::Ok(())
         });
-        if ended.is_ok() {
+        if matches!(ended, Ok(Ok(()))) {
             // Nobody listens any more: it ends anyhow.
             let _ = signals.send(News::End);
         }
@@ -82,8 +83,8 @@ fn follow(config: PathBuf) -> anyhow::Result<Receiver<News>> {
     let begun = Instant::now();
     let look = move || {
         loop {
-            // The directory may come and go.
-            let seen = Host::open(&config).and_then(|host| host.sample(begun));
+            // Its directory may come and go.
+            let seen = host.sample(begun);
             if told.send(News::Seen(seen.map_err(|error| format!("{error:#}")))).is_err() {
                 return;
             }

@@ -8,7 +8,7 @@ use kvmlet_provider::{figures::HostLoad, started::Took, template::Standing};
 
 use crate::operate::{
     model::{Memory, Pod, Usage},
-    text::{self, NONE},
+    text::{self, or_none},
 };
 
 /// The host at one moment.
@@ -42,7 +42,7 @@ pub(super) struct Line {
 
 impl Line {
     pub(super) fn new(pod: &Pod) -> Self {
-        let how = pod.started.as_ref().and_then(|started| started.how.as_ref());
+        let how = pod.how();
         Self {
             uid: pod.desired.uid.clone(),
             name: pod.full(),
@@ -130,7 +130,6 @@ fn larger(one: Option<f64>, other: Option<f64>) -> Ordering {
 impl Row {
     /// As it is shown, in the order of [`Column::ALL`].
     pub(super) fn cells(&self) -> [String; 8] {
-        let or_none = |text: Option<String>| text.unwrap_or_else(|| NONE.into());
         let memory = |of: fn(Memory) -> u64| or_none(self.line.usage.memory.map(|memory| text::bytes(of(memory))));
         let rate = |rate: Option<f64>| or_none(rate.map(|rate| text::bytes(rate as u64)));
         [

@@ -10,7 +10,10 @@ use ratatui::{
 };
 
 use super::model::{Column, Row, Screen, host_cpu};
-use crate::operate::text::{self, NONE};
+use crate::{
+    operate::text::{self, NONE},
+    print,
+};
 
 /// Lines of the pane below: each phase, the line above them, the borders.
 const PANE: u16 = Phase::ALL.len() as u16 + 3;
@@ -89,10 +92,9 @@ fn how(row: &Row) -> String {
 /// Everything, as text: for what is no terminal.
 pub(super) fn once(screen: &Screen, node: &str) -> String {
     let rows: Vec<_> = screen.rows().iter().map(Row::cells).collect();
-    let table = text::table(Column::ALL.map(Column::title), &rows);
+    let table = print::table(Column::ALL.map(Column::title), &rows);
     let [first, second] = header(screen, node);
-    let trouble = screen.trouble.iter().map(|why| format!("{why}\n")).collect::<String>();
-    format!("{first}\n{second}\n{trouble}\n{table}")
+    format!("{first}\n{second}\n\n{table}")
 }
 
 /// Everything, in a terminal.

@@ -2,13 +2,12 @@
 
 use std::io;
 
-use kvmlet_protocol::{ErrorKind, Failure, Rlimit};
+use kvmlet_protocol::{ErrorKind, Failure, Identity, Rlimit};
 use rustix::fs::{FileType, Gid, Uid, fchown, fstat, major, minor};
 use rustix::io::Errno;
 use rustix::process::{Resource, setrlimit};
 use rustix::thread::{self, CapabilitySet, CapabilitySets};
 
-use super::users::Account;
 use crate::failure::{Attempt, fail};
 
 /// By their numbers.
@@ -119,7 +118,7 @@ pub(crate) fn capabilities(names: &[String]) -> Result<CapabilitySet, Failure> {
 
 /// Becomes the user, with these capabilities and no way to others: bounding, permitted, effective. None is inheritable, as in
 /// current runtimes: files with inheritable capabilities must not raise an ordinary user.
-pub(crate) fn assume(account: &Account, names: &[String]) -> Result<(), Failure> {
+pub(crate) fn assume(user: &Identity, names: &[String]) -> Result<(), Failure> {
     let wanted = capabilities(names)?;
     for number in 0..64 {
         let one = CapabilitySet::from_bits_retain(1 << number);
@@ -132,11 +131,11 @@ pub(crate) fn assume(account: &Account, names: &[String]) -> Result<(), Failure>
         }
     }
     thread::set_keep_capabilities(true).attempt("keep capabilities")?;
-    let groups: Vec<Gid> = account.groups.iter().map(|g| Gid::from_raw(*g)).collect();
+    let groups: Vec<Gid> = user.groups.iter().map(|g| Gid::from_raw(*g)).collect();
     thread::set_thread_groups(&groups).attempt("set the supplementary groups")?;
-    let gid = Gid::from_raw(account.gid);
+    let gid = Gid::from_raw(user.gid);
     thread::set_thread_res_gid(gid, gid, gid).attempt("set the group")?;
-    let uid = Uid::from_raw(account.uid);
+    let uid = Uid::from_raw(user.uid);
     thread::set_thread_res_uid(uid, uid, uid).attempt("set the user")?;
     let permitted = thread::capabilities(None).attempt("read the capabilities")?.permitted & wanted;
     let sets = CapabilitySets {

@@ -2,11 +2,8 @@
 //!
 //! Being a program of its own it may allocate and fail like any other; what goes wrong it says in a [`Report`].
 
-mod bpf;
 mod command;
 mod credentials;
-pub(crate) mod files;
-mod filter;
 mod root;
 mod seccomp;
 mod terminal;
@@ -17,12 +14,13 @@ use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
-use kvmlet_protocol::{ErrorKind, Failure, Filter, Identity, MAX_HOST_FRAME, Process, read_frame, write_frame};
+use kvmlet_protocol::{ErrorKind, Failure, MAX_HOST_FRAME, Process, read_frame, write_frame};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
 use crate::failure::{Attempt, fail};
+use crate::filter::{self, Compiled};
 use crate::spawn::{Place, Plan, Report};
 use crate::sys;
 
@@ -92,7 +90,7 @@ fn join(pid: u32) -> std::io::Result<()> {
 }
 
 /// Becomes the program, in the container.
-fn run(process: &Process, strict_groups: bool, filter: Option<&Filter>, agent: &mut UnixStream) -> Result<Never, Failure> {
+fn run(process: &Process, strict_groups: bool, filter: Option<&Compiled>, agent: &mut UnixStream) -> Result<Never, Failure> {
     if process.args.is_empty() {
         return Err(fail(ErrorKind::BadContainer, "no command specified"));
     }
@@ -100,7 +98,7 @@ fn run(process: &Process, strict_groups: bool, filter: Option<&Filter>, agent: &
     let cwd = if process.cwd.is_empty() { "/" } else { &process.cwd };
     std::env::set_current_dir(cwd).wanted(format_args!("change to the working directory {cwd}"))?;
     credentials::set_rlimits(&process.rlimits)?;
-    credentials::own_streams(account.uid);
+    credentials::own_streams(account.identity.uid);
     // A filter may be installed by root, or by anyone who has promised not to gain privileges: as late as that allows.
     let restrict = || match filter {
         Some(filter) => filter::install(filter),
@@ -110,7 +108,7 @@ fn run(process: &Process, strict_groups: bool, filter: Option<&Filter>, agent: &
     if !process.no_new_privs {
         restrict()?;
     }
-    credentials::assume(&account, &process.capabilities)?;
+    credentials::assume(&account.identity, &process.capabilities)?;
     let environment = command::environment(&process.env, &account.home)?;
     let program = command::find(&process.args[0], &process.env)?;
     let args: Vec<CString> = process.args.iter().map(|a| command::c_string(a)).collect::<Result<_, _>>()?;
@@ -120,12 +118,7 @@ fn run(process: &Process, strict_groups: bool, filter: Option<&Filter>, agent: &
         rustix::thread::set_no_new_privs(true).attempt("set no_new_privs")?;
         restrict()?;
     }
-    let user = Identity {
-        uid: account.uid,
-        gid: account.gid,
-        groups: account.groups,
-    };
-    write_frame(agent, &Report::Ready(user)).map_err(|e| fail(ErrorKind::Internal, e.to_string()))?;
+    write_frame(agent, &Report::Ready(account.identity)).map_err(|e| fail(ErrorKind::Internal, e.to_string()))?;
     let error = sys::execve(&program, &args, &environment);
     Err(command::not_executed(&program, &error))
 }

@@ -14,9 +14,9 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen, mount_change, move_mount, open_tree, unmount,
 };
 
-use super::files::{self, Kind};
 use crate::boot::{ROOT, SHM};
 use crate::failure::{Attempt, fail};
+use crate::files::{self, Kind};
 use crate::spawn::{Bind, Root};
 use crate::sys::{self, MountAttributes};
 

@@ -5,8 +5,8 @@ use kvmlet_protocol::Failure;
 use libc::sock_filter;
 use rustix::thread::CapabilitySet;
 
-use super::bpf::{FIRST_ARGUMENT, NUMBER, Program};
 use super::credentials::capabilities;
+use crate::bpf::{FIRST_ARGUMENT, NUMBER, Program};
 use crate::failure::Attempt;
 use crate::sys;
 

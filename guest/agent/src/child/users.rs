@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::Read;
 
-use kvmlet_protocol::{ErrorKind, Failure, User};
+use kvmlet_protocol::{ErrorKind, Failure, Identity, User};
 
 use crate::failure::fail;
 
@@ -13,10 +13,7 @@ const MOST: u64 = 16 << 20;
 /// Numbers and home of a user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Account {
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
-    /// Supplementary groups, the primary one among them.
-    pub(crate) groups: Vec<u32>,
+    pub(crate) identity: Identity,
     pub(crate) home: String,
 }
 
@@ -112,12 +109,8 @@ fn resolve_in(user: &User, strict: bool, passwd_text: &str, group_text: &str) ->
     all.retain(|g| seen.insert(*g));
 
     let home = entry.map(|e| e.home).filter(|h| !h.is_empty()).unwrap_or("/").to_owned();
-    Ok(Account {
-        uid,
-        gid,
-        groups: all,
-        home,
-    })
+    let identity = Identity { uid, gid, groups: all };
+    Ok(Account { identity, home })
 }
 
 #[cfg(test)]
@@ -137,10 +130,9 @@ mod tests {
     }
 
     fn account(uid: u32, gid: u32, groups: &[u32], home: &str) -> Account {
+        let groups = groups.into();
         Account {
-            uid,
-            gid,
-            groups: groups.into(),
+            identity: Identity { uid, gid, groups },
             home: home.into(),
         }
     }

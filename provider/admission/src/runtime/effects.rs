@@ -7,7 +7,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, ResourceExt as _,
-    api::{DeleteParams, EvictParams, ListParams, Patch, PatchParams, PostParams},
+    api::{DeleteParams, EvictParams, ListParams, Patch, PatchParams, PostParams, Preconditions},
 };
 use serde_json::{Value, json};
 use tracing::{debug, info};
@@ -146,9 +146,21 @@ impl Effects {
             let (name, namespace) = (pod.name_any(), pod.namespace().unwrap_or_default());
             info!(pod = name, namespace, "evicting a pod");
             let its: Api<Pod> = Api::namespaced(self.0.clone(), &namespace);
-            match its.evict(&name, &EvictParams::default()).await {
-                // A PodDisruptionBudget wants it there for now.
-                Err(kube::Error::Api(status)) if status.code == 429 => debug!(pod = name, namespace, "{}", status.message),
+            let this_one = EvictParams {
+                delete_options: Some(DeleteParams {
+                    preconditions: Some(Preconditions {
+                        uid: pod.uid(),
+                        resource_version: None,
+                    }),
+                    ..DeleteParams::default()
+                }),
+                ..EvictParams::default()
+            };
+            match its.evict(&name, &this_one).await {
+                // A PodDisruptionBudget wants it there for now, or another pod has its name by now.
+                Err(kube::Error::Api(status)) if matches!(status.code, 409 | 429) => {
+                    debug!(pod = name, namespace, "{}", status.message);
+                }
                 other => _ = unless_gone(other)?,
             }
         }

@@ -23,7 +23,7 @@ use crate::{CertConfig, followed::All, policy::virtual_nodes};
 /// The pause after a failure.
 const PAUSE: Duration = Duration::from_secs(1);
 /// When kinds that are not installed, or may not be seen, are looked for again.
-const ABSENT: Duration = Duration::from_secs(30);
+pub const ABSENT: Duration = Duration::from_secs(30);
 /// When pods that had to stay are evicted again.
 const AGAIN: Duration = Duration::from_secs(5);
 /// News that are looked at together.

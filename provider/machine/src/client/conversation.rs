@@ -31,7 +31,7 @@ pub struct Control {
 }
 
 impl Control {
-    pub(crate) fn connect(directory: &Path, pid: u32) -> Result<Self, ClientError> {
+    pub(crate) fn connect(directory: &Path, pid: u32, limit: Duration) -> Result<Self, ClientError> {
         let handle = open_directory(directory).map_err(host("open the machine's directory"))?;
         let stream = UnixStream::connect(within(&handle, CONTROL_SOCKET)).map_err(host("connect to the control socket"))?;
         let peer = rustix::net::sockopt::socket_peercred(&stream).map_err(host("ask whose socket it is"))?;
@@ -39,17 +39,18 @@ impl Control {
         if actual != pid {
             return Err(ClientError::Stranger { expected: pid, actual });
         }
-        Self::greet(stream)
+        Self::greet(stream, limit)
     }
 
     /// Connects to whichever machine process listens at this path.
     pub fn open(socket: &Path) -> Result<Self, ClientError> {
-        Self::greet(UnixStream::connect(socket).map_err(host("connect to the control socket"))?)
+        let stream = UnixStream::connect(socket).map_err(host("connect to the control socket"))?;
+        Self::greet(stream, DEADLINE)
     }
 
-    fn greet(stream: UnixStream) -> Result<Self, ClientError> {
+    fn greet(stream: UnixStream, limit: Duration) -> Result<Self, ClientError> {
         for set in [UnixStream::set_read_timeout, UnixStream::set_write_timeout] {
-            set(&stream, Some(DEADLINE)).map_err(host("set a deadline"))?;
+            set(&stream, Some(limit)).map_err(host("set a deadline"))?;
         }
         let mut control = Self {
             receiver: Receiver::new(stream),

@@ -283,7 +283,12 @@ impl Machine {
 
     /// A connection for requests.
     pub fn control(&self) -> Result<Control, ClientError> {
-        Control::connect(&self.directory, self.pid)
+        self.control_within(DEADLINE)
+    }
+
+    /// The same, of a process that answers each request within `limit`, which is not zero, or has failed.
+    pub fn control_within(&self, limit: Duration) -> Result<Control, ClientError> {
+        Control::connect(&self.directory, self.pid, limit)
     }
 
     /// A connection for events.

@@ -53,7 +53,7 @@ fn one_that_comes_later_is_pulled_and_started_once_and_counts_for_nothing() {
     assert_eq!(life.pulled(1, Ok(facts())), [start(1, "id1", 0, None)]);
     let started = Event::Started {
         container: 1,
-        result: Ok(life.now),
+        result: Ok(life.up()),
     };
     assert_eq!(life.on(started), []);
     assert!(matches!(&life.own().slot, Slot::Running { id, .. } if id == "id1"));

@@ -85,26 +85,8 @@ fn crashes_are_restarted_at_once_then_after_ten_seconds_doubling() {
     assert_eq!(life.pass(1), [start(0, "id4", 3, Some("id3"))]);
     // Ten good minutes, and the first wait counts again.
     life.started(0);
-    life.state.containers[0].slot = Slot::Running {
-        id: "id4".into(),
-        started: life.now,
-    };
-    let began = u64::try_from(life.now.as_nanosecond()).unwrap();
     life.pass(600);
-    let ended = u64::try_from(life.now.as_nanosecond()).unwrap();
-    let exit = ExitStatus {
-        code: 1,
-        signal: 0,
-        oom_killed: false,
-        started: began,
-        finished: ended,
-        message: String::new(),
-    };
-    let list = vec![ContainerStatus {
-        id: "id4".into(),
-        state: Seen::Exited(exit),
-    }];
-    assert_eq!(life.on(Event::Containers(list)), [start(0, "id5", 4, Some("id4"))]);
+    assert_eq!(life.exit(0, 1), [start(0, "id5", 4, Some("id4"))]);
 }
 
 #[test]

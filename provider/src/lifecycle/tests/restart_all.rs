@@ -96,6 +96,14 @@ fn a_container_that_does_it_again_waits_as_one_that_crashes() {
     life.started(0);
     assert_eq!(life.exit(0, 0), [start(2, "id8", 2, Some("id6"))], "the others do not wait");
     assert_eq!(life.pass(10), [start(1, "id9", 2, Some("id5"))]);
+    life.started(1);
+    life.started(2);
+    life.pass(700);
+    life.exit(1, 42);
+    life.exit(2, 137);
+    life.started(0);
+    let all = [start(1, "id11", 3, Some("id9")), start(2, "id12", 3, Some("id8"))];
+    assert_eq!(life.exit(0, 0), all, "one that has run for ten minutes does not wait");
 }
 
 #[test]

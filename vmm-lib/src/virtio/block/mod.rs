@@ -70,7 +70,7 @@ pub enum BlockError {
     Extents(String),
 }
 
-pub use qcow2::Qcow2Error;
+pub use qcow2::{MOST_FREED, MOST_OF_A_TABLE, Qcow2Error};
 
 /// The device.
 #[derive(Debug)]

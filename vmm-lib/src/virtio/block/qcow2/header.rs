@@ -9,8 +9,8 @@ const MAGIC: u32 = 0x5146_49fb;
 pub(super) const LENGTH: usize = 112;
 /// Bytes of a header of version 3, at least.
 const LENGTH_3: u32 = 104;
-/// Most bytes of the first table, and of the table of refcounts: they are kept in memory.
-pub(super) const MAX_TABLE: u64 = 1 << 20;
+/// Most bytes of an image's first table, and of its table of refcounts: they are kept in memory.
+pub const MOST_OF_A_TABLE: u64 = 1 << 20;
 
 /// Refcounts may be wrong until somebody repairs them.
 const DIRTY: u64 = 1 << 0;
@@ -113,10 +113,10 @@ impl Header {
         if u64::from(self.l1_size) < needed {
             return broken("its L1 table is too short for its size");
         }
-        if u64::from(self.l1_size) * 8 > MAX_TABLE {
+        if u64::from(self.l1_size) * 8 > MOST_OF_A_TABLE {
             return broken("its L1 table is larger than 1 MiB");
         }
-        if self.refcounts_length() > MAX_TABLE.max(self.cluster()) || self.refcounts_clusters == 0 {
+        if self.refcounts_length() > MOST_OF_A_TABLE.max(self.cluster()) || self.refcounts_clusters == 0 {
             return broken("its table of refcounts is empty, or larger than 1 MiB");
         }
         Ok(())

@@ -29,6 +29,8 @@ use std::io;
 use std::ops::Range;
 
 use self::file::Slices;
+pub use self::header::MOST_OF_A_TABLE;
+
 use self::header::Header;
 use super::extents::{Direction, Extents};
 use crate::virtio::chain::Segments;
@@ -40,8 +42,9 @@ const COMPRESSED: u64 = 1 << 62;
 const ZERO: u64 = 1;
 /// Where an entry of an L1 or L2 table points.
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
-/// Most clusters that wait to be free.
-const MOST_FREED: usize = 16 << 10;
+/// Most clusters of an image that wait to be free: until the next flush they are not used again, so that its file may grow by as many beyond what its
+/// disk needs.
+pub const MOST_FREED: usize = 16 << 10;
 
 /// Why an image is no disk.
 #[derive(Debug, thiserror::Error)]

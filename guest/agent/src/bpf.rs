@@ -2,20 +2,20 @@
 
 use libc::sock_filter;
 
-pub(super) const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
-pub(super) const AUDIT_ARCH_I386: u32 = 0x4000_0003;
+pub(crate) const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
+pub(crate) const AUDIT_ARCH_I386: u32 = 0x4000_0003;
 /// Offsets in seccomp_data.
-pub(super) const NUMBER: u32 = 0;
-pub(super) const ARCHITECTURE: u32 = 4;
+pub(crate) const NUMBER: u32 = 0;
+pub(crate) const ARCHITECTURE: u32 = 4;
 /// Its lower half; the upper one follows, then the next argument.
-pub(super) const FIRST_ARGUMENT: u32 = 16;
+pub(crate) const FIRST_ARGUMENT: u32 = 16;
 
 /// Instructions, one test after the other; each test answers or falls through to the next.
 #[derive(Default)]
-pub(super) struct Program(pub(super) Vec<sock_filter>);
+pub(crate) struct Program(pub(crate) Vec<sock_filter>);
 
 impl Program {
-    pub(super) fn add(&mut self, code: u32, jump_true: u8, jump_false: u8, value: u32) {
+    pub(crate) fn add(&mut self, code: u32, jump_true: u8, jump_false: u8, value: u32) {
         let code = u16::try_from(code).expect("classic BPF codes are small");
         self.0.push(sock_filter {
             code,
@@ -25,26 +25,26 @@ impl Program {
         });
     }
 
-    pub(super) fn load(&mut self, offset: u32) {
+    pub(crate) fn load(&mut self, offset: u32) {
         self.add(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, offset);
     }
 
-    pub(super) fn answer(&mut self, answer: u32) {
+    pub(crate) fn answer(&mut self, answer: u32) {
         self.add(libc::BPF_RET | libc::BPF_K, 0, 0, answer);
     }
 
-    pub(super) fn answer_if_equal(&mut self, value: u32, answer: u32) {
+    pub(crate) fn answer_if_equal(&mut self, value: u32, answer: u32) {
         self.add(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, value);
         self.answer(answer);
     }
 
-    pub(super) fn answer_if_above(&mut self, value: u32, answer: u32) {
+    pub(crate) fn answer_if_above(&mut self, value: u32, answer: u32) {
         self.add(libc::BPF_JMP | libc::BPF_JGT | libc::BPF_K, 0, 1, value);
         self.answer(answer);
     }
 
     /// `tests`, which must end with an answer, for one system call only.
-    pub(super) fn only_for(&mut self, number: u32, tests: impl FnOnce(&mut Self)) {
+    pub(crate) fn only_for(&mut self, number: u32, tests: impl FnOnce(&mut Self)) {
         let mut inner = Self::default();
         tests(&mut inner);
         self.add(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, 0, number);
@@ -53,13 +53,13 @@ impl Program {
     }
 
     /// Goes on behind the next `count` instructions.
-    pub(super) fn skip(&mut self, count: usize) {
+    pub(crate) fn skip(&mut self, count: usize) {
         let count = u32::try_from(count).expect("a program is a few thousand instructions");
         self.add(libc::BPF_JMP | libc::BPF_JA, 0, 0, count);
     }
 
     /// Tests of 64-bit programs, then those of 32-bit ones; all others get `foreign`.
-    pub(super) fn of_architectures(mut wide: Self, mut narrow: Self, foreign: u32) -> Vec<sock_filter> {
+    pub(crate) fn of_architectures(mut wide: Self, mut narrow: Self, foreign: u32) -> Vec<sock_filter> {
         let mut program = Self::default();
         program.load(ARCHITECTURE);
         program.add(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 3, 0, AUDIT_ARCH_X86_64);

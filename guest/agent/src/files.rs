@@ -1,9 +1,11 @@
 //! Finds and makes files below a directory whose content is not trusted: no link leads out of it.
 
 use std::ffi::OsStr;
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat, openat2, readlinkat};
 use rustix::io::Errno;
@@ -37,6 +39,21 @@ pub(crate) fn open(root: impl AsFd, path: &str) -> rustix::io::Result<OwnedFd> {
 /// Like [`open`], and makes what is missing: directories (with `mode`), and at the end a `kind`.
 pub(crate) fn ensure(root: impl AsFd, path: &str, kind: Kind, mode: u32) -> io::Result<OwnedFd> {
     make(root.as_fd(), path, kind, Mode::from_raw_mode(mode), LINKS)
+}
+
+/// What the file that `path` is in `root` holds, as if `root` were `/`. Nothing but a file of at most `most` bytes is read.
+pub(crate) fn read(root: &Path, path: &str, most: usize) -> io::Result<Vec<u8>> {
+    let found = open(File::open(root)?, path)?;
+    if FileType::from_raw_mode(fstat(&found)?.st_mode) != FileType::RegularFile {
+        return Err(io::Error::other("it is not a file"));
+    }
+    let mut bytes = Vec::new();
+    let file = File::open(format!("/proc/self/fd/{}", found.as_raw_fd()))?;
+    file.take(most as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > most {
+        return Err(io::Error::other(format!("it has more than {most} bytes")));
+    }
+    Ok(bytes)
 }
 
 /// What kind of thing this is; anything but a directory counts as a file.
@@ -85,7 +102,7 @@ fn make(root: BorrowedFd<'_>, path: &str, kind: Kind, mode: Mode, links: u32) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs::{self, File};
+    use std::fs;
     use std::os::unix::fs::symlink;
 
     #[test]
@@ -130,5 +147,26 @@ mod tests {
         for path in ["a", "self", "self/y"] {
             assert!(ensure(&root, path, Kind::Directory, 0o755).is_err(), "{path}");
         }
+    }
+
+    #[test]
+    fn a_file_below_the_root_is_read_and_nothing_beside_it() {
+        const MOST: usize = 16;
+        let dir = tempfile::tempdir().unwrap();
+        let (root, outside) = (dir.path().join("volume"), dir.path().join("secret"));
+        fs::create_dir_all(root.join("deep")).unwrap();
+        fs::write(root.join("deep/env"), "A='1'").unwrap();
+        fs::write(&outside, "not yours").unwrap();
+        symlink("/deep/env", root.join("inside")).unwrap();
+        symlink(&outside, root.join("link")).unwrap();
+        symlink("../secret", root.join("up")).unwrap();
+        for path in ["deep/env", "/deep/env", "inside"] {
+            assert_eq!(read(&root, path, MOST).unwrap(), b"A='1'", "{path}");
+        }
+        for path in ["link", "up", "../secret", "deep", "none"] {
+            assert!(read(&root, path, MOST).is_err(), "{path}");
+        }
+        fs::write(root.join("large"), [b'x'; MOST + 1]).unwrap();
+        assert!(read(&root, "large", MOST).unwrap_err().to_string().contains("more than"));
     }
 }

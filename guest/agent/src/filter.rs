@@ -3,18 +3,25 @@
 //! that the profile knows answer ENOSYS, so that programs fall back to what they know.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use kvmlet_protocol::{ErrorKind, Failure, Filter, FilterAnswer, FilterCompare, FilterRule, FilterTest};
 use libc::sock_filter;
+use serde::{Deserialize, Serialize};
 
-use super::bpf::{FIRST_ARGUMENT, NUMBER, Program};
+use crate::bpf::{FIRST_ARGUMENT, NUMBER, Program};
 use crate::failure::{Attempt, fail};
 use crate::sys;
 
 /// Name, number in 64-bit and in 32-bit programs, in the order of the names.
-const CALLS: &str = include_str!("calls.txt");
+static CALLS: LazyLock<Vec<&str>> = LazyLock::new(|| {
+    let lines = include_str!("calls.txt").lines();
+    lines.filter(|line| !line.starts_with('#')).collect()
+});
 /// The longest program that the kernel takes (BPF_MAXINSNS).
 const MOST: usize = 4096;
+/// Arguments of a call, and so the most tests of a rule.
+const ARGUMENTS: usize = 6;
 /// Numbers from here on are x32's, which the guest's kernel has not.
 const X32: u32 = 0x4000_0000;
 /// socketcall and ipc of 32-bit programs: which of their numbers stands for which call.
@@ -62,16 +69,42 @@ const IPC: (u32, [(&str, u32); 12]) = (
     ],
 );
 
-/// Installs the filter on the calling thread.
-pub(crate) fn install(filter: &Filter) -> Result<(), Failure> {
+/// A filter as the kernel takes it, for all of a container's processes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Compiled {
+    /// The fields of each instruction (struct sock_filter).
+    instructions: Vec<(u16, u8, u8, u32)>,
+    /// SECCOMP_FILTER_FLAG_*.
+    flags: libc::c_ulong,
+}
+
+/// Makes the kernel's program of a filter.
+pub(crate) fn compile(filter: &Filter) -> Result<Compiled, Failure> {
+    let bad = |message| Err(fail(ErrorKind::BadContainer, message));
+    if let Some(count) = filter.rules.iter().map(|rule| rule.tests.len()).find(|count| *count > ARGUMENTS) {
+        return bad(format!(
+            "a rule of the seccomp profile has {count} tests, and a call {ARGUMENTS} arguments"
+        ));
+    }
     let program = program(filter);
     if program.len() > MOST {
-        let message = format!("the seccomp profile is {} instructions, and the kernel takes {MOST}", program.len());
-        return Err(fail(ErrorKind::BadContainer, message));
+        return bad(format!(
+            "the seccomp profile is {} instructions, and the kernel takes {MOST}",
+            program.len()
+        ));
     }
     let flag = |wanted: bool, flag| if wanted { flag } else { 0 };
-    let flags = flag(filter.log, libc::SECCOMP_FILTER_FLAG_LOG) | flag(filter.speculation, libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW);
-    sys::seccomp(&program, flags).attempt("install the seccomp profile")
+    Ok(Compiled {
+        instructions: program.iter().map(|one| (one.code, one.jt, one.jf, one.k)).collect(),
+        flags: flag(filter.log, libc::SECCOMP_FILTER_FLAG_LOG) | flag(filter.speculation, libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW),
+    })
+}
+
+/// Installs the filter on the calling thread.
+pub(crate) fn install(filter: &Compiled) -> Result<(), Failure> {
+    let instruction = |&(code, jt, jf, k): &(u16, u8, u8, u32)| sock_filter { code, jt, jf, k };
+    let program: Vec<_> = filter.instructions.iter().map(instruction).collect();
+    sys::seccomp(&program, filter.flags).attempt("install the seccomp profile")
 }
 
 /// What the kernel is told of an answer.
@@ -96,9 +129,12 @@ fn program(filter: &Filter) -> Vec<sock_filter> {
 
 /// A call's number in 64-bit (`wide`) or 32-bit programs.
 fn number(name: &str, wide: bool) -> Option<u32> {
-    let line = CALLS.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
-    let mut numbers = line.split(' ');
-    numbers.nth(usize::from(!wide))?.parse().ok()
+    let at = CALLS.binary_search_by(|line| name_of(line).cmp(name)).ok()?;
+    CALLS[at].split(' ').nth(if wide { 1 } else { 2 })?.parse().ok()
+}
+
+fn name_of(line: &str) -> &str {
+    line.split_once(' ').map_or(line, |(name, _)| name)
 }
 
 /// What is said of one call.
@@ -189,7 +225,7 @@ fn rule(program: &mut Program, tests: &[FilterTest], answer: u32, wide: bool) {
     program.answer(answer);
     let end = program.0.len();
     for (at, instruction) in program.0.iter_mut().enumerate().skip(begin) {
-        // Six tests of eight instructions are the most.
+        // ARGUMENTS tests of eight instructions are the most.
         let over = u8::try_from(end - at - 1).expect("a rule is short");
         for jump in [&mut instruction.jt, &mut instruction.jf] {
             if *jump == FAILED {

@@ -1,7 +1,9 @@
 //! Filters, carried out as the kernel would, and by it.
 
+use kvmlet_protocol::{MAX_HOST_FRAME, encode, read_frame};
+
 use super::*;
-use crate::child::bpf::{ARCHITECTURE, AUDIT_ARCH_I386, AUDIT_ARCH_X86_64};
+use crate::bpf::{ARCHITECTURE, AUDIT_ARCH_I386, AUDIT_ARCH_X86_64};
 
 const DENIED: FilterAnswer = FilterAnswer::Errno(libc::EPERM as u16);
 const NEW: FilterAnswer = FilterAnswer::Errno(libc::ENOSYS as u16);
@@ -86,8 +88,11 @@ fn names_stand_for_the_numbers_of_the_kernels_tables() {
         (number("no_such_call", true), number("", true), number("#", true)),
         (None, None, None)
     );
-    let lines: Vec<_> = CALLS.lines().filter(|line| !line.starts_with('#')).collect();
-    assert!(lines.is_sorted() && lines.len() > 450);
+    assert!(CALLS.is_sorted_by_key(|line| name_of(line)) && CALLS.len() > 450);
+    for line in CALLS.iter() {
+        let numbers = [true, false].map(|wide| number(name_of(line), wide));
+        assert!(numbers.iter().any(Option::is_some), "{line}");
+    }
 }
 
 #[test]
@@ -197,10 +202,13 @@ fn the_kernel_does_as_a_filter_says() {
         speculation: true,
         ..filter(FilterAnswer::Allow, rules)
     };
+    // As a helper gets it.
+    let sent = encode(&compile(&filter).unwrap());
+    let compiled = read_frame(&mut sent.as_slice(), MAX_HOST_FRAME).unwrap();
     std::thread::scope(|scope| {
         let filtered = || {
             rustix::thread::set_no_new_privs(true).unwrap();
-            install(&filter).unwrap();
+            install(&compiled).unwrap();
             rustix::process::test_kill_process(rustix::process::getpid())
         };
         assert_eq!(scope.spawn(filtered).join().unwrap(), Err(rustix::io::Errno::XDEV));
@@ -208,9 +216,22 @@ fn the_kernel_does_as_a_filter_says() {
 }
 
 #[test]
+fn a_rule_of_more_tests_than_a_call_has_arguments_is_refused_in_words() {
+    let tests = |count: u8| {
+        (0..count)
+            .map(|argument| when(argument, FilterCompare::Greater, 1 << 40, 0))
+            .collect()
+    };
+    let compiled = |count| compile(&filter(DENIED, vec![on(&["mmap"], FilterAnswer::Allow, tests(count))]));
+    assert!(compiled(6).is_ok());
+    let failure = compiled(7).unwrap_err();
+    assert!(failure.message.contains("has 7 tests"), "{}", failure.message);
+}
+
+#[test]
 fn a_profile_that_the_kernel_would_not_take_is_refused_in_words() {
     let tests: Vec<_> = (0..6).map(|argument| when(argument, FilterCompare::Greater, 1 << 40, 0)).collect();
     let rules = (0..150).map(|_| on(&["mmap"], FilterAnswer::Allow, tests.clone())).collect();
-    let failure = install(&filter(DENIED, rules)).unwrap_err();
+    let failure = compile(&filter(DENIED, rules)).unwrap_err();
     assert!(failure.message.contains("the kernel takes 4096"), "{}", failure.message);
 }
