@@ -36,7 +36,11 @@ impl Clients {
     pub async fn keep(self) {
         let Self { authority, file, loaded } = self;
         loaded
-            .keep(|| read(&file), |certificates| Ok(authority.replace(certificates.clone())?))
+            .keep(
+                &[&file],
+                || read(&file),
+                |certificates| Ok(authority.replace(certificates.clone())?),
+            )
             .await;
     }
 }

@@ -158,7 +158,11 @@ impl NodeClient {
             ClientSource::Files(loaded, holder) => {
                 tokio::spawn(async move {
                     let read = || client::own_pair(&holder.base.auth_info).and_then(|pair| pair.context("its files are gone"));
-                    loaded.keep(read, |pair| holder.take(pair).map_err(anyhow::Error::msg)).await;
+                    let named = &holder.base.auth_info;
+                    let files: Vec<_> = named.client_certificate.iter().chain(&named.client_key).collect();
+                    loaded
+                        .keep(&files, read, |pair| holder.take(pair).map_err(anyhow::Error::msg))
+                        .await;
                 });
             }
             ClientSource::Asked(kept) => kept.start(teller),
@@ -234,7 +238,7 @@ impl PortCertificate {
         match self.source {
             PortSource::Files(loaded, files) => {
                 let shown = self.certificate;
-                tokio::spawn(async move { loaded.keep(|| pair_of_files(&files), |pair| show(&shown, pair)).await });
+                tokio::spawn(async move { loaded.keep(&files, || pair_of_files(&files), |pair| show(&shown, pair)).await });
             }
             PortSource::Asked(kept) => kept.start(teller),
         }

@@ -1,7 +1,7 @@
 //! Certificate files that somebody else renews (`tls.certFile`, the files of a kubeconfig): read again now and then, and used from then on when
 //! they have changed. No connection is cut. Files that do not belong together yet, as while they are being replaced, change nothing.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use tracing::{info, warn};
 
@@ -46,11 +46,21 @@ impl<T: PartialEq> Loaded<T> {
         done.unwrap_or(false)
     }
 
-    /// Looks for ever.
-    pub(super) async fn keep(mut self, read: impl Fn() -> anyhow::Result<T>, take: impl Fn(&T) -> anyhow::Result<()>) {
+    /// Looks for ever; makes something of these files only where they say something new.
+    pub(super) async fn keep(
+        mut self,
+        files: &[impl AsRef<Path>],
+        read: impl Fn() -> anyhow::Result<T>,
+        take: impl Fn(&T) -> anyhow::Result<()>,
+    ) {
+        let mut said = Vec::new();
         loop {
             tokio::time::sleep(PERIOD).await;
-            self.look(read(), &take);
+            let says: Vec<_> = files.iter().map(|file| std::fs::read(file).ok()).collect();
+            if says != said {
+                said = says;
+                self.look(read(), &take);
+            }
         }
     }
 }

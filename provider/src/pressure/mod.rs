@@ -158,11 +158,15 @@ impl Pressure {
         self.0.subscribe()
     }
 
-    /// Takes what it is now; answers with what has changed, and whether it is so now.
+    /// Takes what it is now; answers with what has changed, and whether it is so now. Wakes nobody where nothing has.
     fn set(&self, conditions: &Conditions) -> Vec<(Condition, bool)> {
-        let before = self.0.send_replace(conditions.clone());
-        let changed = before.symmetric_difference(conditions);
-        changed.map(|one| (*one, conditions.contains(one))).collect()
+        let mut changed = Vec::new();
+        self.0.send_if_modified(|before| {
+            changed.extend(before.symmetric_difference(conditions).map(|one| (*one, conditions.contains(one))));
+            before.clone_from(conditions);
+            !changed.is_empty()
+        });
+        changed
     }
 }
 
@@ -173,11 +177,14 @@ mod tests {
     #[test]
     fn only_what_has_changed_is_told() {
         let pressure = Pressure::default();
+        let shown = pressure.subscribe();
         let of = |all: &[Condition]| all.iter().copied().collect::<Conditions>();
         assert_eq!(pressure.set(&of(&[])), []);
+        assert!(!shown.has_changed().unwrap());
         assert_eq!(pressure.set(&of(&[Condition::Disk])), [(Condition::Disk, true)]);
         let changed = pressure.set(&of(&[Condition::Memory]));
         assert_eq!(changed, [(Condition::Disk, false), (Condition::Memory, true)]);
+        assert!(shown.has_changed().unwrap());
         assert_eq!(pressure.now(), of(&[Condition::Memory]));
     }
 }
