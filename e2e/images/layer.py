@@ -49,9 +49,9 @@ def symlink(path, target, **rest):
     return Entry(path, SYMLINK, 0o777, link=target, **rest)
 
 
-def hardlink(path, target, **rest):
-    """A second name of a file that the layer, or one below it, has."""
-    return Entry(path, HARDLINK, link=target, **rest)
+def hardlink(path, target, mode=0o755, **rest):
+    """A second name of a file that the layer, or one below it, has. containerd gives the file the mode of each of its names."""
+    return Entry(path, HARDLINK, mode, link=target, **rest)
 
 
 def whiteout(path):

@@ -101,8 +101,6 @@ fn ordinary(name: &str, cpu: &str) -> Value {
         &[
             ("/spec/nodeSelector", json!({"kubernetes.io/hostname": WORKER})),
             ("/spec/containers/0/resources", json!({"requests": {"cpu": cpu}})),
-            // The image has no PATH, and containerd adds none.
-            ("/spec/containers/0/env", json!([{"name": "PATH", "value": "/bin"}])),
         ],
     );
     pod["spec"].as_object_mut().expect("a pod has a spec").remove("tolerations");
