@@ -1,7 +1,12 @@
 //! An emulated host beside the cluster's, for one purpose, which ends with what holds it: one that counts, for comparing monitors by what they do,
 //! and one that boots systemd, on which kvmlet is installed as an administrator does it.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    path::PathBuf,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 
@@ -22,6 +27,9 @@ const MEMORY: usize = 3072;
 /// What may be used of the one that boots systemd.
 const PROCESSORS: usize = 2;
 
+/// There is one host that boots systemd.
+static APART_IS_TAKEN: Mutex<()> = Mutex::new(());
+
 /// A cluster as one sees it who works on such a host only.
 #[derive(Debug)]
 pub struct Beside {
@@ -29,14 +37,19 @@ pub struct Beside {
     pub cluster: Cluster,
     /// Whether the host ends with this: real hardware does not.
     own: bool,
+    /// Held until it has.
+    _taken: Option<MutexGuard<'static, ()>>,
 }
 
 impl Cluster {
-    /// Starts an emulated host with systemd and nothing of kvmlet on it.
+    /// Starts an emulated host with systemd and nothing of kvmlet on it; waits while somebody else has one.
     pub fn apart(&self) -> Result<Beside> {
-        self.start_beside("host that boots systemd", APART, || {
-            Ok((artifacts::systemd_host_image()?, Processors::Several(PROCESSORS)))
-        })
+        let taken = APART_IS_TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut apart = self.start_beside("host that boots systemd", APART, || {
+            Ok((artifacts::systemd_host_image()?, Processors::InTurn(PROCESSORS)))
+        })?;
+        apart._taken = Some(taken);
+        Ok(apart)
     }
 
     /// Starts an emulated host with one processor whose time is what it carried out, and puts kvmlet on it; a host on real hardware is taken as
@@ -44,7 +57,11 @@ impl Cluster {
     pub fn counted(&self) -> Result<Beside> {
         if self.verdict.kind == HostKind::Native {
             let cluster = self.lane(0)?;
-            return Ok(Beside { cluster, own: false });
+            return Ok(Beside {
+                cluster,
+                own: false,
+                _taken: None,
+            });
         }
         let counted = self.start_beside("host that counts", COUNTED, || {
             let qemu = artifacts::counting_qemu()?;
@@ -64,6 +81,7 @@ impl Cluster {
                 ..self.clone()
             },
             own: true,
+            _taken: None,
         };
         // One that a run left behind that did not come to its end.
         beside.end()?;

@@ -161,7 +161,6 @@ fn all() -> impl Iterator<Item = &'static Test> {
         rig::TESTS,
         // The longest of one host: nobody waits for it if it is begun first.
         package::TESTS,
-        shared::TESTS,
         two_hosts::TESTS,
         elastic::TESTS,
         reserved::TESTS,
@@ -215,6 +214,7 @@ fn all() -> impl Iterator<Item = &'static Test> {
         jail::TESTS,
         survival::TESTS,
         outage::TESTS,
+        shared::TESTS,
         specs::TESTS,
         bad_host::TESTS,
         preflight::TESTS,
