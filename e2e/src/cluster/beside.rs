@@ -22,8 +22,10 @@ use crate::{
     wait_for,
 };
 
-/// MiB.
+/// MiB of the one that boots systemd.
 const MEMORY: usize = 3072;
+/// MiB of the one that counts: a hundred pods fit.
+const ROOM: usize = 8192;
 /// What may be used of the one that boots systemd.
 const PROCESSORS: usize = 2;
 
@@ -46,7 +48,11 @@ impl Cluster {
     pub fn apart(&self) -> Result<Beside> {
         let taken = APART_IS_TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
         let mut apart = self.start_beside("host that boots systemd", APART, || {
-            Ok((artifacts::systemd_host_image()?, Processors::InTurn(PROCESSORS)))
+            let size = Size {
+                processors: Processors::InTurn(PROCESSORS),
+                memory: MEMORY,
+            };
+            Ok((artifacts::systemd_host_image()?, size))
         })?;
         apart._taken = Some(taken);
         Ok(apart)
@@ -64,8 +70,11 @@ impl Cluster {
             });
         }
         let counted = self.start_beside("host that counts", COUNTED, || {
-            let qemu = artifacts::counting_qemu()?;
-            Ok((artifacts::host_image()?, Processors::Counted(qemu)))
+            let size = Size {
+                processors: Processors::Counted(artifacts::counting_qemu()?),
+                memory: ROOM,
+            };
+            Ok((artifacts::host_image()?, size))
         })?;
         let host = counted.host()?;
         node::install(host, &self.kvmlet()?, &self.guest()?)?;
@@ -73,7 +82,7 @@ impl Cluster {
         Ok(counted)
     }
 
-    fn start_beside(&self, what: &str, index: usize, made: impl FnOnce() -> Result<(PathBuf, Processors)>) -> Result<Beside> {
+    fn start_beside(&self, what: &str, index: usize, made: impl FnOnce() -> Result<(PathBuf, Size)>) -> Result<Beside> {
         let host = Host::new(&self.state, index, HostKind::Emulated);
         let beside = Beside {
             cluster: Self {
@@ -86,14 +95,11 @@ impl Cluster {
         // One that a run left behind that did not come to its end.
         beside.end()?;
         step(what, || {
-            let (image, processors) = made()?;
+            let (image, size) = made()?;
             host.start(&Source::Emulated {
                 image,
                 control_plane_disk: artifacts::control_plane_disk(&self.programs)?,
-                size: Size {
-                    processors,
-                    memory: MEMORY,
-                },
+                size,
             })?;
             host.wait_until_up(Duration::from_secs(180))
         })?;
