@@ -46,10 +46,19 @@ pub struct Beside {
 impl Cluster {
     /// Starts an emulated host with systemd and nothing of kvmlet on it; waits while somebody else has one.
     pub fn apart(&self) -> Result<Beside> {
+        self.start_apart(|| Ok(Processors::Several(PROCESSORS)))
+    }
+
+    /// The same for what makes the host's kernel rewrite itself all the time.
+    pub fn apart_in_turn(&self) -> Result<Beside> {
+        self.start_apart(|| Ok(Processors::InTurn(PROCESSORS, artifacts::counting_qemu()?)))
+    }
+
+    fn start_apart(&self, processors: impl FnOnce() -> Result<Processors>) -> Result<Beside> {
         let taken = APART_IS_TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
         let mut apart = self.start_beside("host that boots systemd", APART, || {
             let size = Size {
-                processors: Processors::InTurn(PROCESSORS),
+                processors: processors()?,
                 memory: MEMORY,
             };
             Ok((artifacts::systemd_host_image()?, size))

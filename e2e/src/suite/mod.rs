@@ -122,18 +122,23 @@ impl AddAssign for Summary {
     }
 }
 
-/// The tests whose name contains `filter`, in order.
+/// Tests that run only by their name: what they need takes longer to build than all the others to run.
+const BY_NAME: [&[Test]; 1] = [shared::TESTS];
+
+/// The tests whose name contains `filter`, in order; with an empty one all but those that run by their name.
 pub fn select(filter: &str) -> Vec<&'static Test> {
-    all().filter(|test| test.name.contains(filter)).collect()
+    let by_name = BY_NAME.into_iter().flatten().filter(|_| !filter.is_empty());
+    all().chain(by_name).filter(|test| test.name.contains(filter)).collect()
 }
 
 /// Tests, and what builds what they need besides a cluster.
 type Need = (&'static [Test], fn() -> Result<PathBuf>);
-const NEEDS: [Need; 7] = [
+const NEEDS: [Need; 8] = [
     (specs::TESTS, artifacts::specs),
     (package::TESTS, artifacts::systemd_host_image),
     (shared::TESTS, artifacts::systemd_host_image),
     (shared::TESTS, artifacts::kubelet),
+    (shared::TESTS, artifacts::counting_qemu),
     (monitoring::TESTS, artifacts::prometheus),
     (chart::TESTS, artifacts::helm),
     (traces::TESTS, artifacts::collector),
@@ -214,7 +219,6 @@ fn all() -> impl Iterator<Item = &'static Test> {
         jail::TESTS,
         survival::TESTS,
         outage::TESTS,
-        shared::TESTS,
         specs::TESTS,
         bad_host::TESTS,
         preflight::TESTS,

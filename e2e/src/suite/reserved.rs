@@ -14,8 +14,7 @@ use super::{
 use crate::{Cluster, command, host_config, paths::manifest, wait_for};
 
 pub(super) const TESTS: &[Test] = &[Test {
-    name: "a node beside a kubelet's offers what its reservation pod holds there and never more, is cordoned with it, leaves an operator's cordon alone, \
-        and says which right its identity lacks",
+    name: "a node beside a kubelet's offers what its reservation pod holds, is cordoned with it, and says which right its identity lacks",
     hosts: 1,
     kvmlet: true,
     run: reserved,

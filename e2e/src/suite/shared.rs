@@ -15,8 +15,7 @@ use super::{
 use crate::{Cluster, host_config, kubelet, node, paths::WORKER, wait_for};
 
 pub(super) const TESTS: &[Test] = &[Test {
-    name: "a kubelet and kvmlet share a host: pods of both run, what one Node has reserved the other does not give, a reservation that goes takes the offer \
-        with it, who cordons the kubelet's Node cordons ours, and who drains it has the machines leave first",
+    name: "a kubelet and kvmlet share a host: neither gives what the other has, and who cordons or drains the kubelet's Node does so to the machines",
     hosts: 1,
     kvmlet: true,
     run: shared,
@@ -28,7 +27,7 @@ const RESERVED: &str = "1";
 /// Does what `body` does on a host with a kubelet and kvmlet, whose reservation is held.
 fn sharing(cluster: &Cluster, namespace: &str, body: impl FnOnce(&Place<'_>) -> Result<()>) -> Result<()> {
     let (program, guest) = (cluster.kvmlet()?, cluster.guest()?);
-    let apart = cluster.apart()?;
+    let apart = cluster.apart_in_turn()?;
     let (host, here) = (apart.host()?, &apart.cluster);
     here.create_namespace(namespace)?;
     let place = Place {
