@@ -216,6 +216,24 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn only_a_pending_pod_that_nothing_has_happened_to_is_on_its_way() {
+        let of = |phase: &str, reason: &str| {
+            let status = json!({"name": "c", "image": "i", "imageID": "", "ready": false, "restartCount": 0, "state": {"waiting": {"reason": reason}}});
+            let status = json!({"phase": phase, "containerStatuses": [status]});
+            is_on_its_way(&serde_json::from_value(status).unwrap())
+        };
+        assert!(of("Pending", "ContainerCreating") && of("Pending", "PodInitializing"));
+        for (phase, reason) in [
+            ("Running", "ContainerCreating"),
+            ("Pending", "ErrImagePull"),
+            ("Pending", "CreateContainerError"),
+            ("Failed", ""),
+        ] {
+            assert!(!of(phase, reason), "{phase} {reason}");
+        }
+    }
+
     #[tokio::test]
     async fn of_statuses_that_come_while_one_is_written_only_the_newest_is_written() {
         let (ask, mut asked) = mpsc::unbounded_channel();

@@ -436,3 +436,39 @@ impl Slot {
         self.id().is_some()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_containers_did_outlasts_the_host_and_what_goes_with_the_machine_need_not() {
+        let pod = json!({"metadata": {"name": "p", "namespace": "n", "uid": "u"}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+        let (desired, _) = DesiredPod::read(Arc::new(serde_json::from_value(pod).unwrap()));
+        let fresh = PodState::new(&desired, None, Timestamp::UNIX_EPOCH);
+        let lasts = |change: fn(&mut PodState)| {
+            let mut state = fresh.clone();
+            change(&mut state);
+            state.has_more_that_lasts(&fresh)
+        };
+        assert!(!lasts(|_| {}));
+        assert!(!lasts(|state| state.ips = vec!["10.0.0.2".into()]));
+        assert!(!lasts(|state| state.machine_failures = 1));
+        assert!(!lasts(|state| state.containers[0].slot = Slot::Starting { id: "1".into() }));
+        assert!(lasts(|state| state.containers[0].slot = Slot::Running {
+            id: "1".into(),
+            started: Timestamp::UNIX_EPOCH
+        }));
+        assert!(lasts(|state| state.containers[0].restarts = 1));
+        assert!(lasts(|state| state.passed = 1));
+        assert!(lasts(|state| state.restarting = true));
+        assert!(lasts(|state| state.deletion = Some(DeletionState {
+            kill_at: Timestamp::UNIX_EPOCH,
+            object_gone: false
+        })));
+    }
+}

@@ -8,7 +8,7 @@ use rustix::time::{ClockId, clock_gettime};
 /// Nanoseconds.
 static ON_MACHINES: AtomicU64 = AtomicU64::new(0);
 
-/// Does a piece of such work, which must not wait for other threads' work of this kind.
+/// Does a piece of such work. Within another piece it would count twice.
 pub(crate) fn on_machines<T>(work: impl FnOnce() -> T) -> T {
     let (done, spent) = timed(work);
     ON_MACHINES.fetch_add(spent, Ordering::Relaxed);

@@ -30,21 +30,17 @@ impl Stock {
             memory: Quantity::bytes(memory),
             storage: Quantity::bytes(disk),
         };
-        let allocatable = Amounts {
-            cpu: capacity.cpu.minus(reserved.cpu),
-            memory: capacity.memory.minus(reserved.memory),
-            storage: capacity.storage.minus(reserved.ephemeral_storage),
-        };
-        Self { capacity, allocatable }
+        Self::keeping(capacity, reserved)
     }
 
     /// Of a host of which only this is held for us, the reserve included.
     fn held(self, held: Amounts, reserved: &Reserved) -> Self {
-        let capacity = self.capacity.min(held);
-        Self {
-            capacity,
-            allocatable: capacity.minus(reserved.amounts()),
-        }
+        Self::keeping(self.capacity.min(held), reserved)
+    }
+
+    fn keeping(capacity: Amounts, reserved: &Reserved) -> Self {
+        let allocatable = capacity.minus(reserved.amounts());
+        Self { capacity, allocatable }
     }
 
     /// As it is now: processors that the daemon may use (its affinity and its control group count), memory that the kernel has, the file system of the

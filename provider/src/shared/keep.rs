@@ -228,15 +228,17 @@ impl SharedKeeper {
     /// Has pods leave; whether all have that have to.
     async fn drain(&self, known: &mut Known, evictions: &mut Evictions) -> bool {
         let left = evictions.pass().await;
-        let words = match evictions.is_clear().await {
-            Ok(true) if left.is_empty() => {
+        // While somebody is left here nobody else need be asked.
+        let is_clear = if left.is_empty() { evictions.is_clear().await } else { Ok(false) };
+        let words = match is_clear {
+            Ok(true) => {
                 if known.draining.take().is_some() {
                     info!("drained with the kubelet's Node");
                 }
                 return true;
             }
             // One that the API server has and that is not here yet will be.
-            Ok(_) => plan::told(&left),
+            Ok(false) => plan::told(&left),
             Err(error) => format!("the node's pods cannot be listed: {error}"),
         };
         if known.draining.is_none() {
