@@ -197,17 +197,7 @@ impl Cluster {
                     .starts_with("True10.")
                     .then_some(()))
             };
-            let alive = || {
-                let status = host.daemon_status()?;
-                ensure!(
-                    status.state == crate::agent::ServiceState::Running,
-                    "kvmlet node: {:?}: {}",
-                    status.state,
-                    host.daemon_log(8)?
-                );
-                Ok(())
-            };
-            crate::wait::wait_while(&format!("Node {} to be Ready", host.name), deadline, alive, ready)?;
+            crate::wait::wait_while(&format!("Node {} to be Ready", host.name), deadline, || host.daemon_runs(), ready)?;
         }
         self.sync_routes()
     }

@@ -18,7 +18,7 @@ use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    agent::{Client, CommandOutput, Service, ServiceStatus},
+    agent::{Client, CommandOutput, Service, ServiceState, ServiceStatus},
     netns::Netns,
     node,
     paths::{KUBELET_PORT, State, host_address, host_name},
@@ -223,6 +223,16 @@ impl Host {
     /// Whether `kvmlet node` runs, or how it ended.
     pub fn daemon_status(&self) -> Result<ServiceStatus> {
         self.client.status(node::KVMLET)
+    }
+
+    /// That `kvmlet node` runs.
+    ///
+    /// # Errors
+    /// When it does not, with how it ended and the last that it wrote.
+    pub fn daemon_runs(&self) -> Result<()> {
+        let state = self.daemon_status()?.state;
+        ensure!(state == ServiceState::Running, "kvmlet node: {state:?}: {}", self.daemon_log(8)?);
+        Ok(())
     }
 
     /// The last lines that `kvmlet node` wrote.

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use super::workload::{PATIENCE, Place};
-use crate::{Cluster, Host, agent::CommandOutput, host_config, node, wait_for};
+use crate::{Cluster, Host, agent::CommandOutput, host_config, node, wait::wait_while, wait_for};
 
 /// The daemon's configuration file.
 pub(super) const CONFIG: &str = "/etc/kvmlet/config.yaml";
@@ -42,10 +42,15 @@ pub(super) fn restart(cluster: &Cluster) -> Result<()> {
     answers(cluster)
 }
 
-/// Waits until the daemon's port answers.
+/// Waits until the daemon's port answers; not for one that has ended.
 pub(super) fn answers(cluster: &Cluster) -> Result<()> {
     let host = cluster.host(0)?;
-    wait_for("the daemon to answer", Duration::from_secs(60), || asks(host).map(Some))
+    wait_while(
+        "the daemon to answer",
+        Duration::from_secs(60),
+        || host.daemon_runs(),
+        || asks(host).map(Some),
+    )
 }
 
 /// Asks the daemon's port something. Without a client's certificate the answer is a refusal, but one by HTTP.

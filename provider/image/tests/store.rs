@@ -5,6 +5,7 @@ mod support;
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use kvmlet_image::{ImageStore, OpenError, PulledImage, StoreConfig};
 use support::{Image, Layer};
@@ -43,6 +44,18 @@ async fn a_store_reopened_knows_its_images_and_drops_what_was_half_made() {
     assert!(!path.join(format!("layers/{}.data", "0".repeat(64))).exists());
     let again = import(&store, dir.path(), "b:1", &["three"]).await;
     assert_eq!(again, broken);
+}
+
+#[test]
+fn a_store_whose_process_died_opens_when_what_that_left_behind_lets_it_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    drop(support::store(&path, StoreConfig::default()));
+    // As a child does that has been started and is not its program yet: it has the dead process's lock.
+    let dies = "exec 9> lock && flock -n 9 && { sleep 1 & } && ! flock -n lock true";
+    let shell = Command::new("sh").args(["-c", dies]).current_dir(&path).status().unwrap();
+    assert!(shell.success());
+    support::store(&path, StoreConfig::default());
 }
 
 #[tokio::test]

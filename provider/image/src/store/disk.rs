@@ -4,9 +4,12 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 
+use super::look::holder;
 use super::with_suffix;
 use crate::erofs::Encoder;
 use crate::error::{OpenError, StoreError};
@@ -19,6 +22,22 @@ pub(crate) struct Disk {
     temps: AtomicU64,
     /// Held as long as it is open.
     _lock: File,
+}
+
+/// How long what a process that is gone has left behind may keep its lock.
+const LEFT_TIME: Duration = Duration::from_secs(5);
+
+/// Locks the store for this process. One that has just died in the middle of starting a program leaves a child that has its lock, too, until it is that
+/// program: it is waited for. One that lives is not.
+fn take(lock: &File, dir: &Path) -> Result<(), OpenError> {
+    let deadline = Instant::now() + LEFT_TIME;
+    while flock(lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+        if holder(dir).is_some() || Instant::now() > deadline {
+            return Err(OpenError::InUse(dir.to_owned()));
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
 }
 
 /// A file under `tmp/` that vanishes unless it is renamed into place.
@@ -42,7 +61,7 @@ impl Disk {
         let path = dir.join("lock");
         let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
         let lock = lock.map_err(StoreError::on("open", &path))?;
-        flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|_| OpenError::InUse(dir.clone()))?;
+        take(&lock, &dir)?;
         let tmp = dir.join("tmp");
         match fs::remove_dir_all(&tmp) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
