@@ -194,9 +194,9 @@ pub struct Config {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct Guest {
-    /// The guest's kernel: ELF with a PVH entry, or bzImage.
+    /// The guest's kernel: ELF with a PVH entry, or bzImage. Where `vmlinux` is beside the program, that.
     pub kernel: PathBuf,
-    /// With the agent as `/init`.
+    /// With the agent as `/init`. Where `initramfs.cpio` is beside the program, that.
     pub initramfs: PathBuf,
     /// Appended to the guest kernel's command line.
     pub extra_command_line: String,
@@ -207,8 +207,8 @@ pub struct Guest {
 impl Default for Guest {
     fn default() -> Self {
         Self {
-            kernel: "/usr/lib/kvmlet/vmlinux".into(),
-            initramfs: "/usr/lib/kvmlet/initramfs.cpio".into(),
+            kernel: beside("vmlinux"),
+            initramfs: beside("initramfs.cpio"),
             extra_command_line: String::new(),
             serial: false,
         }
@@ -233,6 +233,13 @@ impl Default for Logs {
             max_files: 5,
         }
     }
+}
+
+/// A file of the guest: beside the program, where `kvmlet install` has put both into one folder, or where the package has it.
+fn beside(name: &str) -> PathBuf {
+    let program = std::env::current_exe().unwrap_or_default();
+    let file = program.with_file_name(name);
+    if file.is_file() { file } else { Path::new("/usr/lib/kvmlet").join(name) }
 }
 
 fn default_port() -> u16 {
