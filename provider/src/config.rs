@@ -6,6 +6,7 @@ mod certificates;
 mod daemon_sets;
 mod elastic;
 mod eviction;
+mod guest;
 mod images;
 mod machines;
 #[cfg(test)]
@@ -28,6 +29,7 @@ pub use self::amounts::{PodDefaults, Reserved};
 pub use self::certificates::Tls;
 pub use self::daemon_sets::DaemonSets;
 pub use self::eviction::{Level, Signal, Span, Threshold};
+pub use self::guest::Guest;
 pub use self::images::{ImageGc, Images, Registry};
 pub use self::machines::{Io, MachineUids, Machines};
 pub use self::shared::{Reservation, SharedHost};
@@ -189,32 +191,6 @@ pub struct Config {
     pub tracing: Tracing,
 }
 
-/// The guest.
-#[derive(Debug, Clone, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
-pub struct Guest {
-    /// The guest's kernel: ELF with a PVH entry, or bzImage. Where `vmlinux` is beside the program, that.
-    pub kernel: PathBuf,
-    /// With the agent as `/init`. Where `initramfs.cpio` is beside the program, that.
-    pub initramfs: PathBuf,
-    /// Appended to the guest kernel's command line.
-    pub extra_command_line: String,
-    /// A serial console into `console.log` of each machine. For debugging: it makes a boot slow.
-    pub serial: bool,
-}
-
-impl Default for Guest {
-    fn default() -> Self {
-        Self {
-            kernel: beside("vmlinux"),
-            initramfs: beside("initramfs.cpio"),
-            extra_command_line: String::new(),
-            serial: false,
-        }
-    }
-}
-
 /// Log rotation, as the kubelet's containerLogMaxSize and containerLogMaxFiles.
 #[derive(Debug, Clone, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -233,13 +209,6 @@ impl Default for Logs {
             max_files: 5,
         }
     }
-}
-
-/// A file of the guest: beside the program, where `kvmlet install` has put both into one folder, or where the package has it.
-fn beside(name: &str) -> PathBuf {
-    let program = std::env::current_exe().unwrap_or_default();
-    let file = program.with_file_name(name);
-    if file.is_file() { file } else { Path::new("/usr/lib/kvmlet").join(name) }
 }
 
 fn default_port() -> u16 {
