@@ -30,6 +30,7 @@ mod host_path;
 mod image_volumes;
 mod images;
 pub(crate) mod in_place;
+mod installer;
 mod jail;
 mod leader;
 mod logs;
@@ -129,11 +130,13 @@ pub fn select(filter: &str) -> Vec<&'static Test> {
 
 /// Tests, and what builds what they need besides a cluster.
 type Need = (&'static [Test], fn() -> Result<PathBuf>);
-const NEEDS: [Need; 7] = [
+const NEEDS: [Need; 9] = [
     (specs::TESTS, artifacts::specs),
     (package::TESTS, artifacts::systemd_host_image),
     (shared::TESTS, artifacts::systemd_host_image),
     (shared::TESTS, artifacts::kubelet),
+    (installer::TESTS, artifacts::systemd_host_image),
+    (installer::TESTS, artifacts::kubelet),
     (monitoring::TESTS, artifacts::prometheus),
     (chart::TESTS, artifacts::helm),
     (traces::TESTS, artifacts::collector),
@@ -162,6 +165,7 @@ fn all() -> impl Iterator<Item = &'static Test> {
         // The longest of one host: nobody waits for it if it is begun first.
         package::TESTS,
         shared::TESTS,
+        installer::TESTS,
         two_hosts::TESTS,
         elastic::TESTS,
         reserved::TESTS,
