@@ -71,7 +71,7 @@ fn reproducible(cluster: &Cluster) -> Result<()> {
     ensure!(one != other, "another version is the same image, {one}");
     let same = command::call("diff", [Path::new("-r"), &folder.join("one"), &folder.join("again")]);
     fs::remove_dir_all(&folder).with_context(|| format!("remove {}", folder.display()))?;
-    same.map(drop)
+    same
 }
 
 /// An administrator's kustomization around the project's, in a folder of the cluster's.
