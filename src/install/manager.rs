@@ -96,9 +96,9 @@ impl State {
         matches!(&*self.active, "active" | "activating" | "reloading")
     }
 
-    /// Whether its file is where this command writes it.
+    /// Whether its file is where this command writes it; a mask is there, too, and no file.
     pub(super) fn is_in_our_place(&self) -> bool {
-        Path::new(&self.file) == Path::new(unit::FOLDER).join(unit::NAME)
+        self.load != "masked" && Path::new(&self.file) == Path::new(unit::FOLDER).join(unit::NAME)
     }
 
     /// Whose it is; `text` is its file's, where it is where this command writes it.

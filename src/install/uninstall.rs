@@ -22,14 +22,21 @@ use crate::{cleanup, cli::UninstallArguments};
 
 /// Uninstalls. May be run again where it was broken off.
 pub(crate) fn run(arguments: &UninstallArguments) -> anyhow::Result<ExitCode> {
+    // What is there without it came another way: the package, or by hand.
+    if !Path::new(BIN).exists() {
+        println!("there is no {BIN}: nothing on this host came with `kvmlet install`");
+        return Ok(ExitCode::SUCCESS);
+    }
     let path = Path::new(settings::FOLDER).join(CONFIG);
-    let config = config(&path);
+    let loaded = Config::load(&path);
+    if let Err(error) = &loaded {
+        println!("the defaults count: {error}");
+    }
+    // One that cannot be used keeps nobody from cleaning up.
+    let usable = if loaded.is_ok() { &*path } else { Path::new("/nonexistent") };
+    let config = loaded.unwrap_or_else(|_| Config::assumed());
     wait(stop(&config, arguments.force))??;
-    cleanup::run(&path).or_else(|error| match path.exists() {
-        // With a configuration that cannot be read nobody started anything since.
-        true => cleanup::run(Path::new("/nonexistent")).context(error),
-        false => Err(error),
-    })?;
+    cleanup::run(usable)?;
     for left in take_away(&config, Path::new(BIN), Path::new(settings::FOLDER))? {
         println!("{} is not kvmlet's alone, and stays", left.display());
     }
@@ -46,25 +53,19 @@ pub(crate) fn run(arguments: &UninstallArguments) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn config(path: &Path) -> Config {
-    match Config::load(path) {
-        Ok(config) => config,
-        Err(error) => {
-            println!("the defaults count: {error}");
-            Config::assumed()
-        }
-    }
-}
-
 /// Has the daemon end, if no pod would lose its machine, or if that is wished.
 async fn stop(config: &Config, force: bool) -> anyhow::Result<()> {
     let manager = Manager::connect().await?;
     let state = manager.state().await?;
     let text = state.is_in_our_place().then(|| fs::read_to_string(&state.file)).transpose();
     match state.unit(text.with_context(|| format!("read {}", state.file))?) {
+        Unit::Masked => bail!(
+            "{} is masked, as a package leaves it that was removed: nothing was removed",
+            unit::NAME
+        ),
         Unit::Foreign(path) => bail!("{} is {path}, which is not of `kvmlet install`: nothing was removed", unit::NAME),
         Unit::None => return refuse_with_machines(config, force),
-        Unit::Masked | Unit::Ours(_) => {}
+        Unit::Ours(_) => {}
     }
     // A daemon that leaves the cluster when it is stopped drains its node first.
     if !config.drain_on_termination {
