@@ -16,8 +16,8 @@ use tokio::{
 
 /// How long a request may take, besides [`Request::Watch`].
 const REQUEST_TIME: Duration = Duration::from_secs(60);
-/// How long a watch is silent at most (the agent answers after 30 s).
-const WATCH_TIME: Duration = Duration::from_secs(60);
+/// How long a watch is silent at most (the agent answers after 240 s).
+const WATCH_TIME: Duration = Duration::from_secs(270);
 /// How long connecting and shaking hands may take once the agent listens.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 

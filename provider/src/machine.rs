@@ -23,6 +23,7 @@ use crate::{
     agent::Agent,
     cgroup::{self, IoLimits},
     context::Context,
+    figures::on_machines,
     host_path::Shared,
 };
 
@@ -366,7 +367,7 @@ impl Running {
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {
-    tokio::task::spawn_blocking(work).await.map_err(|e| e.to_string())?
+    tokio::task::spawn_blocking(|| on_machines(work)).await.map_err(|e| e.to_string())?
 }
 
 #[cfg(test)]

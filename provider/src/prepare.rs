@@ -27,7 +27,7 @@ use crate::{
     env, env_file,
     events::Note,
     eviction,
-    figures::{Lap, Phase, turn},
+    figures::{Lap, Phase, on_machines, turn},
     follow::Holding,
     host_path::{self, Shared},
     late_image,
@@ -102,14 +102,15 @@ pub async fn machine(act: &Act, desired: &Arc<DesiredPod>, images: &[String], de
     let pmems = lower::in_place(&extents);
     let (shared, disk, templates) = (context.clone(), lower::scratch_path(&dir), context.config.state_dir.join("scratch"));
     let format = *context.scratch_format.borrow();
-    let making = tokio::task::spawn_blocking(move || {
+    let make = move || {
         std::fs::create_dir_all(disk.parent().expect("a disk lies in a directory")).map_err(|e| e.to_string())?;
         let template = {
             let _one = shared.scratch.lock().expect("no holder panics");
             scratch::template(&templates, size.scratch, format)
         };
         template.and_then(|template| scratch::copy(&template, &disk)).map_err(|e| chain(&e))
-    });
+    };
+    let making = tokio::task::spawn_blocking(|| on_machines(make));
     making.await.map_err(|e| sandbox(e.to_string()))?.map_err(sandbox)?;
 
     let mtu = u16::try_from(network.interface.mtu).unwrap_or(1500);

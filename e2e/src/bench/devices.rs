@@ -17,6 +17,8 @@ use crate::{Cluster, Host, HostKind, artifacts, progress::say};
 
 /// Times each monitor is measured, in turn; medians.
 const ROUNDS: usize = 3;
+/// The same beside a monitor that carries a stream in one of two ways from run to run, by a seventh apart.
+const MORE_ROUNDS: usize = 9;
 /// For each figure, milliseconds.
 const TIME: u64 = 1500;
 /// On the host's disk, as a pod's are; all of it in the host's page cache.
@@ -45,10 +47,10 @@ pub(super) fn disk(cluster: &Cluster, _: &Options) -> Result<Vec<Row>> {
     ];
     let time = TIME.to_string();
     let what = ["--what", "disk", "--time", &time];
-    let mut figures = in_turn(host, &bench, &what, &lines[..2]);
+    let mut figures = in_turn(host, &bench, &what, &lines[..2], ROUNDS);
     let mut peers = vec![(QEMU, Some(1.0))];
     // Reported beside, where this host's QEMU and kernel have it.
-    match (&mut figures, in_turn(host, &bench, &what, &lines[2..])) {
+    match (&mut figures, in_turn(host, &bench, &what, &lines[2..], ROUNDS)) {
         (Ok(figures), Ok(more)) => {
             figures.extend(more);
             peers.push(("QEMU microvm, io_uring", None));
@@ -89,7 +91,7 @@ fn network(cluster: &Cluster, time: Option<u64>) -> Result<Vec<Row>> {
     let words = time.map(|time| ["--time".to_owned(), time.to_string()]);
     let mut what = vec!["--what", "net", "--tap", TAP];
     what.extend(words.iter().flatten().map(String::as_str));
-    let figures = in_turn(host, &bench, &what, &lines)?;
+    let figures = in_turn(host, &bench, &what, &lines, ROUNDS)?;
     streams(
         host,
         if time.is_some() { "net" } else { "net, a processor second" },
@@ -106,7 +108,7 @@ pub(super) fn vsock(cluster: &Cluster, _: &Options) -> Result<Vec<Row>> {
         tap: None,
     };
     let lines = [command_line::kvmlet(machine), command_line::qemu(machine, "", "")];
-    let figures = in_turn(host, &bench, &["--what", "vsock", "--time", &TIME.to_string()], &lines)?;
+    let figures = in_turn(host, &bench, &["--what", "vsock", "--time", &TIME.to_string()], &lines, ROUNDS)?;
     streams(host, "vsock", &figures, &[("QEMU microvm, vhost-vsock", None)])
 }
 
@@ -131,7 +133,7 @@ pub(super) fn beside(cluster: &Cluster, peer: &'static str, theirs: impl Fn(Mach
                 None => theirs,
             },
         ];
-        let figures = in_turn(host, &bench, arguments, &lines)?;
+        let figures = in_turn(host, &bench, arguments, &lines, MORE_ROUNDS)?;
         rows.extend(streams(
             host,
             &format!("{what}, a processor second"),
@@ -164,14 +166,14 @@ fn scratch(root: &Path) -> PathBuf {
 }
 
 /// Medians of each monitor's figures.
-fn in_turn(host: &Host, bench: &str, what: &[&str], lines: &[CommandLine]) -> Result<Vec<Figures>> {
+fn in_turn(host: &Host, bench: &str, what: &[&str], lines: &[CommandLine], rounds: usize) -> Result<Vec<Figures>> {
     let mut seen = vec![Vec::new(); lines.len()];
-    for round in 1..=ROUNDS {
+    for round in 1..=rounds {
         for (line, seen) in lines.iter().zip(&mut seen) {
             let arguments = [&["traffic", "--way", &line.way], what].concat();
             seen.push(stopwatch::<Figures>(host, bench, &arguments, &line.argv)?);
         }
-        say(format_args!("round {round} of {ROUNDS}"));
+        say(format_args!("round {round} of {rounds}"));
     }
     let median_of = |samples: Vec<Figures>| -> Figures {
         let names = samples.first().into_iter().flat_map(BTreeMap::keys);

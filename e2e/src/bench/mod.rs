@@ -9,6 +9,7 @@ mod devices;
 pub mod exits;
 mod guest;
 mod image;
+mod logs;
 mod measure;
 mod monitor;
 mod peers;
@@ -128,7 +129,7 @@ struct Part {
     measure: fn(&Cluster, &Options) -> Result<Vec<Row>>,
 }
 
-const PARTS: [Part; 17] = [
+const PARTS: [Part; 18] = [
     Part {
         name: "exits until the agent's hello",
         counted: false,
@@ -208,6 +209,11 @@ const PARTS: [Part; 17] = [
         name: "pods created at once",
         counted: false,
         measure: pods::rows,
+    },
+    Part {
+        name: "log of a container",
+        counted: false,
+        measure: |cluster, _| logs::rows(cluster),
     },
     Part {
         name: "burst",

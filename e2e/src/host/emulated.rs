@@ -45,13 +45,14 @@ pub(super) fn start(state: &State, host: &Host, image: &Path, control_plane_disk
     let last = host.address.octets()[3];
     let program = match &size.processors {
         Processors::Several(_) => Path::new("qemu-system-x86_64"),
-        Processors::Counted(program) => program,
+        Processors::InTurn(_, program) | Processors::Counted(program) => program,
     };
     let mut qemu = network.command(program);
     qemu.args(["-name", &host.name, "-machine", "q35", "-cpu", PROCESSOR]);
     qemu.args(["-m", &format!("{}M", size.memory)]);
     match &size.processors {
         Processors::Several(count) => qemu.args(["-accel", "tcg,thread=multi", "-smp", &(count + SPARE).to_string()]),
+        Processors::InTurn(count, _) => qemu.args(["-accel", "tcg,thread=single", "-smp", &(count + SPARE).to_string()]),
         // Alone, it has no word of another's to write. The host's first process finds no other to go to, and its console says so.
         Processors::Counted(_) => qemu.args(["-accel", "tcg,thread=single", "-smp", "1", "-icount", "shift=1,sleep=on"]),
     };

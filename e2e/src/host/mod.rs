@@ -44,6 +44,9 @@ pub enum HostKind {
 pub enum Processors {
     /// So many, side by side.
     Several(usize),
+    /// So many, in turn, of this QEMU: no processor runs what another rewrites meanwhile, as the kernel does at the first and after the last of many
+    /// things (static keys). A service manager with a kubelet brings and takes more of those than a host could keep (see `rig-init`).
+    InTurn(usize, PathBuf),
     /// One, whose time is the instructions that it has carried out, 2 ns each, and real time where it had nothing to do: the same work takes the
     /// same time on any machine, busy or not. Of this QEMU.
     Counted(PathBuf),

@@ -139,7 +139,7 @@ fn config(host: &Host) -> String {
 }
 
 fn life(cluster: &Cluster) -> Result<()> {
-    let apart = cluster.apart()?;
+    let apart = cluster.apart_in_turn()?;
     let here = &apart.cluster;
     let host = apart.host()?;
     here.create_namespace("installer")?;

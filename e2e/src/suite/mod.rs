@@ -123,20 +123,26 @@ impl AddAssign for Summary {
     }
 }
 
-/// The tests whose name contains `filter`, in order.
+/// Tests that run only by their name: what they need takes longer to build than all the others to run.
+const BY_NAME: [&[Test]; 2] = [shared::TESTS, installer::TESTS];
+
+/// The tests whose name contains `filter`, in order; with an empty one all but those that run by their name.
 pub fn select(filter: &str) -> Vec<&'static Test> {
-    all().filter(|test| test.name.contains(filter)).collect()
+    let by_name = BY_NAME.into_iter().flatten().filter(|_| !filter.is_empty());
+    all().chain(by_name).filter(|test| test.name.contains(filter)).collect()
 }
 
 /// Tests, and what builds what they need besides a cluster.
 type Need = (&'static [Test], fn() -> Result<PathBuf>);
-const NEEDS: [Need; 9] = [
+const NEEDS: [Need; 11] = [
     (specs::TESTS, artifacts::specs),
     (package::TESTS, artifacts::systemd_host_image),
     (shared::TESTS, artifacts::systemd_host_image),
     (shared::TESTS, artifacts::kubelet),
+    (shared::TESTS, artifacts::counting_qemu),
     (installer::TESTS, artifacts::systemd_host_image),
     (installer::TESTS, artifacts::kubelet),
+    (installer::TESTS, artifacts::counting_qemu),
     (monitoring::TESTS, artifacts::prometheus),
     (chart::TESTS, artifacts::helm),
     (traces::TESTS, artifacts::collector),
@@ -164,8 +170,6 @@ fn all() -> impl Iterator<Item = &'static Test> {
         rig::TESTS,
         // The longest of one host: nobody waits for it if it is begun first.
         package::TESTS,
-        shared::TESTS,
-        installer::TESTS,
         two_hosts::TESTS,
         elastic::TESTS,
         reserved::TESTS,

@@ -1,6 +1,8 @@
 //! A host that a kubelet has, too, as the API server sees it: the reservation pod, what the node offers by it, its rights. The Node of that kubelet is made
 //! by the test, and nobody runs pods there: that a pod is Running, the test says. A real kubelet is in `shared.rs`.
 
+use std::sync::{Mutex, PoisonError};
+
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
@@ -11,20 +13,25 @@ use super::{
 };
 use crate::{Cluster, command, host_config, paths::manifest, wait_for};
 
-pub(super) const TESTS: &[Test] = &[
-    Test {
-        name: "a node beside a kubelet's offers what its reservation pod holds there and never more, is cordoned with it, and leaves an operator's cordon alone",
-        hosts: 1,
-        kvmlet: true,
-        run: offers,
-    },
-    Test {
-        name: "the identity of a shared host may do what its manifests say and nothing else, and the Node says which right is missing",
-        hosts: 1,
-        kvmlet: true,
-        run: rights,
-    },
-];
+pub(super) const TESTS: &[Test] = &[Test {
+    name: "a node beside a kubelet's offers what its reservation pod holds, is cordoned with it, and says which right its identity lacks",
+    hosts: 1,
+    kvmlet: true,
+    run: reserved,
+}];
+
+/// There is one set of its manifests: who changes or removes them has them alone.
+static MANIFESTS_ARE_TAKEN: Mutex<()> = Mutex::new(());
+
+/// What `manifests/shared` has, for one test at a time.
+pub(super) fn with_manifests(cluster: &Cluster, body: impl FnOnce() -> Result<()>) -> Result<()> {
+    let _taken = MANIFESTS_ARE_TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let manifests = manifest("shared");
+    cluster.kubectl(&["apply", "-k", &manifests])?;
+    let done = body();
+    cluster.kubectl(&["delete", "-k", &manifests, "--timeout=110s"])?;
+    done
+}
 
 /// Where reservation pods are.
 pub(super) const NAMESPACE: &str = "kvmlet-reservations";
@@ -122,16 +129,16 @@ fn looked(cluster: &Cluster) -> Result<()> {
 
 /// Does what `body` does where the first host has a Node of a kubelet beside its own.
 fn beside(cluster: &Cluster, namespace: &str, body: impl FnOnce(&Place<'_>) -> Result<()>) -> Result<()> {
-    let manifests = manifest("shared");
-    cluster.kubectl(&["apply", "-k", &manifests])?;
-    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": OTHER}});
-    cluster.apply(&node.to_string())?;
-    has(cluster, "2")?;
-    let done = with_config(cluster, &host_config::shared(OTHER, "1"), || within(cluster, namespace, body));
-    // Nobody else confirms the end of pods without a kubelet.
-    cluster.kubectl(&["-n", NAMESPACE, "delete", "pods", "--all", "--force", "--grace-period=0"])?;
-    cluster.kubectl(&["delete", "node", OTHER])?;
-    cluster.kubectl(&["delete", "-k", &manifests, "--timeout=110s"])?;
+    let done = with_manifests(cluster, || {
+        let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": OTHER}});
+        cluster.apply(&node.to_string())?;
+        has(cluster, "2")?;
+        let done = with_config(cluster, &host_config::shared(OTHER, "1"), || within(cluster, namespace, body));
+        // Nobody else confirms the end of pods without a kubelet.
+        cluster.kubectl(&["-n", NAMESPACE, "delete", "pods", "--all", "--force", "--grace-period=0"])?;
+        cluster.kubectl(&["delete", "node", OTHER])?;
+        done
+    });
     let own = &cluster.host(0)?.name;
     cluster.kubectl(&["uncordon", own])?;
     cluster.wait_until_nodes_are_ready(PATIENCE)?;
@@ -174,55 +181,10 @@ fn runs(cluster: &Cluster) -> Result<()> {
     until_said(cluster, "ReservationHeld", "").map(drop)
 }
 
-fn offers(cluster: &Cluster) -> Result<()> {
+fn reserved(cluster: &Cluster) -> Result<()> {
     beside(cluster, "reserved", |place| {
-        let host = cluster.host(0)?;
-        let made = wait_for("the scheduler to place the reservation pod", PATIENCE, || {
-            let found = reservation(cluster)?.context("there is none")?;
-            ensure!(found["spec"]["nodeName"] == OTHER, "its status is {}", found["status"]);
-            Ok(Some(found))
-        })?;
-        let requests = &made["spec"]["containers"][0]["resources"]["requests"];
-        ensure!(
-            *requests == json!({"cpu": "1", "memory": "1536Mi", "ephemeral-storage": "3Gi"}),
-            "it requests {requests}"
-        );
-        until_said(cluster, "ReservationStarting", OTHER)?;
-        until_offers(cluster, "0")?;
-        runs(cluster)?;
-        let node = until_offers(cluster, "1")?;
-        let (capacity, allocatable) = (&node["status"]["capacity"], &node["status"]["allocatable"]);
-        // The reserve for the machines' own needs is of what is held.
-        ensure!(
-            capacity["memory"] == "1536Mi" && allocatable["memory"] == "1Gi" && allocatable["ephemeral-storage"] == "2Gi",
-            "{capacity} and {allocatable}"
-        );
-        let limits = || host.sh("cd /sys/fs/cgroup/kvmlet.slice && cat cpu.max memory.max");
-        ensure!(limits()? == "100000 100000\n1610612736", "machines together may use {}", limits()?);
-
-        place.create(&[pod("stays", sh(STAY))])?;
-        place.until_ready("stays")?;
-        let before = Identity::of(place, "stays")?;
-        cordons(cluster, OTHER)?;
-        has(cluster, "600m")?;
-        until_offers(cluster, "600m")?;
-        ensure!(limits()?.starts_with("60000 100000\n"), "machines together may use {}", limits()?);
-        has(cluster, "2")?;
-        until_offers(cluster, "1")?;
-
-        says(
-            cluster,
-            &json!({"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory."}),
-        )?;
-        until_offers(cluster, "0")?;
-        wait_for("another reservation pod", PATIENCE, || {
-            let found = reservation(cluster)?.context("there is none")?;
-            Ok((found["metadata"]["uid"] != made["metadata"]["uid"]).then_some(()))
-        })?;
-        runs(cluster)?;
-        until_offers(cluster, "1")?;
-        ensure!(Identity::of(place, "stays")? == before, "the pod is not the one it was");
-        Ok(())
+        offers(place)?;
+        rights(cluster)
     })?;
     let host = cluster.host(0)?;
     let limits = host.sh("cd /sys/fs/cgroup/kvmlet.slice && cat cpu.max memory.max cpu.weight")?;
@@ -231,6 +193,58 @@ fn offers(cluster: &Cluster) -> Result<()> {
         "on a host of kvmlet's own machines together may use {limits}"
     );
     Ok(())
+}
+
+fn offers(place: &Place<'_>) -> Result<()> {
+    let (cluster, host) = (place.cluster, place.cluster.host(0)?);
+    let made = wait_for("the scheduler to place the reservation pod", PATIENCE, || {
+        let found = reservation(cluster)?.context("there is none")?;
+        ensure!(found["spec"]["nodeName"] == OTHER, "its status is {}", found["status"]);
+        Ok(Some(found))
+    })?;
+    let requests = &made["spec"]["containers"][0]["resources"]["requests"];
+    ensure!(
+        *requests == json!({"cpu": "1", "memory": "1536Mi", "ephemeral-storage": "3Gi"}),
+        "it requests {requests}"
+    );
+    until_said(cluster, "ReservationStarting", OTHER)?;
+    until_offers(cluster, "0")?;
+    runs(cluster)?;
+    let node = until_offers(cluster, "1")?;
+    let (capacity, allocatable) = (&node["status"]["capacity"], &node["status"]["allocatable"]);
+    // The reserve for the machines' own needs is of what is held.
+    ensure!(
+        capacity["memory"] == "1536Mi" && allocatable["memory"] == "1Gi" && allocatable["ephemeral-storage"] == "2Gi",
+        "{capacity} and {allocatable}"
+    );
+    let limits = || host.sh("cd /sys/fs/cgroup/kvmlet.slice && cat cpu.max memory.max");
+    ensure!(limits()? == "100000 100000\n1610612736", "machines together may use {}", limits()?);
+
+    place.create(&[pod("stays", sh(STAY))])?;
+    place.until_ready("stays")?;
+    let before = Identity::of(place, "stays")?;
+    cordons(cluster, OTHER)?;
+    has(cluster, "600m")?;
+    until_offers(cluster, "600m")?;
+    ensure!(limits()?.starts_with("60000 100000\n"), "machines together may use {}", limits()?);
+    has(cluster, "2")?;
+    until_offers(cluster, "1")?;
+
+    says(
+        cluster,
+        &json!({"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory."}),
+    )?;
+    until_offers(cluster, "0")?;
+    wait_for("another reservation pod", PATIENCE, || {
+        let found = reservation(cluster)?.context("there is none")?;
+        Ok((found["metadata"]["uid"] != made["metadata"]["uid"]).then_some(()))
+    })?;
+    runs(cluster)?;
+    until_offers(cluster, "1")?;
+    ensure!(Identity::of(place, "stays")? == before, "the pod is not the one it was");
+    place
+        .kubectl(&["delete", "pod", "stays", "--grace-period=1", "--timeout=110s"])
+        .map(drop)
 }
 
 /// Takes a verb from the rule about this resource, of a role or a cluster role; `manifests/shared` has it.
@@ -257,67 +271,64 @@ fn without(cluster: &Cluster, role: &[&str], resource: &str, verb: &str, body: i
 }
 
 fn rights(cluster: &Cluster) -> Result<()> {
-    beside(cluster, "reserved-rights", |_| {
-        let host = cluster.host(0)?;
-        let (role, whole) = (["-n", NAMESPACE, "role"], ["clusterrole"]);
-        let refused = |verb: &str, resource: &str| format!("cannot {verb} resource \"{resource}\"");
-        let anew = || -> Result<()> {
-            host.stop_daemon()?;
-            daemon::restart(cluster)
-        };
-        runs(cluster)?;
-        without(cluster, &role, "pods", "create", || {
-            cluster.kubectl(&["-n", NAMESPACE, "delete", "pods", "--all", "--force", "--grace-period=0"])?;
-            until_said(cluster, "ReservationMissing", &refused("create", "pods")).map(drop)
-        })?;
-        runs(cluster)?;
-        without(cluster, &role, "pods", "delete", || {
-            says(cluster, &json!({"phase": "Failed", "reason": "Evicted"}))?;
-            until_said(cluster, "ReservationOver", &refused("delete", "pods")).map(drop)
-        })?;
-        wait_for("another reservation pod", PATIENCE, || {
-            let found = reservation(cluster)?.context("there is none")?;
-            Ok((found["status"]["phase"] == "Pending").then_some(()))
-        })?;
-        runs(cluster)?;
-        for (of, resource) in [(&whole[..], "nodes"), (&role[..], "pods")] {
-            without(cluster, of, resource, "list", || {
-                anew()?;
-                until_said(cluster, "ReservationUnseen", &refused("list", resource)).map(drop)
-            })?;
-            without(cluster, of, resource, "watch", || {
-                anew()?;
-                until_said(cluster, "ReservationHeld", &refused("watch", resource)).map(drop)
-            })?;
-        }
-        without(cluster, &role, "pods/resize", "patch", || {
-            let text = host.sh(&format!("cat {CONFIG}"))? + "\n";
-            host.put(CONFIG, 0o644, text.replace("{cpu: 1,", "{cpu: 1200m,").as_bytes())?;
+    let host = cluster.host(0)?;
+    let (role, whole) = (["-n", NAMESPACE, "role"], ["clusterrole"]);
+    let refused = |verb: &str, resource: &str| format!("cannot {verb} resource \"{resource}\"");
+    let anew = || -> Result<()> {
+        host.stop_daemon()?;
+        daemon::restart(cluster)
+    };
+    without(cluster, &role, "pods", "create", || {
+        cluster.kubectl(&["-n", NAMESPACE, "delete", "pods", "--all", "--force", "--grace-period=0"])?;
+        until_said(cluster, "ReservationMissing", &refused("create", "pods")).map(drop)
+    })?;
+    runs(cluster)?;
+    without(cluster, &role, "pods", "delete", || {
+        says(cluster, &json!({"phase": "Failed", "reason": "Evicted"}))?;
+        until_said(cluster, "ReservationOver", &refused("delete", "pods")).map(drop)
+    })?;
+    wait_for("another reservation pod", PATIENCE, || {
+        let found = reservation(cluster)?.context("there is none")?;
+        Ok((found["status"]["phase"] == "Pending").then_some(()))
+    })?;
+    runs(cluster)?;
+    for (of, resource) in [(&whole[..], "nodes"), (&role[..], "pods")] {
+        without(cluster, of, resource, "list", || {
             anew()?;
-            until_said(cluster, "ReservationHeld", &refused("patch", "pods/resize")).map(drop)
+            until_said(cluster, "ReservationUnseen", &refused("list", resource)).map(drop)
         })?;
-        wait_for("the reservation pod to be resized", PATIENCE, || {
-            let found = reservation(cluster)?.context("there is none")?;
-            let requests = &found["spec"]["containers"][0]["resources"]["requests"];
-            ensure!(requests["cpu"] == "1200m", "it requests {requests}");
-            Ok(Some(()))
+        without(cluster, of, resource, "watch", || {
+            anew()?;
+            until_said(cluster, "ReservationHeld", &refused("watch", resource)).map(drop)
         })?;
-        for (verb, what, part, namespace) in [
-            ("get", "secrets", "", NAMESPACE),
-            ("create", "serviceaccounts", "token", NAMESPACE),
-            ("create", "pods", "exec", NAMESPACE),
-            ("create", "pods", "eviction", NAMESPACE),
-            ("update", "pods", "", NAMESPACE),
-            ("list", "pods", "", "default"),
-            ("create", "pods", "", "kube-system"),
-            ("patch", "nodes", "", "default"),
-            ("delete", "nodes", "", "default"),
-        ] {
-            let part_of = format!("--subresource={part}");
-            let asked = ["auth", "can-i", verb, what, &part_of, "-n", namespace, "--as", "kvmlet:shared"];
-            let said = command::text(&cluster.kubectl_output(&asked)?.stdout);
-            ensure!(said == "no", "may it {verb} {what}/{part} in {namespace}? {said}");
-        }
-        Ok(())
-    })
+    }
+    without(cluster, &role, "pods/resize", "patch", || {
+        let text = host.sh(&format!("cat {CONFIG}"))? + "\n";
+        host.put(CONFIG, 0o644, text.replace("{cpu: 1,", "{cpu: 1200m,").as_bytes())?;
+        anew()?;
+        until_said(cluster, "ReservationHeld", &refused("patch", "pods/resize")).map(drop)
+    })?;
+    wait_for("the reservation pod to be resized", PATIENCE, || {
+        let found = reservation(cluster)?.context("there is none")?;
+        let requests = &found["spec"]["containers"][0]["resources"]["requests"];
+        ensure!(requests["cpu"] == "1200m", "it requests {requests}");
+        Ok(Some(()))
+    })?;
+    for (verb, what, part, namespace) in [
+        ("get", "secrets", "", NAMESPACE),
+        ("create", "serviceaccounts", "token", NAMESPACE),
+        ("create", "pods", "exec", NAMESPACE),
+        ("create", "pods", "eviction", NAMESPACE),
+        ("update", "pods", "", NAMESPACE),
+        ("list", "pods", "", "default"),
+        ("create", "pods", "", "kube-system"),
+        ("patch", "nodes", "", "default"),
+        ("delete", "nodes", "", "default"),
+    ] {
+        let part_of = format!("--subresource={part}");
+        let asked = ["auth", "can-i", verb, what, &part_of, "-n", namespace, "--as", "kvmlet:shared"];
+        let said = command::text(&cluster.kubectl_output(&asked)?.stdout);
+        ensure!(said == "no", "may it {verb} {what}/{part} in {namespace}? {said}");
+    }
+    Ok(())
 }

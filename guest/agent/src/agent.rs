@@ -17,8 +17,8 @@ use crate::filter;
 use crate::setup::Sandbox;
 use crate::{attach, bus, cgroup, renew, resize, stats, watchdog};
 
-/// How long a watch waits for a change.
-const WATCH: Duration = Duration::from_secs(30);
+/// How long a watch waits for a change: each of a node's pods costs its daemon something that often.
+const WATCH: Duration = Duration::from_secs(240);
 
 /// All the agent knows.
 #[derive(Default)]

@@ -20,6 +20,7 @@ mod model;
 mod own;
 mod requests;
 mod resource;
+mod spent;
 mod startup;
 mod stored;
 mod summary;
@@ -41,7 +42,7 @@ pub use self::requests::counted;
 pub use self::startup::{Course, Startup};
 use self::stored::Looks;
 pub use self::usage::{PodUsage, usage};
-pub(crate) use self::{collect::ask, host::size_of_files};
+pub(crate) use self::{collect::ask, host::size_of_files, spent::on_machines};
 use crate::{context::Context, driver::View, kubelet::Pods};
 
 /// How long one reading serves.

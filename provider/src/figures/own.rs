@@ -9,6 +9,7 @@ use prometheus::proto::MetricFamily;
 use super::{
     certificates, host,
     model::Snapshot,
+    spent,
     stored::All,
     text::{Family, seconds},
 };
@@ -57,6 +58,11 @@ pub(super) fn families(context: &Context, counts: &Counts, snapshot: &Snapshot) 
     families.push(containers.done());
     let waiting = Family::gauge("kvmlet_boots_free", "Machines that may begin to boot at once with those that do.");
     families.push(one(waiting, &[], context.boots.available_permits() as f64));
+    let machines = Family::counter(
+        "kvmlet_work_on_machines_cpu_seconds_total",
+        "Of process_cpu_seconds_total, what went into machines: their processes, sockets, control groups and disks.",
+    );
+    families.push(one(machines, &[], seconds(spent::so_far())));
     let images = Family::gauge("kvmlet_images_bytes", "Images on this node, decompressed.");
     families.push(one(images, &[], snapshot.node.images as f64));
     families.extend(certificates::families(&context.certificates, Timestamp::now()));

@@ -4,6 +4,7 @@
 
 use std::ops::Range;
 
+use smallvec::SmallVec;
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, Permissions};
@@ -80,7 +81,8 @@ pub enum ChainError {
 /// writes them here.
 #[derive(Debug, Default)]
 pub struct Segments<'m> {
-    slices: Vec<Slice<'m>>,
+    /// Most have one: a buffer that a frame is read into.
+    slices: SmallVec<[Slice<'m>; 1]>,
     len: usize,
     /// Whether the device may write them.
     writable: bool,
