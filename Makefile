@@ -11,7 +11,7 @@ TARGET = $(or $(CARGO_TARGET_DIR),target)
 # Built together: apart, cargo would settle on other features of what they share and build it twice.
 E2E = $(CARGO) build --release --workspace && $(TARGET)/release/kvmlet-e2e
 
-.PHONY: help demo test conformance bench deb fuzz lint book ansible cluster cluster-down
+.PHONY: help demo test conformance bench deb image fuzz lint book ansible cluster cluster-down
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -37,6 +37,9 @@ bench: ## speed and memory, beside peers
 
 deb: ## a Debian package with program, guest and systemd unit, in target/deb
 	@$(E2E) deb $(TARGET)/deb
+
+image: ## the image that hosts are installed with by a DaemonSet, as an OCI layout in target/image; the last line is its digest
+	@$(E2E) image $(TARGET)/image
 
 fuzz: ## what guests can say, made up by libFuzzer for MINUTES=n in all
 	@.ci/fuzz "$(MINUTES)"

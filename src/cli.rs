@@ -23,6 +23,10 @@ pub(crate) enum Command {
     Preflight(PreflightArguments),
     /// Ends all machines of this host and takes their networks away, for the time without a node; what pods keep on disk stays.
     Cleanup(CleanupArguments),
+    /// Installs this image's programs on the host of its pod, and has the host's systemd run them: what the DaemonSet runs (docs/install.md).
+    Install(InstallArguments),
+    /// Takes from this host what `kvmlet install` brought, with all pods' state. Refuses while pods have machines, unless it is forced.
+    Uninstall(UninstallArguments),
     /// Switches kvmlet's nodes on: they take pods once their hosts are checked (KvmletRuntime; asks the API server of KUBECONFIG).
     Enable(EnableArguments),
     /// Switches kvmlet's nodes off: they are cordoned and drained. Refuses while pods are there, unless it is forced.
@@ -88,6 +92,29 @@ pub(crate) struct CleanupArguments {
     /// The node's configuration; without such a file the defaults count.
     #[arg(long, default_value = CONFIG)]
     pub(crate) config: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InstallArguments {
+    /// The folder with the node's configuration, and the files that it names, which go to /etc/kvmlet.
+    #[arg(long, default_value = "/settings", value_name = "FOLDER")]
+    pub(crate) settings: PathBuf,
+    /// Only says whether the host's daemon is this image's and ready; with --remove, whether it is gone.
+    #[arg(long)]
+    pub(crate) check: bool,
+    /// Takes everything away, in place of putting it there.
+    #[arg(long)]
+    pub(crate) remove: bool,
+    /// Ends machines of pods that are still there.
+    #[arg(long, requires = "remove")]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UninstallArguments {
+    /// Ends machines of pods that are still there.
+    #[arg(long)]
+    pub(crate) force: bool,
 }
 
 #[derive(Debug, Args)]

@@ -5,6 +5,7 @@ mod cleanup;
 mod cli;
 mod ending;
 mod images;
+mod install;
 mod machine;
 mod node;
 mod operate;
@@ -27,6 +28,8 @@ fn main() -> ExitCode {
         cli::Command::Node(arguments) => node::run(&arguments),
         cli::Command::Preflight(arguments) => preflight::run(&arguments),
         cli::Command::Cleanup(arguments) => cleanup::run(&arguments.config),
+        cli::Command::Install(arguments) => install::run(&arguments),
+        cli::Command::Uninstall(arguments) => install::uninstall(&arguments),
         cli::Command::Enable(arguments) => switch::enable(&arguments),
         cli::Command::Disable(arguments) => switch::disable(&arguments),
         cli::Command::Webhook(arguments) => webhook::run(&arguments),

@@ -118,6 +118,23 @@ pub fn deb((kvmlet, guest): (&Path, &Guest), version: &str, folder: &Path, quick
     })
 }
 
+/// The image of this program and guest, of this version, as an OCI layout at `out`; with `storage` under that name in the registry's storage folder `out`. Answers
+/// its digest. `quick`: larger, and sooner made.
+pub fn image((kvmlet, guest): (&Path, &Guest), version: &str, out: &Path, storage: Option<&str>, quick: bool) -> Result<String> {
+    let guest = guest.kernel.parent().context("the guest's kernel has no folder")?;
+    step("image", || {
+        let mut script = Command::new(repository().join("manifests/image/build.py"));
+        if let Some(name) = storage {
+            script.args(["--storage", name]);
+        }
+        script.arg(kvmlet).arg(guest).arg(version).arg(out);
+        if quick {
+            script.env("IMAGE_LEVEL", "1");
+        }
+        last_line(&mut script)
+    })
+}
+
 /// The program that holds Kubernetes' own specifications.
 pub fn specs() -> Result<PathBuf> {
     let folder = script("Kubernetes' own specifications", "e2e/controlplane/specs/build.sh", &[])?;

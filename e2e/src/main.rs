@@ -55,6 +55,14 @@ enum Command {
         /// The folder that it is put in.
         folder: PathBuf,
     },
+    /// Make kvmlet's image, an OCI layout; the last line is its digest.
+    Image {
+        /// Its version.
+        #[arg(long, default_value = env!("CARGO_PKG_VERSION"))]
+        version: String,
+        /// The folder of the layout, which is made anew.
+        folder: PathBuf,
+    },
     /// Say which kind of KVM host this machine can be, and why.
     ProbeHost {
         /// A kvmlet program to boot a canary machine with.
@@ -179,6 +187,12 @@ fn run(command: Command) -> Result<ExitCode> {
             packages::ensure()?;
             let (kvmlet, guest) = (artifacts::kvmlet()?, artifacts::guest()?);
             println!("{}", artifacts::deb((&kvmlet, &guest), &version, &folder, false)?.display());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Image { version, folder } => {
+            packages::ensure()?;
+            let (kvmlet, guest) = (artifacts::kvmlet()?, artifacts::guest()?);
+            println!("{}", artifacts::image((&kvmlet, &guest), &version, &folder, None, false)?);
             Ok(ExitCode::SUCCESS)
         }
         Command::ProbeHost { kvmlet, kernel, initramfs } => {

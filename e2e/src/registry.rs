@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Result, ensure};
 
 use crate::{
+    artifacts::{self, Guest},
     command,
     netns::Netns,
     paths::{GATEWAY, REGISTRY_PORT, State, repository},
@@ -53,6 +54,11 @@ pub fn add_kvmlet(state: &State, program: &Path) -> Result<()> {
     python.env("PYTHONPATH", &folder).env("PYTHONDONTWRITEBYTECODE", "1");
     python.arg(folder.join("own/kvmlet.py")).arg(storage(state)).arg(program);
     command::run(&mut python).map(drop)
+}
+
+/// Makes the image that hosts are installed with and puts it into the public registry, under this name; answers its digest.
+pub fn add_image(state: &State, made_of: (&Path, &Guest), version: &str, name: &str) -> Result<String> {
+    artifacts::image(made_of, version, &storage(state), Some(name), true)
 }
 
 fn start_one(state: &State, images: &Path, name: &str) -> Result<()> {

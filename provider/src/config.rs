@@ -6,6 +6,7 @@ mod certificates;
 mod daemon_sets;
 mod elastic;
 mod eviction;
+mod guest;
 mod images;
 mod machines;
 #[cfg(test)]
@@ -28,6 +29,7 @@ pub use self::amounts::{PodDefaults, Reserved};
 pub use self::certificates::Tls;
 pub use self::daemon_sets::DaemonSets;
 pub use self::eviction::{Level, Signal, Span, Threshold};
+pub use self::guest::Guest;
 pub use self::images::{ImageGc, Images, Registry};
 pub use self::machines::{Io, MachineUids, Machines};
 pub use self::shared::{Reservation, SharedHost};
@@ -187,32 +189,6 @@ pub struct Config {
     /// Traces of pods' starts.
     #[serde(default)]
     pub tracing: Tracing,
-}
-
-/// The guest.
-#[derive(Debug, Clone, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
-pub struct Guest {
-    /// The guest's kernel: ELF with a PVH entry, or bzImage.
-    pub kernel: PathBuf,
-    /// With the agent as `/init`.
-    pub initramfs: PathBuf,
-    /// Appended to the guest kernel's command line.
-    pub extra_command_line: String,
-    /// A serial console into `console.log` of each machine. For debugging: it makes a boot slow.
-    pub serial: bool,
-}
-
-impl Default for Guest {
-    fn default() -> Self {
-        Self {
-            kernel: "/usr/lib/kvmlet/vmlinux".into(),
-            initramfs: "/usr/lib/kvmlet/initramfs.cpio".into(),
-            extra_command_line: String::new(),
-            serial: false,
-        }
-    }
 }
 
 /// Log rotation, as the kubelet's containerLogMaxSize and containerLogMaxFiles.

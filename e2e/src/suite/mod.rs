@@ -30,6 +30,7 @@ mod host_path;
 mod image_volumes;
 mod images;
 pub(crate) mod in_place;
+mod installer;
 mod jail;
 mod leader;
 mod logs;
@@ -123,7 +124,7 @@ impl AddAssign for Summary {
 }
 
 /// Tests that run only by their name: what they need takes longer to build than all the others to run.
-const BY_NAME: [&[Test]; 1] = [shared::TESTS];
+const BY_NAME: [&[Test]; 2] = [shared::TESTS, installer::TESTS];
 
 /// The tests whose name contains `filter`, in order; with an empty one all but those that run by their name.
 pub fn select(filter: &str) -> Vec<&'static Test> {
@@ -133,12 +134,15 @@ pub fn select(filter: &str) -> Vec<&'static Test> {
 
 /// Tests, and what builds what they need besides a cluster.
 type Need = (&'static [Test], fn() -> Result<PathBuf>);
-const NEEDS: [Need; 8] = [
+const NEEDS: [Need; 11] = [
     (specs::TESTS, artifacts::specs),
     (package::TESTS, artifacts::systemd_host_image),
     (shared::TESTS, artifacts::systemd_host_image),
     (shared::TESTS, artifacts::kubelet),
     (shared::TESTS, artifacts::counting_qemu),
+    (installer::TESTS, artifacts::systemd_host_image),
+    (installer::TESTS, artifacts::kubelet),
+    (installer::TESTS, artifacts::counting_qemu),
     (monitoring::TESTS, artifacts::prometheus),
     (chart::TESTS, artifacts::helm),
     (traces::TESTS, artifacts::collector),

@@ -8,7 +8,7 @@ use tokio::time::sleep;
 use zbus::{Connection, OwnedFd};
 
 /// Where logind reads how long a lock may delay a shutdown, and our file there.
-const SETTINGS: &str = "/etc/systemd/logind.conf.d/99-kvmlet.conf";
+pub const SETTINGS: &str = "/etc/systemd/logind.conf.d/99-kvmlet.conf";
 /// How often it is asked whether it has read that.
 const ATTEMPTS: u32 = 5;
 /// What makes logind read its settings (signal(7)).
