@@ -33,7 +33,7 @@ libraries=$(cd "$work" && dpkg-shlibdeps -O "$root/usr/bin/kvmlet" "$root/usr/bi
 size=$(find "$root" -type f ! -path '*/DEBIAN/*' -printf '%s\n' | awk '{ sum += int(($1 + 1023) / 1024) } END { print sum }')
 sed -e "s/@VERSION@/$version/" -e "s/@LIBRARIES@/$libraries/" -e "s/@SIZE@/$size/" "$here/control" >"$root/DEBIAN/control"
 echo /etc/kvmlet/config.yaml.example >"$root/DEBIAN/conffiles"
-install -m 0755 -t "$root/DEBIAN" "$here/postinst" "$here/prerm" "$here/postrm"
+install -m 0755 -t "$root/DEBIAN" "$here/preinst" "$here/postinst" "$here/prerm" "$here/postrm"
 (cd "$root" && find . -type f ! -path './DEBIAN/*' -printf '%P\n' | sort | xargs -d '\n' md5sum) >"$root/DEBIAN/md5sums"
 
 find "$root" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +

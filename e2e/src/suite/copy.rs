@@ -31,9 +31,17 @@ pub(super) const TESTS: &[Test] = &[
         name: "64 MB through kubectl exec in each direction cost the daemon no memory, and WebSockets reach the node as they are",
         hosts: 1,
         kvmlet: true,
-        run: much,
+        run: |cluster| much(cluster, MUCH),
     },
 ];
+
+/// More than a guest, its daemon or a client could keep.
+pub(super) const LONG_TESTS: &[Test] = &[Test {
+    name: "more than 1 GB through kubectl exec in each direction costs the daemon no memory",
+    hosts: 1,
+    kvmlet: true,
+    run: |cluster| much(cluster, 1100 << 20),
+}];
 
 fn copies(cluster: &Cluster) -> Result<()> {
     within(cluster, "copy", |place| {
@@ -64,10 +72,10 @@ fn copies(cluster: &Cluster) -> Result<()> {
     })
 }
 
-/// Bytes each way.
+/// Bytes each way, in each run.
 const MUCH: u64 = 64 << 20;
 
-fn much(cluster: &Cluster) -> Result<()> {
+fn much(cluster: &Cluster, bytes: u64) -> Result<()> {
     within(cluster, "copy-much", |place| {
         place.create(&[pod_of("runs", json!([sh(STAY)]))])?;
         place.until_ready("runs")?;
@@ -85,7 +93,14 @@ fn much(cluster: &Cluster) -> Result<()> {
                 }
                 anyhow::Ok(most)
             });
-            let moved = out(cluster, place, true).and_then(|()| into(cluster, place, false));
+            let ways = [(true, false), (false, true)];
+            let moved = ways
+                .into_iter()
+                .take(if bytes > MUCH { 2 } else { 1 })
+                .try_for_each(|(first, second)| {
+                    out(cluster, place, first, bytes)?;
+                    into(cluster, place, second, bytes)
+                });
             over.store(true, Ordering::Relaxed);
             let most = watching.join().expect("watching does not panic");
             moved.and(most)
@@ -107,8 +122,8 @@ fn exec(cluster: &Cluster, place: &Place<'_>, web_sockets: bool, script: &str) -
     command
 }
 
-fn out(cluster: &Cluster, place: &Place<'_>, web_sockets: bool) -> Result<()> {
-    let mut command = exec(cluster, place, web_sockets, &format!("head -c {MUCH} /dev/zero; exit 4"));
+fn out(cluster: &Cluster, place: &Place<'_>, web_sockets: bool, bytes: u64) -> Result<()> {
+    let mut command = exec(cluster, place, web_sockets, &format!("head -c {bytes} /dev/zero; exit 4"));
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -125,11 +140,11 @@ fn out(cluster: &Cluster, place: &Place<'_>, web_sockets: bool) -> Result<()> {
         count += read as u64;
     }
     let status = child.wait().context("wait for kubectl exec")?;
-    ensure!(count == MUCH && status.code() == Some(4), "{count} bytes came, {status}");
+    ensure!(count == bytes && status.code() == Some(4), "{count} bytes came, {status}");
     Ok(())
 }
 
-fn into(cluster: &Cluster, place: &Place<'_>, web_sockets: bool) -> Result<()> {
+fn into(cluster: &Cluster, place: &Place<'_>, web_sockets: bool, bytes: u64) -> Result<()> {
     let mut command = exec(cluster, place, web_sockets, "wc -c; exit 6");
     let mut child = command
         .stdin(Stdio::piped())
@@ -138,14 +153,14 @@ fn into(cluster: &Cluster, place: &Place<'_>, web_sockets: bool) -> Result<()> {
         .context("run kubectl exec")?;
     let mut stdin = child.stdin.take().context("kubectl has no input")?;
     let piece = vec![7; 1 << 16];
-    for _ in 0..MUCH >> 16 {
+    for _ in 0..bytes >> 16 {
         stdin.write_all(&piece).context("write to kubectl exec")?;
     }
     drop(stdin);
     let output = child.wait_with_output().context("wait for kubectl exec")?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     ensure!(
-        said.trim() == MUCH.to_string() && output.status.code() == Some(6),
+        said.trim() == bytes.to_string() && output.status.code() == Some(6),
         "{said:?}, {}",
         output.status
     );

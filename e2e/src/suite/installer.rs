@@ -22,21 +22,13 @@ use crate::{
     registry, wait_for,
 };
 
-/// They need a host of their own, and none of the cluster's.
-pub(super) const TESTS: &[Test] = &[
-    Test {
-        name: "two builds of the image are the same, byte for byte",
-        hosts: 1,
-        kvmlet: false,
-        run: reproducible,
-    },
-    Test {
-        name: "a DaemonSet installs kvmlet beside a kubelet; its pods outlive the installer and an upgrade, and uninstalling refuses to end them, then leaves nothing",
-        hosts: 1,
-        kvmlet: false,
-        run: life,
-    },
-];
+/// It needs a host of its own, and none of the cluster's.
+pub(super) const TESTS: &[Test] = &[Test {
+    name: "a DaemonSet installs kvmlet beside a kubelet; its pods outlive the installer and an upgrade, and uninstalling refuses to end them, then leaves nothing",
+    hosts: 1,
+    kvmlet: false,
+    run: life,
+}];
 
 /// The first version and the one after, and their images.
 const IMAGES: [(&str, &str); 2] = [("0.1.0", "kvmlet/first"), ("0.1.1", "kvmlet/second")];
@@ -61,18 +53,6 @@ const LEFT: &str =
     grep -s kvmlet /proc/mounts
     pgrep -af '^[^ ]*kvmlet (node|vm|fs)'
     pgrep -af '^[^ ]* (vm|fs)( |$)'; true";
-
-fn reproducible(cluster: &Cluster) -> Result<()> {
-    let (program, guest) = (artifacts::kvmlet()?, artifacts::guest()?);
-    let folder = cluster.state.root.join("images");
-    let build = |name: &str, version| artifacts::image((&program, &guest), version, &folder.join(name), None, true);
-    let (one, again, other) = (build("one", "0.1.0")?, build("again", "0.1.0")?, build("other", "0.1.1")?);
-    ensure!(one == again, "two builds are {one} and {again}");
-    ensure!(one != other, "another version is the same image, {one}");
-    let same = command::call("diff", [Path::new("-r"), &folder.join("one"), &folder.join("again")]);
-    fs::remove_dir_all(&folder).with_context(|| format!("remove {}", folder.display()))?;
-    same
-}
 
 /// An administrator's kustomization around the project's, in a folder of the cluster's.
 struct Kustomization {

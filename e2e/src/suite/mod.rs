@@ -123,8 +123,8 @@ impl AddAssign for Summary {
     }
 }
 
-/// Tests that run only by their name: what they need takes longer to build than all the others to run.
-const BY_NAME: [&[Test]; 2] = [shared::TESTS, installer::TESTS];
+/// Tests that run only by their name: they, or what they need to be built, take too long for each run of all.
+const BY_NAME: [&[Test]; 3] = [shared::TESTS, installer::TESTS, copy::LONG_TESTS];
 
 /// The tests whose name contains `filter`, in order; with an empty one all but those that run by their name.
 pub fn select(filter: &str) -> Vec<&'static Test> {

@@ -1,6 +1,10 @@
-//! The Debian package, on a host that boots systemd: installed, configured, upgraded, shut down and purged as an administrator does.
+//! The Debian package and the image, made twice; the package on a host that boots systemd: installed, configured, upgraded, shut down and purged as an administrator does.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -10,7 +14,7 @@ use super::{
     daemon::{CONFIG, Identity},
     workload::{Place, STAY, pod, sh, with},
 };
-use crate::{Cluster, Host, artifacts, cluster::Beside, host_config, node, wait_for};
+use crate::{Cluster, Host, artifacts, cluster::Beside, command, host_config, node, wait_for};
 
 /// They need a host of their own, and of the cluster's what is installed there alone: so they run beside others.
 pub(super) const TESTS: &[Test] = &[
@@ -19,6 +23,12 @@ pub(super) const TESTS: &[Test] = &[
         hosts: 1,
         kvmlet: true,
         run: reproducible,
+    },
+    Test {
+        name: "two builds of the image are the same, byte for byte",
+        hosts: 1,
+        kvmlet: true,
+        run: image_is_reproducible,
     },
     Test {
         name: "a host with systemd takes kvmlet from a package; its pods outlive restart and upgrade, end in order at shutdown, and purge leaves nothing",
@@ -66,6 +76,19 @@ fn reproducible(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
+fn image_is_reproducible(cluster: &Cluster) -> Result<()> {
+    let (program, guest) = (cluster.kvmlet()?, cluster.guest()?);
+    let folder = cluster.state.root.join("images");
+    let build = |name: &str, version| artifacts::image((&program, &guest), version, &folder.join(name), None, true);
+    let [first, second] = VERSIONS;
+    let (one, again, other) = (build("one", first)?, build("again", first)?, build("other", second)?);
+    ensure!(one == again, "two builds are {one} and {again}");
+    ensure!(one != other, "another version is the same image, {one}");
+    let same = command::call("diff", [Path::new("-r"), &folder.join("one"), &folder.join("again")]);
+    fs::remove_dir_all(&folder).with_context(|| format!("remove {}", folder.display()))?;
+    same
+}
+
 fn life(cluster: &Cluster) -> Result<()> {
     let packages = VERSIONS.map(|version| package(cluster, version, "life"));
     let [old, new] = packages;
@@ -82,6 +105,7 @@ fn life(cluster: &Cluster) -> Result<()> {
     };
     let story = || -> Result<()> {
         host.put_file(PACKAGE, 0o644, &old)?;
+        leaves_a_daemon_sets_host_alone(host)?;
         waits_for_its_configuration(host)?;
         starts(&place)?;
         let before = Identity::of(&place, "stays")?;
@@ -129,6 +153,24 @@ fn install(host: &Host) -> Result<String> {
     let output = host.run_with(&["sh", "-c", &command], b"", PATIENCE)?;
     ensure!(output.code == 0, "apt-get: {}\n{}", output.text(), output.error_text());
     Ok(output.text())
+}
+
+/// Two would drive one unit.
+fn leaves_a_daemon_sets_host_alone(host: &Host) -> Result<()> {
+    let unit = "/etc/systemd/system/kvmlet.service";
+    host.put(
+        unit,
+        0o644,
+        &b"# Written by `kvmlet install`: change it by `systemctl edit kvmlet`.\n"[..],
+    )?;
+    let output = host.run(&["dpkg", "-i", PACKAGE])?;
+    host.sh(&format!("rm {unit}"))?;
+    let said = output.error_text();
+    let refused = output.code != 0 && said.contains("this host has kvmlet from a DaemonSet");
+    ensure!(refused, "dpkg ended with {} and said {said}", output.code);
+    let left = host.sh("ls /usr/bin/kvmlet /lib/systemd/system/kvmlet.service 2>/dev/null; true")?;
+    ensure!(left.is_empty(), "a refused package leaves {left}");
+    Ok(())
 }
 
 /// Configures the daemon, with `more` keys.
