@@ -66,6 +66,11 @@ pub fn peer() -> Result<PathBuf> {
     Ok(script("the peer's node", "e2e/peer/build.sh", &[])?.join("peer"))
 }
 
+/// The initramfs of a guest with an SSH server, to which the bench appends a key and addresses.
+pub fn ssh_guest() -> Result<PathBuf> {
+    Ok(script("guest with an SSH server", "e2e/ssh/build.sh", &[])?.join("ssh.cpio"))
+}
+
 /// The folder with a real kubelet, containerd with its shim, and runc.
 pub fn kubelet() -> Result<PathBuf> {
     script("kubelet and containerd", "e2e/kubelet/build.sh", &[])

@@ -30,6 +30,8 @@ const NEEDED: &[&str] = &[
     "curl",
     "iputils-ping",
     "erofs-utils",
+    // What the bench measures kubectl beside.
+    "openssh-client",
     // What a package depends on, in its words.
     "dpkg-dev",
     // Who is told of a host's shutdown.

@@ -12,13 +12,15 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use super::{FOLDER, Options, Row, median, percentile, process::Measured};
+use super::{FOLDER, Options, Row, median, percentile, process::Measured, ssh::Guest};
 use crate::{Cluster, Host, HostKind, agent::Service, artifacts, node, wait_for};
 
 const NAMESPACE: &str = "bench-burst";
 /// The peer's service and node.
 const PEER: &str = "peer";
 const MOCK: &str = "virtual-kubelet, pods that are nothing";
+/// Beside `kubectl exec`.
+const SSH: &str = "ssh to a QEMU guest";
 /// Where the peer tells the number of its requests.
 const REQUESTS: &str = "127.0.0.1:10260";
 /// How long pods just run while that is measured.
@@ -95,7 +97,7 @@ fn measure(cluster: &Cluster, host: &Host, count: usize, bench: &str) -> Result<
     // Image and template are there before anything counts, and the guest's first reading of both.
     ours.burst(&["first".to_owned()])?;
     let deletions = deletions(&ours)?;
-    let commands = commands(&ours)?;
+    let (kubectl, ssh) = commands(&ours, host)?;
     let names: Vec<_> = (0..count).map(|number| format!("pod-{number}")).collect();
     thread::sleep(REST);
     let requests = || own_figure(cluster, &host.name, "rest_client_requests_total");
@@ -139,7 +141,9 @@ fn measure(cluster: &Cluster, host: &Host, count: usize, bench: &str) -> Result<
             percentile(&deletions, 95),
         )
         .at_most(3.0),
-        Row::new(host.kind, "exec true, by kubectl, median", "s", median(commands)),
+        Row::new(host.kind, "exec true, by kubectl, median", "s", median(kubectl))
+            .beside(SSH, median(ssh))
+            .at_most(1.0),
     ])
 }
 
@@ -238,21 +242,33 @@ fn deletions(node: &Node<'_>) -> Result<Vec<f64>> {
     Ok(seconds)
 }
 
-/// Seconds of commands that do nothing, kubectl's own start and end included.
-fn commands(node: &Node<'_>) -> Result<Vec<f64>> {
+/// Seconds of commands that do nothing, in a pod by kubectl and in a guest of QEMU on the same host by ssh, in turn: the start and end of both programs
+/// included.
+fn commands(node: &Node<'_>, host: &Host) -> Result<(Vec<f64>, Vec<f64>)> {
+    let cluster = node.cluster;
     node.create(&["asked".to_owned()])?;
-    node.cluster.wait_for_phase(NAMESPACE, "asked", "Running", DEADLINE_A_POD * 4)?;
-    let once = || {
-        let begun = Instant::now();
-        node.cluster.kubectl(&["-n", NAMESPACE, "exec", "asked", "--", "true"])?;
-        Ok(begun.elapsed().as_secs_f64())
-    };
-    // The first one finds the way.
-    once()?;
-    let seconds = (0..COMMANDS).map(|_| once()).collect::<Result<_>>()?;
-    node.cluster
-        .kubectl(&["-n", NAMESPACE, "delete", "pod", "asked", "--grace-period=1", "--timeout=60s"])?;
+    cluster.wait_for_phase(NAMESPACE, "asked", "Running", DEADLINE_A_POD * 4)?;
+    let guest = Guest::start(cluster, host)?;
+    let kubectl = || cluster.kubectl(&["-n", NAMESPACE, "exec", "asked", "--", "true"]).map(drop);
+    let ssh = || guest.run(&["true"]);
+    // The first ones find the way.
+    kubectl()?;
+    ssh()?;
+    let mut seconds = (Vec::with_capacity(COMMANDS), Vec::with_capacity(COMMANDS));
+    for _ in 0..COMMANDS {
+        seconds.0.push(timed(kubectl)?);
+        seconds.1.push(timed(ssh)?);
+    }
+    drop(guest);
+    cluster.kubectl(&["-n", NAMESPACE, "delete", "pod", "asked", "--grace-period=1", "--timeout=60s"])?;
     Ok(seconds)
+}
+
+/// Seconds of it.
+fn timed(run: impl Fn() -> Result<()>) -> Result<f64> {
+    let begun = Instant::now();
+    run()?;
+    Ok(begun.elapsed().as_secs_f64())
 }
 
 fn start_peer<'a>(cluster: &Cluster, host: &'a Host, bench: &'a str) -> Result<Measured<'a>> {

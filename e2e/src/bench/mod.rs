@@ -18,6 +18,7 @@ mod process;
 mod resume;
 mod reviews;
 mod smaps;
+mod ssh;
 mod start;
 mod traffic;
 mod way;
