@@ -9,6 +9,7 @@ use super::{
     Test,
     admission::{LABEL, SYSTEM, plain, with_webhook},
     daemon,
+    profiles::tried,
     workload::{PATIENCE, Place, in_namespace, with},
 };
 use crate::{Cluster, Host, wait_for};
@@ -24,6 +25,8 @@ pub(super) const TESTS: &[Test] = &[Test {
 const GATE: &str = "kvmlet.io/e2e";
 /// A lease's duration and more.
 const SOON: Duration = Duration::from_secs(60);
+/// The API server keeps up to 25 connections to a webhook, and each to a replica that died without a word costs it one review and `timeoutSeconds`, 5.
+const FORGOTTEN: Duration = Duration::from_secs(180);
 
 /// Who leads, and how many led before.
 #[derive(Debug, PartialEq, Eq)]
@@ -81,7 +84,7 @@ fn killed(cluster: &Cluster) -> Result<()> {
             system.until_ready(&first.holder)?;
             let now = leader(cluster, "")?;
             ensure!(now == second, "{second:?} led, and now {now:?}");
-            Ok(())
+            answered(cluster, &place.name)
         })
     })
 }
@@ -95,4 +98,15 @@ fn after_death(place: &Place<'_>, host: &Host, uid: &str, first: &Lead) -> Resul
     ensure!(second.transitions == first.transitions + 1, "{first:?} led, then {second:?}");
     place.until("waits", "be let onto virtual nodes", is_let_in)?;
     Ok(second)
+}
+
+/// Waits until the API server, which asks by connections that it kept, is answered each time.
+fn answered(cluster: &Cluster, namespace: &str) -> Result<()> {
+    wait_for("reviews to be answered", FORGOTTEN, || {
+        for _ in 0..6 {
+            let (is_let_in, said) = tried(cluster, namespace, "a=b")?;
+            ensure!(is_let_in, "{said}");
+        }
+        Ok(Some(()))
+    })
 }

@@ -136,7 +136,7 @@ fn checked(cluster: &Cluster) -> Result<()> {
 }
 
 /// What `kubectl` says of a pod that is only tried, with its labels.
-fn tried(cluster: &Cluster, namespace: &str, labels: &str) -> Result<(bool, String)> {
+pub(super) fn tried(cluster: &Cluster, namespace: &str, labels: &str) -> Result<(bool, String)> {
     let run = [
         "run",
         "tried",
