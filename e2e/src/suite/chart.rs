@@ -63,6 +63,16 @@ fn sends(cluster: &Cluster) -> Result<()> {
         upgrade.join().expect("helm's thread").map(drop)
     })?;
     batch.is_sent()?;
+    // What was given at the installation is kept.
+    let image = cluster.kubectl(&[
+        "-n",
+        SYSTEM,
+        "get",
+        "deployment/kvmlet-webhook",
+        "-o",
+        "jsonpath={.spec.template.spec.containers[0].image}",
+    ])?;
+    ensure!(image.starts_with(&registry::public()), "after the upgrade the image is {image:?}");
     let chart = manifest("helm/kvmlet");
     let refused = helm::run(
         cluster,

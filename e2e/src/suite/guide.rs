@@ -8,6 +8,7 @@ use super::Test;
 use crate::{
     Cluster, helm,
     paths::{manifest, repository},
+    registry,
 };
 
 pub(super) const TESTS: &[Test] = &[Test {
@@ -34,10 +35,10 @@ pub(super) fn follow(cluster: &Cluster, document: &str, begins: &str) -> Result<
 }
 
 fn run(cluster: &Cluster, line: &str) -> Result<String> {
-    // Readers are in the repository.
+    // Readers are in the repository, and have a registry of their own.
     let in_repository = |word: &str| match word.strip_prefix("manifests") {
         Some(rest) if rest.is_empty() || rest.starts_with('/') => manifest(rest.trim_start_matches('/')),
-        _ => word.to_owned(),
+        _ => word.replace("REGISTRY", &registry::public()),
     };
     let words: Vec<String> = line.split_whitespace().map(in_repository).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
