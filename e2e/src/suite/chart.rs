@@ -3,6 +3,7 @@
 use std::thread;
 
 use anyhow::{Result, ensure};
+use serde_json::json;
 
 use super::{
     Test,
@@ -33,9 +34,22 @@ fn installed(cluster: &Cluster) -> Result<()> {
     let done = (|| {
         follow(cluster, GUIDE, "helm install")?;
         sends(cluster)?;
+        // The controller has it, and holds it by a finalizer.
+        let switch = json!({"apiVersion": "kvmlet.io/v1alpha1", "kind": "KvmletRuntime", "metadata": {"name": "kvmlet"},
+            "spec": {"enabled": true, "useEmulation": true}});
+        cluster.apply(&switch.to_string())?;
+        let asked = [
+            "wait",
+            "--for=jsonpath={.metadata.finalizers}",
+            "kvmletruntime/kvmlet",
+            "--timeout=60s",
+        ];
+        cluster.kubectl(&asked)?;
         follow(cluster, GUIDE, "helm uninstall")?;
         let after = everywhere(cluster)?;
         ensure!(after == before, "there were {before:?}, and there are {after:?}");
+        let taints = cluster.kubectl(&["get", "nodes", "-o", "jsonpath={.items[*].spec.taints[*].key}"])?;
+        ensure!(!taints.contains("kvmlet.io/"), "nodes still have {taints:?}");
         Ok(())
     })();
     // Whatever became of it: other tests' pods must not wait for it.
