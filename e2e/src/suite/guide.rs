@@ -1,6 +1,6 @@
 //! What the documents tell their readers to type, run as it stands there.
 
-use std::{env, fs, path::Path};
+use std::{env, fs, os::unix::fs::symlink, path::Path};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
@@ -24,6 +24,12 @@ pub(super) const TESTS: &[Test] = &[
         hosts: 1,
         kvmlet: false,
         run: left_over,
+    },
+    Test {
+        name: "the commands of the guide make identities that hosts can use, and each is who it says and may do what it is for",
+        hosts: 1,
+        kvmlet: false,
+        run: identities,
     },
 ];
 
@@ -146,5 +152,63 @@ fn left_over(cluster: &Cluster) -> Result<()> {
     })();
     let nodes = LEFT.map(|(name, _)| name);
     cluster.kubectl(&[&["delete", "node", "--ignore-not-found"], &nodes[..]].concat())?;
+    done
+}
+
+fn identities(cluster: &Cluster) -> Result<()> {
+    let folder = cluster.state.root.join("identities");
+    fs::create_dir_all(&folder).context("make a folder for identities")?;
+    // Readers are in the repository; what they make is not left in ours.
+    let manifests = folder.join("manifests");
+    if !manifests.exists() {
+        symlink(manifest(""), &manifests).context("link the manifests")?;
+    }
+    let done = (|| {
+        shell(cluster, &folder, "docs/install.md", "umask 077")?;
+        let authority = |path: &Path| fs::read_to_string(path).with_context(|| path.display().to_string());
+        let (made, own) = (authority(&folder.join("ca.crt"))?, authority(&cluster.state.pki().join("ca.crt"))?);
+        ensure!(made.trim() == own.trim(), "ca.crt is {made:?}");
+        for (file, who, group, may) in [
+            ("routes", "kvmlet:network", "system:authenticated", &["list", "nodes"][..]),
+            (
+                "shared",
+                "kvmlet:shared",
+                "system:authenticated",
+                &["create", "pods", "-n", "kvmlet-reservations"],
+            ),
+            (
+                "bootstrap",
+                "system:bootstrap:",
+                "system:bootstrappers",
+                &["create", "certificatesigningrequests"],
+            ),
+        ] {
+            let kubeconfig = format!("--kubeconfig={}", folder.join(format!("{file}.kubeconfig")).display());
+            let asked = cluster.kubectl_json(&["auth", "whoami", &kubeconfig])?;
+            let user = &asked["status"]["userInfo"];
+            let is_who = user["username"].as_str().is_some_and(|name| name.starts_with(who));
+            let groups = user["groups"].as_array().into_iter().flatten();
+            ensure!(
+                is_who && groups.into_iter().any(|one| one == group),
+                "{file}.kubeconfig is of {user}"
+            );
+            cluster.kubectl(&[&["auth", "can-i", &kubeconfig], may].concat())?;
+            let secrets = cluster.kubectl_output(&["auth", "can-i", &kubeconfig, "list", "secrets", "-A"])?;
+            ensure!(!secrets.status.success(), "{file}.kubeconfig may list Secrets");
+        }
+        Ok(())
+    })();
+    fs::remove_dir_all(&folder).context("remove the identities")?;
+    cluster.kubectl(&["delete", "csr", "kvmlet-routes", "kvmlet-shared", "--ignore-not-found"])?;
+    let tokens = [
+        "-n",
+        "kube-system",
+        "delete",
+        "secrets",
+        "--field-selector=type=bootstrap.kubernetes.io/token",
+    ];
+    cluster.kubectl(&tokens)?;
+    cluster.kubectl(&["delete", "-f", &manifest("examples/tls-bootstrap.yaml"), "--ignore-not-found"])?;
+    cluster.kubectl(&["delete", "-k", &manifest("shared"), "--ignore-not-found"])?;
     done
 }
