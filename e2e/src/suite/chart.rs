@@ -97,9 +97,22 @@ fn sends(cluster: &Cluster) -> Result<()> {
     cluster.delete_namespace(&place.name)
 }
 
-/// Objects of no namespace that bear the product's name.
-fn everywhere(cluster: &Cluster) -> Result<Vec<String>> {
-    let kinds = "clusterroles,clusterrolebindings,mutatingwebhookconfigurations,runtimeclasses,customresourcedefinitions,namespaces";
-    let all = cluster.kubectl(&["get", kinds, "-o", "name"])?;
+/// Objects that bear the product's name, of those kinds that installations have outside of their own namespace.
+pub(super) fn everywhere(cluster: &Cluster) -> Result<Vec<String>> {
+    let kinds = [
+        "clusterroles",
+        "clusterrolebindings",
+        "customresourcedefinitions",
+        "mutatingwebhookconfigurations",
+        "namespaces",
+        "priorityclasses",
+        "rolebindings",
+        "roles",
+        "runtimeclasses",
+        "validatingadmissionpolicies",
+        "validatingadmissionpolicybindings",
+        "validatingwebhookconfigurations",
+    ];
+    let all = cluster.kubectl(&["get", &kinds.join(","), "-A", "-o", "name"])?;
     Ok(all.lines().filter(|name| name.contains("kvmlet")).map(str::to_owned).collect())
 }
