@@ -208,4 +208,7 @@ pub(crate) struct WebhookArguments {
     /// The name of its Service, its Lease and its MutatingWebhookConfiguration.
     #[arg(long, default_value = "kvmlet-webhook")]
     pub(crate) name: String,
+    /// Deletes the KvmletRuntime, waits until nodes have nothing of it any more, and ends: before the webhook is removed.
+    #[arg(long)]
+    pub(crate) withdraw: bool,
 }

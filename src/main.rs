@@ -15,6 +15,7 @@ mod runtime;
 mod switch;
 mod systemd;
 mod webhook;
+mod withdraw;
 
 use std::process::ExitCode;
 

@@ -12,6 +12,11 @@ use crate::{cli::WebhookArguments, ending::Signals};
 /// Runs the webhook until SIGTERM or SIGINT.
 pub(crate) fn run(arguments: &WebhookArguments) -> anyhow::Result<ExitCode> {
     crate::node::log_to_stderr();
+    if arguments.withdraw {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(crate::withdraw::run())?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let config = match &arguments.config {
         Some(path) => Config::load(path).with_context(|| path.display().to_string())?,
         None => Config::default(),

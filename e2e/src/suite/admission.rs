@@ -4,7 +4,10 @@
 use std::{
     fs,
     path::Path,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -13,6 +16,7 @@ use serde_json::{Value, json};
 
 use super::{
     Test,
+    chart::everywhere,
     guide::follow,
     workload::{PATIENCE, Place, STAY, pod, sh, with, within},
 };
@@ -58,6 +62,8 @@ pub(super) const LABEL: &str = "virtual-node-affinity-injection=enabled";
 
 /// Whether it is there from the test before.
 static INSTALLED: AtomicBool = AtomicBool::new(false);
+/// What bore the product's name before.
+static BEFORE: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 /// Does what `body` does with the webhook installed as its manifests say, and no profiles afterwards. It stays for the next test; see [`remove`].
 pub(super) fn with_webhook(cluster: &Cluster, body: impl FnOnce() -> Result<()>) -> Result<()> {
@@ -76,6 +82,7 @@ pub(super) fn with_webhook(cluster: &Cluster, body: impl FnOnce() -> Result<()>)
 }
 
 fn install(cluster: &Cluster) -> Result<()> {
+    *BEFORE.lock().unwrap_or_else(PoisonError::into_inner) = everywhere(cluster)?;
     registry::add_kvmlet(&cluster.state, &cluster.kvmlet()?)?;
     cluster.kubectl(&["apply", "-k", &manifest("webhook")])?;
     cluster.kubectl(&["label", "namespace", SYSTEM, &format!("{LANE}={}", cluster.host(0)?.name)])?;
@@ -93,9 +100,13 @@ pub(super) fn remove(cluster: &Cluster) -> Result<()> {
     cluster.kubectl(&["-n", SYSTEM, "delete", "pods", "--all", "--timeout=110s"])?;
     cluster.kubectl(&["delete", "mutatingwebhookconfiguration", "kvmlet-webhook"])?;
     let manifests = manifest("webhook");
-    cluster
-        .kubectl(&["delete", "-k", &manifests, "--ignore-not-found", "--timeout=110s"])
-        .map(drop)
+    cluster.kubectl(&["delete", "-k", &manifests, "--ignore-not-found", "--timeout=110s"])?;
+    let (before, after) = (BEFORE.lock().unwrap_or_else(PoisonError::into_inner), everywhere(cluster)?);
+    ensure!(
+        *before == after,
+        "before the webhook was installed there were {before:?}, and after it was removed {after:?}"
+    );
+    Ok(())
 }
 
 /// A pod that says nothing of nodes itself.

@@ -20,6 +20,8 @@ pub mod overflow;
 mod pods;
 pub mod policy;
 pub mod profile;
+#[cfg(test)]
+mod reference;
 pub mod refused;
 pub mod review;
 pub mod runtime;

@@ -11,7 +11,7 @@ use crate::{desired::Amounts, quantity::Quantity};
 pub struct Reserved {
     /// Kept for the host: capacity less this is allocatable. On a [shared host](shared-host.md) it is kept of the reservation.
     pub cpu: Quantity,
-    /// The same for memory. The monitors, and 64 MiB of each guest, are paid from it.
+    /// The same for memory. The monitors, and what guests use beside their containers, are paid from it where pods' [RuntimeClass](burst.md#runtimeclass) does not count them.
     pub memory: Quantity,
     /// The same for the file system of `stateDir`.
     #[serde(rename = "ephemeralStorage")]
