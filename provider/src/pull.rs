@@ -9,6 +9,7 @@ use crate::{
     context::Context,
     desired::{DesiredPod, PullPolicy},
     events::Note,
+    figures::on_images,
     image_volumes::ImageVolume,
     lifecycle::PullFailure,
     objects::PodObjects,
@@ -49,7 +50,7 @@ impl Wanted {
 
 /// Has an image here, by its pull policy.
 pub async fn pull(context: &Arc<Context>, objects: &PodObjects, desired: &DesiredPod, wanted: Wanted) -> Result<ImageFacts, PullFailure> {
-    let had = have(context, objects, desired, wanted).await;
+    let had = on_images(have(context, objects, desired, wanted)).await;
     context.meters.image(match &had {
         Ok((_, true)) => "pulled",
         Ok((_, false)) => "present",

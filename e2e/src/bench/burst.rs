@@ -24,7 +24,7 @@ const SSH: &str = "ssh to a QEMU guest";
 /// Where the peer tells the number of its requests.
 const REQUESTS: &str = "127.0.0.1:10260";
 /// How long pods just run while that is measured.
-const IDLE: Duration = Duration::from_secs(30);
+const IDLE: Duration = Duration::from_secs(90);
 /// For each pod; emulated machines take seconds of all processors.
 const DEADLINE_A_POD: Duration = Duration::from_secs(30);
 /// Pods that are deleted one after the other.
@@ -38,8 +38,8 @@ const REST: Duration = Duration::from_secs(5);
 struct Cost {
     /// Seconds of processor time from creation until all ran.
     creation: f64,
-    /// Of it, what went into machines.
-    machines: f64,
+    /// Of it, what went into machines, their network and images.
+    spent: Spent,
     /// The same for the time from deletion until all were gone.
     deletion: f64,
     /// Of one processor, while all just ran.
@@ -52,14 +52,22 @@ struct Cost {
     deleting: f64,
 }
 
+/// Seconds of a node's processor time that its limit does not count.
+#[derive(Clone, Copy, Default)]
+struct Spent {
+    machines: f64,
+    /// Of it, network namespaces and taps.
+    network: f64,
+    images: f64,
+}
+
 /// A node that is measured.
 struct Node<'a> {
     cluster: &'a Cluster,
     /// Its name.
     name: &'a str,
     daemon: Measured<'a>,
-    /// Seconds of its processor time that went into machines so far.
-    machines: fn(&Cluster, &str) -> Result<f64>,
+    spent: fn(&Cluster, &str) -> Result<Spent>,
 }
 
 pub(super) fn rows(cluster: &Cluster, options: &Options) -> Result<Vec<Row>> {
@@ -92,12 +100,12 @@ fn measure(cluster: &Cluster, host: &Host, count: usize, bench: &str) -> Result<
         cluster,
         name: &host.name,
         daemon: Measured::find(host, bench, &format!("{} node ", node::PROGRAM))?,
-        machines: |cluster, node| own_figure(cluster, node, "kvmlet_work_on_machines_cpu_seconds_total"),
+        spent,
     };
     // Image and template are there before anything counts, and the guest's first reading of both.
     ours.burst(&["first".to_owned()])?;
     let deletions = deletions(&ours)?;
-    let (kubectl, ssh) = commands(&ours, host)?;
+    let [kubectl, ssh] = commands(&ours, host)?;
     let names: Vec<_> = (0..count).map(|number| format!("pod-{number}")).collect();
     thread::sleep(REST);
     let requests = || own_figure(cluster, &host.name, "rest_client_requests_total");
@@ -108,7 +116,7 @@ fn measure(cluster: &Cluster, host: &Host, count: usize, bench: &str) -> Result<
     let peer = Node {
         daemon: start_peer(cluster, host, bench)?,
         name: PEER,
-        machines: |_, _| Ok(0.0),
+        spent: |_, _| Ok(Spent::default()),
         ..ours
     };
     peer.burst(&["first".to_owned()])?;
@@ -120,9 +128,14 @@ fn measure(cluster: &Cluster, host: &Host, count: usize, bench: &str) -> Result<
     let pods = count as f64;
     Ok(vec![
         row("processor time, creation to Running", "s", own.creation).beside(MOCK, theirs.creation),
-        row("the same, besides its work on machines", "s", own.creation - own.machines)
-            .beside(MOCK, theirs.creation)
-            .at_most(4.0),
+        row(
+            "the same, besides its work on machines and images",
+            "s",
+            own.creation - own.spent.machines - own.spent.images,
+        )
+        .beside(MOCK, theirs.creation)
+        .at_most(4.0),
+        row("of the work on machines, network namespaces and taps", "s", own.spent.network),
         row("processor time, deletion to gone", "s", own.deletion)
             .beside(MOCK, theirs.deletion)
             .at_most(1.0),
@@ -141,9 +154,21 @@ fn measure(cluster: &Cluster, host: &Host, count: usize, bench: &str) -> Result<
             percentile(&deletions, 95),
         )
         .at_most(3.0),
-        Row::new(host.kind, "exec true, by kubectl, median", "s", median(kubectl))
-            .beside(SSH, median(ssh))
-            .at_most(1.0),
+        Row::new(
+            host.kind,
+            "exec true, by kubectl, with the programs' own start, median",
+            "s",
+            kubectl.whole,
+        )
+        .beside(SSH, ssh.whole),
+        Row::new(
+            host.kind,
+            "exec true, by kubectl, besides the programs' own start, median",
+            "s",
+            kubectl.whole - kubectl.start,
+        )
+        .beside(SSH, ssh.whole - ssh.start)
+        .at_most(1.0),
     ])
 }
 
@@ -153,8 +178,8 @@ impl Node<'_> {
         let deadline = DEADLINE_A_POD * u32::try_from(names.len())? + Duration::from_secs(90);
         self.daemon.forget_peak()?;
         let cpu = || self.daemon.cpu_seconds();
-        let machines = || (self.machines)(self.cluster, self.name);
-        let without = machines()?;
+        let spent = || (self.spent)(self.cluster, self.name);
+        let without = spent()?;
         let (begun, at_first) = (Instant::now(), cpu()?);
         self.create(names)?;
         wait_for("all pods to run", deadline, || {
@@ -163,7 +188,7 @@ impl Node<'_> {
             Ok(Some(()))
         })?;
         let (creating, running) = (begun.elapsed().as_secs_f64(), cpu()?);
-        let machines = machines()? - without;
+        let spent = spent()?.since(without);
         let mut idle = 0.0;
         if names.len() > 1 {
             thread::sleep(REST);
@@ -181,7 +206,7 @@ impl Node<'_> {
         })?;
         Ok(Cost {
             creation: running - at_first,
-            machines,
+            spent,
             deletion: cpu()? - before,
             idle,
             memory: self.daemon.peak()?,
@@ -207,6 +232,26 @@ impl Node<'_> {
         ])?;
         Ok(text.lines().map(str::to_owned).collect())
     }
+}
+
+impl Spent {
+    fn since(self, before: Self) -> Self {
+        Self {
+            machines: self.machines - before.machines,
+            network: self.network - before.network,
+            images: self.images - before.images,
+        }
+    }
+}
+
+/// What kvmlet tells of itself.
+fn spent(cluster: &Cluster, node: &str) -> Result<Spent> {
+    let figure = |what: &str| own_figure(cluster, node, &format!("kvmlet_work_on_{what}_cpu_seconds_total"));
+    Ok(Spent {
+        machines: figure("machines")?,
+        network: figure("network")?,
+        images: figure("images")?,
+    })
 }
 
 /// A program that ends on TERM, with the longest of usual graces.
@@ -242,9 +287,16 @@ fn deletions(node: &Node<'_>) -> Result<Vec<f64>> {
     Ok(seconds)
 }
 
-/// Seconds of commands that do nothing, in a pod by kubectl and in a guest of QEMU on the same host by ssh, in turn: the start and end of both programs
-/// included.
-fn commands(node: &Node<'_>, host: &Host) -> Result<(Vec<f64>, Vec<f64>)> {
+/// Medians of seconds.
+struct Command {
+    /// From its start to its end.
+    whole: f64,
+    /// Of the program that only says its version: what it takes before it does anything.
+    start: f64,
+}
+
+/// Commands that do nothing, in a pod by kubectl and in a guest of QEMU on the same host by ssh, in turn.
+fn commands(node: &Node<'_>, host: &Host) -> Result<[Command; 2]> {
     let cluster = node.cluster;
     node.create(&["asked".to_owned()])?;
     cluster.wait_for_phase(NAMESPACE, "asked", "Running", DEADLINE_A_POD * 4)?;
@@ -254,14 +306,21 @@ fn commands(node: &Node<'_>, host: &Host) -> Result<(Vec<f64>, Vec<f64>)> {
     // The first ones find the way.
     kubectl()?;
     ssh()?;
-    let mut seconds = (Vec::with_capacity(COMMANDS), Vec::with_capacity(COMMANDS));
+    let starts: [&dyn Fn() -> Result<()>; 2] = [&|| cluster.kubectl(&["version", "--client"]).map(drop), &|| guest.version()];
+    let runs: [&dyn Fn() -> Result<()>; 2] = [&kubectl, &ssh];
+    let mut seconds: [[Vec<f64>; 2]; 2] = Default::default();
     for _ in 0..COMMANDS {
-        seconds.0.push(timed(kubectl)?);
-        seconds.1.push(timed(ssh)?);
+        for ((of_program, start), run) in seconds.iter_mut().zip(starts).zip(runs) {
+            of_program[0].push(timed(run)?);
+            of_program[1].push(timed(start)?);
+        }
     }
     drop(guest);
     cluster.kubectl(&["-n", NAMESPACE, "delete", "pod", "asked", "--grace-period=1", "--timeout=60s"])?;
-    Ok(seconds)
+    Ok(seconds.map(|[whole, start]| Command {
+        whole: median(whole),
+        start: median(start),
+    }))
 }
 
 /// Seconds of it.

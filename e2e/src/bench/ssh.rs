@@ -84,8 +84,8 @@ impl<'a> Guest<'a> {
     /// `ssh GUEST ARGV`, from where kubectl is run and by the same programs between.
     pub(super) fn run(&self, argv: &[&str]) -> Result<()> {
         let known = format!("UserKnownHostsFile={}", self.folder.path().join("known_hosts").display());
-        let mut ssh = self.cluster.inside("timeout");
-        ssh.args(["-k", "5", "120", "ssh", "-F", "none", "-i"]).arg(self.key());
+        let mut ssh = self.ssh();
+        ssh.args(["-F", "none", "-i"]).arg(self.key());
         for option in [
             "BatchMode=yes",
             "IdentitiesOnly=yes",
@@ -100,6 +100,17 @@ impl<'a> Guest<'a> {
             ssh.args(["-o", option]);
         }
         command::run(ssh.arg(format!("root@{IN_GUEST}")).args(argv)).map(drop)
+    }
+
+    /// `ssh -V`, in the same way: what it takes before it does anything.
+    pub(super) fn version(&self) -> Result<()> {
+        command::run(self.ssh().arg("-V")).map(drop)
+    }
+
+    fn ssh(&self) -> Command {
+        let mut ssh = self.cluster.inside("timeout");
+        ssh.args(["-k", "5", "120", "ssh"]);
+        ssh
     }
 
     fn key(&self) -> PathBuf {

@@ -6,13 +6,18 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::statfs::{NSFS_MAGIC, statfs};
+use nix::time::{ClockId, clock_gettime};
 use tokio::sync::oneshot;
+
+/// What the visits' threads have run so far, nanoseconds.
+static SPENT: AtomicU64 = AtomicU64::new(0);
 
 /// The namespace of the calling thread.
 const OWN_NAMESPACE: &str = "/proc/thread-self/ns/net";
@@ -157,8 +162,11 @@ impl Namespaces {
         std::thread::Builder::new()
             .name("netns".to_owned())
             .spawn(move || {
+                let done = work();
+                // All that this thread ever ran: it ends here.
+                SPENT.fetch_add(of_this_thread(), Ordering::Relaxed);
                 // Nobody listens when the visitor was cancelled; what was done stays to be torn down.
-                let _cancelled = sender.send(work());
+                let _cancelled = sender.send(done);
             })
             .map_err(NetnsError::StartThread)?;
         match tokio::time::timeout(self.timeout, receiver).await {
@@ -167,6 +175,21 @@ impl Namespaces {
             Ok(Ok(result)) => result,
         }
     }
+}
+
+/// Processor time that went into making namespaces and into visits to them, with all that was done there (a pod's tap, the redirects between it and the
+/// pod's interface), since this process began: nanoseconds of the threads that did it.
+#[must_use]
+pub fn spent() -> u64 {
+    SPENT.load(Ordering::Relaxed)
+}
+
+/// Nanoseconds; none where the kernel does not tell.
+fn of_this_thread() -> u64 {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(0, |now| {
+        let [seconds, nanoseconds] = [now.tv_sec(), now.tv_nsec()].map(|part| u64::try_from(part).unwrap_or_default());
+        seconds * 1_000_000_000 + nanoseconds
+    })
 }
 
 /// Makes the directory a shared mount, so that names made here are seen, and vanish, in other mount namespaces too.
@@ -256,7 +279,9 @@ mod tests {
     async fn half_a_creation_is_no_namespace_and_is_removed_like_one() {
         let dir = tempfile::tempdir().unwrap();
         let namespaces = Namespaces::new(dir.path().join("netns"), Duration::from_secs(20));
+        let before = spent();
         namespaces.create("bound").await.unwrap();
+        assert!(spent() > before, "what its making cost is counted");
         // As a daemon that was killed leaves it.
         fs::write(namespaces.path("half"), "").unwrap();
         let names = ["bound", "half", "never"];

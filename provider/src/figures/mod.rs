@@ -42,7 +42,11 @@ pub use self::requests::counted;
 pub use self::startup::{Course, Startup};
 use self::stored::Looks;
 pub use self::usage::{PodUsage, usage};
-pub(crate) use self::{collect::ask, host::size_of_files, spent::on_machines};
+pub(crate) use self::{
+    collect::ask,
+    host::size_of_files,
+    spent::{on_images, on_machines},
+};
 use crate::{context::Context, driver::View, kubelet::Pods};
 
 /// How long one reading serves.

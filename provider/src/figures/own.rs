@@ -60,9 +60,20 @@ pub(super) fn families(context: &Context, counts: &Counts, snapshot: &Snapshot) 
     families.push(one(waiting, &[], context.boots.available_permits() as f64));
     let machines = Family::counter(
         "kvmlet_work_on_machines_cpu_seconds_total",
-        "Of process_cpu_seconds_total, what went into machines: their processes, sockets, control groups and disks.",
+        "Of process_cpu_seconds_total, what went into machines: their processes, sockets, control groups and disks, their taps and network namespaces.",
     );
-    families.push(one(machines, &[], seconds(spent::so_far())));
+    let [on_machines, on_network] = spent::on_machines_so_far();
+    families.push(one(machines, &[], seconds(on_machines)));
+    let network = Family::counter(
+        "kvmlet_work_on_network_cpu_seconds_total",
+        "Of kvmlet_work_on_machines_cpu_seconds_total, what went into network namespaces and taps.",
+    );
+    families.push(one(network, &[], seconds(on_network)));
+    let pulls = Family::counter(
+        "kvmlet_work_on_images_cpu_seconds_total",
+        "Of process_cpu_seconds_total, what finding, verifying and pulling pods' images took, unless done by threads that may block.",
+    );
+    families.push(one(pulls, &[], seconds(spent::on_images_so_far())));
     let images = Family::gauge("kvmlet_images_bytes", "Images on this node, decompressed.");
     families.push(one(images, &[], snapshot.node.images as f64));
     families.extend(certificates::families(&context.certificates, Timestamp::now()));
