@@ -55,7 +55,7 @@ pub(super) const TESTS: &[Test] = &[
 ];
 
 /// Waits until a script in a running container writes this.
-fn until_exec(place: &Place<'_>, pod: &str, script: &str, expected: &str) -> Result<()> {
+pub(super) fn until_exec(place: &Place<'_>, pod: &str, script: &str, expected: &str) -> Result<()> {
     wait_for(&format!("{script:?} in {pod} to write {expected:?}"), SOON, || {
         let said = place.exec(pod, script)?;
         ensure!(said.trim() == expected, "it has written {said:?}");
@@ -63,12 +63,12 @@ fn until_exec(place: &Place<'_>, pod: &str, script: &str, expected: &str) -> Res
     })
 }
 
-fn set(place: &Place<'_>, kind: &str, name: &str, data: &Value) -> Result<()> {
+pub(super) fn set(place: &Place<'_>, kind: &str, name: &str, data: &Value) -> Result<()> {
     let patch = json!({"data": data}).to_string();
     place.kubectl(&["patch", kind, name, "--type=merge", "-p", &patch]).map(drop)
 }
 
-fn map(name: &str, data: Value) -> Value {
+pub(super) fn map(name: &str, data: Value) -> Value {
     json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data})
 }
 

@@ -49,6 +49,7 @@ mod preflight;
 mod pressure;
 mod probes;
 mod profiles;
+mod random;
 mod reserved;
 mod resize;
 mod resize_pods;
@@ -222,6 +223,7 @@ fn all() -> impl Iterator<Item = &'static Test> {
         templates::TESTS,
         jail::TESTS,
         survival::TESTS,
+        random::TESTS,
         outage::TESTS,
         specs::TESTS,
         bad_host::TESTS,

@@ -35,11 +35,11 @@ fn amounts(cpu: &str, memory: &str) -> Value {
     json!({"cpu": cpu, "memory": memory})
 }
 
-fn resources(cpu: &str, memory: &str) -> Value {
+pub(super) fn resources(cpu: &str, memory: &str) -> Value {
     json!({"requests": amounts(cpu, memory), "limits": amounts(cpu, memory)})
 }
 
-fn resize(place: &Place<'_>, name: &str, cpu: &str, memory: &str) -> Result<()> {
+pub(super) fn resize(place: &Place<'_>, name: &str, cpu: &str, memory: &str) -> Result<()> {
     ask(place, name, &resources(cpu, memory))
 }
 
@@ -51,7 +51,7 @@ fn ask(place: &Place<'_>, name: &str, resources: &Value) -> Result<()> {
 }
 
 /// Waits until all of it is in force and nothing of it is under way.
-fn until_resized(place: &Place<'_>, name: &str, cpu: &str, memory: &str) -> Result<Value> {
+pub(super) fn until_resized(place: &Place<'_>, name: &str, cpu: &str, memory: &str) -> Result<Value> {
     place.until(name, &format!("have {cpu} and {memory}"), |found| {
         let main = container(found, "main");
         main["resources"]["limits"] == amounts(cpu, memory)

@@ -125,10 +125,10 @@ pub(super) fn until_released(host: &Host, uid: &str) -> Result<()> {
 }
 
 /// Numbers that are the same each time: a moment that fails can be looked at again.
-struct Dice(u64);
+pub(super) struct Dice(pub(super) u64);
 
 impl Dice {
-    fn roll(&mut self, below: u64) -> u64 {
+    pub(super) fn roll(&mut self, below: u64) -> u64 {
         self.0 = self
             .0
             .wrapping_mul(6_364_136_223_846_793_005)
