@@ -148,6 +148,10 @@ pub struct ContainerState {
     /// Its end has begun.
     #[serde(default)]
     pub stop: Option<Stop>,
+    /// The identifier of a start that the daemon before this one asked for, perhaps unheard: the next start has it too, so that the guest, should it
+    /// obey both, starts one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub again: Option<String>,
     /// Who the first process of its last instance is; unknown of one that an agent of an older release started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<Identity>,
@@ -402,8 +406,16 @@ impl ContainerState {
             backoff: 0,
             health: Health::default(),
             stop: None,
+            again: None,
             user: None,
             hook_error: String::new(),
+        }
+    }
+
+    /// Forgets a start of which nothing is known, but for its identifier.
+    pub fn start_again(&mut self) {
+        if let Slot::Starting { id } = std::mem::replace(&mut self.slot, Slot::waiting()) {
+            self.again = Some(id);
         }
     }
 

@@ -231,12 +231,16 @@ impl Agent {
     fn start(self: &Arc<Self>, wanted: Wanted) -> Result<Arc<Container>, Failure> {
         let sandbox = self.sandbox()?;
         let id = wanted.spec.id.clone();
-        self.occupy(&id, |table| match table.find(&id) {
-            Some(_) => Err(fail(ErrorKind::Conflict, "a container of this identifier exists already")),
-            None => Ok(()),
-        })?;
-        let result = self.start_occupied(&sandbox, wanted);
+        // A host that ended before it was answered asks once more, perhaps while the first request is being read or obeyed.
+        let mut table = lock(&self.table);
+        while !table.busy.insert(id.clone()) {
+            table = self.changed.wait(table).unwrap_or_else(PoisonError::into_inner);
+        }
+        let present = table.find(&id).map(|entry| Arc::clone(&entry.container));
+        drop(table);
+        let result = present.map_or_else(|| self.start_occupied(&sandbox, wanted), Ok);
         lock(&self.table).busy.remove(&id);
+        self.changed.notify_all();
         result
     }
 
@@ -314,9 +318,9 @@ impl Agent {
         if result.is_ok() {
             table.containers.retain(|e| e.container.spec.id != id);
             table.changes += 1;
-            drop(table);
-            self.changed.notify_all();
         }
+        drop(table);
+        self.changed.notify_all();
         result
     }
 

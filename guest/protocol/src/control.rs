@@ -40,7 +40,8 @@ pub enum Request {
         /// All files it shall hold.
         content: VolumeContent,
     },
-    /// Creates and starts a container; answered by [`Response::Started`]. The identifier must be new, or its container removed.
+    /// Creates and starts a container; answered by [`Response::Started`]. Asked again with an identifier that is there, also of one that has ended, it
+    /// is answered as the first time and starts nothing (agents of releases before 2026-11-24 answer with [`crate::ErrorKind::Conflict`]).
     Start(Box<ContainerSpec>),
     /// Sends a signal to a container's first process, or with `all` to every process in it.
     Signal {

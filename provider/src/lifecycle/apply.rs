@@ -74,11 +74,11 @@ pub(super) fn apply(state: &mut PodState, desired: &DesiredPod, event: Event, no
             for status in &list {
                 observe(state, status);
             }
-            // A start that a daemon before this one has not come to.
+            // A start that a daemon before this one has not come to, or that the guest has not heard of yet.
             for (index, c) in state.containers.iter_mut().enumerate() {
                 let unknown = matches!(&c.slot, Slot::Starting { id } if !list.iter().any(|s| s.id == *id));
                 if unknown && !state.busy.contains(&Work::Start(index)) {
-                    c.slot = Slot::waiting();
+                    c.start_again();
                 }
             }
             ephemeral::compare(state, &list);

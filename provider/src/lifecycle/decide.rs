@@ -147,7 +147,7 @@ fn start_containers(
             && matches!(c.image, ImageState::Ready(_))
             && state.busy.insert(Work::Start(index))
         {
-            let id = new_id();
+            let id = c.again.take().unwrap_or_else(&mut *new_id);
             let replaces = c.last.as_ref().map(|e| e.id.clone()).filter(|id| !id.is_empty());
             c.slot = Slot::Starting { id: id.clone() };
             c.health = Health {

@@ -17,13 +17,13 @@ pub(super) fn take_new(state: &mut PodState, desired: &DesiredPod) {
     state.ephemeral.extend(new);
 }
 
-/// A start that a daemon before this one has not come to.
+/// A start that a daemon before this one has not come to, or that the guest has not heard of yet.
 pub(super) fn compare(state: &mut PodState, list: &[protocol::ContainerStatus]) {
     let first = state.containers.len();
     for (index, c) in (first..).zip(&mut state.ephemeral) {
         let unknown = matches!(&c.slot, Slot::Starting { id } if !list.iter().any(|s| s.id == *id));
         if unknown && !state.busy.contains(&Work::Start(index)) {
-            c.slot = Slot::waiting();
+            c.start_again();
         }
     }
 }
@@ -57,7 +57,7 @@ pub(super) fn start(
         match &mut c.image {
             ImageState::Ready(_) => {
                 if not_before.is_none_or(|t| t <= now) && state.busy.insert(Work::Start(index)) {
-                    let id = new_id();
+                    let id = c.again.take().unwrap_or_else(&mut *new_id);
                     c.slot = Slot::Starting { id: id.clone() };
                     actions.push(Action::StartContainer {
                         container: index,
