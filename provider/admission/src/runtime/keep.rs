@@ -104,7 +104,7 @@ pub async fn keep(client: Client, mut leads: watch::Receiver<bool>, certificates
 }
 
 /// Something has changed.
-enum News {
+pub(super) enum News {
     Runtime(Event<KvmletRuntime>),
     Node(Box<Event<Node>>),
     Check(Event<PreflightCheck>),
@@ -135,7 +135,7 @@ async fn follow(client: &Client, certificates: &Certificates) -> Result<(), Foll
                     seen.take(news?);
                 }
             }
-            () = tokio::time::sleep(AGAIN), if seen.is_draining() => {}
+            () = tokio::time::sleep(AGAIN), if seen.is_unfinished() => {}
         }
         if seen.runtime.is_complete {
             certificates.known(seen.runtime.items.get(NAME));
@@ -151,7 +151,7 @@ async fn follow(client: &Client, certificates: &Certificates) -> Result<(), Foll
 }
 
 /// What is known, and was done.
-struct Keeper {
+pub(super) struct Keeper {
     effects: Effects,
     runtime: All<KvmletRuntime>,
     nodes: All<Seen>,
@@ -160,10 +160,12 @@ struct Keeper {
     asked: BTreeMap<String, String>,
     /// Pods that are left on nodes that are drained.
     leaving: BTreeMap<String, usize>,
+    /// Nodes of which the API server refused what was due, and its words: it is tried again.
+    refused: BTreeMap<String, String>,
 }
 
 impl Keeper {
-    fn new(client: Client) -> Self {
+    pub(super) fn new(client: Client) -> Self {
         Self {
             effects: Effects(client),
             runtime: All::new(),
@@ -171,10 +173,11 @@ impl Keeper {
             checks: All::new(),
             asked: BTreeMap::new(),
             leaving: BTreeMap::new(),
+            refused: BTreeMap::new(),
         }
     }
 
-    fn take(&mut self, news: News) {
+    pub(super) fn take(&mut self, news: News) {
         match news {
             News::Runtime(event) => self.runtime.take(event, Some),
             News::Node(event) => self.nodes.take(*event, |node| Seen::of(&node)),
@@ -194,8 +197,9 @@ impl Keeper {
         self.runtime.is_complete && self.nodes.is_complete && self.checks.is_complete
     }
 
-    fn is_draining(&self) -> bool {
-        self.leaving.values().any(|left| *left > 0)
+    /// Whether there is something to do that no watch tells of.
+    fn is_unfinished(&self) -> bool {
+        !self.refused.is_empty() || self.leaving.values().any(|left| *left > 0)
     }
 
     fn checks_of(&self, node: &str) -> Vec<&PreflightCheck> {
@@ -218,12 +222,20 @@ impl Keeper {
         }
         let nodes: Vec<Seen> = self.nodes.items.values().cloned().collect();
         self.leaving.retain(|name, _| nodes.iter().any(|node| node.name == *name));
+        self.refused.clear();
         for node in &nodes {
-            self.look_at(mode, node).await?;
+            match self.look_at(mode, node).await {
+                // Of this node alone: others are not to wait for it.
+                Err(error @ kube::Error::Api(_)) => {
+                    warn!(%error, node = node.name, "look after a node");
+                    self.refused.insert(node.name.clone(), error.to_string());
+                }
+                other => other?,
+            }
         }
         let Some(runtime) = runtime else { return Ok(()) };
         if mode == Mode::Free {
-            if is_held(&runtime) {
+            if is_held(&runtime) && self.refused.is_empty() {
                 self.effects.hold(&runtime, false).await?;
             }
             return Ok(());
@@ -234,6 +246,7 @@ impl Keeper {
                 node,
                 checks: self.checks_of(&node.name),
                 leaving: self.leaving.get(&node.name).copied().unwrap_or_default(),
+                refused: self.refused.get(&node.name).map(String::as_str),
             })
             .collect();
         let status = summary::status(&runtime, &known);
@@ -243,7 +256,7 @@ impl Keeper {
         Ok(())
     }
 
-    async fn look_at(&mut self, mode: Mode, node: &Seen) -> Result<(), FollowError> {
+    async fn look_at(&mut self, mode: Mode, node: &Seen) -> kube::Result<()> {
         let checks = self.checks_of(&node.name);
         let mut due = due(mode, node, &checks);
         if due.ask.is_some() && self.asked.contains_key(&node.name) {
@@ -274,33 +287,5 @@ impl Keeper {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::runtime::decide::tests::runtime;
-
-    #[test]
-    fn certificates_live_as_the_switch_says_and_without_a_word_as_the_configuration_does() {
-        let (tell, told) = watch::channel(None);
-        let own = CertConfig::default();
-        let certificates = Certificates { own, tell };
-        certificates.known(None);
-        assert_eq!(*told.borrow(), Some(own));
-        let span = serde_json::json!({"duration": "1h", "renewBefore": "20m"});
-        let mut on = runtime(true);
-        on.spec.cert_config = serde_json::from_value(serde_json::json!({"ca": span, "server": span})).unwrap();
-        certificates.known(Some(&on));
-        assert_eq!(*told.borrow(), on.spec.cert_config);
-        certificates.known(Some(&runtime(false)));
-        assert_eq!(*told.borrow(), Some(own));
-    }
-
-    #[test]
-    fn kinds_that_are_not_installed_or_not_allowed_are_no_failure() {
-        let refused = |code| {
-            let status = kube::core::Status::failure("no", "No").with_code(code);
-            watcher::Error::InitialListFailed(kube::Error::Api(status.boxed()))
-        };
-        assert!(is_absent(&refused(404)) && is_absent(&refused(403)));
-        assert!(!is_absent(&refused(500)));
-    }
-}
+#[path = "keep_tests.rs"]
+mod tests;
