@@ -185,9 +185,9 @@ pub(crate) struct LogsArguments {
 
 #[derive(Debug, Args)]
 pub(crate) struct EnableArguments {
-    /// Hosts whose processors are emulated by software may be nodes, too.
-    #[arg(long)]
-    pub(crate) use_emulation: bool,
+    /// Hosts whose processors are emulated by software may be nodes, too; `=false` takes that back. Without it, it stays as it was.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) use_emulation: Option<bool>,
 }
 
 #[derive(Debug, Args)]
