@@ -15,6 +15,8 @@ mod definition;
 mod followed;
 mod kinds;
 pub mod lease;
+#[cfg(test)]
+mod manifests;
 pub mod namespaces;
 pub mod overflow;
 mod pods;

@@ -1,0 +1,23 @@
+//! What tests say of the files of `manifests`.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+/// The objects of a file.
+fn objects(file: &str) -> Vec<Value> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../manifests").join(file);
+    let text = std::fs::read_to_string(&file).unwrap();
+    serde_saphyr::from_multiple(&text).unwrap()
+}
+
+fn object(file: &str, kind: &str) -> Value {
+    let all = objects(file);
+    all.into_iter().find(|one| one["kind"] == kind).unwrap()
+}
+
+#[test]
+fn the_webhooks_pods_can_leave_a_node_also_where_there_is_one_alone() {
+    let budget = &object("webhook/deployment.yaml", "PodDisruptionBudget")["spec"];
+    assert_eq!((&budget["maxUnavailable"], &budget["minAvailable"]), (&1.into(), &Value::Null));
+}
