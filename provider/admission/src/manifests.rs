@@ -21,3 +21,12 @@ fn the_webhooks_pods_can_leave_a_node_also_where_there_is_one_alone() {
     let budget = &object("webhook/deployment.yaml", "PodDisruptionBudget")["spec"];
     assert_eq!((&budget["maxUnavailable"], &budget["minAvailable"]), (&1.into(), &Value::Null));
 }
+
+#[test]
+fn who_keeps_routes_may_list_and_watch_nodes_and_no_more() {
+    let rules = &object("network.yaml", "ClusterRole")["rules"];
+    assert_eq!(
+        *rules,
+        serde_json::json!([{"apiGroups": [""], "resources": ["nodes"], "verbs": ["list", "watch"]}])
+    );
+}
