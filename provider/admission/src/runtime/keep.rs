@@ -8,7 +8,7 @@ use kube::{
     Api, Client, ResourceExt as _,
     runtime::watcher::{self, Event},
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 use tracing::{debug, warn};
 
 use super::{
@@ -26,6 +26,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub const ABSENT: Duration = Duration::from_secs(30);
 /// When pods that had to stay are evicted again.
 const AGAIN: Duration = Duration::from_secs(5);
+/// When a node that no pod has to leave is looked at again: pods that name it themselves come there all the same.
+const DRAINED: Duration = Duration::from_secs(30);
 /// News that are looked at together.
 const TOGETHER: usize = 256;
 
@@ -129,13 +131,14 @@ async fn follow(client: &Client, certificates: &Certificates) -> Result<(), Foll
     let others = stream::select(nodes.map_ok(|event| News::Node(Box::new(event))), checks.map_ok(News::Check));
     let mut all = pin!(stream::select(runtimes.map_ok(News::Runtime), others).ready_chunks(TOGETHER));
     loop {
+        let wake = seen.wake();
         tokio::select! {
             chunk = all.next() => {
                 for news in chunk.ok_or(FollowError::Ended)? {
                     seen.take(news?);
                 }
             }
-            () = tokio::time::sleep(AGAIN), if seen.is_unfinished() => {}
+            () = tokio::time::sleep(wake.unwrap_or_default()), if wake.is_some() => {}
         }
         if seen.runtime.is_complete {
             certificates.known(seen.runtime.items.get(NAME));
@@ -143,7 +146,7 @@ async fn follow(client: &Client, certificates: &Certificates) -> Result<(), Foll
         if !seen.is_complete() {
             continue;
         }
-        seen.look().await?;
+        seen.look(Instant::now()).await?;
         if !seen.runtime.items.contains_key(NAME) {
             return Ok(());
         }
@@ -158,8 +161,8 @@ pub(super) struct Keeper {
     checks: All<PreflightCheck>,
     /// Checks by node that were asked for, and have not come by the watch yet.
     asked: BTreeMap<String, String>,
-    /// Pods that are left on nodes that are drained.
-    leaving: BTreeMap<String, usize>,
+    /// Pods that are left on nodes that are drained, and when they were counted.
+    leaving: BTreeMap<String, (usize, Instant)>,
     /// Nodes of which the API server refused what was due, and its words: it is tried again.
     refused: BTreeMap<String, String>,
 }
@@ -197,17 +200,21 @@ impl Keeper {
         self.runtime.is_complete && self.nodes.is_complete && self.checks.is_complete
     }
 
-    /// Whether there is something to do that no watch tells of.
-    fn is_unfinished(&self) -> bool {
-        !self.refused.is_empty() || self.leaving.values().any(|left| *left > 0)
+    /// When there is something to do that no watch tells of, if there is.
+    fn wake(&self) -> Option<Duration> {
+        let is_unfinished = !self.refused.is_empty() || self.leaving.values().any(|(left, _)| *left > 0);
+        match is_unfinished {
+            true => Some(AGAIN),
+            false => (!self.leaving.is_empty()).then_some(DRAINED),
+        }
     }
 
     fn checks_of(&self, node: &str) -> Vec<&PreflightCheck> {
         self.checks.items.values().filter(|check| check.spec.node_name == node).collect()
     }
 
-    /// Does what is due on every node, and tells of it.
-    async fn look(&mut self) -> Result<(), FollowError> {
+    /// Does what is due by `now` on every node, and tells of it.
+    async fn look(&mut self, now: Instant) -> Result<(), FollowError> {
         let runtime = self.runtime.items.get(NAME).cloned();
         let mode = Mode::of(runtime.as_ref());
         let is_held = |runtime: &KvmletRuntime| runtime.finalizers().iter().any(|one| one == FINALIZER);
@@ -224,7 +231,7 @@ impl Keeper {
         self.leaving.retain(|name, _| nodes.iter().any(|node| node.name == *name));
         self.refused.clear();
         for node in &nodes {
-            match self.look_at(mode, node).await {
+            match self.look_at(mode, node, now).await {
                 // Of this node alone: others are not to wait for it.
                 Err(error @ kube::Error::Api(_)) => {
                     warn!(%error, node = node.name, "look after a node");
@@ -245,7 +252,7 @@ impl Keeper {
             .map(|node| Known {
                 node,
                 checks: self.checks_of(&node.name),
-                leaving: self.leaving.get(&node.name).copied().unwrap_or_default(),
+                leaving: self.leaving.get(&node.name).map_or(0, |(left, _)| *left),
                 refused: self.refused.get(&node.name).map(String::as_str),
             })
             .collect();
@@ -256,7 +263,7 @@ impl Keeper {
         Ok(())
     }
 
-    async fn look_at(&mut self, mode: Mode, node: &Seen) -> kube::Result<()> {
+    async fn look_at(&mut self, mode: Mode, node: &Seen, now: Instant) -> kube::Result<()> {
         let checks = self.checks_of(&node.name);
         let mut due = due(mode, node, &checks);
         if due.ask.is_some() && self.asked.contains_key(&node.name) {
@@ -278,9 +285,10 @@ impl Keeper {
         for name in &due.forget {
             self.effects.forget(name).await?;
         }
-        if due.drain && self.leaving.get(&node.name) != Some(&0) {
+        let is_drained = |(left, at): &(usize, Instant)| *left == 0 && now.duration_since(*at) < DRAINED;
+        if due.drain && !self.leaving.get(&node.name).is_some_and(is_drained) {
             let left = self.effects.evict(&node.name).await?;
-            self.leaving.insert(node.name.clone(), left);
+            self.leaving.insert(node.name.clone(), (left, now));
         }
         Ok(())
     }

@@ -36,10 +36,10 @@ async fn a_pod_that_cannot_be_evicted_holds_up_neither_its_neighbours_nor_other_
         let api = FakeApi::new(&["kvm-1", "kvm-2"], &[("kvm-1", "bad"), ("kvm-1", "good"), ("kvm-2", "other")]);
         api.refuse("POST", "/pods/bad/eviction", code);
         let mut keeper = keeper(&api, false);
-        keeper.look().await.unwrap();
+        keeper.look(Instant::now()).await.unwrap();
         assert!(api.has_asked("POST", "/pods/good/eviction") && api.has_asked("POST", "/pods/other/eviction"));
-        assert_eq!((keeper.leaving["kvm-1"], keeper.leaving["kvm-2"]), (2, 1), "{code}");
-        assert!(keeper.is_unfinished());
+        assert_eq!((keeper.leaving["kvm-1"].0, keeper.leaving["kvm-2"].0), (2, 1), "{code}");
+        assert_eq!(keeper.wake(), Some(AGAIN));
         assert_eq!(api.message(), "being disabled: 3 pods have yet to leave its nodes");
     }
 }
@@ -49,12 +49,28 @@ async fn a_node_that_may_not_be_changed_holds_up_no_other_and_is_tried_again() {
     let api = FakeApi::new(&["kvm-1", "kvm-2"], &[]);
     api.refuse("PATCH", "/nodes/kvm-1", 403);
     let mut keeper = keeper(&api, false);
-    keeper.look().await.unwrap();
+    keeper.look(Instant::now()).await.unwrap();
     assert!(api.has_asked("PATCH", "/nodes/kvm-2"));
-    assert!(keeper.is_unfinished());
+    assert_eq!(keeper.wake(), Some(AGAIN));
     let said = api.message();
     assert!(said.starts_with("being disabled. kvm-1 cannot be changed: "), "{said}");
     api.refuse("PATCH", "/nodes/kvm-1", 200);
-    keeper.look().await.unwrap();
-    assert!(!keeper.is_unfinished());
+    keeper.look(Instant::now()).await.unwrap();
+    assert_eq!(keeper.wake(), Some(DRAINED));
+}
+
+#[tokio::test]
+async fn a_pod_that_comes_to_a_drained_node_by_its_name_is_evicted_too() {
+    let api = FakeApi::new(&["kvm-1"], &[]);
+    let (mut keeper, begin) = (keeper(&api, false), Instant::now());
+    keeper.look(begin).await.unwrap();
+    api.put(&[("kvm-1", "late")]);
+    keeper.look(begin + DRAINED / 2).await.unwrap();
+    assert!(
+        !api.has_asked("POST", "/pods/late/eviction"),
+        "whatever happens elsewhere has pods listed again"
+    );
+    keeper.look(begin + DRAINED).await.unwrap();
+    assert!(api.has_asked("POST", "/pods/late/eviction"));
+    assert_eq!(api.message(), "being disabled: 1 pods have yet to leave its nodes");
 }
