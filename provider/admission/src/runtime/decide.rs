@@ -4,7 +4,7 @@
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt as _;
 
-use super::{CORDONED, CheckSpec, KvmletRuntime, PreflightCheck, Reason, SKIP, TAINT, newest};
+use super::{CORDONED, CheckSpec, ImageFormat, KvmletRuntime, PreflightCheck, Reason, SKIP, TAINT, newest};
 
 /// Answered checks of a node that stay.
 const KEPT: usize = 3;
@@ -62,6 +62,8 @@ pub enum Mode {
     Enabled {
         /// Emulated hosts pass, too.
         use_emulation: bool,
+        /// What hosts have to make scratch disks as.
+        image_format: ImageFormat,
     },
 }
 
@@ -72,6 +74,7 @@ impl Mode {
             Some(runtime) if runtime.metadata.deletion_timestamp.is_none() => match &runtime.spec {
                 spec if spec.enabled => Self::Enabled {
                     use_emulation: spec.use_emulation,
+                    image_format: spec.image_format,
                 },
                 _ => Self::Disabled,
             },
@@ -127,7 +130,11 @@ impl Due {
 /// What is due on a node, of which there are these checks.
 pub fn due(mode: Mode, node: &Seen, checks: &[&PreflightCheck]) -> Due {
     let uncordon = node.is_cordoned.then_some(false);
-    let Mode::Enabled { use_emulation } = mode else {
+    let Mode::Enabled {
+        use_emulation,
+        image_format,
+    } = mode
+    else {
         // Whoever is enabled again is checked again.
         let of_ours = checks.iter().filter(|check| check.spec.reason.is_some());
         let is_off = mode == Mode::Disabled;
@@ -142,11 +149,12 @@ pub fn due(mode: Mode, node: &Seen, checks: &[&PreflightCheck]) -> Due {
     let reason = if node.is_skipped {
         None
     } else {
-        reason(use_emulation, node, checks)
+        reason((use_emulation, image_format), node, checks)
     };
     let ask = reason.map(|reason| CheckSpec {
         node_name: node.name.clone(),
         use_emulation: Some(use_emulation),
+        image_format: Some(image_format),
         reason: Some(reason),
         version: Some(node.version.clone()),
     });
@@ -164,12 +172,12 @@ pub fn due(mode: Mode, node: &Seen, checks: &[&PreflightCheck]) -> Due {
 }
 
 /// Why a check has to be asked for, if it has.
-fn reason(use_emulation: bool, node: &Seen, checks: &[&PreflightCheck]) -> Option<Reason> {
+fn reason(features: (bool, ImageFormat), node: &Seen, checks: &[&PreflightCheck]) -> Option<Reason> {
     let Some(last) = last_of_ours(checks) else {
         return Some(Reason::Enabled);
     };
     let is_open = newest(checks).iter().any(|check| !check.is_answered());
-    if last.spec.use_emulation != Some(use_emulation) {
+    if last.spec.use_emulation.zip(last.spec.image_format) != Some(features) {
         Some(Reason::FeaturesChanged)
     } else if last.spec.version.as_deref() != Some(&node.version) {
         Some(Reason::Upgraded)

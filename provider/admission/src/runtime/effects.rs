@@ -231,7 +231,7 @@ impl Effects {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runtime::decide::tests::{check, node};
+    use crate::runtime::decide::tests::{ON, check, node};
 
     fn object(taints: Value) -> Node {
         serde_json::from_value(json!({"metadata": {"name": "kvm-1", "resourceVersion": "7"}, "spec": {"taints": taints}})).unwrap()
@@ -268,7 +268,7 @@ mod tests {
 
     #[test]
     fn a_failure_is_told_with_what_to_do_and_its_end_too() {
-        let on = Mode::Enabled { use_emulation: false };
+        let on = ON;
         let (failed, due) = (check("a", 1, Some(false)), |taint| Due { taint, ..Due::default() });
         let told = news(on, &node(), &due(Some(Why::Failed)), &[&failed]).unwrap();
         assert_eq!((told.kind, told.reason), ("Warning", "PreflightFailed"));
