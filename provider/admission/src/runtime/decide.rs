@@ -1,6 +1,7 @@
 //! What is due on a node, from what it is and the checks there are of it. Everything follows from what is seen: a leader that begins anew goes on
 //! where another stopped.
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt as _;
 
@@ -8,6 +9,8 @@ use super::{CORDONED, CheckSpec, ImageFormat, KvmletRuntime, PreflightCheck, Rea
 
 /// Answered checks of a node that stay.
 const KEPT: usize = 3;
+/// After so many seconds a check of a node that there is not goes.
+const ORPHANED: i64 = 3600;
 /// What a container runtime's version begins with on nodes of ours.
 const RUNTIME: &str = "kvmlet://";
 
@@ -203,6 +206,12 @@ fn verdict(checks: &[&PreflightCheck]) -> Option<Why> {
     } else {
         None
     }
+}
+
+/// Whether a check of a node that there is not has been there long enough: by then a node that is about to come has come.
+pub fn is_orphaned(check: &PreflightCheck, now: Timestamp) -> bool {
+    let made = check.creation_timestamp();
+    made.is_some_and(|made| now.duration_since(made.0).as_secs() >= ORPHANED)
 }
 
 /// Those that were answered long ago. The last of ours stays: it says what was asked for.

@@ -201,6 +201,14 @@ fn a_switch_that_is_off_cordons_drains_and_forgets_what_was_asked() {
 }
 
 #[test]
+fn a_check_of_a_node_that_there_is_not_goes_after_an_hour() {
+    let (made, now) = (check("a", 0, None), |text: &str| text.parse().unwrap());
+    assert!(!is_orphaned(&made, now("2026-01-01T00:59:59Z")));
+    assert!(is_orphaned(&made, now("2026-01-01T01:00:00Z")));
+    assert!(!is_orphaned(&made, now("2025-12-31T00:00:00Z")), "a clock that is behind");
+}
+
+#[test]
 fn a_few_answers_stay_and_the_last_that_was_asked_for_by_itself() {
     let ours = check("ours", 1, Some(true));
     let theirs: Vec<_> = (2..7)

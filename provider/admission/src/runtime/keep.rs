@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, pin::pin, time::Duration};
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use kube::{
     Api, Client, ResourceExt as _,
@@ -13,7 +14,7 @@ use tracing::{debug, warn};
 
 use super::{
     FINALIZER, KvmletRuntime, NAME, PreflightCheck,
-    decide::{Mode, Seen, Why, due},
+    decide::{Mode, Seen, Why, due, is_orphaned},
     effects::{Effects, news},
     newest,
     summary::{self, Known},
@@ -28,6 +29,8 @@ pub const ABSENT: Duration = Duration::from_secs(30);
 const AGAIN: Duration = Duration::from_secs(5);
 /// When a node that no pod has to leave is looked at again: pods that name it themselves come there all the same.
 const DRAINED: Duration = Duration::from_secs(30);
+/// When checks of nodes that there are not are looked at again.
+const ORPHANS: Duration = Duration::from_secs(300);
 /// News that are looked at together.
 const TOGETHER: usize = 256;
 
@@ -203,9 +206,13 @@ impl Keeper {
     /// When there is something to do that no watch tells of, if there is.
     fn wake(&self) -> Option<Duration> {
         let is_unfinished = !self.refused.is_empty() || self.leaving.values().any(|(left, _)| *left > 0);
-        match is_unfinished {
-            true => Some(AGAIN),
-            false => (!self.leaving.is_empty()).then_some(DRAINED),
+        let is_orphan = |check: &PreflightCheck| !self.nodes.items.contains_key(&check.spec.node_name);
+        if is_unfinished {
+            Some(AGAIN)
+        } else if !self.leaving.is_empty() {
+            Some(DRAINED)
+        } else {
+            self.checks.items.values().any(is_orphan).then_some(ORPHANS)
         }
     }
 
@@ -238,6 +245,15 @@ impl Keeper {
                     self.refused.insert(node.name.clone(), error.to_string());
                 }
                 other => other?,
+            }
+        }
+        for check in self.checks.items.values() {
+            let is_of_a_node = self.nodes.items.contains_key(&check.spec.node_name);
+            if !is_of_a_node
+                && is_orphaned(check, Timestamp::now())
+                && let Err(error) = self.effects.forget(&check.name_any()).await
+            {
+                warn!(%error, check = check.name_any(), "remove a check of a node that there is not");
             }
         }
         let Some(runtime) = runtime else { return Ok(()) };

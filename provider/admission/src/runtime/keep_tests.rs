@@ -1,6 +1,6 @@
 use super::*;
 use crate::runtime::{
-    decide::tests::runtime,
+    decide::tests::{check, runtime},
     testing::{FakeApi, keeper},
 };
 
@@ -35,7 +35,7 @@ async fn a_pod_that_cannot_be_evicted_holds_up_neither_its_neighbours_nor_other_
     for code in [400, 403, 500] {
         let api = FakeApi::new(&["kvm-1", "kvm-2"], &[("kvm-1", "bad"), ("kvm-1", "good"), ("kvm-2", "other")]);
         api.refuse("POST", "/pods/bad/eviction", code);
-        let mut keeper = keeper(&api, false);
+        let mut keeper = keeper(&api, false, &[]);
         keeper.look(Instant::now()).await.unwrap();
         assert!(api.has_asked("POST", "/pods/good/eviction") && api.has_asked("POST", "/pods/other/eviction"));
         assert_eq!((keeper.leaving["kvm-1"].0, keeper.leaving["kvm-2"].0), (2, 1), "{code}");
@@ -48,7 +48,7 @@ async fn a_pod_that_cannot_be_evicted_holds_up_neither_its_neighbours_nor_other_
 async fn a_node_that_may_not_be_changed_holds_up_no_other_and_is_tried_again() {
     let api = FakeApi::new(&["kvm-1", "kvm-2"], &[]);
     api.refuse("PATCH", "/nodes/kvm-1", 403);
-    let mut keeper = keeper(&api, false);
+    let mut keeper = keeper(&api, false, &[]);
     keeper.look(Instant::now()).await.unwrap();
     assert!(api.has_asked("PATCH", "/nodes/kvm-2"));
     assert_eq!(keeper.wake(), Some(AGAIN));
@@ -62,7 +62,7 @@ async fn a_node_that_may_not_be_changed_holds_up_no_other_and_is_tried_again() {
 #[tokio::test]
 async fn a_pod_that_comes_to_a_drained_node_by_its_name_is_evicted_too() {
     let api = FakeApi::new(&["kvm-1"], &[]);
-    let (mut keeper, begin) = (keeper(&api, false), Instant::now());
+    let (mut keeper, begin) = (keeper(&api, false, &[]), Instant::now());
     keeper.look(begin).await.unwrap();
     api.put(&[("kvm-1", "late")]);
     keeper.look(begin + DRAINED / 2).await.unwrap();
@@ -73,4 +73,19 @@ async fn a_pod_that_comes_to_a_drained_node_by_its_name_is_evicted_too() {
     keeper.look(begin + DRAINED).await.unwrap();
     assert!(api.has_asked("POST", "/pods/late/eviction"));
     assert_eq!(api.message(), "being disabled: 1 pods have yet to leave its nodes");
+}
+
+#[tokio::test]
+async fn old_checks_of_nodes_that_there_are_not_are_removed_and_others_stay() {
+    let mut of_nobody = check("of-nobody", 1, Some(true));
+    of_nobody.spec.node_name = "mistyped".into();
+    let mut young = check("young", 1, None);
+    young.spec.node_name = "about-to-come".into();
+    young.metadata.creation_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Timestamp::now()));
+    let api = FakeApi::new(&["kvm-1"], &[]);
+    let mut keeper = keeper(&api, true, &[of_nobody, young, check("of-a-node", 1, Some(true))]);
+    assert_eq!(keeper.wake(), Some(ORPHANS));
+    keeper.look(Instant::now()).await.unwrap();
+    assert!(api.has_asked("DELETE", "/preflightchecks/of-nobody"));
+    assert!(!api.has_asked("DELETE", "/preflightchecks/young") && !api.has_asked("DELETE", "/preflightchecks/of-a-node"));
 }

@@ -129,8 +129,8 @@ fn node(name: &str) -> Value {
     json!({"metadata": {"name": name, "uid": "u", "resourceVersion": "1"}, "spec": {}, "status": {"nodeInfo": info}})
 }
 
-/// Whoever looks after the nodes of this server, with a switch that is on or off, and no checks.
-pub(super) fn keeper(api: &FakeApi, enabled: bool) -> Keeper {
+/// Whoever looks after the nodes of this server, with a switch that is on or off, and these checks.
+pub(super) fn keeper(api: &FakeApi, enabled: bool, checks: &[PreflightCheck]) -> Keeper {
     let mut keeper = Keeper::new(api.client());
     keeper.take(News::Runtime(Event::Init));
     keeper.take(News::Runtime(Event::InitApply(runtime(enabled))));
@@ -142,6 +142,9 @@ pub(super) fn keeper(api: &FakeApi, enabled: bool) -> Keeper {
     }
     keeper.take(News::Node(Box::new(Event::InitDone)));
     keeper.take(News::Check(Event::Init));
+    for check in checks {
+        keeper.take(News::Check(Event::InitApply(check.clone())));
+    }
     keeper.take(News::Check(Event::<PreflightCheck>::InitDone));
     keeper
 }
