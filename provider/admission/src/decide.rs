@@ -127,7 +127,7 @@ pub(crate) fn toleration(spec: &Value) -> Toleration {
 }
 
 /// Whether the pod itself says by required affinity which values of the nodes' label it takes.
-fn has_own_affinity(spec: &Value) -> bool {
+pub(crate) fn has_own_affinity(spec: &Value) -> bool {
     let terms = &spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"];
     let expressions = terms
         .as_array()

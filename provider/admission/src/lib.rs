@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod certificates;
+mod daemon_sets;
 pub mod decide;
 #[cfg(test)]
 mod definition;

@@ -30,3 +30,16 @@ fn who_keeps_routes_may_list_and_watch_nodes_and_no_more() {
         serde_json::json!([{"apiGroups": [""], "resources": ["nodes"], "verbs": ["list", "watch"]}])
     );
 }
+
+#[test]
+fn the_webhook_of_daemon_sets_holds_up_nothing_and_leaves_no_namespace_out() {
+    let configuration = object("webhook/webhook.yaml", "MutatingWebhookConfiguration");
+    let all = configuration["webhooks"].as_array().unwrap();
+    let of_sets = all.iter().find(|one| one["name"] == "daemonset.kvmlet.io").unwrap();
+    assert_eq!(
+        (&of_sets["failurePolicy"], &of_sets["timeoutSeconds"]),
+        (&"Ignore".into(), &2.into())
+    );
+    assert!(of_sets["namespaceSelector"].is_null() && of_sets["objectSelector"].is_null());
+    assert_eq!(of_sets["clientConfig"]["service"]["path"], "/daemonsets");
+}
