@@ -25,22 +25,30 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
+use vmm_lib::spec::DiskFormat;
 
-use crate::machine;
+use crate::{machine, runtime::disk_format};
 
 /// How long the end of a canary may take when the daemon ends.
 pub(crate) const END: Duration = Duration::from_secs(5);
 /// The pause after a failure, and while somebody else's canary is under way.
 pub(crate) const PAUSE: Duration = Duration::from_secs(5);
 
-/// Answers until `stop` is told. What the canary of a nested host took is added to what `nesting` says.
-pub(crate) async fn answer(client: Client, config: Arc<Config>, nesting: watch::Sender<Option<String>>, stop: CancellationToken) {
+/// Answers until `stop` is told. What the canary of a nested host took is added to what `nesting` says; `scratch` is what disks of pods are.
+pub(crate) async fn answer(
+    client: Client,
+    config: Arc<Config>,
+    nesting: watch::Sender<Option<String>>,
+    scratch: watch::Receiver<DiskFormat>,
+    stop: CancellationToken,
+) {
     let cost = nesting.borrow().clone();
     let node = Node {
         client,
         config,
         cost,
         nesting,
+        scratch,
         stop,
     };
     loop {
@@ -69,6 +77,7 @@ struct Node {
     /// What nesting costs, without the canary's word.
     cost: Option<String>,
     nesting: watch::Sender<Option<String>>,
+    scratch: watch::Receiver<DiskFormat>,
     stop: CancellationToken,
 }
 
@@ -83,7 +92,8 @@ impl Node {
                 Event::Apply(check) | Event::InitApply(check) if !check.is_answered() => check,
                 _ => continue,
             };
-            let Some(status) = self.look(check.spec.use_emulation.unwrap_or(true)).await? else {
+            let format = check.spec.image_format.map_or(*self.scratch.borrow(), disk_format);
+            let Some(status) = self.look(check.spec.use_emulation.unwrap_or(true), format).await? else {
                 break;
             };
             let name = check.name_any();
@@ -96,7 +106,7 @@ impl Node {
     }
 
     /// All checks of this host; nothing if the daemon ends before that.
-    async fn look(&self, use_emulation: bool) -> anyhow::Result<Option<CheckStatus>> {
+    async fn look(&self, use_emulation: bool, format: DiskFormat) -> anyhow::Result<Option<CheckStatus>> {
         while canary::is_under_way(&self.config.state_dir) {
             if self.stop.run_until_cancelled(tokio::time::sleep(PAUSE)).await.is_none() {
                 return Ok(None);
@@ -109,12 +119,13 @@ impl Node {
         })
         .await
         .context("look at the host")?;
-        let canary = canary::boot(&self.config, &program, &checks, |_| {}, self.stop.cancelled()).await;
-        if let Some(cost) = self.cost.as_ref().filter(|_| canary.passed) {
+        let booted = canary::boot(&self.config, &program, &checks, format, |_| {}, self.stop.cancelled()).await;
+        let canary = booted.iter().find(|check| check.name == canary::NAME && check.passed);
+        if let Some((cost, canary)) = self.cost.as_ref().zip(canary) {
             self.nesting
                 .send_replace(Some(format!("{cost}. The last canary: {}", canary.message)));
         }
-        checks.push(canary);
+        checks.extend(booted);
         Ok((!self.stop.is_cancelled()).then(|| status(checks, Timestamp::now())))
     }
 }

@@ -3,6 +3,7 @@
 use std::{ffi::OsString, net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use vmm_lib::spec::DiskFormat;
 
 /// Where a node's configuration is, unless told otherwise.
 pub(crate) const CONFIG: &str = "/etc/kvmlet/config.yaml";
@@ -76,6 +77,27 @@ pub(crate) struct PreflightArguments {
     /// For whom the answer is.
     #[arg(long, short, value_enum, default_value_t = Output::Table)]
     pub(crate) output: Output,
+    /// What the canary's scratch disk is, as imageFormat of the KvmletRuntime says it for pods.
+    #[arg(long, value_enum, default_value_t = Disks::Raw)]
+    pub(crate) image_format: Disks,
+}
+
+/// What scratch disks are.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Disks {
+    /// Sparse files.
+    Raw,
+    /// Images.
+    Qcow2,
+}
+
+impl From<Disks> for DiskFormat {
+    fn from(disks: Disks) -> Self {
+        match disks {
+            Disks::Raw => Self::Raw,
+            Disks::Qcow2 => Self::Qcow2,
+        }
+    }
 }
 
 /// How an answer is printed.
@@ -185,9 +207,9 @@ pub(crate) struct LogsArguments {
 
 #[derive(Debug, Args)]
 pub(crate) struct EnableArguments {
-    /// Hosts whose processors are emulated by software may be nodes, too.
-    #[arg(long)]
-    pub(crate) use_emulation: bool,
+    /// Hosts whose processors are emulated by software may be nodes, too; `=false` takes that back. Without it, it stays as it was.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) use_emulation: Option<bool>,
 }
 
 #[derive(Debug, Args)]

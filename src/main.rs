@@ -7,6 +7,7 @@ mod ending;
 mod images;
 mod install;
 mod machine;
+mod network;
 mod node;
 mod operate;
 mod preflight;

@@ -1,12 +1,12 @@
 //! `kvmlet node`: wires the provider together and supervises it. A part that ends, ends the process; machines go on.
 
-use std::{net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
+use std::{net::SocketAddr, process::ExitCode, sync::Arc};
 
 use anyhow::{Context as _, anyhow, bail};
 use kube::Client;
 use kvmlet_image::ImageStore;
 use kvmlet_machine::{Program, Uids};
-use kvmlet_network::{NetworkConfig, PodNetworks};
+use kvmlet_network::PodNetworks;
 use kvmlet_preflight::{Facts, judge};
 use kvmlet_provider::{
     backend::Provider,
@@ -46,7 +46,7 @@ use crate::{
     checks,
     cli::NodeArguments,
     ending::{Asked, Signals, tell},
-    images, runtime, systemd,
+    images, network, runtime, systemd,
 };
 
 /// What `/logs/` of the kubelet port shows.
@@ -227,7 +227,13 @@ async fn serve(config: Config, io: IoLimits, nesting: Option<String>) -> anyhow:
     let (has_recovered, recovered) = oneshot::channel();
     let mut signals = Signals::new()?;
     let stop = tokio_util::sync::CancellationToken::new();
-    let checking = tokio::spawn(checks::answer(client.clone(), config.clone(), nesting, stop.clone()));
+    let checking = tokio::spawn(checks::answer(
+        client.clone(),
+        config.clone(),
+        nesting,
+        scratch_format.subscribe(),
+        stop.clone(),
+    ));
     tokio::spawn(runtime::follow(client.clone(), scratch_format));
     let serving = tokio::spawn({
         let stop = stop.clone();
@@ -241,7 +247,7 @@ async fn serve(config: Config, io: IoLimits, nesting: Option<String>) -> anyhow:
             keeper.register().await;
             let _ = is_registered.send(());
             let addresses = tokio::spawn(async move {
-                if let Err(error) = join_network(&config, &client, &network).await {
+                if let Err(error) = network::join(&config, &client, &network).await {
                     error!("{error:#}");
                     context.trouble("network", format!("{error:#}"));
                 }
@@ -360,41 +366,4 @@ async fn server(config: &Config, client: &Client, certificate: ServingCertificat
         node_logs: config.enable_system_log_handler.then(|| NODE_LOGS.into()),
     };
     Ok(Server::bind(SocketAddr::new(config.node_ip, config.port), server_config, backend).await?)
-}
-
-/// Waits for the node's podCIDR, then makes the pods' network.
-async fn join_network(config: &Config, client: &Client, network: &OnceCell<PodNetworks>) -> anyhow::Result<()> {
-    let api: kube::Api<k8s_openapi::api::core::v1::Node> = kube::Api::all(client.clone());
-    let mut told = false;
-    let pod_cidr = loop {
-        match api.get(&config.node_name).await {
-            Ok(node) => {
-                if let Some(cidr) = node.spec.and_then(|s| s.pod_cidr) {
-                    break cidr;
-                }
-                if !told {
-                    told = true;
-                    info!("waiting for the node's podCIDR");
-                }
-            }
-            Err(error) => warn!(%error, "read the node's podCIDR"),
-        }
-        tokio::time::sleep(Duration::from_millis(250)).await;
-    };
-    let pod_cidr = pod_cidr.parse().with_context(|| format!("podCIDR {pod_cidr} is not IPv4"))?;
-    let cluster = match &config.network.cluster_cidr {
-        Some(text) => text.parse().with_context(|| format!("network.clusterCIDR {text}"))?,
-        None => pod_cidr,
-    };
-    let mtu = match config.network.mtu {
-        Some(mtu) => mtu,
-        None => kvmlet_network::host::mtu_of(config.node_ip)
-            .await
-            .context("find the uplink's MTU")?,
-    };
-    let made = NetworkConfig::new(pod_cidr, cluster, mtu, config.network_dir()).with_plugin_dirs(&config.network.plugin_dirs);
-    kvmlet_network::host::prepare(&made).await.context("prepare the host's network")?;
-    info!(%pod_cidr, mtu, "the pods' network stands");
-    let _ = network.set(PodNetworks::new(made));
-    Ok(())
 }

@@ -5,6 +5,7 @@ use std::{path::Path, process::ExitCode};
 use kvmlet_preflight::{Check, canary};
 use kvmlet_provider::config::Config;
 use serde_json::{Value, json};
+use vmm_lib::spec::DiskFormat;
 
 use crate::{
     cli::{CONFIG, Output, PreflightArguments},
@@ -21,7 +22,8 @@ pub(crate) fn run(arguments: &PreflightArguments) -> anyhow::Result<ExitCode> {
     let mut checks = vec![configuration];
     checks.extend(kvmlet_preflight::look(&config, &program, true));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    checks.push(runtime.block_on(boot(&config, &program, &checks))?);
+    let booted = runtime.block_on(boot(&config, &program, &checks, arguments.image_format.into()))?;
+    checks.extend(booted);
     let text = match arguments.output {
         Output::Table => as_table(&checks),
         Output::Json => format!("{:#}\n", as_json(&checks)),
@@ -33,7 +35,7 @@ pub(crate) fn run(arguments: &PreflightArguments) -> anyhow::Result<ExitCode> {
     })
 }
 
-async fn boot(config: &Config, program: &Path, before: &[Check]) -> anyhow::Result<Check> {
+async fn boot(config: &Config, program: &Path, before: &[Check], disks: DiskFormat) -> anyhow::Result<Vec<Check>> {
     let mut signals = Signals::new()?;
     let stop = async {
         signals.next().await;
@@ -46,7 +48,7 @@ async fn boot(config: &Config, program: &Path, before: &[Check]) -> anyhow::Resu
             canary::LIMIT.as_secs()
         ));
     };
-    Ok(canary::boot(config, program, before, tell, stop).await)
+    Ok(canary::boot(config, program, before, disks, tell, stop).await)
 }
 
 /// The node's configuration, or in place of one that cannot be had the defaults.

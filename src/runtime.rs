@@ -33,12 +33,17 @@ pub(crate) async fn follow(client: Client, scratch: watch::Sender<DiskFormat>) {
     }
 }
 
-/// Without one, disks are raw.
-fn know(runtime: Option<&KvmletRuntime>, scratch: &watch::Sender<DiskFormat>) {
-    let format = match runtime.map(|runtime| runtime.spec.image_format).unwrap_or_default() {
+/// The same as machines know it.
+pub(crate) fn disk_format(format: ImageFormat) -> DiskFormat {
+    match format {
         ImageFormat::Raw => DiskFormat::Raw,
         ImageFormat::Qcow2 => DiskFormat::Qcow2,
-    };
+    }
+}
+
+/// Without one, disks are raw.
+fn know(runtime: Option<&KvmletRuntime>, scratch: &watch::Sender<DiskFormat>) {
+    let format = disk_format(runtime.map(|runtime| runtime.spec.image_format).unwrap_or_default());
     scratch.send_if_modified(|known| {
         let is_news = *known != format;
         if is_news {

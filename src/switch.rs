@@ -28,7 +28,7 @@ const INSTALL: &str = "this cluster does not know KvmletRuntime: install the web
 pub(crate) fn enable(arguments: &EnableArguments) -> anyhow::Result<ExitCode> {
     let use_emulation = arguments.use_emulation;
     run(async |client| {
-        let spec = json!({"enabled": true, "useEmulation": use_emulation});
+        let spec = enabled(use_emulation);
         match find(&client).await? {
             Some(runtime) => {
                 enabling(&runtime)?;
@@ -61,9 +61,8 @@ pub(crate) fn disable(arguments: &DisableArguments) -> anyhow::Result<ExitCode> 
             Step::Delete => {}
         }
         let runtime = runtime.context("there is a KvmletRuntime")?;
-        let spec = json!({"enabled": false, "useEmulation": runtime.spec.use_emulation});
         // First, so that what replaces them goes elsewhere.
-        replace(&client, &runtime, spec).await?;
+        replace(&client, &runtime, json!({"enabled": false})).await?;
         for pod in &pods {
             let its: Api<Pod> = Api::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
             let done = its.delete(&pod.name_any(), &DeleteParams::default()).await;
@@ -142,6 +141,15 @@ fn enabling(runtime: &KvmletRuntime) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What is written to switch on; what is not said here stays as it is.
+fn enabled(use_emulation: Option<bool>) -> Value {
+    let mut spec = json!({"enabled": true});
+    if let Some(use_emulation) = use_emulation {
+        spec["useEmulation"] = use_emulation.into();
+    }
+    spec
+}
+
 /// How it is switched off.
 #[derive(Debug, PartialEq, Eq)]
 enum Step {
@@ -186,7 +194,10 @@ fn has_agreed(pods: &[String], mut answers: impl BufRead) -> anyhow::Result<bool
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
+
     use super::*;
+    use crate::cli::{Cli, Command};
 
     fn switch(enabled: bool, annotations: Value) -> KvmletRuntime {
         let object = json!({"metadata": {"name": NAME, "annotations": annotations}, "spec": {"enabled": enabled}});
@@ -204,6 +215,21 @@ mod tests {
         let mut going = switch(false, json!({}));
         going.metadata.deletion_timestamp = serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
         assert!(refusal(enabling(&going)).contains("is being deleted"));
+    }
+
+    #[test]
+    fn who_enables_again_keeps_what_was_said_of_emulation_unless_he_says_it_himself() {
+        assert_eq!(enabled(None), json!({"enabled": true}));
+        for said in [true, false] {
+            assert_eq!(enabled(Some(said)), json!({"enabled": true, "useEmulation": said}));
+        }
+        let of = |words: &[&str]| match Cli::parse_from(words).command {
+            Command::Enable(arguments) => arguments.use_emulation,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(of(&["kvmlet", "enable"]), None);
+        assert_eq!(of(&["kvmlet", "enable", "--use-emulation"]), Some(true));
+        assert_eq!(of(&["kvmlet", "enable", "--use-emulation=false"]), Some(false));
     }
 
     #[test]

@@ -66,18 +66,7 @@ pub fn machine(
             });
         }
     }
-    disks.push(Disk {
-        serial: SCRATCH.into(),
-        extents: vec![Extent {
-            file: FileSource::Path(scratch_path(dir)),
-            offset: 0,
-            length: size.scratch,
-        }],
-        read_only: false,
-        format: scratch,
-        limits: Limits::default(),
-        engine: DiskEngine::Calls,
-    });
+    disks.push(scratch_disk(dir, size.scratch, scratch));
     let line = template::guest_command_line(guest, machines);
     let mut command_line = if guest.serial { with_console(&line) } else { line };
     if cpus > size.cpus {
@@ -158,6 +147,22 @@ pub fn in_place(images: &[&ImageDevice]) -> Vec<usize> {
         }
     }
     found
+}
+
+/// A machine's scratch disk, of `size` bytes.
+pub fn scratch_disk(dir: &Path, size: u64, format: DiskFormat) -> Disk {
+    Disk {
+        serial: SCRATCH.into(),
+        extents: vec![Extent {
+            file: FileSource::Path(scratch_path(dir)),
+            offset: 0,
+            length: size,
+        }],
+        read_only: false,
+        format,
+        limits: Limits::default(),
+        engine: DiskEngine::Calls,
+    }
 }
 
 /// Where a machine's scratch disk is.

@@ -125,6 +125,15 @@ fn good(host: &Host) -> Result<()> {
     let passed = checks(&output, true)?;
     let canary = passed.iter().find(|(name, _)| name == "canary").context("there was no canary")?;
     ensure!(canary.1.contains("its agent answered after"), "{canary:?}");
+    let disk = |passed: &[(String, String)]| passed.iter().find(|(name, _)| name == "scratch-disk").map(|(_, said)| said.clone());
+    let raw = disk(&passed).context("no disk was made")?;
+    let output = run(host, "", "json --image-format qcow2")?;
+    let image = disk(&checks(&output, true)?).context("no image was made")?;
+    ensure!(
+        output.code == 0 && raw.contains("format raw") && image.contains("format qcow2"),
+        "{raw}; {image}: {}",
+        output.text()
+    );
     // A person reads the same, here of a host without taps.
     let output = run(host, &format!("{PLACE} none /dev/net &&"), "table")?;
     let text = output.text();

@@ -22,6 +22,28 @@ fn followed(place: &Place<'_>, format: &str) -> Result<()> {
     })
 }
 
+/// Waits until the first host was checked for this format, and has made such a disk.
+fn checked(place: &Place<'_>, format: &str) -> Result<()> {
+    let node = &place.cluster.host(0)?.name;
+    wait_for(&format!("{node} to be checked for {format}"), PATIENCE, || {
+        let all = place.cluster.kubectl_json(&["get", "preflightchecks"])?;
+        let items = all["items"].as_array().cloned().unwrap_or_default();
+        let of_this = |one: &&Value| one["spec"]["nodeName"] == **node && one["spec"]["imageFormat"] == format;
+        let asked: Vec<_> = items
+            .iter()
+            .filter(of_this)
+            .filter(|one| one["spec"]["reason"] == "FeaturesChanged")
+            .collect();
+        let made = asked
+            .iter()
+            .flat_map(|one| one["status"]["checks"].as_array().cloned().unwrap_or_default());
+        let said: Vec<_> = made.filter(|one| one["name"] == "scratch-disk").collect();
+        let is_made = |one: &Value| one["passed"] == true && one["message"].to_string().contains(&format!("format {format}"));
+        ensure!(said.iter().any(is_made), "checks of it say {said:?}, of {asked:?}");
+        Ok(Some(()))
+    })
+}
+
 fn says(place: &Place<'_>, format: &str) -> Result<()> {
     let change = json!({"spec": {"imageFormat": format}}).to_string();
     let patch = ["patch", "kvmletruntime", "kvmlet", "--type=merge", "-p", &change];
@@ -53,6 +75,7 @@ pub(super) fn formats(place: &Place<'_>) -> Result<()> {
     place.until_says("before", "same")?;
     says(place, "qcow2")?;
     followed(place, "Qcow2")?;
+    checked(place, "qcow2")?;
     place.create(&[writer("image")])?;
     place.until_says("image", "same")?;
     let (first, length) = disk(place, "image")?;

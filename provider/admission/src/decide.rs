@@ -127,7 +127,7 @@ pub(crate) fn toleration(spec: &Value) -> Toleration {
 }
 
 /// Whether the pod itself says by required affinity which values of the nodes' label it takes.
-fn has_own_affinity(spec: &Value) -> bool {
+pub(crate) fn has_own_affinity(spec: &Value) -> bool {
     let terms = &spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"];
     let expressions = terms
         .as_array()
@@ -164,8 +164,11 @@ fn patch(pod: &Value, labels: &Labels, policy: Policy, chosen: Option<&Chosen<'_
         let selector = BTreeMap::from([(NODE_LABEL.0, NODE_LABEL.1)]);
         patch.extend(put(&spec["nodeSelector"], "/spec/nodeSelector", &selector));
     }
-    if policy == Policy::Fair && spec["topologySpreadConstraints"].as_array().is_none_or(Vec::is_empty) && !labels.is_empty() {
-        patch.push(json!({"op": "add", "path": "/spec/topologySpreadConstraints", "value": [spread(labels)]}));
+    if policy == Policy::Fair
+        && spec["topologySpreadConstraints"].as_array().is_none_or(Vec::is_empty)
+        && let Some(spread) = spread(labels)
+    {
+        patch.push(json!({"op": "add", "path": "/spec/topologySpreadConstraints", "value": [spread]}));
     }
     if let Some(class) = effect.and_then(|effect| effect.runtime_class_name.as_ref())
         && set(&spec["runtimeClassName"]).is_null()
@@ -202,14 +205,27 @@ pub(crate) fn tolerate(spec: &Value) -> Value {
     }
 }
 
-/// Pods like this one are spread over hosts, as evenly as can be had without any of them waiting. Pods of one ReplicaSet are alike by its hash.
-fn spread(labels: &Labels) -> Value {
-    let hash = labels.get_key_value("pod-template-hash");
-    let alike: Labels = match hash {
-        Some((key, value)) => [(key.clone(), value.clone())].into(),
-        None => labels.clone(),
-    };
-    json!({"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway", "labelSelector": {"matchLabels": alike}})
+/// Labels that pods of one controller do not share: those that StatefulSets and Indexed Jobs give.
+const OWN: [&str; 3] = [
+    "statefulset.kubernetes.io/pod-name",
+    "apps.kubernetes.io/pod-index",
+    "batch.kubernetes.io/job-completion-index",
+];
+
+/// The labels by which others are pods like this one. Pods of one ReplicaSet are alike by its hash.
+fn alike(labels: &Labels) -> Labels {
+    let all = labels.clone().into_iter();
+    match labels.get("pod-template-hash") {
+        Some(_) => all.filter(|(key, _)| key == "pod-template-hash").collect(),
+        None => all.filter(|(key, _)| !OWN.contains(&key.as_str())).collect(),
+    }
+}
+
+/// Pods like this one are spread over hosts, as evenly as can be had without any of them waiting; nothing if it has no label that others have.
+fn spread(labels: &Labels) -> Option<Value> {
+    let alike = alike(labels);
+    let constraint = json!({"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway", "labelSelector": {"matchLabels": alike}});
+    (!alike.is_empty()).then_some(constraint)
 }
 
 /// Those of `wanted` that a map (JSON) does not have.

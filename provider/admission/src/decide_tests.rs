@@ -169,6 +169,21 @@ fn fair_pods_may_go_everywhere_and_are_spread_over_hosts_with_pods_like_them() {
         added(&of_deployment, &by("fair"))[1].1[0]["labelSelector"]["matchLabels"],
         json!({"pod-template-hash": "h"})
     );
+    for unique in [
+        "statefulset.kubernetes.io/pod-name",
+        "apps.kubernetes.io/pod-index",
+        "batch.kubernetes.io/job-completion-index",
+    ] {
+        let mut numbered = pod(json!({}));
+        numbered["metadata"]["labels"][unique] = "0".into();
+        let alike = &added(&numbered, &by("fair"))[1].1[0]["labelSelector"]["matchLabels"];
+        assert_eq!(*alike, json!({"app": "a"}), "{unique}");
+        let alone = json!({"metadata": {"labels": {unique: "0"}}, "spec": {}});
+        assert!(
+            added(&alone, &by("fair")).iter().all(|(path, _)| !path.contains("Spread")),
+            "{unique}"
+        );
+    }
     let own = pod(json!({"topologySpreadConstraints": [{"maxSkew": 5}]}));
     assert!(added(&own, &by("fair")).iter().all(|(path, _)| !path.contains("Spread")));
 }

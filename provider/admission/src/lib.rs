@@ -9,12 +9,15 @@
 #![forbid(unsafe_code)]
 
 pub mod certificates;
+mod daemon_sets;
 pub mod decide;
 #[cfg(test)]
 mod definition;
 mod followed;
 mod kinds;
 pub mod lease;
+#[cfg(test)]
+mod manifests;
 pub mod namespaces;
 pub mod overflow;
 mod pods;

@@ -30,7 +30,7 @@ use crate::{
     pods::{Key, Pods},
     policy::{POLICY, PROFILE, Policy, virtual_nodes},
     profile::{BurstProfile, Profiles, Status, follow::Known},
-    refused::unless_gone,
+    refused::{is_of_the_object, unless_gone},
 };
 
 /// What the ReplicaSet controller ranks pods by, among those that are equally ready (KEP-2255).
@@ -210,6 +210,11 @@ async fn change(client: &Client, key: Key, operations: Vec<Value>) -> Result<Opt
     match pods.patch(name, &PatchParams::default(), &patch).await {
         // It is gone, or has changed: then its next version comes by the watch.
         Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409 | 422) => Ok(Some(key)),
+        // Somebody is against it: a webhook, or a namespace that is being deleted. Others are not to wait for it; its next version is looked at.
+        Err(kube::Error::Api(status)) if is_of_the_object(status.code) => {
+            warn!(pod = name, namespace, "change a pod: {}", status.message);
+            Ok(Some(key))
+        }
         Err(error) => Err(FollowError::Api(Box::new(error))),
         Ok(_) => Ok(None),
     }

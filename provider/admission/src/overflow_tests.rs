@@ -110,3 +110,33 @@ fn a_profiles_pod_of_any_other_policy_waits_for_ordinary_nodes_first() {
         assert!(matches!(follow_up(&bounded, is_virtual, fits), Due::Place(_)), "{policy}");
     }
 }
+
+/// What becomes of a change that the API server answers with this code.
+async fn changed(code: u16) -> Result<Option<Key>, FollowError> {
+    let service = tower::service_fn(move |_: hyper::Request<kube::client::Body>| async move {
+        let status = json!({"kind": "Status", "status": "Failure", "message": "no", "reason": "No", "code": code});
+        let answer = hyper::Response::builder().status(code);
+        Ok::<_, kube::Error>(
+            answer
+                .body(kube::client::Body::from(status.to_string().into_bytes()))
+                .expect("an answer"),
+        )
+    });
+    let client = Client::new(service, "default");
+    change(
+        &client,
+        ("n".into(), "p".into()),
+        operations(follow_up(&waiting(), is_virtual, fits)),
+    )
+    .await
+}
+
+#[tokio::test]
+async fn a_pod_whose_change_is_refused_holds_up_no_other() {
+    for code in [400, 403, 404, 409, 413, 422] {
+        assert_eq!(changed(code).await.unwrap(), Some(("n".into(), "p".into())), "{code}");
+    }
+    for code in [401, 429, 500, 503] {
+        assert!(changed(code).await.is_err(), "{code} is not of this pod");
+    }
+}

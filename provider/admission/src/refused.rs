@@ -5,6 +5,11 @@ pub fn is_outrun(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 409)
 }
 
+/// Whether a refusal with this code is of what was asked, and not of whoever asks (401) or of the time (429, and what a server fails of itself).
+pub fn is_of_the_object(code: u16) -> bool {
+    (400..500).contains(&code) && !matches!(code, 401 | 429)
+}
+
 /// Takes away the failure of what was to be done to an object that has gone.
 ///
 /// # Errors

@@ -25,6 +25,9 @@ pub struct Request {
     /// The object, JSON.
     #[serde(default)]
     pub object: Value,
+    /// What it was before, if there was something.
+    #[serde(default, rename = "oldObject")]
+    pub old_object: Value,
 }
 
 /// `GroupVersionResource`.

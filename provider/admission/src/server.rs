@@ -1,4 +1,4 @@
-//! The webhook's port: reviews at `/mutate` of pods that a label sends, at `/profile` of all others, `/readyz` and `/healthz` for probes. Knows
+//! The webhook's port: reviews at `/mutate` of pods that a label sends, at `/profile` of all others, at `/daemonsets` of DaemonSets, `/readyz` and `/healthz` for probes. Knows
 //! namespaces and profiles only by what it is handed.
 
 use std::{
@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::{
+    daemon_sets,
     decide::{Decision, Unfit, decide},
     policy::{self, Labels},
     profile::follow::Known,
@@ -68,6 +69,7 @@ pub fn router(namespaces: Arc<dyn Namespaces>, profiles: watch::Receiver<Known>,
     Router::new()
         .route("/mutate", post(|shared, body| mutate(shared, body, true)))
         .route("/profile", post(|shared, body| mutate(shared, body, false)))
+        .route("/daemonsets", post(daemon_set))
         .route("/readyz", get(ready))
         .route("/healthz", get(|| async { "ok" }))
         .layer(DefaultBodyLimit::max(LARGEST))
@@ -107,10 +109,7 @@ async fn ready(State(shared): State<Arc<Shared>>) -> Response {
 async fn mutate(State(shared): State<Arc<Shared>>, body: Bytes, by_label: bool) -> Response {
     let request = match review::read(&body) {
         Ok(request) => request,
-        Err(error) => {
-            warn!(%error, "a review cannot be read");
-            return (StatusCode::BAD_REQUEST, error.to_string()).into_response();
-        }
+        Err(error) => return malformed(&error),
     };
     drop(body);
     let decision = match review::not_ours(&request) {
@@ -136,8 +135,25 @@ async fn mutate(State(shared): State<Arc<Shared>>, body: Bytes, by_label: bool) 
             }
         }
     };
+    answer(&request, &decision)
+}
+
+/// Answers a review of a DaemonSet.
+async fn daemon_set(body: Bytes) -> Response {
+    match review::read(&body) {
+        Ok(request) => answer(&request, &daemon_sets::decide(&request)),
+        Err(error) => malformed(&error),
+    }
+}
+
+fn malformed(error: &review::Malformed) -> Response {
+    warn!(%error, "a review cannot be read");
+    (StatusCode::BAD_REQUEST, error.to_string()).into_response()
+}
+
+fn answer(request: &review::Request, decision: &Decision) -> Response {
     debug!(namespace = request.namespace, operations = decision.patch.len(), warnings = ?decision.warnings, "decided");
-    let answer = review::answer(&request.uid, &decision).to_string();
+    let answer = review::answer(&request.uid, decision).to_string();
     ([(CONTENT_TYPE, "application/json")], answer).into_response()
 }
 

@@ -105,6 +105,20 @@ async fn a_pod_that_no_label_sends_is_answered_by_the_profiles_as_they_are_known
 }
 
 #[tokio::test]
+async fn a_daemon_set_that_goes_everywhere_is_answered_with_an_affinity_whatever_its_namespace() {
+    let object = json!({"spec": {"template": {"spec": {"tolerations": [{"operator": "Exists"}]}}}});
+    let request = json!({"uid": "u", "resource": {"group": "apps", "version": "v1", "resource": "daemonsets"}, "operation": "CREATE",
+        "namespace": "kube-system", "object": object});
+    let review = json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": request}).to_string();
+    let post = |body: String| Request::post("/daemonsets").body(body.into()).unwrap();
+    let (status, body) = call(router_of(ServingCertificate::none(), true), post(review)).await;
+    let answer: Value = serde_json::from_str(&body).unwrap();
+    assert!(status == StatusCode::OK && answer["response"]["patch"].is_string(), "{answer}");
+    let (status, _) = call(router_of(ServingCertificate::none(), true), post("nonsense".into())).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test]
 async fn a_malformed_review_is_told_what_is_wrong_with_it() {
     let (status, body) = posted("nonsense").await;
     assert_eq!(status, StatusCode::BAD_REQUEST);

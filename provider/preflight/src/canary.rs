@@ -1,5 +1,5 @@
-//! The canary: a machine as a pod's, of the node's own kernel and initramfs, in the jail, that has to say hello. It has no disk and no network.
-//! For its time it has a directory in the state directory, a control group and the last of the machines' users; all of it goes with it.
+//! The canary: a machine as a pod's, of the node's own kernel and initramfs, in the jail, that has to say hello. It has a scratch disk, whose making is a
+//! check of its own, and no network. For its time it has a directory in the state directory, a control group and the last of the machines' users; all of it goes with it.
 
 use std::{
     fs::{self, DirBuilder, File},
@@ -15,28 +15,43 @@ use kvmlet_provider::{
     agent::Agent,
     cgroup::{self, IoLimits},
     config::Config,
+    lower,
     machine::{self, Launch},
-    template,
+    scratch, template,
 };
 use rustix::fs::{FlockOperation, flock};
-use vmm_lib::spec::MachineSpec;
+use vmm_lib::{
+    spec::{DiskFormat, MachineSpec},
+    virtio::block::Block,
+};
 
 use crate::{Check, NEEDED};
 
 /// The check's name, and its control group's beside the pods'.
 pub const NAME: &str = "canary";
+/// The name of the check that makes its disk.
+pub const DISK: &str = "scratch-disk";
+/// Bytes of its disk: the file system's least, and room for its own data.
+const DISK_SIZE: u64 = 64 << 20;
 /// How long its guest may take to say hello.
 pub const LIMIT: Duration = Duration::from_secs(120);
 /// After this long, and then again, somebody who waits is told that it goes on.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Bytes of the longest file that its process may write: a log.
+/// Bytes of the longest file that its process may write if it has no disk: a log.
 const FILE_SIZE: u64 = 16 << 20;
 /// Checks without which booting one says nothing new, besides [`NEEDED`].
 const ALSO_NEEDED: [&str; 5] = ["architecture", "privileges", "namespaces", "seccomp", "machine-program"];
 
-/// Boots a canary, if the checks before it let one boot. `tell` is called now and then with how long it takes already; when `stop` comes to its end
+/// Makes a scratch disk in this format and boots a canary with it, if the checks before let one boot: a check each. `tell` is called now and then with how long it takes already; when `stop` comes to its end
 /// first, the canary is ended. Dropped half-way it leaves its machine to the next canary, which ends it.
-pub async fn boot(config: &Config, program: &Path, before: &[Check], tell: impl Fn(Duration), stop: impl Future<Output = ()>) -> Check {
+pub async fn boot(
+    config: &Config,
+    program: &Path,
+    before: &[Check],
+    format: DiskFormat,
+    tell: impl Fn(Duration),
+    stop: impl Future<Output = ()>,
+) -> Vec<Check> {
     let needed = |check: &&Check| NEEDED.contains(&check.name) || ALSO_NEEDED.contains(&check.name);
     let failed: Vec<_> = before
         .iter()
@@ -45,9 +60,48 @@ pub async fn boot(config: &Config, program: &Path, before: &[Check], tell: impl 
         .map(|check| check.name)
         .collect();
     if !failed.is_empty() {
-        return Check::new(NAME, Err(format!("no machine was booted: mend {} first", failed.join(", "))));
+        return vec![Check::new(
+            NAME,
+            Err(format!("no machine was booted: mend {} first", failed.join(", "))),
+        )];
     }
-    Check::new(NAME, try_it(config, program, tell, stop).await)
+    match Place::take(&config.state_dir) {
+        Ok(place) => {
+            let disk = make(&place.machine(), format);
+            let has_disk = disk.is_ok().then_some(format);
+            let canary = try_it(config, program, place, has_disk, tell, stop).await;
+            vec![Check::new(DISK, disk), Check::new(NAME, canary)]
+        }
+        Err(why) => vec![Check::new(NAME, Err(why))],
+    }
+}
+
+/// Makes its disk as a pod's is made, from a template, and has the machine monitor read what it is.
+fn make(directory: &Path, format: DiskFormat) -> Result<String, String> {
+    let disk = lower::scratch_path(directory);
+    let made = scratch::template(directory, DISK_SIZE, format).and_then(|template| scratch::copy(&template, &disk));
+    made.map_err(|error| {
+        format!(
+            "{}: install e2fsprogs, or give stateDir a file system that can hold it",
+            chain(&error)
+        )
+    })?;
+    let name = match format {
+        DiskFormat::Raw => "raw",
+        DiskFormat::Qcow2 => "qcow2",
+    };
+    let opened = File::options().read(true).write(true).open(&disk);
+    let file = opened.map_err(|error| format!("open {}: {error}", disk.display()))?;
+    let length = file
+        .metadata()
+        .map_err(|error| format!("look at {}: {error}", disk.display()))?
+        .len();
+    let read = match format {
+        DiskFormat::Raw => Block::new(lower::SCRATCH, vec![(file, 0, length)], false),
+        DiskFormat::Qcow2 => Block::qcow2(lower::SCRATCH, file, false),
+    };
+    read.map_err(|error| format!("a scratch disk of the format {name} was made and cannot be read: {}", chain(&error)))?;
+    Ok(format!("scratch disks of the format {name} can be made"))
 }
 
 /// Whether somebody else's canary is under way on this host: then the next one has to wait.
@@ -56,9 +110,15 @@ pub fn is_under_way(state_dir: &Path) -> bool {
     lock.is_ok_and(|lock| flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err())
 }
 
-async fn try_it(config: &Config, program: &Path, tell: impl Fn(Duration), stop: impl Future<Output = ()>) -> Result<String, String> {
-    let place = Place::take(&config.state_dir)?;
-    let outcome = run(config, program, place.machine(), tell, stop).await;
+async fn try_it(
+    config: &Config,
+    program: &Path,
+    place: Place,
+    disk: Option<DiskFormat>,
+    tell: impl Fn(Duration),
+    stop: impl Future<Output = ()>,
+) -> Result<String, String> {
+    let outcome = run(config, program, (place.machine(), disk), tell, stop).await;
     let said = outcome.as_ref().err().and_then(|_| last_line(&place.machine().join("machine.log")));
     let cleared = place.clear();
     let found = outcome.map_err(|why| match said {
@@ -72,7 +132,7 @@ async fn try_it(config: &Config, program: &Path, tell: impl Fn(Duration), stop: 
 async fn run(
     config: &Config,
     program: &Path,
-    directory: PathBuf,
+    place: (PathBuf, Option<DiskFormat>),
     tell: impl Fn(Duration),
     stop: impl Future<Output = ()>,
 ) -> Result<String, String> {
@@ -83,7 +143,7 @@ async fn run(
         config.guest.initramfs.display()
     );
     let silent = |why: String| Err(format!("{why}. See its console: `kvmlet vm --probe --serial {guest}`"));
-    let launching = Launching::new(config, program, directory)?;
+    let launching = Launching::new(config, program, place)?;
     let started = tokio::task::spawn_blocking(move || launching.start()).await;
     let running = started
         .unwrap_or_else(|error| Err(error.to_string()))
@@ -123,8 +183,9 @@ struct Launching {
 }
 
 impl Launching {
-    fn new(config: &Config, program: &Path, directory: PathBuf) -> Result<Self, String> {
+    fn new(config: &Config, program: &Path, (directory, disk): (PathBuf, Option<DiskFormat>)) -> Result<Self, String> {
         let vsock = directory.join("vsock.sock");
+        let disks = disk.map(|format| lower::scratch_disk(&directory, DISK_SIZE, format));
         Ok(Self {
             program: Program::open(program).map_err(|error| format!("open {}: {error}", program.display()))?,
             io: IoLimits::of_node(config).map_err(|error| chain(&error))?,
@@ -136,11 +197,12 @@ impl Launching {
                 spec: MachineSpec {
                     name: NAME.into(),
                     comb: None,
+                    disks: disks.into_iter().collect(),
                     ..template::original(&config.guest, &config.machines, &vsock)
                 },
                 tap: Vec::new(),
                 shared: Vec::new(),
-                file_size: FILE_SIZE,
+                file_size: disk.map_or(FILE_SIZE, |format| scratch::most(DISK_SIZE, format)),
                 template: false,
             },
         })
@@ -250,7 +312,29 @@ mod tests {
             Check::new("kvm-device", Err("there is no /dev/kvm".into())),
             Check::new("tun", Err("there is none".into())),
         ];
-        let check = boot(&config, Path::new("/nonexistent"), &before, |_| {}, std::future::pending()).await;
-        assert_eq!(check, Check::new(NAME, Err("no machine was booted: mend kvm-device first".into())));
+        let checks = boot(
+            &config,
+            Path::new("/nonexistent"),
+            &before,
+            DiskFormat::Raw,
+            |_| {},
+            std::future::pending(),
+        )
+        .await;
+        let canary = Check::new(NAME, Err("no machine was booted: mend kvm-device first".into()));
+        assert_eq!(checks, [canary]);
+    }
+
+    #[test]
+    fn a_scratch_disk_is_made_in_the_format_that_is_asked_for_and_its_failure_says_what_to_do() {
+        for (format, magic) in [(DiskFormat::Raw, [0; 4]), (DiskFormat::Qcow2, *b"QFI\xfb")] {
+            let root = tempfile::tempdir().unwrap();
+            let said = make(root.path(), format).unwrap();
+            assert!(said.contains(if format == DiskFormat::Raw { "raw" } else { "qcow2" }), "{said}");
+            let made = fs::read(lower::scratch_path(root.path())).unwrap();
+            assert_eq!(made[..4], magic);
+            let refused = make(Path::new("/proc/none"), format).unwrap_err();
+            assert!(refused.contains("/proc/none") && refused.contains("stateDir"), "{refused}");
+        }
     }
 }

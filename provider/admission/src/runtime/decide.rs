@@ -1,13 +1,16 @@
 //! What is due on a node, from what it is and the checks there are of it. Everything follows from what is seen: a leader that begins anew goes on
 //! where another stopped.
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt as _;
 
-use super::{CORDONED, CheckSpec, KvmletRuntime, PreflightCheck, Reason, SKIP, TAINT, newest};
+use super::{CORDONED, CheckSpec, ImageFormat, KvmletRuntime, PreflightCheck, Reason, SKIP, TAINT, newest};
 
 /// Answered checks of a node that stay.
 const KEPT: usize = 3;
+/// After so many seconds a check of a node that there is not goes.
+const ORPHANED: i64 = 3600;
 /// What a container runtime's version begins with on nodes of ours.
 const RUNTIME: &str = "kvmlet://";
 
@@ -62,6 +65,8 @@ pub enum Mode {
     Enabled {
         /// Emulated hosts pass, too.
         use_emulation: bool,
+        /// What hosts have to make scratch disks as.
+        image_format: ImageFormat,
     },
 }
 
@@ -72,6 +77,7 @@ impl Mode {
             Some(runtime) if runtime.metadata.deletion_timestamp.is_none() => match &runtime.spec {
                 spec if spec.enabled => Self::Enabled {
                     use_emulation: spec.use_emulation,
+                    image_format: spec.image_format,
                 },
                 _ => Self::Disabled,
             },
@@ -127,7 +133,11 @@ impl Due {
 /// What is due on a node, of which there are these checks.
 pub fn due(mode: Mode, node: &Seen, checks: &[&PreflightCheck]) -> Due {
     let uncordon = node.is_cordoned.then_some(false);
-    let Mode::Enabled { use_emulation } = mode else {
+    let Mode::Enabled {
+        use_emulation,
+        image_format,
+    } = mode
+    else {
         // Whoever is enabled again is checked again.
         let of_ours = checks.iter().filter(|check| check.spec.reason.is_some());
         let is_off = mode == Mode::Disabled;
@@ -142,11 +152,12 @@ pub fn due(mode: Mode, node: &Seen, checks: &[&PreflightCheck]) -> Due {
     let reason = if node.is_skipped {
         None
     } else {
-        reason(use_emulation, node, checks)
+        reason((use_emulation, image_format), node, checks)
     };
     let ask = reason.map(|reason| CheckSpec {
         node_name: node.name.clone(),
         use_emulation: Some(use_emulation),
+        image_format: Some(image_format),
         reason: Some(reason),
         version: Some(node.version.clone()),
     });
@@ -164,12 +175,12 @@ pub fn due(mode: Mode, node: &Seen, checks: &[&PreflightCheck]) -> Due {
 }
 
 /// Why a check has to be asked for, if it has.
-fn reason(use_emulation: bool, node: &Seen, checks: &[&PreflightCheck]) -> Option<Reason> {
+fn reason(features: (bool, ImageFormat), node: &Seen, checks: &[&PreflightCheck]) -> Option<Reason> {
     let Some(last) = last_of_ours(checks) else {
         return Some(Reason::Enabled);
     };
     let is_open = newest(checks).iter().any(|check| !check.is_answered());
-    if last.spec.use_emulation != Some(use_emulation) {
+    if last.spec.use_emulation.zip(last.spec.image_format) != Some(features) {
         Some(Reason::FeaturesChanged)
     } else if last.spec.version.as_deref() != Some(&node.version) {
         Some(Reason::Upgraded)
@@ -195,6 +206,12 @@ fn verdict(checks: &[&PreflightCheck]) -> Option<Why> {
     } else {
         None
     }
+}
+
+/// Whether a check of a node that there is not has been there long enough: by then a node that is about to come has come.
+pub fn is_orphaned(check: &PreflightCheck, now: Timestamp) -> bool {
+    let made = check.creation_timestamp();
+    made.is_some_and(|made| now.duration_since(made.0).as_secs() >= ORPHANED)
 }
 
 /// Those that were answered long ago. The last of ours stays: it says what was asked for.

@@ -12,7 +12,7 @@ pub(crate) fn node() -> Seen {
 /// A check of it that the webhook asked for in this second, and what was answered.
 pub(crate) fn check(name: &str, second: u32, passed: Option<bool>) -> PreflightCheck {
     let made = format!("2026-01-01T00:00:{second:02}Z");
-    let spec = json!({"nodeName": "kvm-1", "reason": "Enabled", "useEmulation": false, "version": "0.1.0"});
+    let spec = json!({"nodeName": "kvm-1", "reason": "Enabled", "useEmulation": false, "imageFormat": "raw", "version": "0.1.0"});
     let status = passed.map(|passed| {
         let checks = json!([{"name": "kernel", "passed": true, "message": "Linux"},
             {"name": "tun", "passed": passed, "message": "there is no /dev/net/tun"}]);
@@ -26,11 +26,15 @@ pub(crate) fn runtime(enabled: bool) -> KvmletRuntime {
     serde_json::from_value(json!({"metadata": {"name": "kvmlet"}, "spec": {"enabled": enabled}})).unwrap()
 }
 
-const ON: Mode = Mode::Enabled { use_emulation: false };
+pub(crate) const ON: Mode = Mode::Enabled {
+    use_emulation: false,
+    image_format: ImageFormat::Raw,
+};
 
 fn by_hand(mut check: PreflightCheck) -> PreflightCheck {
     check.spec.reason = None;
     check.spec.use_emulation = None;
+    check.spec.image_format = None;
     check.spec.version = None;
     check
 }
@@ -99,6 +103,7 @@ fn who_is_enabled_has_each_node_checked_and_gets_no_pods_before() {
     let spec = CheckSpec {
         node_name: "kvm-1".into(),
         use_emulation: Some(false),
+        image_format: Some(ImageFormat::Raw),
         reason: Some(Reason::Enabled),
         version: Some("0.1.0".into()),
     };
@@ -135,8 +140,17 @@ fn another_version_and_other_features_are_checked_anew() {
     };
     let due_then = due(ON, &upgraded, &[&passed]);
     assert_eq!((asked(&due_then), due_then.taint), (Some(Reason::Upgraded), Some(Why::Checking)));
-    let emulated = Mode::Enabled { use_emulation: true };
-    assert_eq!(asked(&due(emulated, &node(), &[&passed])), Some(Reason::FeaturesChanged));
+    let features = |use_emulation, image_format| Mode::Enabled {
+        use_emulation,
+        image_format,
+    };
+    for others in [features(true, ImageFormat::Raw), features(false, ImageFormat::Qcow2)] {
+        let due = due(others, &node(), &[&passed]);
+        assert_eq!((asked(&due), due.taint), (Some(Reason::FeaturesChanged), Some(Why::Checking)));
+    }
+    let mut of_an_older_one = check("b", 2, Some(true));
+    of_an_older_one.spec.image_format = None;
+    assert_eq!(asked(&due(ON, &node(), &[&of_an_older_one])), Some(Reason::FeaturesChanged));
     // What others asked for says nothing of what we did.
     assert_eq!(
         asked(&due(ON, &node(), &[&by_hand(check("b", 2, Some(true)))])),
@@ -184,6 +198,14 @@ fn a_switch_that_is_off_cordons_drains_and_forgets_what_was_asked() {
     };
     assert_eq!(due(ON, &by_others, &[&passed]).cordon, None, "somebody else cordoned it");
     assert_eq!(due(Mode::Disabled, &by_others, &[]).cordon, None);
+}
+
+#[test]
+fn a_check_of_a_node_that_there_is_not_goes_after_an_hour() {
+    let (made, now) = (check("a", 0, None), |text: &str| text.parse().unwrap());
+    assert!(!is_orphaned(&made, now("2026-01-01T00:59:59Z")));
+    assert!(is_orphaned(&made, now("2026-01-01T01:00:00Z")));
+    assert!(!is_orphaned(&made, now("2025-12-31T00:00:00Z")), "a clock that is behind");
 }
 
 #[test]

@@ -3,17 +3,18 @@
 use std::{collections::BTreeMap, pin::pin, time::Duration};
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use kube::{
     Api, Client, ResourceExt as _,
     runtime::watcher::{self, Event},
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 use tracing::{debug, warn};
 
 use super::{
     FINALIZER, KvmletRuntime, NAME, PreflightCheck,
-    decide::{Mode, Seen, Why, due},
+    decide::{Mode, Seen, Why, due, is_orphaned},
     effects::{Effects, news},
     newest,
     summary::{self, Known},
@@ -26,6 +27,10 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub const ABSENT: Duration = Duration::from_secs(30);
 /// When pods that had to stay are evicted again.
 const AGAIN: Duration = Duration::from_secs(5);
+/// When a node that no pod has to leave is looked at again: pods that name it themselves come there all the same.
+const DRAINED: Duration = Duration::from_secs(30);
+/// When checks of nodes that there are not are looked at again.
+const ORPHANS: Duration = Duration::from_secs(300);
 /// News that are looked at together.
 const TOGETHER: usize = 256;
 
@@ -104,7 +109,7 @@ pub async fn keep(client: Client, mut leads: watch::Receiver<bool>, certificates
 }
 
 /// Something has changed.
-enum News {
+pub(super) enum News {
     Runtime(Event<KvmletRuntime>),
     Node(Box<Event<Node>>),
     Check(Event<PreflightCheck>),
@@ -129,13 +134,14 @@ async fn follow(client: &Client, certificates: &Certificates) -> Result<(), Foll
     let others = stream::select(nodes.map_ok(|event| News::Node(Box::new(event))), checks.map_ok(News::Check));
     let mut all = pin!(stream::select(runtimes.map_ok(News::Runtime), others).ready_chunks(TOGETHER));
     loop {
+        let wake = seen.wake();
         tokio::select! {
             chunk = all.next() => {
                 for news in chunk.ok_or(FollowError::Ended)? {
                     seen.take(news?);
                 }
             }
-            () = tokio::time::sleep(AGAIN), if seen.is_draining() => {}
+            () = tokio::time::sleep(wake.unwrap_or_default()), if wake.is_some() => {}
         }
         if seen.runtime.is_complete {
             certificates.known(seen.runtime.items.get(NAME));
@@ -143,7 +149,7 @@ async fn follow(client: &Client, certificates: &Certificates) -> Result<(), Foll
         if !seen.is_complete() {
             continue;
         }
-        seen.look().await?;
+        seen.look(Instant::now()).await?;
         if !seen.runtime.items.contains_key(NAME) {
             return Ok(());
         }
@@ -151,19 +157,21 @@ async fn follow(client: &Client, certificates: &Certificates) -> Result<(), Foll
 }
 
 /// What is known, and was done.
-struct Keeper {
+pub(super) struct Keeper {
     effects: Effects,
     runtime: All<KvmletRuntime>,
     nodes: All<Seen>,
     checks: All<PreflightCheck>,
     /// Checks by node that were asked for, and have not come by the watch yet.
     asked: BTreeMap<String, String>,
-    /// Pods that are left on nodes that are drained.
-    leaving: BTreeMap<String, usize>,
+    /// Pods that are left on nodes that are drained, and when they were counted.
+    leaving: BTreeMap<String, (usize, Instant)>,
+    /// Nodes of which the API server refused what was due, and its words: it is tried again.
+    refused: BTreeMap<String, String>,
 }
 
 impl Keeper {
-    fn new(client: Client) -> Self {
+    pub(super) fn new(client: Client) -> Self {
         Self {
             effects: Effects(client),
             runtime: All::new(),
@@ -171,10 +179,11 @@ impl Keeper {
             checks: All::new(),
             asked: BTreeMap::new(),
             leaving: BTreeMap::new(),
+            refused: BTreeMap::new(),
         }
     }
 
-    fn take(&mut self, news: News) {
+    pub(super) fn take(&mut self, news: News) {
         match news {
             News::Runtime(event) => self.runtime.take(event, Some),
             News::Node(event) => self.nodes.take(*event, |node| Seen::of(&node)),
@@ -194,16 +203,25 @@ impl Keeper {
         self.runtime.is_complete && self.nodes.is_complete && self.checks.is_complete
     }
 
-    fn is_draining(&self) -> bool {
-        self.leaving.values().any(|left| *left > 0)
+    /// When there is something to do that no watch tells of, if there is.
+    fn wake(&self) -> Option<Duration> {
+        let is_unfinished = !self.refused.is_empty() || self.leaving.values().any(|(left, _)| *left > 0);
+        let is_orphan = |check: &PreflightCheck| !self.nodes.items.contains_key(&check.spec.node_name);
+        if is_unfinished {
+            Some(AGAIN)
+        } else if !self.leaving.is_empty() {
+            Some(DRAINED)
+        } else {
+            self.checks.items.values().any(is_orphan).then_some(ORPHANS)
+        }
     }
 
     fn checks_of(&self, node: &str) -> Vec<&PreflightCheck> {
         self.checks.items.values().filter(|check| check.spec.node_name == node).collect()
     }
 
-    /// Does what is due on every node, and tells of it.
-    async fn look(&mut self) -> Result<(), FollowError> {
+    /// Does what is due by `now` on every node, and tells of it.
+    async fn look(&mut self, now: Instant) -> Result<(), FollowError> {
         let runtime = self.runtime.items.get(NAME).cloned();
         let mode = Mode::of(runtime.as_ref());
         let is_held = |runtime: &KvmletRuntime| runtime.finalizers().iter().any(|one| one == FINALIZER);
@@ -218,12 +236,29 @@ impl Keeper {
         }
         let nodes: Vec<Seen> = self.nodes.items.values().cloned().collect();
         self.leaving.retain(|name, _| nodes.iter().any(|node| node.name == *name));
+        self.refused.clear();
         for node in &nodes {
-            self.look_at(mode, node).await?;
+            match self.look_at(mode, node, now).await {
+                // Of this node alone: others are not to wait for it.
+                Err(error @ kube::Error::Api(_)) => {
+                    warn!(%error, node = node.name, "look after a node");
+                    self.refused.insert(node.name.clone(), error.to_string());
+                }
+                other => other?,
+            }
+        }
+        for check in self.checks.items.values() {
+            let is_of_a_node = self.nodes.items.contains_key(&check.spec.node_name);
+            if !is_of_a_node
+                && is_orphaned(check, Timestamp::now())
+                && let Err(error) = self.effects.forget(&check.name_any()).await
+            {
+                warn!(%error, check = check.name_any(), "remove a check of a node that there is not");
+            }
         }
         let Some(runtime) = runtime else { return Ok(()) };
         if mode == Mode::Free {
-            if is_held(&runtime) {
+            if is_held(&runtime) && self.refused.is_empty() {
                 self.effects.hold(&runtime, false).await?;
             }
             return Ok(());
@@ -233,7 +268,8 @@ impl Keeper {
             .map(|node| Known {
                 node,
                 checks: self.checks_of(&node.name),
-                leaving: self.leaving.get(&node.name).copied().unwrap_or_default(),
+                leaving: self.leaving.get(&node.name).map_or(0, |(left, _)| *left),
+                refused: self.refused.get(&node.name).map(String::as_str),
             })
             .collect();
         let status = summary::status(&runtime, &known);
@@ -243,7 +279,7 @@ impl Keeper {
         Ok(())
     }
 
-    async fn look_at(&mut self, mode: Mode, node: &Seen) -> Result<(), FollowError> {
+    async fn look_at(&mut self, mode: Mode, node: &Seen, now: Instant) -> kube::Result<()> {
         let checks = self.checks_of(&node.name);
         let mut due = due(mode, node, &checks);
         if due.ask.is_some() && self.asked.contains_key(&node.name) {
@@ -265,42 +301,15 @@ impl Keeper {
         for name in &due.forget {
             self.effects.forget(name).await?;
         }
-        if due.drain && self.leaving.get(&node.name) != Some(&0) {
+        let is_drained = |(left, at): &(usize, Instant)| *left == 0 && now.duration_since(*at) < DRAINED;
+        if due.drain && !self.leaving.get(&node.name).is_some_and(is_drained) {
             let left = self.effects.evict(&node.name).await?;
-            self.leaving.insert(node.name.clone(), left);
+            self.leaving.insert(node.name.clone(), (left, now));
         }
         Ok(())
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::runtime::decide::tests::runtime;
-
-    #[test]
-    fn certificates_live_as_the_switch_says_and_without_a_word_as_the_configuration_does() {
-        let (tell, told) = watch::channel(None);
-        let own = CertConfig::default();
-        let certificates = Certificates { own, tell };
-        certificates.known(None);
-        assert_eq!(*told.borrow(), Some(own));
-        let span = serde_json::json!({"duration": "1h", "renewBefore": "20m"});
-        let mut on = runtime(true);
-        on.spec.cert_config = serde_json::from_value(serde_json::json!({"ca": span, "server": span})).unwrap();
-        certificates.known(Some(&on));
-        assert_eq!(*told.borrow(), on.spec.cert_config);
-        certificates.known(Some(&runtime(false)));
-        assert_eq!(*told.borrow(), Some(own));
-    }
-
-    #[test]
-    fn kinds_that_are_not_installed_or_not_allowed_are_no_failure() {
-        let refused = |code| {
-            let status = kube::core::Status::failure("no", "No").with_code(code);
-            watcher::Error::InitialListFailed(kube::Error::Api(status.boxed()))
-        };
-        assert!(is_absent(&refused(404)) && is_absent(&refused(403)));
-        assert!(!is_absent(&refused(500)));
-    }
-}
+#[path = "keep_tests.rs"]
+mod tests;

@@ -11,6 +11,8 @@ pub mod drain;
 mod effects;
 pub mod keep;
 pub mod summary;
+#[cfg(test)]
+mod testing;
 pub mod types;
 
 use kube::{Resource, ResourceExt as _, api::ApiResource, core::DynamicObject};

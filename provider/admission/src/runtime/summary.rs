@@ -20,6 +20,8 @@ pub struct Known<'a> {
     pub checks: Vec<&'a PreflightCheck>,
     /// Pods that have to leave it.
     pub leaving: usize,
+    /// What was due on it the API server refused, with these words.
+    pub refused: Option<&'a str>,
 }
 
 /// What is to be told, of a switch and the nodes there are.
@@ -34,7 +36,9 @@ pub fn status(runtime: &KvmletRuntime, all: &[Known<'_>]) -> RuntimeStatus {
             nodes => format!("{passed} of {nodes} nodes have passed. {}", first(&wrong)),
         }
     } else {
+        let refused: Vec<_> = all.iter().filter_map(refused).collect();
         match all.iter().map(|one| one.leaving).sum() {
+            _ if !refused.is_empty() => format!("being disabled. {}", first(&refused)),
             0_usize => "disabled: nodes are cordoned, and no pod is left on them".into(),
             leaving => format!("being disabled: {leaving} pods have yet to leave its nodes"),
         }
@@ -51,8 +55,16 @@ pub fn status(runtime: &KvmletRuntime, all: &[Known<'_>]) -> RuntimeStatus {
     }
 }
 
+/// What could not be done to a node, if there is something.
+fn refused(one: &Known<'_>) -> Option<String> {
+    one.refused.map(|why| format!("{} cannot be changed: {why}", one.node.name))
+}
+
 /// Why the node takes no pods, if it does not.
 fn wrong(one: &Known<'_>) -> Option<String> {
+    if let Some(refused) = refused(one) {
+        return Some(refused);
+    }
     let name = &one.node.name;
     if one.node.is_skipped {
         return Some(format!("{name} has the label {}", super::SKIP));
@@ -122,6 +134,7 @@ mod tests {
                 node: &node,
                 checks,
                 leaving: 0,
+                refused: None,
             }]
         };
         let on = runtime(true);
@@ -141,6 +154,7 @@ mod tests {
             node: &node,
             checks: vec![&failed],
             leaving: 0,
+            refused: None,
         };
         let told = status(&runtime(true), &[known.clone(), known]);
         assert_eq!(
@@ -164,6 +178,7 @@ mod tests {
                 node: &node,
                 checks: vec![],
                 leaving,
+                refused: None,
             }]
         };
         assert!(status(&runtime(false), &known(2)).message.starts_with("being disabled: 2 pods"));

@@ -35,7 +35,7 @@ pub struct RuntimeSpec {
     #[serde(default)]
     pub use_emulation: bool,
     /// What the scratch disks of pods are whose machines start from now on: raw, a sparse file, or qcow2, an image that is small without holes of its
-    /// file system. Pods that run keep theirs.
+    /// file system. Pods that run keep theirs. A change has all hosts checked anew: each makes such a disk.
     #[serde(default)]
     #[cfg_attr(test, schemars(schema_with = "super::crd::image_format"))]
     pub image_format: ImageFormat,
@@ -126,8 +126,12 @@ pub struct CheckSpec {
     /// Whether a host whose processor is emulated by software passes. Without a word it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub use_emulation: Option<bool>,
+    /// What the scratch disk is that the host has to make, and its canary to have. Without a word what the node's disks are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(schema_with = "super::crd::image_format"))]
+    pub image_format: Option<ImageFormat>,
     /// Why the webhook asks; nothing if somebody else does. Enabled (kvmlet was, or the node has come), FeaturesChanged (what the KvmletRuntime says of
-    /// hosts), Upgraded (the node has another version of kvmlet) or Unskipped (its label kvmlet.io/skip-schedule was removed).
+    /// hosts and their disks), Upgraded (the node has another version of kvmlet) or Unskipped (its label kvmlet.io/skip-schedule was removed).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(test, schemars(schema_with = "super::crd::reason"))]
     pub reason: Option<Reason>,
@@ -142,7 +146,7 @@ pub struct CheckSpec {
 pub enum Reason {
     /// kvmlet was enabled, or the node has come since.
     Enabled,
-    /// What the KvmletRuntime says of hosts is another.
+    /// What the KvmletRuntime says of hosts and their disks is another.
     FeaturesChanged,
     /// The node has another version of kvmlet.
     Upgraded,
