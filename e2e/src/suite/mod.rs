@@ -63,6 +63,7 @@ mod shared;
 mod snapshots;
 mod specs;
 mod survival;
+mod switched_off;
 mod templates;
 mod traces;
 mod two_hosts;
