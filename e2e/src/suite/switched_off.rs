@@ -74,17 +74,20 @@ fn back(place: &Place<'_>, kvmlet: &Path) -> Result<()> {
     ensure!(emulation == "true", "useEmulation is {emulation:?}");
     let found = place.until_ready("early")?;
     let bound = &condition(&found, "PodScheduled")["lastTransitionTime"];
-    let of_its_node: Vec<_> = checks(cluster)?
-        .into_iter()
-        .filter(|one| one["spec"]["nodeName"] == found["spec"]["nodeName"] && one["status"]["passed"] == true)
-        .collect();
-    let passed = of_its_node.iter().filter_map(|one| one["status"]["observedTime"].as_str()).min();
-    // To the second, as the API server has it.
-    let (bound, passed) = (bound.as_str().context("no time")?, passed.context("no check has passed")?);
-    ensure!(
-        bound[..19] >= passed[..19],
-        "the pod was scheduled at {bound}, and its host passed at {passed}"
-    );
+    // By the clock of the API server, which a host's need not be.
+    let all = cluster.kubectl_json(&["get", "preflightchecks", "--show-managed-fields"])?;
+    let answers = all["items"].as_array().into_iter().flatten().filter(|one| {
+        let spec = &one["spec"];
+        spec["nodeName"] == found["spec"]["nodeName"] && spec["reason"] == "Enabled" && one["status"]["passed"] == true
+    });
+    let written = answers.flat_map(|one| one["metadata"]["managedFields"].as_array().into_iter().flatten());
+    let of_status = written.filter(|fields| fields["subresource"] == "status");
+    let passed = of_status
+        .filter_map(|fields| fields["time"].as_str())
+        .min()
+        .context("no check has passed")?;
+    let bound = bound.as_str().context("no time")?;
+    ensure!(bound >= passed, "the pod was scheduled at {bound}, and its host passed at {passed}");
     refuses(cluster, kvmlet, &["disable"], &["early", "--force"])?;
     does(cluster, kvmlet, &["disable", "--force"])?;
     told(cluster, "that Nodes are gone again", |status| {
