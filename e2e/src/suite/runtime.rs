@@ -113,6 +113,12 @@ fn rules(cluster: &Cluster) -> Result<()> {
         (lives("1h", "30m", "2h", "1h"), "ca.duration is smaller than server.duration"),
         (lives("1h", "9m", "1h", "30m"), "ca.renewBefore must be at least 10m"),
         (lives("1h", "30m", "9m", "30m"), "server.duration must be at least 10m"),
+        (lives("9m", "10m", "10m", "10m"), "ca.duration must be at least 10m"),
+        (lives("1h", "30m", "1h", "9m"), "server.renewBefore must be at least 10m"),
+        (
+            lives("1h", "30m", "1h", "1h"),
+            "server.duration is smaller than server.renewBefore, or the same",
+        ),
         (lives("soon", "30m", "1h", "30m"), "spec.certConfig.ca.duration"),
         (check(""), "spec.nodeName"),
         (with(check("A b"), &[]), "spec.nodeName"),
@@ -125,6 +131,17 @@ fn rules(cluster: &Cluster) -> Result<()> {
             "of {object} kubectl said {said:?}"
         );
     }
+    // All that is wrong is said at once.
+    let said = command::text(&cluster.create_output(&lives("1h", "2h", "3h", "4h"), &["--dry-run=server"])?.stderr);
+    for words in [
+        "ca.duration is smaller than ca.renewBefore",
+        "server.duration is smaller than server.renewBefore",
+        "ca.duration is smaller than server.duration",
+    ] {
+        ensure!(said.contains(words), "kubectl said {said:?}");
+    }
+    let least = cluster.create_output(&lives("11m", "10m", "11m", "10m"), &["--dry-run=server"])?;
+    ensure!(least.status.success(), "{}", command::text(&least.stderr));
     // Of a node that there is not: nobody answers.
     let made = command::text(&cluster.create_output(&check("nobody"), &["-o", "name"])?.stdout);
     let change = json!({"spec": {"nodeName": "somebody"}}).to_string();
