@@ -30,7 +30,7 @@ pub(crate) enum Command {
     Uninstall(UninstallArguments),
     /// Switches kvmlet's nodes on: they take pods once their hosts are checked (KvmletRuntime; asks the API server of KUBECONFIG).
     Enable(EnableArguments),
-    /// Switches kvmlet's nodes off: they are cordoned and drained. Refuses while pods are there, unless it is forced.
+    /// Switches kvmlet's nodes off: they are cordoned and drained, and go. Refuses while pods are there, unless it is forced.
     Disable(DisableArguments),
     /// Runs the admission webhook, which sends pods of labelled namespaces to virtual nodes.
     Webhook(WebhookArguments),

@@ -10,13 +10,18 @@ use kvmlet_provider::config::Config;
 use tokio::sync::OnceCell;
 use tracing::{info, warn};
 
+/// How often a Node is looked for that is not there.
+const AWAY: Duration = Duration::from_secs(1);
+
 /// Waits for the node's podCIDR, then makes the pods' network.
 pub(crate) async fn join(config: &Config, client: &Client, network: &OnceCell<PodNetworks>) -> anyhow::Result<()> {
     let api: Api<Node> = Api::all(client.clone());
     let mut told = false;
     let pod_cidr = loop {
-        match api.get(&config.node_name).await {
-            Ok(node) => {
+        match api.get_opt(&config.node_name).await {
+            // While kvmlet is disabled.
+            Ok(None) => tokio::time::sleep(AWAY).await,
+            Ok(Some(node)) => {
                 if let Some(cidr) = node.spec.and_then(|s| s.pod_cidr) {
                     break cidr;
                 }

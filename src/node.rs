@@ -22,7 +22,7 @@ use kvmlet_provider::{
     leave::keep::Leaver,
     ledger::Ledger,
     names::Dns,
-    node::{Host, NodeKeeper, Troubles},
+    node::{Entry, Host, NodeKeeper, Troubles},
     objects::Objects,
     pressure::{self, Pressure},
     report::Reporter,
@@ -136,6 +136,7 @@ async fn serve(config: Config, io: IoLimits, nesting: Option<String>) -> anyhow:
     let shown = PortCertificate::open(&config, &client, &certificates)?;
     let pods = Pods::default();
     let scratch_format = watch::Sender::default();
+    let entry = watch::Sender::new(Entry::Open(None));
     let context = Arc::new(Context {
         objects: Objects::start(client.clone()),
         recorder: Recorder::start(client.clone(), config.node_name.clone()),
@@ -208,6 +209,7 @@ async fn serve(config: Config, io: IoLimits, nesting: Option<String>) -> anyhow:
         images,
         network: network.clone(),
         shared: shared_host.clone(),
+        gate: runtime::gate(client.clone(), entry.subscribe()),
         farewells,
         nesting: nesting.subscribe(),
     };
@@ -215,6 +217,7 @@ async fn serve(config: Config, io: IoLimits, nesting: Option<String>) -> anyhow:
         context: context.clone(),
         pods: pods.clone(),
         keeper: farewell,
+        gate: entry.subscribe(),
         progress: watch::Sender::new("beginning".into()),
     };
     let copying = context.clone();
@@ -234,7 +237,11 @@ async fn serve(config: Config, io: IoLimits, nesting: Option<String>) -> anyhow:
         scratch_format.subscribe(),
         stop.clone(),
     ));
-    tokio::spawn(runtime::follow(client.clone(), scratch_format));
+    let told = runtime::Told {
+        scratch: scratch_format,
+        entry,
+    };
+    tokio::spawn(runtime::follow(client.clone(), told));
     let serving = tokio::spawn({
         let stop = stop.clone();
         async move { server.serve(stop.cancelled_owned()).await }
@@ -244,8 +251,7 @@ async fn serve(config: Config, io: IoLimits, nesting: Option<String>) -> anyhow:
         let known = shared::known(shared_host.clone());
         async move {
             known.await;
-            keeper.register().await;
-            let _ = is_registered.send(());
+            let _ = is_registered.send(keeper.register().await.is_some());
             let addresses = tokio::spawn(async move {
                 if let Err(error) = network::join(&config, &client, &network).await {
                     error!("{error:#}");
@@ -291,8 +297,11 @@ async fn serve(config: Config, io: IoLimits, nesting: Option<String>) -> anyhow:
     let name = config.node_name.clone();
     tokio::spawn(async move {
         // A sender that is gone ends the daemon by itself.
-        if registered.await.is_ok() && recovered.await.is_ok() {
-            systemd::ready(&format!("node {name} is registered and serves"));
+        if let (Ok(is_there), Ok(())) = (registered.await, recovered.await) {
+            systemd::ready(&match is_there {
+                true => format!("node {name} is registered and serves"),
+                false => format!("kvmlet is disabled in this cluster: node {name} registers when it is enabled"),
+            });
         }
     });
     let mut lost = std::pin::pin!(async {

@@ -69,8 +69,8 @@ pub(crate) fn disable(arguments: &DisableArguments) -> anyhow::Result<ExitCode> 
             unless_gone(done).with_context(|| format!("delete pod {}", name(pod)))?;
         }
         match names.len() {
-            0 => println!("kvmlet is disabled: its nodes are cordoned."),
-            count => println!("kvmlet is disabled: its nodes are cordoned, {count} pods are being deleted."),
+            0 => println!("kvmlet is disabled: its Nodes go, and come back when it is enabled."),
+            count => println!("kvmlet is disabled: {count} pods are being deleted. Then its Nodes go, and come back when it is enabled."),
         }
         Ok(())
     })

@@ -1,9 +1,10 @@
 //! The Node object and its lease: registered with the labels and the taint of virtual nodes, capacity as measured, conditions that say what
-//! is wrong. A Node that somebody deletes is made again; one whose host leaves goes with it.
+//! is wrong. A Node that somebody deletes is made again, unless the cluster has kvmlet switched off; one whose host leaves goes with it.
 
 mod host;
 mod images;
 pub(crate) mod lease;
+mod register;
 
 use std::{
     collections::BTreeMap,
@@ -17,13 +18,13 @@ use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{
         DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures, NodeRuntimeHandler,
-        NodeRuntimeHandlerFeatures, NodeSpec, NodeStatus, Taint,
+        NodeRuntimeHandlerFeatures, NodeStatus,
     },
-    apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
+    apimachinery::pkg::apis::meta::v1::Time,
 };
 use kube::{
     Api, Client,
-    api::{DeleteParams, Patch, PatchParams, PostParams},
+    api::{DeleteParams, Patch, PatchParams},
     runtime::{WatchStreamExt as _, watcher::watch_object},
 };
 use kvmlet_network::PodNetworks;
@@ -31,11 +32,13 @@ use serde_json::json;
 use tokio::sync::{OnceCell, mpsc, oneshot, watch};
 use tracing::{info, warn};
 
-pub use self::host::{Host, Stock};
+pub use self::{
+    host::{Host, Stock},
+    register::{Entry, Gate},
+};
 use crate::{
     config::Config,
     desired::Amounts,
-    leave,
     pressure::{Condition, Conditions},
     quantity::Quantity,
     shared::{self, Views},
@@ -58,8 +61,6 @@ const DECLARED_FEATURES: [&str; 3] = [
 ];
 /// Those of RuntimeClasses that run here; the empty one is that of pods without a class.
 const HANDLERS: [&str; 2] = ["", "kvmlet"];
-/// The label of a Node whose host is itself a guest, and runs machines all the same.
-const NESTED: (&str, &str) = ("nested-virtualization", "enabled");
 
 /// Why the node cannot take pods, as checked now and then; empty when all is well.
 pub type Troubles = Arc<Mutex<BTreeMap<&'static str, String>>>;
@@ -86,6 +87,8 @@ pub struct NodeKeeper {
     pub nesting: watch::Receiver<Option<String>>,
     /// What is held for it of a host that has a kubelet, too; nothing elsewhere.
     pub shared: Views,
+    /// Whether a Node is made where there is none.
+    pub gate: Gate,
     /// Who wants the Node gone for good.
     pub farewells: mpsc::Receiver<Farewell>,
 }
@@ -94,59 +97,12 @@ pub struct NodeKeeper {
 pub type Farewell = oneshot::Sender<kube::Result<()>>;
 
 impl NodeKeeper {
-    /// Registers the node, retrying for ever, and returns it as the API server has it.
-    pub async fn register(&self) -> Node {
-        let mut wait = Duration::from_millis(200);
-        loop {
-            match self.try_register().await {
-                Ok(node) => return node,
-                Err(error) => {
-                    warn!(%error, "register the node; trying again in {wait:?}");
-                    tokio::time::sleep(wait).await;
-                    wait = (wait * 2).min(Duration::from_secs(7));
-                }
-            }
-        }
-    }
-
-    async fn try_register(&self) -> kube::Result<Node> {
-        let api: Api<Node> = Api::all(self.client.clone());
-        let name = &self.config.node_name;
-        let node = match api.get_opt(name).await? {
-            Some(mut node) => {
-                if let Some(patch) = leave::uncordon(&node) {
-                    info!("the node was about to leave, and takes pods again");
-                    node = api.patch(name, &PatchParams::default(), &Patch::Strategic(patch)).await?;
-                }
-                let patch = Patch::Strategic(self.again(&node));
-                match api.patch(name, &PatchParams::default(), &patch).await {
-                    Ok(node) => node,
-                    Err(error) => {
-                        warn!(%error, "write the node's labels");
-                        node
-                    }
-                }
-            }
-            None => {
-                info!(node = name, "registering the node");
-                api.create(&PostParams::default(), &self.node()).await?
-            }
-        };
-        let _ = api
-            .patch_status(
-                name,
-                &PatchParams::default(),
-                &Patch::Strategic(json!({"status": self.status(&node)})),
-            )
-            .await?;
-        Ok(node)
-    }
-
-    /// Renews the lease and keeps the status until the process ends. A Node or lease that is gone is made again.
+    /// Renews the lease and keeps the status until the process ends. A Node or lease that is gone is made again, the Node if the gate is open.
     pub async fn keep(mut self) {
         let nodes: Api<Node> = Api::all(self.client.clone());
         let mut last: Option<(serde_json::Value, tokio::time::Instant)> = None;
         let mut node: Option<Node> = None;
+        let mut is_away = false;
         let mut seen = pin!(watch_object(nodes.clone(), &self.config.node_name).default_backoff());
         let mut every = tokio::time::interval(RENEW);
         every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -157,6 +113,7 @@ impl NodeKeeper {
                 Ok(()) = self.pressure.changed() => {}
                 Ok(()) = self.shutdown.changed() => {}
                 Ok(()) = self.shared.changed() => {}
+                Ok(()) = self.gate.told.changed() => {}
                 Some(found) = seen.next() => {
                     match found {
                         Ok(Some(found)) => {
@@ -167,7 +124,11 @@ impl NodeKeeper {
                         }
                         Ok(None) => {
                             last = None;
-                            node = Some(self.register().await);
+                            node = self.register().await;
+                            let was_away = std::mem::replace(&mut is_away, node.is_none());
+                            if is_away && !was_away {
+                                info!("kvmlet is disabled in this cluster: there is no Node until it is enabled");
+                            }
                         }
                         Err(error) => {
                             warn!(%error, "watch the node");
@@ -189,6 +150,10 @@ impl NodeKeeper {
                     // Who asked ends the process.
                     return std::future::pending().await;
                 }
+            }
+            if is_away {
+                node = self.register().await;
+                is_away = node.is_none();
             }
             self.look();
             let Some(node) = &node else { continue };
@@ -241,65 +206,6 @@ impl NodeKeeper {
         let params = PatchParams::default();
         if let Err(error) = nodes.patch(&self.config.node_name, &params, &Patch::Strategic(patch)).await {
             warn!(%error, "cordon or uncordon the Node with the kubelet's");
-        }
-    }
-
-    fn labels(&self) -> BTreeMap<String, String> {
-        let mut labels: BTreeMap<String, String> = [
-            ("type", "virtual-kubelet"),
-            ("kubernetes.io/os", "linux"),
-            ("kubernetes.io/arch", "amd64"),
-            ("kubernetes.io/hostname", &self.config.node_name),
-            ("node.kubernetes.io/exclude-from-external-load-balancers", "true"),
-        ]
-        .into_iter()
-        .map(|(k, v)| (k.to_owned(), v.to_owned()))
-        .collect();
-        if self.nesting.borrow().is_some() {
-            let (key, value) = NESTED;
-            labels.insert(key.into(), value.into());
-        }
-        labels.extend(self.config.labels.clone());
-        labels
-    }
-
-    /// The patch of a Node that is there when the daemon starts: what it is called and labelled.
-    fn again(&self, node: &Node) -> serde_json::Value {
-        let mut patch = json!({"metadata": {"labels": self.labels()}});
-        let known = node.spec.as_ref().and_then(|spec| spec.provider_id.as_deref()).unwrap_or_default();
-        match &self.config.provider_id {
-            // The API server lets it be set once.
-            Some(wanted) if known.is_empty() => patch["spec"]["providerID"] = json!(wanted),
-            Some(wanted) if wanted != known => warn!(
-                known,
-                wanted, "the Node has another providerID, which cannot be changed: delete the Node"
-            ),
-            _ => {}
-        }
-        patch
-    }
-
-    fn node(&self) -> Node {
-        Node {
-            metadata: ObjectMeta {
-                name: Some(self.config.node_name.clone()),
-                labels: Some(self.labels()),
-                ..ObjectMeta::default()
-            },
-            spec: Some(NodeSpec {
-                taints: Some(vec![Taint {
-                    key: "virtual-kubelet.io/provider".into(),
-                    value: Some("kvmlet".into()),
-                    effect: "NoSchedule".into(),
-                    ..Taint::default()
-                }]),
-                // A Node that somebody deleted gets back the addresses that its pods have.
-                pod_cidr: self.network.get().map(|n| n.pod_cidr().trunc().to_string()),
-                pod_cidrs: self.network.get().map(|n| vec![n.pod_cidr().trunc().to_string()]),
-                provider_id: self.config.provider_id.clone(),
-                ..NodeSpec::default()
-            }),
-            status: None,
         }
     }
 

@@ -30,6 +30,7 @@ mod host_path;
 mod image_volumes;
 mod images;
 pub(crate) mod in_place;
+mod injected;
 mod installer;
 mod jail;
 mod leader;
@@ -64,6 +65,7 @@ mod shared;
 mod snapshots;
 mod specs;
 mod survival;
+mod switched_off;
 mod templates;
 mod traces;
 mod two_hosts;
@@ -150,7 +152,7 @@ const NEEDS: [Need; 11] = [
 ];
 
 /// Tests with the admission webhook: it is installed for the first of them that runs, and goes with the last.
-const WITH_WEBHOOK: [&[Test]; 3] = [admission::TESTS, leader::TESTS, profiles::SENT];
+const WITH_WEBHOOK: [&[Test]; 4] = [admission::TESTS, injected::TESTS, leader::TESTS, profiles::SENT];
 
 fn is_one_of(test: &Test, those: &[Test]) -> bool {
     those.iter().any(|one| one.name == test.name)
@@ -176,6 +178,7 @@ fn all() -> impl Iterator<Item = &'static Test> {
         reserved::TESTS,
         scheduling::TESTS,
         admission::TESTS,
+        injected::TESTS,
         leader::TESTS,
         profiles::SENT,
         profiles::TESTS,

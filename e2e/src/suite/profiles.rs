@@ -82,6 +82,7 @@ fn checked(cluster: &Cluster) -> Result<()> {
             ensure!(text.contains(words), "{field}: {text}");
         }
         let exists_with_value = json!([{"key": "a", "operator": "Exists", "values": ["b"]}]);
+        let many = |count: usize| Value::from_iter((0..count).map(|number| (format!("n{number}"), "v")));
         let in_without = json!([{"key": "a", "operator": "In"}]);
         let (name, long) = ("n".repeat(64), format!("a/{}", "n".repeat(64)));
         for (spec, words) in [
@@ -106,12 +107,38 @@ fn checked(cluster: &Cluster) -> Result<()> {
                 "a name is none that annotations can have",
             ),
             (json!({"effect": {"labels": {"-a": "c"}}}), "a name is none that labels can have"),
-            (json!({"effect": {"annotations": {long: "c"}}}), "a name of annotations is too long"),
+            (
+                json!({"effect": {"annotations": {&long: "c"}}}),
+                "a name of annotations is too long",
+            ),
+            (json!({"effect": {"labels": {&long: "c"}}}), "a name of labels is too long"),
+            (
+                json!({"effect": {"annotations": {"kvmlet.io/inject": "false"}}}),
+                "annotations of kvmlet.io are the webhook's own",
+            ),
             (
                 json!({"effect": {"labels": {"kvmlet.io/inject": "false"}}}),
                 "labels of kvmlet.io are the webhook's own",
             ),
             (json!({"effect": {"labels": {"a": "b c"}}}), "spec.effect.labels.a"),
+            (json!({"effect": {"max": 1u64 << 31}}), "should be less than or equal to 2147483647"),
+            (json!({"effect": {"annotations": {}}}), "should have at least 1 properties"),
+            (json!({"effect": {"labels": {}}}), "should have at least 1 properties"),
+            (json!({"effect": {"annotations": many(33)}}), "spec.effect.annotations: Too many"),
+            (json!({"effect": {"labels": many(33)}}), "spec.effect.labels: Too many"),
+            (
+                json!({"effect": {"annotations": {"a": "v".repeat(4097)}}}),
+                "spec.effect.annotations.a: Too long",
+            ),
+            (
+                json!({"effect": {"labels": {"a": "v".repeat(64)}}}),
+                "spec.effect.labels.a: Too long",
+            ),
+            (json!({"effect": {"runtimeClassName": ""}}), "should be at least 1 chars long"),
+            (
+                json!({"effect": {"max": 1}, "podSelector": {"matchLabels": many(33)}}),
+                "spec.podSelector.matchLabels: Too many",
+            ),
             (
                 json!({"effect": {"max": 1}, "podSelector": {"matchExpressions": exists_with_value}}),
                 "In and NotIn need values",
@@ -130,7 +157,8 @@ fn checked(cluster: &Cluster) -> Result<()> {
         }
         let said = refused(cluster, &object(&name, &json!({"effect": {"max": 1}})))?;
         ensure!(said.contains("at most 63 characters"), "kubectl said {said:?}");
-        let all = json!({"policy": "normalNodePrefer", "max": 0, "annotations": {"a.b/c": "d"}, "labels": {"e": ""}});
+        // As much as may be.
+        let all = json!({"policy": "normalNodePrefer", "max": 0, "annotations": many(32), "labels": {"e": "v".repeat(63), "a.b/c": ""}});
         cluster.apply(&object("whole", &json!({"priority": -5, "effect": all})).to_string())
     })
 }

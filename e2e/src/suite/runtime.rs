@@ -1,7 +1,7 @@
 //! The switch of the whole cluster and the checks of its hosts: what the API server lets in, and how nodes are checked, kept from pods, mended and switched
 //! off. The webhook is a process beside the API server, with the identity and rights that its manifests give it.
 
-use std::{fs, path::Path, time::Duration};
+use std::{path::Path, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use super::{
     Test,
     admission::SYSTEM,
-    elastic::cordoned,
     scratch_format::formats,
+    switched_off::off,
     workload::{PATIENCE, Place, STAY, condition, pod, sh, with, within},
 };
 use crate::{
@@ -28,7 +28,7 @@ pub(super) const TESTS: &[Test] = &[
         run: ruled,
     },
     Test {
-        name: "who enables kvmlet has every host checked by a canary, and scratch disks as imageFormat says; a broken host gets no pods until it is mended, and disabling drains all",
+        name: "who enables kvmlet has every host checked by a canary, and scratch disks as imageFormat says; a broken host gets no pods until it is mended, and disabling drains all and takes their Nodes away",
         hosts: 2,
         kvmlet: true,
         run: switched,
@@ -46,9 +46,9 @@ const MANIFESTS: [&str; 5] = [
 /// What of that has objects.
 const KINDS: [&str; 2] = ["runtime.yaml", "preflight-check.yaml"];
 /// The process.
-const NAME: &str = "kvmlet-webhook";
+pub(super) const NAME: &str = "kvmlet-webhook";
 const ADDRESS: &str = "127.0.0.1:18444";
-const SOON: Duration = Duration::from_secs(60);
+pub(super) const SOON: Duration = Duration::from_secs(60);
 
 fn files<'a>(verb: &'a str, names: &[&str], files: &'a mut Vec<String>) -> Vec<&'a str> {
     *files = names.iter().map(|name| manifest(&format!("webhook/{name}"))).collect();
@@ -113,6 +113,12 @@ fn rules(cluster: &Cluster) -> Result<()> {
         (lives("1h", "30m", "2h", "1h"), "ca.duration is smaller than server.duration"),
         (lives("1h", "9m", "1h", "30m"), "ca.renewBefore must be at least 10m"),
         (lives("1h", "30m", "9m", "30m"), "server.duration must be at least 10m"),
+        (lives("9m", "10m", "10m", "10m"), "ca.duration must be at least 10m"),
+        (lives("1h", "30m", "1h", "9m"), "server.renewBefore must be at least 10m"),
+        (
+            lives("1h", "30m", "1h", "1h"),
+            "server.duration is smaller than server.renewBefore, or the same",
+        ),
         (lives("soon", "30m", "1h", "30m"), "spec.certConfig.ca.duration"),
         (check(""), "spec.nodeName"),
         (with(check("A b"), &[]), "spec.nodeName"),
@@ -125,6 +131,17 @@ fn rules(cluster: &Cluster) -> Result<()> {
             "of {object} kubectl said {said:?}"
         );
     }
+    // All that is wrong is said at once.
+    let said = command::text(&cluster.create_output(&lives("1h", "2h", "3h", "4h"), &["--dry-run=server"])?.stderr);
+    for words in [
+        "ca.duration is smaller than ca.renewBefore",
+        "server.duration is smaller than server.renewBefore",
+        "ca.duration is smaller than server.duration",
+    ] {
+        ensure!(said.contains(words), "kubectl said {said:?}");
+    }
+    let least = cluster.create_output(&lives("11m", "10m", "11m", "10m"), &["--dry-run=server"])?;
+    ensure!(least.status.success(), "{}", command::text(&least.stderr));
     // Of a node that there is not: nobody answers.
     let made = command::text(&cluster.create_output(&check("nobody"), &["-o", "name"])?.stdout);
     let change = json!({"spec": {"nodeName": "somebody"}}).to_string();
@@ -161,6 +178,8 @@ fn switched(cluster: &Cluster) -> Result<()> {
         }
     }
     cluster.kubectl(&[&files("delete", &MANIFESTS, &mut names)[..], &["--timeout=110s"]].concat())?;
+    // Those of a test that ended half-way may be gone until their daemons look for the kind again.
+    cluster.wait_until_nodes_are_ready(PATIENCE)?;
     done
 }
 
@@ -193,7 +212,7 @@ fn run(cluster: &Cluster, kvmlet: &Path, arguments: &[&str]) -> Result<(bool, St
 }
 
 /// Runs it where it must fail; it says these words.
-fn refuses(cluster: &Cluster, kvmlet: &Path, arguments: &[&str], words: &[&str]) -> Result<()> {
+pub(super) fn refuses(cluster: &Cluster, kvmlet: &Path, arguments: &[&str], words: &[&str]) -> Result<()> {
     let (is_done, said) = run(cluster, kvmlet, arguments)?;
     let says = words.iter().all(|word| said.contains(word));
     ensure!(!is_done && says, "kvmlet {} said {said:?}", arguments.join(" "));
@@ -201,14 +220,14 @@ fn refuses(cluster: &Cluster, kvmlet: &Path, arguments: &[&str], words: &[&str])
 }
 
 /// Runs it where it must succeed.
-fn does(cluster: &Cluster, kvmlet: &Path, arguments: &[&str]) -> Result<()> {
+pub(super) fn does(cluster: &Cluster, kvmlet: &Path, arguments: &[&str]) -> Result<()> {
     let (is_done, said) = run(cluster, kvmlet, arguments)?;
     ensure!(is_done, "kvmlet {} said {said:?}", arguments.join(" "));
     Ok(())
 }
 
 /// Waits until the switch tells this.
-fn told(cluster: &Cluster, what: &str, is_right: impl Fn(&Value) -> bool) -> Result<Value> {
+pub(super) fn told(cluster: &Cluster, what: &str, is_right: impl Fn(&Value) -> bool) -> Result<Value> {
     wait_for(&format!("the KvmletRuntime to tell {what}"), PATIENCE, || {
         let found = cluster.kubectl_json(&["get", "kvmletruntime", "kvmlet"])?;
         ensure!(is_right(&found["status"]), "its status is {}", found["status"]);
@@ -216,7 +235,7 @@ fn told(cluster: &Cluster, what: &str, is_right: impl Fn(&Value) -> bool) -> Res
     })
 }
 
-fn checks(cluster: &Cluster) -> Result<Vec<Value>> {
+pub(super) fn checks(cluster: &Cluster) -> Result<Vec<Value>> {
     let found = cluster.kubectl_json(&["get", "preflightchecks"])?;
     Ok(found["items"].as_array().cloned().unwrap_or_default())
 }
@@ -234,7 +253,7 @@ fn asked(cluster: &Cluster, node: &str, reason: &str) -> Result<()> {
 }
 
 /// The taint's value; none without it.
-fn taint(cluster: &Cluster, node: &str) -> Result<Option<String>> {
+pub(super) fn taint(cluster: &Cluster, node: &str) -> Result<Option<String>> {
     let found = cluster.kubectl_json(&["get", "node", node])?;
     let taints = found["spec"]["taints"].as_array().cloned().unwrap_or_default();
     let ours = taints.iter().find(|taint| taint["key"] == "kvmlet.io/preflight");
@@ -350,34 +369,5 @@ fn broken(place: &Place<'_>, node: &str) -> Result<()> {
         !output.status.success() && said.contains("a node answers checks of its own host only"),
         "kubectl said {said:?}"
     );
-    Ok(())
-}
-
-fn off(place: &Place<'_>, kvmlet: &Path) -> Result<()> {
-    let cluster = place.cluster;
-    let named = format!("{}/waits", place.name);
-    refuses(cluster, kvmlet, &["disable"], &[&named, "--force"])?;
-    cluster.kubectl(&["annotate", "kvmletruntime", "kvmlet", "kvmlet.io/force-disable=true"])?;
-    refuses(cluster, kvmlet, &["disable", "--force"], &[&named, "[y/N]", "kvmlet stays enabled"])?;
-    cluster.kubectl(&["annotate", "kvmletruntime", "kvmlet", "kvmlet.io/force-disable-"])?;
-    does(cluster, kvmlet, &["disable", "--force"])?;
-    refuses(cluster, kvmlet, &["disable"], &["kvmlet is disabled already"])?;
-    told(cluster, "that no pod is left", |status| {
-        status["message"].as_str().is_some_and(|text| text.starts_with("disabled:")) && status["ready"] == false
-    })?;
-    for host in &cluster.hosts {
-        ensure!(cordoned(cluster, host)?, "{} takes pods", host.name);
-    }
-    ensure!(
-        checks(cluster)?.iter().all(|one| one["spec"]["reason"].is_null()),
-        "checks of before are left"
-    );
-    cluster.kubectl(&["delete", "kvmletruntime", "kvmlet", "--timeout=60s"])?;
-    for host in &cluster.hosts {
-        ensure!(!cordoned(cluster, host)?, "{} takes no pods without a switch", host.name);
-        ensure!(taint(cluster, &host.name)?.is_none(), "{} has kept its taint", host.name);
-    }
-    let log = fs::read_to_string(cluster.state.logs().join(format!("{NAME}.log"))).context("read the webhook's log")?;
-    ensure!(!log.contains("is forbidden"), "the webhook has too few rights: {log}");
     Ok(())
 }

@@ -18,7 +18,14 @@ use super::{
     evict::{Evictions, living},
     plan::told,
 };
-use crate::{context::Context, driver, events::Note, eviction::Eviction, kubelet::Pods, node::Farewell};
+use crate::{
+    context::Context,
+    driver,
+    events::Note,
+    eviction::Eviction,
+    kubelet::Pods,
+    node::{Entry, Farewell},
+};
 
 /// Between two looks at who is left.
 const LOOK: Duration = Duration::from_secs(1);
@@ -43,6 +50,8 @@ pub struct Leaver {
     pub pods: Pods,
     /// Who keeps the Node.
     pub keeper: mpsc::Sender<Farewell>,
+    /// Whether a Node that is gone comes back.
+    pub gate: watch::Receiver<Entry>,
     /// What is done, for people.
     pub progress: watch::Sender<String>,
 }
@@ -115,7 +124,9 @@ impl Leaver {
     async fn cordon(&self) -> kube::Result<bool> {
         let nodes: Api<Node> = Api::all(self.context.client.clone());
         let name = &self.context.config.node_name;
-        let Some(node) = nodes.get_opt(name).await? else { return Ok(true) };
+        let Some(node) = nodes.get_opt(name).await? else {
+            return Ok(*self.gate.borrow() != Entry::Closed);
+        };
         let Some(patch) = cordon(&node) else { return Ok(false) };
         nodes.patch(name, &PatchParams::default(), &Patch::Strategic(patch)).await?;
         Ok(true)

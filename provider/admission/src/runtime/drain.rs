@@ -19,6 +19,12 @@ pub fn has_to_leave(pod: &Pod) -> bool {
     !(is_over || is_of_daemon_set || is_own || is_mirror)
 }
 
+/// Whether a pod keeps its Node: the webhook's own, which would go with it.
+pub fn keeps_node(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    is_own(pod.labels()) && !matches!(phase, Some("Succeeded" | "Failed"))
+}
+
 fn is_own(labels: &BTreeMap<String, String>) -> bool {
     labels.get(OWN.0).is_some_and(|value| value == OWN.1)
 }
@@ -39,6 +45,16 @@ mod tests {
         assert!(leaves(json!({"name": "a", "deletionTimestamp": "2026-01-01T00:00:00Z"}), "Pending"));
         assert!(!leaves(json!({"name": "a"}), "Succeeded"));
         assert!(!leaves(json!({"name": "a"}), "Failed"));
+    }
+
+    #[test]
+    fn only_the_webhooks_own_pods_keep_their_node_while_they_are_not_over() {
+        let keeps = |name: &str, phase: &str| {
+            let metadata = json!({"labels": {"app.kubernetes.io/name": name}});
+            keeps_node(&serde_json::from_value(json!({"metadata": metadata, "status": {"phase": phase}})).unwrap())
+        };
+        assert!(keeps("kvmlet-webhook", "Running") && keeps("kvmlet-webhook", "Pending"));
+        assert!(!keeps("kvmlet-webhook", "Failed") && !keeps("web", "Running"));
     }
 
     #[test]

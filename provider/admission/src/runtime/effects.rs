@@ -15,9 +15,9 @@ use tracing::{debug, info, warn};
 use super::{
     CORDONED, CheckSpec, FINALIZER, KvmletRuntime, PreflightCheck, RuntimeStatus, TAINT, api,
     decide::{Due, Mode, Seen, Why},
-    drain::has_to_leave,
+    drain::{has_to_leave, keeps_node},
     object,
-    summary::failures,
+    summary::{Left, failures},
 };
 use crate::refused::{is_outrun, unless_gone};
 
@@ -55,7 +55,7 @@ pub(super) fn news(mode: Mode, node: &Seen, due: &Due, newest: &[&PreflightCheck
             "the host has passed all checks: pods are scheduled here".into(),
         ),
         (Mode::Disabled, _) if due.cordon == Some(true) => {
-            let message = "kvmlet is disabled (KvmletRuntime): the node is cordoned and its pods are evicted";
+            let message = "kvmlet is disabled (KvmletRuntime): the node is cordoned, its pods are evicted, and then there is no Node until kvmlet is enabled";
             news("Normal", "KvmletDisabled", message.into())
         }
         _ => None,
@@ -133,13 +133,16 @@ impl Effects {
         unless_gone(checks.delete(name, &DeleteParams::default()).await).map(drop)
     }
 
-    /// Evicts the pods that have to leave a node; how many are there yet.
-    pub(super) async fn evict(&self, node: &str) -> kube::Result<usize> {
+    /// Evicts the pods that have to leave a node; what is left.
+    pub(super) async fn evict(&self, node: &str) -> kube::Result<Left> {
         let here = ListParams::default().fields(&format!("spec.nodeName={node}"));
         let pods = Api::<Pod>::all(self.0.clone()).list(&here).await?;
-        let mut left = 0;
+        let mut left = Left {
+            pods: 0,
+            is_kept: pods.iter().any(keeps_node),
+        };
         for pod in pods.iter().filter(|pod| has_to_leave(pod)) {
-            left += 1;
+            left.pods += 1;
             if pod.metadata.deletion_timestamp.is_some() {
                 continue;
             }
@@ -167,6 +170,23 @@ impl Effects {
             }
         }
         Ok(left)
+    }
+
+    /// Deletes a Node that is drained, if it is the one that was seen.
+    pub(super) async fn delete(&self, node: &Seen) -> kube::Result<()> {
+        let this_one = DeleteParams {
+            preconditions: Some(Preconditions {
+                uid: Some(node.uid.clone()),
+                resource_version: None,
+            }),
+            ..DeleteParams::default()
+        };
+        info!(node = node.name, "deleting a Node that is drained");
+        match Api::<Node>::all(self.0.clone()).delete(&node.name, &this_one).await {
+            // Another one has its name by now.
+            Err(error) if is_outrun(&error) => Ok(()),
+            other => unless_gone(other).map(drop),
+        }
     }
 
     /// Writes the switch's status.

@@ -17,7 +17,7 @@ use super::{
     decide::{Mode, Seen, Why, due, is_orphaned},
     effects::{Effects, news},
     newest,
-    summary::{self, Known},
+    summary::{self, Known, Left},
 };
 use crate::{CertConfig, followed::All, policy::virtual_nodes};
 
@@ -164,8 +164,8 @@ pub(super) struct Keeper {
     checks: All<PreflightCheck>,
     /// Checks by node that were asked for, and have not come by the watch yet.
     asked: BTreeMap<String, String>,
-    /// Pods that are left on nodes that are drained, and when they were counted.
-    leaving: BTreeMap<String, (usize, Instant)>,
+    /// What is left on nodes that are drained, and when that was seen.
+    leaving: BTreeMap<String, (Left, Instant)>,
     /// Nodes of which the API server refused what was due, and its words: it is tried again.
     refused: BTreeMap<String, String>,
 }
@@ -205,7 +205,7 @@ impl Keeper {
 
     /// When there is something to do that no watch tells of, if there is.
     fn wake(&self) -> Option<Duration> {
-        let is_unfinished = !self.refused.is_empty() || self.leaving.values().any(|(left, _)| *left > 0);
+        let is_unfinished = !self.refused.is_empty() || self.leaving.values().any(|(left, _)| !is_done(*left));
         let is_orphan = |check: &PreflightCheck| !self.nodes.items.contains_key(&check.spec.node_name);
         if is_unfinished {
             Some(AGAIN)
@@ -268,13 +268,32 @@ impl Keeper {
             .map(|node| Known {
                 node,
                 checks: self.checks_of(&node.name),
-                leaving: self.leaving.get(&node.name).map_or(0, |(left, _)| *left),
+                left: self.leaving.get(&node.name).map_or(Left::default(), |(left, _)| *left),
                 refused: self.refused.get(&node.name).map(String::as_str),
             })
             .collect();
         let status = summary::status(&runtime, &known);
         if runtime.status.as_ref() != Some(&status) {
             self.effects.tell(&status).await?;
+        }
+        Ok(())
+    }
+
+    /// Has a node's pods leave, and then the Node: not before it was found empty twice, as the scheduler may have decided on a pod before the cordon.
+    async fn drain(&mut self, node: &Seen, now: Instant) -> kube::Result<()> {
+        let before = self.leaving.get(&node.name).copied();
+        let is_fresh = |(left, at): (Left, Instant)| {
+            let lasts = if is_done(left) { DRAINED } else { AGAIN };
+            left.pods == 0 && now.duration_since(at) < lasts
+        };
+        if before.is_some_and(is_fresh) {
+            return Ok(());
+        }
+        let left = self.effects.evict(&node.name).await?;
+        self.leaving.insert(node.name.clone(), (left, now));
+        let is_empty = |left: Left| left == Left::default();
+        if is_empty(left) && before.is_some_and(|(left, _)| is_empty(left)) {
+            self.effects.delete(node).await?;
         }
         Ok(())
     }
@@ -301,13 +320,16 @@ impl Keeper {
         for name in &due.forget {
             self.effects.forget(name).await?;
         }
-        let is_drained = |(left, at): &(usize, Instant)| *left == 0 && now.duration_since(*at) < DRAINED;
-        if due.drain && !self.leaving.get(&node.name).is_some_and(is_drained) {
-            let left = self.effects.evict(&node.name).await?;
-            self.leaving.insert(node.name.clone(), (left, now));
+        if due.drain {
+            self.drain(node, now).await?;
         }
         Ok(())
     }
+}
+
+/// Whether there is nothing to be done to a node on which this is left.
+fn is_done(left: Left) -> bool {
+    left.pods == 0 && left.is_kept
 }
 
 #[cfg(test)]

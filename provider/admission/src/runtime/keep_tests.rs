@@ -38,7 +38,7 @@ async fn a_pod_that_cannot_be_evicted_holds_up_neither_its_neighbours_nor_other_
         let mut keeper = keeper(&api, false, &[]);
         keeper.look(Instant::now()).await.unwrap();
         assert!(api.has_asked("POST", "/pods/good/eviction") && api.has_asked("POST", "/pods/other/eviction"));
-        assert_eq!((keeper.leaving["kvm-1"].0, keeper.leaving["kvm-2"].0), (2, 1), "{code}");
+        assert_eq!((keeper.leaving["kvm-1"].0.pods, keeper.leaving["kvm-2"].0.pods), (2, 1), "{code}");
         assert_eq!(keeper.wake(), Some(AGAIN));
         assert_eq!(api.message(), "being disabled: 3 pods have yet to leave its nodes");
     }
@@ -46,7 +46,7 @@ async fn a_pod_that_cannot_be_evicted_holds_up_neither_its_neighbours_nor_other_
 
 #[tokio::test]
 async fn a_node_that_may_not_be_changed_holds_up_no_other_and_is_tried_again() {
-    let api = FakeApi::new(&["kvm-1", "kvm-2"], &[]);
+    let api = FakeApi::new(&["kvm-1", "kvm-2"], &[("kvm-1", "kvmlet-webhook"), ("kvm-2", "kvmlet-webhook")]);
     api.refuse("PATCH", "/nodes/kvm-1", 403);
     let mut keeper = keeper(&api, false, &[]);
     keeper.look(Instant::now()).await.unwrap();
@@ -61,10 +61,10 @@ async fn a_node_that_may_not_be_changed_holds_up_no_other_and_is_tried_again() {
 
 #[tokio::test]
 async fn a_pod_that_comes_to_a_drained_node_by_its_name_is_evicted_too() {
-    let api = FakeApi::new(&["kvm-1"], &[]);
+    let api = FakeApi::new(&["kvm-1"], &[("kvm-1", "kvmlet-webhook")]);
     let (mut keeper, begin) = (keeper(&api, false, &[]), Instant::now());
     keeper.look(begin).await.unwrap();
-    api.put(&[("kvm-1", "late")]);
+    api.put(&[("kvm-1", "late"), ("kvm-1", "kvmlet-webhook")]);
     keeper.look(begin + DRAINED / 2).await.unwrap();
     assert!(
         !api.has_asked("POST", "/pods/late/eviction"),
@@ -88,4 +88,32 @@ async fn old_checks_of_nodes_that_there_are_not_are_removed_and_others_stay() {
     keeper.look(Instant::now()).await.unwrap();
     assert!(api.has_asked("DELETE", "/preflightchecks/of-nobody"));
     assert!(!api.has_asked("DELETE", "/preflightchecks/young") && !api.has_asked("DELETE", "/preflightchecks/of-a-node"));
+}
+
+#[tokio::test]
+async fn a_node_that_is_switched_off_goes_when_no_pod_is_left_but_not_while_it_has_the_webhook() {
+    let api = FakeApi::new(&["empty", "busy", "webhooks"], &[("busy", "web"), ("webhooks", "kvmlet-webhook")]);
+    let (mut keeper, begin) = (keeper(&api, false, &[]), Instant::now());
+    keeper.look(begin).await.unwrap();
+    keeper.look(begin + AGAIN / 2).await.unwrap();
+    assert!(!api.has_asked("DELETE", "/nodes/empty"), "the scheduler may have decided on a pod");
+    assert_eq!(keeper.wake(), Some(AGAIN));
+    keeper.look(begin + AGAIN).await.unwrap();
+    assert!(api.has_asked("DELETE", "/nodes/empty"));
+    assert!(!api.has_asked("DELETE", "/nodes/busy") && !api.has_asked("DELETE", "/nodes/webhooks"));
+    api.put(&[]);
+    keeper.look(begin + 2 * AGAIN).await.unwrap();
+    assert!(!api.has_asked("DELETE", "/nodes/busy"));
+    keeper.look(begin + 3 * AGAIN).await.unwrap();
+    assert!(api.has_asked("DELETE", "/nodes/busy"));
+    keeper.look(begin + DRAINED).await.unwrap();
+    keeper.look(begin + DRAINED + AGAIN).await.unwrap();
+    assert!(api.has_asked("DELETE", "/nodes/webhooks"), "the webhook has gone elsewhere");
+}
+
+#[tokio::test]
+async fn no_node_goes_while_kvmlet_is_on() {
+    let api = FakeApi::new(&["kvm-1"], &[]);
+    keeper(&api, true, &[]).look(Instant::now()).await.unwrap();
+    assert!(!api.has_asked("DELETE", "/nodes/kvm-1"));
 }

@@ -11,15 +11,24 @@ use super::{
 /// Nodes that the message names.
 const NAMED: usize = 3;
 
-/// What is known of a node: what it is, its checks, and how many pods have to leave it.
+/// What is left on a node that is drained.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Left {
+    /// Pods that have to leave it.
+    pub pods: usize,
+    /// A pod of the webhook's own is there, too, which keeps the Node.
+    pub is_kept: bool,
+}
+
+/// What is known of a node: what it is, its checks, and what is left on it.
 #[derive(Debug, Clone)]
 pub struct Known<'a> {
     /// The node.
     pub node: &'a Seen,
     /// Its checks.
     pub checks: Vec<&'a PreflightCheck>,
-    /// Pods that have to leave it.
-    pub leaving: usize,
+    /// What is left on it, where it is drained.
+    pub left: Left,
     /// What was due on it the API server refused, with these words.
     pub refused: Option<&'a str>,
 }
@@ -37,9 +46,21 @@ pub fn status(runtime: &KvmletRuntime, all: &[Known<'_>]) -> RuntimeStatus {
         }
     } else {
         let refused: Vec<_> = all.iter().filter_map(refused).collect();
-        match all.iter().map(|one| one.leaving).sum() {
+        let names = |is_kept: bool| -> Vec<_> {
+            let those = all.iter().filter(|one| one.left.is_kept == is_kept);
+            those.map(|one| one.node.name.clone()).collect()
+        };
+        match all.iter().map(|one| one.left.pods).sum() {
             _ if !refused.is_empty() => format!("being disabled. {}", first(&refused)),
-            0_usize => "disabled: nodes are cordoned, and no pod is left on them".into(),
+            0_usize if all.is_empty() => "disabled: no pod is left, and there are no Nodes until kvmlet is enabled".into(),
+            0_usize if names(false).is_empty() => format!(
+                "disabled: no pod is left but the webhook's own, and while these are there so are their Nodes: {}",
+                first(&names(true))
+            ),
+            0_usize => format!(
+                "being disabled: no pod is left, and these Nodes are about to go: {}",
+                first(&names(false))
+            ),
             leaving => format!("being disabled: {leaving} pods have yet to leave its nodes"),
         }
     };
@@ -133,7 +154,7 @@ mod tests {
             [Known {
                 node: &node,
                 checks,
-                leaving: 0,
+                left: Left::default(),
                 refused: None,
             }]
         };
@@ -153,7 +174,7 @@ mod tests {
         let known = Known {
             node: &node,
             checks: vec![&failed],
-            leaving: 0,
+            left: Left::default(),
             refused: None,
         };
         let told = status(&runtime(true), &[known.clone(), known]);
@@ -173,15 +194,24 @@ mod tests {
     #[test]
     fn a_switch_that_is_off_says_how_many_pods_are_left() {
         let node = node();
-        let known = |leaving| {
+        let known = |pods, is_kept| {
             [Known {
                 node: &node,
                 checks: vec![],
-                leaving,
+                left: Left { pods, is_kept },
                 refused: None,
             }]
         };
-        assert!(status(&runtime(false), &known(2)).message.starts_with("being disabled: 2 pods"));
-        assert!(status(&runtime(false), &known(0)).message.starts_with("disabled:"));
+        assert!(
+            status(&runtime(false), &known(2, true))
+                .message
+                .starts_with("being disabled: 2 pods")
+        );
+        let kept = status(&runtime(false), &known(0, true)).message;
+        assert!(kept.starts_with("disabled:") && kept.ends_with("kvm-1"), "{kept}");
+        let going = status(&runtime(false), &known(0, false)).message;
+        assert!(going.starts_with("being disabled:") && going.ends_with("kvm-1"), "{going}");
+        let gone = status(&runtime(false), &[]).message;
+        assert!(gone.starts_with("disabled:") && gone.contains("no Nodes"), "{gone}");
     }
 }

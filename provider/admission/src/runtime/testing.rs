@@ -83,8 +83,9 @@ impl FakeApi {
                     .pods
                     .iter()
                     .filter(|(node, _)| query.ends_with(&format!("spec.nodeName%3D{node}")));
+                // The webhook's own have its name.
                 let pods: Vec<_> = here
-                    .map(|(node, name)| json!({"metadata": {"name": name, "namespace": "n", "uid": name}, "spec": {"nodeName": node, "containers": []}}))
+                    .map(|(node, name)| json!({"metadata": {"name": name, "namespace": "n", "uid": name, "labels": {"app.kubernetes.io/name": name}}, "spec": {"nodeName": node, "containers": []}}))
                     .collect();
                 json!({"metadata": {}, "items": pods})
             }

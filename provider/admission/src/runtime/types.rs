@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{CertConfig, kinds::of_the_cluster};
 
 /// Whether kvmlet's nodes take pods. There is one, named kvmlet. While it says enabled, a node whose newest PreflightCheck has not passed gets no pods:
-/// it has the taint kvmlet.io/preflight. While it does not, nodes are cordoned and drained. Without one nobody looks after that, and nodes take
+/// it has the taint kvmlet.io/preflight. While it does not, nodes are cordoned and drained, and there are no Nodes. Without one nobody looks after that, and nodes take
 /// pods as soon as they are ready; so it is when it is deleted, too.
 #[derive(Debug, Clone, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
@@ -27,8 +27,8 @@ pub struct KvmletRuntime {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct RuntimeSpec {
-    /// Nodes take pods once their hosts have passed. Otherwise they are cordoned, and their pods are evicted but for those of DaemonSets and of the
-    /// webhook itself.
+    /// Nodes take pods once their hosts have passed. Otherwise they are cordoned, their pods are evicted but for those of DaemonSets and of the webhook itself,
+    /// and then the Nodes are deleted, except where the webhook is. Daemons make them anew when this is true again.
     pub enabled: bool,
     /// Hosts whose processors are emulated by software (QEMU's TCG) may be nodes too: slow, for tests and demonstrations. A change has all hosts
     /// checked anew.
