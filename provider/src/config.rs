@@ -139,7 +139,8 @@ pub struct Config {
     /// What becomes of a DaemonSet's pod that this node cannot run (`hostNetwork`, say): `refuse`, it fails with `PodFeatureUnsupported`,
     /// and its controller makes another, again and again; `ignore`, it stays Pending, with an event that says why, and goes when it is
     /// deleted. Such a DaemonSet counts it as unavailable, so that its rolling update waits unless `maxUnavailable` leaves room; better it
-    /// does not select these nodes at all.
+    /// does not select these nodes at all, to which [the webhook](burst.md#which-pods) sees. Therefore `refuse` stays the default: it is seen
+    /// at once, and holds up no rolling update.
     #[serde(default)]
     pub daemon_sets: DaemonSets,
     /// Rotation of containers' logs.

@@ -61,7 +61,7 @@ pub struct Network {
     /// Where CNI plugins are.
     #[cfg_attr(test, schemars(extend("x-default" = "`/usr/lib/cni`, `/opt/cni/bin`")))]
     pub plugin_dirs: Vec<PathBuf>,
-    /// kubeconfig of an identity that may get, list and watch Nodes (`kubectl apply -k manifests`, user `kvmlet:network`). With it routes
+    /// kubeconfig of an identity that may list and watch Nodes (`kubectl apply -k manifests`, user `kvmlet:network`). With it routes
     /// to the other nodes' pods are kept on this host; the node's own identity may not see other Nodes. Leave it out where something else
     /// does that.
     pub routes_kubeconfig: Option<PathBuf>,
